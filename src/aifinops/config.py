@@ -1,0 +1,243 @@
+"""Every setting is one row of one table: name, environment variable, default, how it is read, what it does.
+
+Order of authority: argument of `init()`, then environment, then `aifinops.toml` (or `[tool.aifinops]` of `pyproject.toml`) in
+the working directory or the nearest parent that has one, then the default. A name that is not in the table is an error that
+says which one was probably meant; nothing is applied when anything is wrong.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aifinops.errors import ConfigurationError
+from aifinops.tags import EMPTY, Tags, make_tags, parse_tags
+
+__all__ = ["SETTINGS", "Config", "Setting", "load"]
+
+_TRUE = {"1", "true", "yes", "on"}
+_FALSE = {"0", "false", "no", "off"}
+
+
+def _flag(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    text = str(value).strip().lower()
+    if text in _TRUE | _FALSE:
+        return text in _TRUE
+    raise ValueError("write true or false")
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, (str, Path)) or not str(value).strip():
+        raise ValueError("write a text that is not empty")
+    return str(value)
+
+
+def _names(value: object) -> tuple[str, ...]:
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, (list, tuple, set, frozenset)) or not all(isinstance(part, (str, Path)) for part in parts):
+        raise ValueError("write a list of names, or one text with commas")
+    return tuple(str(part).strip() for part in parts if str(part).strip())
+
+
+def _choice(*allowed: str) -> Callable[[object], str]:
+    def read(value: object) -> str:
+        if value in allowed:
+            return str(value)
+        raise ValueError(f"write one of {', '.join(allowed)}")
+
+    return read
+
+
+def _choices(*allowed: str) -> Callable[[object], tuple[str, ...]]:
+    def read(value: object) -> tuple[str, ...]:
+        found = _names(value)
+        wrong = [name for name in found if name not in allowed]
+        if wrong:
+            raise ValueError(f"{wrong[0]!r} is not one of {', '.join(allowed)}")
+        return tuple(name for name in found if name != "none")
+
+    return read
+
+
+def _tags(value: object) -> Tags:
+    if isinstance(value, str):
+        return parse_tags(value)
+    if isinstance(value, Mapping):
+        return make_tags(value)
+    raise ValueError('write a table of tags, or "team=search,feature=rerank"')
+
+
+def _budgets(value: object) -> tuple[Mapping[str, Any], ...]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(item, Mapping) and "limit" in item for item in value):
+        raise ValueError('write a list of tables that each have a limit, e.g. [[budgets]] limit = "$50", per = "day"')
+    return tuple(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row.
+
+    Attributes:
+        name: argument of `init()` and key in the file. env: environment variable, empty for none.
+        default: the value when nobody said anything. read: text or object -> value, ValueError when it is wrong.
+        doc: one sentence for the reference page.
+    """
+
+    name: str
+    env: str
+    default: Any
+    read: Callable[[object], Any]
+    doc: str
+
+
+SETTINGS = (
+    Setting("enabled", "AIFINOPS_ENABLED", True, _flag, "False turns metering off; budgets in force refuse nothing then."),
+    Setting("ledger", "AIFINOPS_LEDGER", None, _text, "Path or URL of the ledger: `memory`, a file, `sqlite:///file`."),
+    Setting("prices", "AIFINOPS_PRICES", (), _names, "User price lists (TOML or JSON), asked before the bundled one."),
+    Setting("tags", "AIFINOPS_TAGS", EMPTY, _tags, "Tags of everything in this process."),
+    Setting("budgets", "", (), _budgets, "Standing budgets with `match`, enforced without a `with` block."),
+    Setting("spans", "AIFINOPS_SPANS", "auto", _choice("auto", "emit", "off"), "Whether calls make spans; `off` keeps ledger and metrics."),
+    Setting("dialects", "AIFINOPS_DIALECTS", ("compat",), _choices("compat", "none"), "Extra attribute names for backends; `compat` adds `gen_ai.usage.cost`."),
+    Setting("metric_tags", "AIFINOPS_METRIC_TAGS", ("team", "project", "feature"), _names, "Tags that become metric attributes; keep them few."),
+    Setting("otlp", "", None, _text, "OTLP endpoint; without it the standard `OTEL_EXPORTER_OTLP_*` variables decide."),
+    Setting("threads", "AIFINOPS_THREADS", True, _flag, "Carry tags and budgets into `ThreadPoolExecutor` threads once `instrument()` was called."),
+)  # fmt: skip
+
+_BY_NAME = {row.name: row for row in SETTINGS}
+_BY_ENV = {row.env: row for row in SETTINGS if row.env}
+_OTHER_ENV = ("AIFINOPS_CONFIG", "AIFINOPS_CORPUS", "AIFINOPS_TESTING")
+_FILES = ("aifinops.toml", "pyproject.toml")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The settings in force; see `SETTINGS` for what each does. `origin` says where each non-default came from."""
+
+    enabled: bool = True
+    ledger: str | None = None
+    prices: tuple[str, ...] = ()
+    tags: Tags = field(default_factory=lambda: EMPTY)
+    budgets: tuple[Mapping[str, Any], ...] = ()
+    spans: str = "auto"
+    dialects: tuple[str, ...] = ("compat",)
+    metric_tags: tuple[str, ...] = ("team", "project", "feature")
+    otlp: str | None = None
+    threads: bool = True
+    origin: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+
+
+def load(
+    arguments: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] = os.environ,
+    directory: Path | None = None,
+) -> Config:
+    """Read every source and merge them.
+
+    Args:
+        arguments: what `init()` was given; None values count as not given.
+        environ: the environment. directory: where to look for a file (default: the working directory, then upwards).
+
+    Raises:
+        ConfigurationError: for the first wrong name or value; it names the value, the place and what to type.
+    """
+    values: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for place, found in (_from_file(environ, directory), _from_environ(environ), _from_arguments(arguments or {})):
+        for name, (value, where) in found.items():
+            values[name] = _read(_BY_NAME[name], value, where)
+            origin[name] = place
+    return Config(**values, origin=origin)
+
+
+_Found = dict[str, tuple[Any, str]]
+
+
+def _read(row: Setting, value: object, where: str) -> Any:
+    try:
+        return row.read(value)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{where}: {error}") from None
+    except ValueError as error:
+        raise ConfigurationError(f"{where} = {value!r}: {error}") from None
+
+
+def _from_arguments(arguments: Mapping[str, Any]) -> tuple[str, _Found]:
+    for name in arguments:
+        if name not in _BY_NAME:
+            raise ConfigurationError(f"init() has no setting {name!r}.{_nearest(name, list(_BY_NAME))}")
+    return "init()", {name: (value, f"init({name}=...)") for name, value in arguments.items() if value is not None}
+
+
+def _from_environ(environ: Mapping[str, str]) -> tuple[str, _Found]:
+    found: _Found = {}
+    for key in sorted(environ):
+        if not key.startswith("AIFINOPS_") or key in _OTHER_ENV:
+            continue
+        row = _BY_ENV.get(key)
+        if row is None:
+            raise ConfigurationError(f"environment variable {key} is unknown.{_nearest(key, list(_BY_ENV))}")
+        if environ[key] != "":
+            found[row.name] = (environ[key], f"environment variable {key}")
+    return "environment", found
+
+
+def _from_file(environ: Mapping[str, str], directory: Path | None) -> tuple[str, _Found]:
+    path = _find_file(environ, directory)
+    if path is None:
+        return "", {}
+    table = _table(path)
+    for name in table:
+        if name not in _BY_NAME:
+            raise ConfigurationError(f"{path}: no setting {name!r}.{_nearest(name, list(_BY_NAME))}")
+    return str(path), {name: (value, f"{path}: {name}") for name, value in table.items()}
+
+
+def _find_file(environ: Mapping[str, str], directory: Path | None) -> Path | None:
+    named = environ.get("AIFINOPS_CONFIG")
+    if named:
+        path = Path(named)
+        if not path.is_file():
+            raise ConfigurationError(f"AIFINOPS_CONFIG={named!r} is no file; unset it or name an existing aifinops.toml")
+        return path
+    start = Path.cwd() if directory is None else directory
+    for folder in (start, *start.parents):
+        for name in _FILES:
+            path = folder / name
+            if path.is_file() and (name == "aifinops.toml" or _mentions_us(path)):
+                return path
+        if (folder / ".git").exists():
+            return None
+    return None
+
+
+def _mentions_us(path: Path) -> bool:
+    # Cheap, and a broken pyproject.toml that never mentions us is not ours to complain about.
+    try:
+        return b"[tool.aifinops" in path.read_bytes()
+    except OSError:
+        return False
+
+
+def _table(path: Path) -> Mapping[str, Any]:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} is no valid TOML: {error}") from None
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
+    table = content.get("tool", {}).get("aifinops", {}) if path.name == "pyproject.toml" else content
+    if not isinstance(table, Mapping):
+        raise ConfigurationError(f"{path}: tool.aifinops must be a table")
+    return table
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" Did you mean {near[0]}?" if near else f" Known: {', '.join(known)}."

@@ -1,0 +1,248 @@
+"""Every exception that `aifinops` raises, and the one place where its own failures go.
+
+    AIFinOpsError
+    ├─ ConfigurationError          says what to type
+    ├─ PricingError
+    │  ├─ UnknownModel             names the lists asked and the nearest names
+    │  └─ ImpossibleUsage          names both numbers
+    ├─ BudgetExceeded
+    │  ├─ ApprovalDenied
+    │  ├─ ApprovalPending
+    │  └─ UnpricedCall             also an UnknownModel: a money budget met a call that has no price
+    └─ StoreError                  wraps the driver's error
+
+Only `BudgetExceeded` (by policy) and `ConfigurationError` (at set-up) ever reach a metered call. Everything else that
+goes wrong inside is given to `swallow`, which counts it and logs it once per place.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from decimal import Decimal
+
+__all__ = [
+    "AIFinOpsError",
+    "ApprovalDenied",
+    "ApprovalPending",
+    "BudgetExceeded",
+    "ConfigurationError",
+    "ImpossibleUsage",
+    "PricingError",
+    "StoreError",
+    "UnknownModel",
+    "UnpricedCall",
+    "failures",
+    "reraise_failures",
+    "swallow",
+]
+
+logger = logging.getLogger("aifinops")
+
+
+class AIFinOpsError(Exception):
+    """Base of everything that this package raises on purpose."""
+
+
+class ConfigurationError(AIFinOpsError, ValueError):
+    """A setting, argument or file is wrong. The message names the value, the place and what to type instead."""
+
+
+class PricingError(AIFinOpsError):
+    """A price could not be found or applied."""
+
+
+class UnknownModel(PricingError, LookupError):
+    """No price list knows this model.
+
+    Attributes:
+        provider: the provider asked, or None when none was given.
+        model: the name as it was given.
+        lists: the ids of the price lists that were asked, in order.
+        nearest: known names that look like it; never used as a guess.
+    """
+
+    def __init__(
+        self, model: str, *, provider: str | None = None, lists: Sequence[str] = (), nearest: Sequence[str] = ()
+    ) -> None:
+        self.model = model
+        self.provider = provider
+        self.lists = tuple(lists)
+        self.nearest = tuple(nearest)
+        super().__init__(self._text())
+
+    def _text(self) -> str:
+        where = f" of provider {self.provider!r}" if self.provider else ""
+        asked = f" (asked: {', '.join(self.lists)})" if self.lists else ""
+        near = f" Nearest names: {', '.join(self.nearest)}." if self.nearest else ""
+        return f"no price for model {self.model!r}{where}{asked}.{near}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_unknown_model, (self.model, self.provider, self.lists, self.nearest))
+
+
+def _unknown_model(model: str, provider: str | None, lists: Sequence[str], nearest: Sequence[str]) -> UnknownModel:
+    return UnknownModel(model, provider=provider, lists=lists, nearest=nearest)
+
+
+class ImpossibleUsage(PricingError, ValueError):
+    """Reported counts contradict each other (a part above its whole, a negative, a NaN). Names both numbers."""
+
+
+class BudgetExceeded(AIFinOpsError):
+    """A budget refused a call before it was sent.
+
+    It is no subclass of any provider's error, so that retry wrappers do not swallow it, and it can be pickled.
+
+    Attributes:
+        budget: the name of the budget (or a description of an unnamed one).
+        unit: currency code, or the meter that ran out.
+        limit, spent, reserved, asked: in that unit, as Decimal.
+        resets_at: when the window ends (aware, UTC), or None when it never does.
+        decision_id: the id under which the decision was taken.
+        transient: True when only money held by calls in flight stood in the way.
+    """
+
+    def __init__(
+        self,
+        budget: str,
+        *,
+        unit: str = "USD",
+        limit: Decimal = Decimal(0),
+        spent: Decimal = Decimal(0),
+        reserved: Decimal = Decimal(0),
+        asked: Decimal = Decimal(0),
+        resets_at: datetime | None = None,
+        decision_id: str = "",
+        transient: bool = False,
+        hint: str = "",
+    ) -> None:
+        self.budget = budget
+        self.unit = unit
+        self.limit = limit
+        self.spent = spent
+        self.reserved = reserved
+        self.asked = asked
+        self.resets_at = resets_at
+        self.decision_id = decision_id
+        self.transient = transient
+        self.hint = hint
+        super().__init__(self._text())
+
+    @property
+    def remaining(self) -> Decimal:
+        """What is neither spent nor held, in `unit`; never below zero."""
+        return max(Decimal(0), self.limit - self.spent - self.reserved)
+
+    def _text(self) -> str:
+        held = f", {self.reserved:f} held by calls in flight" if self.reserved else ""
+        resets = f" It resets at {self.resets_at.isoformat()}." if self.resets_at else ""
+        hint = f" {self.hint}" if self.hint else ""
+        return (
+            f"budget {self.budget!r}: {self.spent:f} of {self.limit:f} {self.unit} spent{held}; "
+            f"this call may cost up to {self.asked:f}. Nothing was sent.{resets}{hint}"
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.budget, _state(self)))
+
+
+def _state(error: BudgetExceeded) -> dict[str, object]:
+    return {key: value for key, value in vars(error).items() if key != "budget"}
+
+
+def _rebuild(cls: type[BudgetExceeded], budget: str, state: Mapping[str, object]) -> BudgetExceeded:
+    error = cls.__new__(cls)
+    error.__dict__.update(state, budget=budget)
+    Exception.__init__(error, error._text())
+    return error
+
+
+class ApprovalDenied(BudgetExceeded):
+    """Somebody was asked and said no."""
+
+
+class ApprovalPending(BudgetExceeded):
+    """Somebody was asked and has not answered in time."""
+
+
+class UnpricedCall(BudgetExceeded, UnknownModel):
+    """A money budget with `unknown="raise"` met a call whose price is unknown."""
+
+    def __init__(
+        self,
+        budget: str,
+        model: str,
+        *,
+        provider: str | None = None,
+        lists: Sequence[str] = (),
+        nearest: Sequence[str] = (),
+        unit: str = "USD",
+        limit: Decimal = Decimal(0),
+    ) -> None:
+        self.model, self.provider = model, provider
+        self.lists, self.nearest = tuple(lists), tuple(nearest)
+        BudgetExceeded.__init__(self, budget, unit=unit, limit=limit)
+
+    def _text(self) -> str:
+        return (
+            f"budget {self.budget!r} refused the call: {UnknownModel._text(self)} Nothing was sent. Add a price "
+            f'(aifinops price lists), or use budget(..., unknown="reserve") or unknown="allow".'
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.budget, _state(self)))
+
+
+class StoreError(AIFinOpsError):
+    """A budget store or a ledger failed; the driver's error is its `__cause__`."""
+
+
+class _Failures:
+    """Counts of our own failures by place, for `aifinops doctor` and for tests."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.reraise = False
+        self._lock = threading.Lock()
+
+    def add(self, place: str) -> bool:
+        """Count one failure; True when it is the first at this place."""
+        with self._lock:
+            self.counts[place] += 1
+            return self.counts[place] == 1
+
+
+_failures = _Failures()
+
+
+def swallow(place: str, error: BaseException) -> None:
+    """Take an internal failure so that the user's call goes on: count it, log it once per place.
+
+    Raises:
+        BaseException: `error` itself, when `reraise_failures(True)` is in force (our own test suite).
+    """
+    first = _failures.add(place)
+    if _failures.reraise:
+        raise error
+    if first:
+        logger.warning(
+            "aifinops: internal failure in %s (%s: %s). Your call is not affected; further ones here are only counted.",
+            place,
+            type(error).__name__,
+            error,
+            exc_info=error,
+        )
+
+
+def failures() -> dict[str, int]:
+    """Internal failures so far in this process, by place."""
+    return dict(_failures.counts)
+
+
+def reraise_failures(on: bool) -> None:
+    """Make `swallow` raise. For test suites of aifinops itself and of integrations written for it."""
+    _failures.reraise = on

@@ -1,0 +1,128 @@
+"""What can be counted: one table. A meter is a leaf; each physical thing is counted under exactly one of them."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from aifinops.errors import ConfigurationError
+
+__all__ = ["GROUPS", "METERS", "UNITS", "Meter", "meter", "resolve_unit"]
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """Something countable.
+
+    Attributes:
+        name: the key used in usage, prices, budgets and the ledger.
+        unit: UCUM-like unit of one quantity (`{token}`, `s`, `GiB.mo`, `{request}`).
+        family: `tokens`, `time`, `storage`, `calls` or `other`; `tokens` is also a budget unit (the sum).
+        direction: `input`, `output` or empty.
+        modality: `text`, `audio`, `image`, `video` or empty.
+        cache: `read`, `write` or empty; a cached token is billed in place of a fresh one, never beside it.
+        per: the customary quantity that one listed price is for (1,000,000 tokens, 1,000 requests, 1 hour = 3600 s).
+    """
+
+    name: str
+    unit: str
+    family: str
+    direction: str = ""
+    modality: str = ""
+    cache: str = ""
+    per: int = 1
+
+
+def _token(name: str, direction: str, modality: str = "text", cache: str = "") -> Meter:
+    return Meter(name, "{token}", "tokens", direction, modality, cache, per=1_000_000)
+
+
+_TABLE = (
+    _token("input_tokens", "input"),
+    _token("cache_read_tokens", "input", cache="read"),
+    _token("cache_write_tokens", "input", cache="write"),
+    _token("cache_write_1h_tokens", "input", cache="write"),
+    _token("cache_write_30m_tokens", "input", cache="write"),
+    _token("cache_write_12h_tokens", "input", cache="write"),
+    _token("input_audio_tokens", "input", "audio"),
+    _token("cache_read_audio_tokens", "input", "audio", "read"),
+    _token("input_image_tokens", "input", "image"),
+    _token("cache_read_image_tokens", "input", "image", "read"),
+    _token("input_video_tokens", "input", "video"),
+    _token("cache_read_video_tokens", "input", "video", "read"),
+    _token("output_tokens", "output"),
+    _token("reasoning_tokens", "output"),
+    _token("output_audio_tokens", "output", "audio"),
+    _token("output_image_tokens", "output", "image"),
+    _token("output_video_tokens", "output", "video"),
+    Meter("requests", "{request}", "calls", per=1000),
+    Meter("tool_calls", "{call}", "calls", per=1000),
+    Meter("web_search_requests", "{request}", "calls", per=1000),
+    Meter("file_search_requests", "{request}", "calls", per=1000),
+    Meter("code_interpreter_sessions", "{session}", "calls"),
+    Meter("search_units", "{unit}", "calls", per=1000),
+    Meter("images", "{image}", "other", "output", "image"),
+    Meter("characters", "{character}", "other", per=1_000_000),
+    Meter("pages", "{page}", "other", per=1000),
+    Meter("audio_seconds", "s", "time", per=60),
+    Meter("gpu_seconds", "s", "time", per=3600),
+    Meter("cpu_seconds", "s", "time", per=3600),
+    Meter("gb_months", "GiB.mo", "storage"),
+    Meter("bytes_egress", "By", "storage", per=1_000_000_000),
+    Meter("read_units", "{unit}", "storage", per=1_000_000),
+    Meter("write_units", "{unit}", "storage", per=1_000_000),
+)
+
+METERS = MappingProxyType({row.name: row for row in _TABLE})
+"""Every meter by name."""
+
+GROUPS = MappingProxyType({"tokens": frozenset(row.name for row in _TABLE if row.family == "tokens")})
+"""Names that a budget may use for the sum of several meters."""
+
+UNITS = MappingProxyType(
+    {
+        "gpu_hours": ("gpu_seconds", 3600),
+        "gpu_hour": ("gpu_seconds", 3600),
+        "cpu_hours": ("cpu_seconds", 3600),
+        "token": ("tokens", 1),
+        "request": ("requests", 1),
+        "calls": ("requests", 1),
+    }
+)
+"""Other spellings that people type: (meter or group, factor)."""
+
+
+def meter(name: str) -> Meter:
+    """The meter of that name.
+
+    Raises:
+        ConfigurationError: for a name that is not in the table, with the nearest ones.
+    """
+    found = METERS.get(name)
+    if found is None:
+        raise ConfigurationError(f"unknown meter {name!r}.{_nearest(name, list(METERS))}")
+    return found
+
+
+def resolve_unit(name: str) -> tuple[str, int]:
+    """A budget unit as typed -> (meter or group, factor): `"gpu_hours"` -> `("gpu_seconds", 3600)`.
+
+    Raises:
+        ConfigurationError: for an unknown unit, with the nearest ones.
+    """
+    key = name.strip().lower().replace(" ", "_").replace("-", "_")
+    if key in METERS or key in GROUPS:
+        return key, 1
+    if key in UNITS:
+        return UNITS[key]
+    known = [*GROUPS, *UNITS, *METERS]
+    raise ConfigurationError(
+        f"unknown unit {name!r}.{_nearest(key, known)} Use a currency (\"$5\", \"5 USD\") or a meter "
+        f'("2M tokens", "200 gpu_hours", "100 requests").'
+    )
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f" Did you mean {', '.join(near)}?" if near else ""
