@@ -1,0 +1,1 @@
+"""GPU time: which devices this process holds, and for how long."""

@@ -1,0 +1,224 @@
+"""From a provider's answer (JSON or SDK object) to disjoint usage, by the paths of its row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from aifinops.errors import ImpossibleUsage
+from aifinops.integrations.provider import TOTALS, Route
+from aifinops.metering import Reading
+from aifinops.meters import METERS
+from aifinops.usage import leaves
+
+__all__ = ["Reader", "StreamText", "dig", "first_event", "read_events"]
+
+_Tree = tuple[tuple[str, Any], ...]
+
+# A part of a part: the TTLs of a cache write are inside its total.
+_INNER = {"cache_write_tokens": ("cache_write_30m_tokens", "cache_write_12h_tokens", "cache_write_1h_tokens")}
+
+
+def dig(value: Any, path: tuple[str, ...]) -> Any:
+    """The value at a path of names into dicts and objects; None when anything on the way is missing."""
+    for name in path:
+        if value is None:
+            return None
+        value = value.get(name) if isinstance(value, dict) else getattr(value, name, None)
+    return value
+
+
+def _texts(value: Any, path: tuple[str, ...]) -> Iterator[str]:
+    """Every text at a path; lists on the way are walked through."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _texts(item, path)
+    elif not path:
+        if isinstance(value, str):
+            yield value
+    elif value is not None:
+        name, *rest = path
+        yield from _texts(value.get(name) if isinstance(value, dict) else getattr(value, name, None), tuple(rest))
+
+
+class Reader:
+    """A route's paths, compiled once into a tree so that each object on the way is asked once."""
+
+    def __init__(self, route: Route) -> None:
+        self.route = route
+        self._tree = _tree(route.usage)
+        self._model = _path(route.model)
+        self._id = _path(route.response_id)
+        self._tier = _path(route.tier)
+        self._finish = _path(route.finish)
+        self._event = _path(route.event)
+        self._text = tuple(_path(text) for text in route.text)
+        self._parts = {
+            total: tuple(name for name in route.usage if name in METERS and METERS[name].direction == direction)
+            for total, direction in (("input_total", "input"), ("output_total", "output"))
+            if total in route.usage
+        }
+
+    def read(self, body: Any) -> Reading | None:
+        """What a body says, or None when it has no usage.
+
+        Raises:
+            ImpossibleUsage: when parts are above their whole, or a count is no count.
+        """
+        found: dict[str, int] = {}
+        _walk(body, self._tree, found)
+        if not found:
+            return None
+        return self._complete(Reading(self._disjoint(found), raw=_raw(dig(body, ("usage",)))), body)
+
+    def describe(self, body: Any) -> Reading:
+        """Model, id and tier of a body without usage."""
+        return self._complete(Reading(), body)
+
+    def _complete(self, reading: Reading, body: Any) -> Reading:
+        reading.model = _word(dig(body, self._model))
+        reading.response_id = _word(dig(body, self._id)) if self._id else ""
+        reading.tier = _word(dig(body, self._tier))
+        if self._finish:
+            reading.finish_reasons = tuple(_texts(body, self._finish))
+        return reading
+
+    def _disjoint(self, found: dict[str, int]) -> dict[str, int]:
+        for whole, inner in _INNER.items():
+            parts = {name: found[name] for name in inner if name in found}
+            if parts and whole in found:
+                found[whole] = leaves(found[whole], parts, whole_name=whole)
+        for total, parts_of in self._parts.items():
+            if total in found:
+                whole = found.pop(total)
+                rest = leaves(whole, {name: found.get(name, 0) for name in parts_of}, whole_name=self.route.usage[total])
+                found[TOTALS[total]] = rest
+        return {name: count for name, count in found.items() if count}
+
+    def event_body(self, event: Any) -> Any:
+        """The body inside a stream's event: the event itself, or the object that it carries."""
+        return dig(event, self._event) if self._event else event
+
+    def text(self, body: Any) -> str:
+        """All generated text of a body or a stream event."""
+        return "".join(text for path in self._text for text in _texts(body, path))
+
+
+def _tree(usage: Mapping[str, str]) -> _Tree:
+    root: dict[str, Any] = {}
+    for name, path in usage.items():
+        node = root
+        *outer, last = path.split(".")
+        for part in outer:
+            node = node.setdefault(part, {})
+        node[last] = name
+    return _freeze(root)
+
+
+def _freeze(node: dict[str, Any]) -> _Tree:
+    return tuple((name, child if isinstance(child, str) else _freeze(child)) for name, child in node.items())
+
+
+def _walk(value: Any, tree: _Tree, found: dict[str, int]) -> None:
+    is_dict = isinstance(value, dict)
+    for name, node in tree:
+        inner = value.get(name) if is_dict else getattr(value, name, None)
+        if inner is None:
+            continue
+        if type(node) is str:
+            found[node] = inner if type(inner) is int and inner >= 0 else _count(node, inner)
+        else:
+            _walk(inner, node, found)
+
+
+def _count(name: str, value: Any) -> int:
+    if isinstance(value, float) and value.is_integer() and value >= 0:
+        return int(value)
+    raise ImpossibleUsage(f"{name}={value!r} is no count")
+
+
+def _path(text: str) -> tuple[str, ...]:
+    return tuple(text.split(".")) if text else ()
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _raw(usage: Any) -> Mapping[str, Any] | None:
+    if usage is None or isinstance(usage, dict):
+        return usage
+    dump = getattr(usage, "model_dump", None) or getattr(usage, "dict", None)
+    return dump(exclude_none=True) if dump is not None else None
+
+
+# --- streams ---------------------------------------------------------------------------------------------------------
+
+
+class StreamText:
+    """What a stream without usage delivered: its text and in how many pieces."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.pieces = 0
+        self.finished = False
+
+
+def _data_lines(data: bytes) -> list[bytes]:
+    return [line[5:].strip() for line in data.splitlines() if line.startswith(b"data:")]
+
+
+def read_events(data: bytes, reader: Reader) -> tuple[Reading | None, StreamText]:
+    """Read the bytes of a whole answer: server-sent events, or one JSON body.
+
+    Returns:
+        The last usage that was reported (later reports replace earlier ones), or None; and, for that case, the text that came.
+    """
+    lines = _data_lines(data)
+    if not lines and data.lstrip()[:1] == b"{":
+        body = json.loads(data)
+        found = reader.read(body)
+        return (found, StreamText()) if found is not None else (None, _whole(body, reader))
+    for line in reversed(lines):
+        # Most servers put "usage": null into every chunk: looking at the bytes first saves parsing them all.
+        if b'"usage"' in line and b'"usage":null' not in line and b'"usage": null' not in line:
+            found = reader.read(reader.event_body(_json(line)))
+            if found is not None:
+                return found, StreamText()
+    return None, _collect(lines, reader)
+
+
+def _whole(body: Any, reader: Reader) -> StreamText:
+    collected = StreamText()
+    collected.text, collected.finished = reader.text(body), True
+    return collected
+
+
+def _collect(lines: list[bytes], reader: Reader) -> StreamText:
+    collected, pieces = StreamText(), []
+    for line in lines:
+        if line == b"[DONE]":
+            collected.finished = True
+            continue
+        text = reader.text(_json(line))
+        if text:
+            pieces.append(text)
+    collected.text, collected.pieces = "".join(pieces), len(pieces)
+    return collected
+
+
+def first_event(data: bytes) -> Any:
+    """The first event of a stream, which names model and id; None when there is none."""
+    for line in _data_lines(data):
+        event = _json(line)
+        if event is not None:
+            return event
+    return None
+
+
+def _json(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:  # a line cut in half by a broken connection
+        return None

@@ -1,0 +1,1 @@
+"""One seam for a family of client libraries."""

@@ -1,0 +1,343 @@
+"""The seam for client libraries made by Stainless' generator (openai, anthropic, groq, together, cerebras and others).
+
+`request` of their two base clients is where every call begins: plain, streamed, parsed, raw, helpers and `client.post`. There the
+invocation is opened, and there an exception is seen. `_process_response` is the last place that has the HTTP answer however the
+library then hands it out, and also when parsing it fails after it was paid for. Plain answers are read from the SDK's object.
+Streams are read from the bytes as they pass: per chunk that is one append, and the user's stream object is not touched.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+from aifinops import metering
+from aifinops.errors import BudgetExceeded, swallow
+from aifinops.integrations.extract import Reader, first_event, read_events
+from aifinops.integrations.patching import Patch
+from aifinops.integrations.provider import Provider, Route
+from aifinops.metering import Call, Invocation, Reading
+
+__all__ = ["Seam"]
+
+MAX_KEPT = 8 * 1024 * 1024
+"""Bytes of a stream that are kept for reading its end; beyond it the oldest are let go."""
+
+
+_DEARER_TIERS = {"priority": "priority", "fast": "priority"}
+"""Tiers whose bound is above the standard one; for the cheaper ones the standard bound is sound, whatever is served."""
+
+
+class _Open:
+    """An invocation with what the seam needs to close it."""
+
+    __slots__ = ("invocation", "reader")
+
+    def __init__(self, invocation: Invocation, reader: Reader) -> None:
+        self.invocation = invocation
+        self.reader = reader
+
+
+class Seam:
+    """Wrappers for one provider's row."""
+
+    def __init__(self, row: Provider) -> None:
+        self._row = row
+        self._readers = {path: Reader(route) for path, route in row.routes.items()}
+        self._targets: weakref.WeakKeyDictionary[Any, tuple[str, dict[str, Any]]] = weakref.WeakKeyDictionary()
+
+    def patch_module(self, module: Any) -> list[Patch]:
+        """Patch both base clients of an imported library; a version without them degrades to one warning."""
+        try:
+            base = sys.modules[f"{module.__name__}._base_client"]
+            return [*self._patch(base.SyncAPIClient, "sync"), *self._patch(base.AsyncAPIClient, "async")]
+        except Exception as failure:  # an unknown future version: the user's program goes on unmetered, and is told so
+            swallow(f"integrations.{self._row.name}.patch", failure)
+            return []
+
+    def patch_client(self, client: Any) -> list[Patch]:
+        """Patch one client object only."""
+        is_async = any(kind.__name__ == "AsyncAPIClient" for kind in type(client).__mro__)
+        return self._patch(client, "async" if is_async else "sync")
+
+    def _patch(self, owner: Any, colour: str) -> list[Patch]:
+        request = self._request if colour == "sync" else self._arequest
+        patches = [Patch(owner, "request", request)]
+        if hasattr(owner, "_process_response"):
+            patches.append(Patch(owner, "_process_response", _process_response))
+        return patches
+
+    # --- the two colours of the last thin layer ---------------------------------------------------------------------------
+
+    def _request(self, wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        opened = self._begin(client, args, kwargs)
+        if opened is None:
+            return wrapped(*args, **kwargs)
+        try:
+            result = wrapped(*args, **kwargs)
+        except BaseException as error:
+            _failed(opened, error)
+            raise
+        _answered(opened, result)
+        return result
+
+    async def _arequest(
+        self, wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        opened = self._begin(client, args, kwargs)
+        if opened is None:
+            return await wrapped(*args, **kwargs)
+        try:
+            result = await wrapped(*args, **kwargs)
+        except BaseException as error:
+            _failed(opened, error)
+            raise
+        _answered(opened, result)
+        return result
+
+    # --- begin --------------------------------------------------------------------------------------------------------
+
+    def _begin(self, client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Open | None:
+        try:
+            options = args[1] if len(args) > 1 else kwargs["options"]
+            path = _path(options.url)
+            route = self._row.routes.get(path)
+            if route is None or options.method.lower() != "post":
+                return None
+            invocation = metering.begin(self._call(client, options, route))
+            if invocation is None:
+                return None
+        except BudgetExceeded:
+            raise
+        except Exception as failure:  # whatever we could not read of the request, it is made as the user wrote it
+            swallow(f"integrations.{self._row.name}.begin", failure)
+            return None
+        return _Open(invocation, self._readers[path])
+
+    def _call(self, client: Any, options: Any, route: Route) -> Call:
+        body = options.json_data
+        extra = getattr(options, "extra_json", None)
+        if extra and isinstance(body, dict):
+            body = {**body, **extra}
+        if not isinstance(body, dict):
+            body = {}
+        provider, facts = self._target(client)
+        limit = next((body[name] for name in route.limits if isinstance(body.get(name), int)), None)
+        choices = body.get(route.choices)
+        return Call(
+            provider=provider,
+            operation=route.operation,
+            model=body["model"] if isinstance(body.get("model"), str) else "",
+            body=body,
+            stream=bool(body.get("stream")),
+            max_output=limit,
+            choices=choices if isinstance(choices, int) and choices > 0 else 1,
+            tier=_DEARER_TIERS.get(body.get("service_tier"), ""),  # type: ignore[arg-type]
+            facts={**facts, **route.facts} if route.facts else facts,
+        )
+
+    def _target(self, client: Any) -> tuple[str, dict[str, Any]]:
+        """Provider and server attributes of a client, worked out once for each."""
+        found = self._targets.get(client)
+        if found is None:
+            url = client.base_url
+            provider = self._row.provider_at(url.host)
+            if "Azure" in type(client).__name__:
+                provider = "azure.ai.openai"
+            facts = {"server.address": url.host, "server.port": url.port or (443 if url.scheme == "https" else 80)}
+            found = self._targets[client] = (provider, facts)
+        return found
+
+
+def _path(url: str) -> str:
+    if url.startswith(("http://", "https://")):
+        url = "/" + url.split("/", 3)[-1]
+    path = url.partition("?")[0].rstrip("/")
+    return path if path.startswith("/") else f"/{path}"
+
+
+# --- end -----------------------------------------------------------------------------------------------------------------
+
+
+def _process_response(
+    wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Remember the HTTP answer of the call in flight; the same for both colours, since it only looks at the arguments."""
+    invocation = metering.in_flight()
+    if invocation is not None:
+        invocation.answer = kwargs.get("response")
+    return wrapped(*args, **kwargs)
+
+
+def _answered(opened: _Open, result: Any) -> None:
+    """The call returned: read a plain answer now, a stream while it passes."""
+    invocation = opened.invocation
+    try:
+        invocation.leave()
+        http = invocation.answer
+        if http is None:
+            http = getattr(result, "http_response", None) or getattr(result, "response", None)
+        if http is not None and (invocation.call.stream or not http.is_closed):
+            _Tap(opened, http)
+            return
+        _settle(opened, result, http)
+    except Exception as failure:  # the answer is the user's, whatever we could not read in it
+        swallow("integrations.stainless.answered", failure)
+        invocation.settle(Reading())
+
+
+def _failed(opened: _Open, error: BaseException) -> None:
+    """The call raised: its own error goes on; an answer that was paid for before is settled for what it says."""
+    invocation = opened.invocation
+    try:
+        http = invocation.answer
+        if http is not None and http.is_success and http.is_closed:
+            reading, _ = read_events(http.content, opened.reader)
+            if reading is not None:
+                invocation.leave()
+                invocation.settle(reading, "error", error)
+                return
+    except Exception as failure:  # the bound is kept instead
+        swallow("integrations.stainless.failed", failure)
+    invocation.fail(error)
+
+
+def _settle(opened: _Open, result: Any, http: Any) -> None:
+    reader, invocation = opened.reader, opened.invocation
+    reading = None
+    if hasattr(result, "usage"):
+        reading = reader.read(result)
+    elif http is not None:
+        reading, _ = read_events(http.content, reader)
+    if reading is not None:
+        invocation.settle(reading)
+        return
+    body = result if http is None else json.loads(http.content)
+    invocation.settle_estimated(reader.text(body), 0, reader.describe(body), "ok")
+
+
+class _Tap:
+    """Reads an HTTP answer's bytes as the user's stream pulls them, and settles when it ends, is closed or is dropped."""
+
+    def __init__(self, opened: _Open, http: Any) -> None:
+        self._opened = opened
+        self._http = weakref.ref(http)
+        self._kept: deque[bytes] = deque()
+        self._size = 0
+        self._source: Any = None
+        self._done = False
+        # Attributes of this one answer: its class, and every other answer, stay as they are. The closures hold no strong
+        # reference to it, so that it is freed as promptly as before.
+        if hasattr(http, "iter_bytes"):
+            http.iter_bytes = self._iter_bytes
+            http.close = self._close
+        if hasattr(http, "aiter_bytes"):
+            http.aiter_bytes = self._aiter_bytes
+            http.aclose = self._aclose
+        weakref.finalize(http, self._lost).atexit = False
+        _open_taps.add(self)
+
+    def _original(self, name: str) -> Any:
+        http = self._http()
+        return getattr(type(http), name).__get__(http)
+
+    def _iter_bytes(self, *args: Any, **kwargs: Any) -> Iterator[bytes]:
+        self._source = self._pass(self._original("iter_bytes")(*args, **kwargs))
+        return self._source  # type: ignore[no-any-return]
+
+    def _pass(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        keep = self._kept.append
+        for chunk in chunks:
+            if not self._size:
+                self._first()
+            keep(chunk)
+            self._size += len(chunk)
+            if self._size > MAX_KEPT:
+                self._forget()
+            yield chunk
+        self._finish()
+
+    def _aiter_bytes(self, *args: Any, **kwargs: Any) -> AsyncIterator[bytes]:
+        self._source = self._apass(self._original("aiter_bytes")(*args, **kwargs))
+        return self._source  # type: ignore[no-any-return]
+
+    async def _apass(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        keep = self._kept.append
+        async for chunk in chunks:
+            if not self._size:
+                self._first()
+            keep(chunk)
+            self._size += len(chunk)
+            if self._size > MAX_KEPT:
+                self._forget()
+            yield chunk
+        self._finish()
+
+    def _first(self) -> None:
+        invocation = self._opened.invocation
+        invocation.first_chunk = invocation.engines.clock.monotonic_ns()
+
+    def _forget(self) -> None:
+        while self._size > MAX_KEPT:
+            self._size -= len(self._kept.popleft())
+
+    def _close(self) -> None:
+        try:
+            self._original("close")()
+        finally:
+            self._closed("gi_running")
+
+    async def _aclose(self) -> None:
+        try:
+            await self._original("aclose")()
+        finally:
+            self._closed("ag_running")
+
+    def _closed(self, running: str) -> None:
+        # httpx closes an answer itself when it has read the last bytes, before it hands them out: not the end yet.
+        if self._done or getattr(self._source, running, False):
+            return
+        if sys.exc_info()[0] is GeneratorExit:
+            self._lost()  # a dropped generator is closed by the garbage collector, anywhere: no lock may be taken there
+        else:
+            self._finish()
+
+    def _lost(self) -> None:
+        if not self._done:
+            metering.enqueue(self._finish)
+
+    def _finish(self) -> None:
+        if self._done:
+            return
+        self._done = True
+        _open_taps.discard(self)
+        metering.settle_later(self._settle)
+
+    def _settle(self) -> None:
+        invocation, reader = self._opened.invocation, self._opened.reader
+        data = b"".join(self._kept)
+        self._kept.clear()
+        try:
+            reading, came = read_events(data, reader)
+        except Exception as failure:  # impossible usage, say: recorded as a call whose cost is unknown
+            swallow("integrations.stainless.stream", failure)
+            invocation.settle(Reading())
+            return
+        if reading is not None:
+            invocation.settle(reading)
+            return
+        about = reader.describe(reader.event_body(first_event(data)) or {})
+        invocation.settle_estimated(came.text, came.pieces, about, "ok" if came.finished else "abandoned")
+
+
+_open_taps: set[_Tap] = set()
+
+
+def finish_open_streams() -> None:
+    """At the end of the process: settle what nobody has read to its end."""
+    for tap in list(_open_taps):
+        tap._finish()

@@ -1,0 +1,612 @@
+"""The hub: the life of one metered call. Open, then settle, fail or abandon, exactly once.
+
+    begin   tags and budgets from the scope → upper bound → reserve (may refuse) → span ids
+    settle  usage from the answer → price → budget → ledger → trackers → span → metrics
+
+Each step of the settlement is guarded on its own: a broken exporter cannot lose a ledger row, a broken ledger cannot lose
+what a budget has spent, and none of them reaches the call. Only `BudgetExceeded` does, and only from `begin`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar, Token
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from aifinops import runtime
+from aifinops.budgets.budget import ActiveBudget
+from aifinops.budgets.guard import Reservation
+from aifinops.charges import Basis, Charge, Cost, nanos, new_id
+from aifinops.errors import BudgetExceeded, swallow
+from aifinops.meters import GROUPS, METERS
+from aifinops.pricing import tokens
+from aifinops.scope import Scope, current
+from aifinops.tags import Tags, make_tags, merge
+from aifinops.telemetry import attributes as span_attributes
+from aifinops.telemetry import names
+from aifinops.telemetry.spans import OpenSpan, Spans, error_type, guarded_finish
+from aifinops.usage import EMPTY_QUANTITIES, Quantities, Sku, Usage, input_total, output_total, quantities
+
+__all__ = ["Call", "Invocation", "Reading", "begin", "drain", "enqueue", "in_flight", "record", "settle_later"]
+
+MICRO = 1_000_000
+"""Budgets count meters in millionths of their unit."""
+
+TOKENS_PER_BYTE_LOW, BYTES_PER_TOKEN = 8, 4
+"""Estimates without a tokenizer: about four UTF-8 bytes a token, hardly ever more than eight, never less than one."""
+
+_NOT_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "LocalProtocolError"})
+"""httpx's exceptions that prove that no request left: https://www.python-httpx.org/exceptions/."""
+
+
+@dataclass(slots=True)
+class Call:
+    """What is known of a call before it is made.
+
+    Attributes:
+        provider, operation, model: OpenTelemetry's names (`openai`, `chat`, `gpt-5-mini`).
+        body: the request as it will be sent, for the upper bound of its input; read only when a budget needs it.
+        stream: True when the answer comes in pieces.
+        max_output: the output limit that the caller stated, tokens; None for none. choices: answers asked for.
+        service: `llm` and so on. facts: further span attributes.
+    """
+
+    provider: str
+    operation: str
+    model: str
+    body: Any = None
+    stream: bool = False
+    max_output: int | None = None
+    choices: int = 1
+    tier: str = ""
+    service: str = "llm"
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Reading:
+    """What an answer said.
+
+    Attributes:
+        quantities: disjoint usage. raw: the provider's usage object. model, response_id, tier: as answered.
+        reported: what the provider itself says it cost. finish_reasons: as answered.
+        estimated: True when we counted; lower, upper: bounds per meter then.
+    """
+
+    quantities: Quantities = field(default_factory=lambda: EMPTY_QUANTITIES)
+    raw: Mapping[str, Any] | None = None
+    model: str = ""
+    response_id: str = ""
+    tier: str = ""
+    region: str = ""
+    reported: Decimal | None = None
+    finish_reasons: tuple[str, ...] = ()
+    estimated: bool = False
+    lower: Quantities = field(default_factory=lambda: EMPTY_QUANTITIES)
+    upper: Quantities = field(default_factory=lambda: EMPTY_QUANTITIES)
+
+
+_in_flight: ContextVar[Invocation | None] = ContextVar("aifinops_in_flight", default=None)
+_waiting: SimpleQueue[Callable[[], None]] = SimpleQueue()
+
+
+class _Busy(threading.local):
+    """Whether this thread is inside the engines: a finalizer that the garbage collector runs there must only enqueue."""
+
+    on = False
+
+
+_busy = _Busy()
+
+
+def begin(call: Call) -> Invocation | None:
+    """Open an invocation: reserve in every budget in force, then start the span.
+
+    Returns:
+        None when nothing is to be metered (switched off, already metered further out, or our own failure).
+
+    Raises:
+        BudgetExceeded: when a budget has no room; nothing was sent.
+    """
+    if _in_flight.get() is not None:
+        return None
+    try:
+        return _begin(call)
+    except BudgetExceeded:
+        raise
+    except Exception as failure:  # metering must never keep a call from being made
+        swallow("metering.begin", failure)
+        return None
+
+
+def _begin(call: Call) -> Invocation | None:
+    engines = runtime.get()
+    if not engines.config.enabled:
+        return None
+    drain()
+    scope = current()
+    tags = engines.tags(scope)
+    invocation = Invocation(engines, call, scope, tags)
+    budgets = engines.budgets(scope, tags)
+    if budgets:
+        invocation.reserve(budgets)
+    invocation.enter()
+    return invocation
+
+
+def in_flight() -> Invocation | None:
+    """The call that is being made in this context, if it is metered."""
+    return _in_flight.get()
+
+
+class Invocation:
+    """One call between its beginning and its single end."""
+
+    __slots__ = (
+        "_once", "_owner", "answer", "call", "engines", "first_chunk", "id", "reservation", "scope", "span", "started",
+        "tags", "upper", "wall",
+    )  # fmt: skip
+
+    def __init__(self, engines: runtime.Runtime, call: Call, scope: Scope, tags: Tags) -> None:
+        self.engines = engines
+        self.call = call
+        self.scope = scope
+        self.tags = tags
+        self.id = new_id()
+        self.wall = engines.clock.time_ns()
+        self.started = engines.clock.monotonic_ns()
+        self.reservation: Reservation | None = None
+        self.upper: Decimal | None = None
+        self.span: OpenSpan | None = None
+        self.first_chunk: int | None = None
+        self.answer: Any = None  # the transport's answer, left here by a seam for itself
+        self._owner: Token[Invocation | None] | None = None
+        self._once = [True]
+
+    # --- before the call ----------------------------------------------------------------------------------------------
+
+    def reserve(self, budgets: Any) -> None:
+        """Hold the upper bound of this call in every budget; BudgetExceeded when one has no room."""
+        _busy.on = True
+        try:
+            bound, amounts = self._bound()
+            self.upper = bound.upper
+            self.reservation = self.engines.guard.reserve(
+                budgets,
+                amounts,
+                id=self.id,
+                at=self.wall,
+                unpriced=_unknown_model(self, bound) if bound.upper is None else None,
+                hint=_hint(self.call, bound),
+            )
+        finally:
+            _busy.on = False
+
+    def _bound(self) -> tuple[Cost, dict[str, int]]:
+        call, book = self.call, self.engines.book
+        input_upper = tokens.text_upper_bound(call.body) if call.body is not None else 0
+        output_upper = 0 if call.operation in ("embeddings", "moderation") else call.max_output
+        estimate = book.estimate(
+            call.provider,
+            call.model,
+            input_tokens_upper=input_upper,
+            output_tokens_upper=None if output_upper is None else output_upper * call.choices,
+            at=self.wall,
+            operation=call.operation,
+            tier=call.tier,
+        )
+        if output_upper is None:
+            output_upper = book.output_limit(call.provider, call.model) or 0
+        output_upper *= call.choices
+        amounts = {
+            "tokens": (input_upper + output_upper) * MICRO,
+            "input_tokens": input_upper * MICRO,
+            "output_tokens": output_upper * MICRO,
+            "requests": MICRO,
+        }
+        if estimate.upper is not None:
+            amounts[estimate.currency] = nanos(estimate.upper) or 0
+        else:
+            dearest = book.dearest(call.provider, input_tokens_upper=input_upper, output_tokens_upper=output_upper)
+            if dearest is not None:
+                amounts["USD:dearest"] = nanos(dearest) or 0
+        return estimate, amounts
+
+    def enter(self) -> None:
+        """Put ids into the context: children find their parent, inner instrumentations see that the call has an owner."""
+        self._owner = _in_flight.set(self)
+        spans = self.engines.spans
+        if spans is None:
+            return
+        try:
+            call = self.call
+            name = f"{call.operation} {call.model}" if call.model else call.operation
+            start = span_attributes.request(call.provider, call.operation, call.model)
+            self.span = spans.begin(name, self.wall, start, self.scope.span)
+        except Exception as failure:  # no span is no reason to lose the call or its charge
+            swallow("metering.span_begin", failure)
+
+    def leave(self) -> None:
+        """Take ids out of the context again (same task as `enter`); the invocation stays open."""
+        owner, self._owner = self._owner, None
+        if owner is not None:
+            try:
+                _in_flight.reset(owner)
+            except ValueError:  # closed in another context, which is gone
+                _in_flight.set(None)
+        if self.span is not None:
+            self.span.detach()
+
+    # --- after the call: one of these, once ---------------------------------------------------------------------------
+
+    def settle(self, reading: Reading, status: str = "ok", error: BaseException | None = None) -> None:
+        """Price and record what the answer said; the second and any later end of a call is ignored."""
+        if not self._end():
+            return
+        _busy.on = True
+        try:
+            cost = self._price(reading) if error is None else self._at_most()
+            charge = self._charge(reading, cost, status, error)
+            self._pay(charge)
+            self._keep(charge)
+            self._tell(charge, reading, error)
+        except Exception as failure:  # counted; the answer is the user's whatever happens to its price
+            swallow("metering.settle", failure)
+        finally:
+            _busy.on = False
+
+    def settle_estimated(self, output_text: str, chunks: int, reading: Reading, status: str) -> None:
+        """Settle a stream that ended without usage: counted with bounds and marked, never zero and never released.
+
+        Args:
+            output_text: the text that arrived. chunks: pieces that it came in; each is at least one token.
+            reading: whatever else was read (model, response id). status: `ok` or `abandoned`.
+        """
+        try:
+            self._estimate(output_text, chunks, reading, complete=status == "ok")
+        except Exception as failure:  # without an estimate the charge is recorded with unknown cost
+            swallow("metering.estimate", failure)
+        self.settle(reading, status)
+
+    def fail(self, error: BaseException) -> None:
+        """The call raised. Refused or provably not sent: release. Anything else may have been billed: keep the bound."""
+        self.leave()
+        if _was_refused(error):
+            self._release(error)
+            return
+        self.settle(Reading(), "error", error)
+
+    def _release(self, error: BaseException) -> None:
+        if not self._end():
+            return
+        _busy.on = True
+        try:
+            if self.reservation is not None:
+                self.engines.guard.release(self.reservation)
+            charge = self._charge(Reading(), Cost(Decimal(0), basis="free"), "error", error)
+            self._tell(charge, Reading(), error)
+        except Exception as failure:  # the user's own exception goes on unchanged
+            swallow("metering.release", failure)
+        finally:
+            _busy.on = False
+
+    def _end(self) -> bool:
+        try:
+            self._once.pop()  # atomic: of two ends (a finalizer and a close, say) only one gets it
+        except IndexError:
+            return False
+        return True
+
+    def _usage(self, reading: Reading) -> Usage:
+        call = self.call
+        sku = Sku(call.provider, reading.model or call.model, call.service, reading.tier, reading.region)
+        return Usage(
+            reading.quantities, sku, self.wall, reading.raw, reading.estimated, reading.lower, reading.upper
+        )
+
+    def _price(self, reading: Reading) -> Cost:
+        try:
+            usage = self._usage(reading)
+            cost = self.engines.book.price(usage)
+            asked = self.call.model
+            if cost.amount is None and asked and asked != usage.sku.model:
+                # Some servers answer with a name of their own (a path, a deployment); what was asked for may be listed.
+                cost = self.engines.book.price(replace(usage, sku=replace(usage.sku, model=asked)))
+            return cost
+        except Exception as failure:  # losing the price never loses the usage
+            swallow("metering.price", failure)
+            return Cost(None, basis="unknown", notes=(f"pricing failed: {type(failure).__name__}: {failure}",))
+
+    def _at_most(self) -> Cost:
+        """The cost of a call that failed after it was sent: unknown, between nothing and its upper bound."""
+        upper = self.upper
+        if upper is None:
+            try:
+                upper = self._bound()[0].upper
+            except Exception as failure:  # the bound is a courtesy here: the row itself says that the cost is unknown
+                swallow("metering.bound", failure)
+        return Cost(None, basis="unknown", lower=Decimal(0), upper=upper, notes=("failed after it was sent",))
+
+    def _charge(self, reading: Reading, cost: Cost, status: str, error: BaseException | None) -> Charge:
+        call, span = self.call, self.span
+        amount, basis = nanos(cost.amount), cost.basis
+        if reading.reported is not None:
+            amount, basis = nanos(reading.reported), "reported"
+        return Charge(
+            id=self.id,
+            at=self.wall,
+            provider=call.provider,
+            operation=call.operation,
+            model=call.model,
+            quantities=reading.quantities,
+            amount=amount,
+            currency=cost.currency,
+            basis=basis,
+            lower=nanos(cost.lower),
+            upper=nanos(cost.upper),
+            lines=_line_nanos(cost, amount),
+            price_id=cost.price_id,
+            price_as_of=cost.as_of.isoformat() if cost.as_of else None,
+            price_source=cost.source,
+            response_model=reading.model,
+            response_id=reading.response_id,
+            service=call.service,
+            tier=reading.tier,
+            region=reading.region,
+            duration=self.engines.clock.monotonic_ns() - self.started,
+            stream=call.stream,
+            status=status,
+            error="" if error is None else type(error).__name__,
+            tags=self.tags,
+            trace_id="" if span is None else span.trace_id,
+            span_id="" if span is None else span.span_id,
+            raw=reading.raw,
+        )
+
+    def _pay(self, charge: Charge) -> None:
+        if self.reservation is None:
+            return
+        try:
+            self.engines.guard.settle(self.reservation, actual_amounts(charge))
+        except Exception as failure:  # the hold stays and expires as spent: never too little
+            swallow("metering.budget_settle", failure)
+
+    def _keep(self, charge: Charge) -> None:
+        try:
+            self.engines.writer.write(charge)
+        except Exception as failure:  # the writer keeps what a store refuses; this is what even that could not take
+            swallow("metering.ledger", failure)
+        give_to_trackers(self.scope, charge)
+
+    def _tell(self, charge: Charge, reading: Reading, error: BaseException | None) -> None:
+        first = None if self.first_chunk is None else (self.first_chunk - self.started) / 1e9
+        if self.span is not None:
+            facts = self.call.facts
+            if reading.finish_reasons:
+                facts = {**facts, names.FINISH_REASONS: reading.finish_reasons}
+            if first is not None:
+                facts = {**facts, names.TIME_TO_FIRST_CHUNK: first}
+            try:
+                values = span_attributes.inference(charge, facts, compat=self.engines.compat)
+            except Exception as failure:  # a span without attributes still ends
+                swallow("metering.span_attributes", failure)
+                values = {}
+            guarded_finish(self.span, values, self.wall + charge.duration, error)
+        try:
+            self.engines.metrics.record(charge, "" if error is None else error_type(error), first, charge.service)
+        except Exception as failure:  # metrics are a view
+            swallow("metering.metrics", failure)
+
+    def _estimate(self, output_text: str, chunks: int, reading: Reading, *, complete: bool) -> None:
+        call = self.call
+        input_upper = tokens.text_upper_bound(call.body) if call.body is not None else 0
+        input_low, input_mid = input_upper // TOKENS_PER_BYTE_LOW, -(-input_upper // BYTES_PER_TOKEN)
+        size = len(output_text.encode())
+        counted = tokens.count_tokens(output_text, call.model)
+        output_mid = counted if counted is not None else max(chunks, -(-size // BYTES_PER_TOKEN))
+        output_upper = max(size, chunks) if complete else max(size, call.max_output or 0, chunks)
+        reading.estimated = True
+        reading.quantities = {"input_tokens": input_mid, "output_tokens": output_mid}
+        reading.lower = {"input_tokens": input_low, "output_tokens": min(chunks, output_mid)}
+        reading.upper = {"input_tokens": input_upper, "output_tokens": max(output_upper, output_mid)}
+
+
+def _line_nanos(cost: Cost, amount: int | None) -> tuple[tuple[str, int], ...]:
+    """Integer parts that add up to `amount`: rounding goes to the largest, a reported amount to one line of its own."""
+    if amount is None or not cost.lines:
+        return ()
+    parts = [[line.meter, nanos(line.amount) or 0] for line in cost.lines]
+    largest = max(parts, key=lambda part: part[1])  # type: ignore[arg-type, return-value]
+    largest[1] += amount - sum(part[1] for part in parts)  # type: ignore[operator, misc]
+    return tuple((str(name), int(value)) for name, value in parts)
+
+
+def actual_amounts(charge: Charge) -> dict[str, int]:
+    """A charge in budget units: nano-units of its currency, millionths of every meter, `tokens` and `requests`.
+
+    A currency whose amount is unknown is left out: the guard then keeps what was held.
+    """
+    counts = charge.quantities
+    amounts = {name: int(value * MICRO) for name, value in counts.items()}
+    if counts:
+        token_sum = input_total(counts) + output_total(counts)
+        amounts["tokens"] = token_sum * MICRO
+    amounts.setdefault("requests", MICRO)
+    if charge.amount is not None:
+        amounts[charge.currency] = charge.amount
+    return amounts
+
+
+def give_to_trackers(scope: Scope, charge: Charge) -> None:
+    """Show a charge to every `track` block around it."""
+    for tracker in scope.trackers:
+        try:
+            tracker.add(charge)
+        except Exception as failure:  # somebody's tracker; the others still get theirs
+            swallow("metering.tracker", failure)
+
+
+def _was_refused(error: BaseException) -> bool:
+    """True with proof that the provider billed nothing: it answered with an error status, or nothing was sent."""
+    status = getattr(error, "status_code", None)
+    if isinstance(status, int):
+        return status >= 400  # noqa: PLR2004 - HTTP
+    seen: BaseException | None = error
+    while seen is not None:
+        if type(seen).__name__ in _NOT_SENT:
+            return True
+        seen = seen.__cause__
+    return False
+
+
+def _unknown_model(invocation: Invocation, bound: Cost) -> Any:
+    from aifinops.errors import UnknownModel
+
+    call = invocation.call
+    try:
+        invocation.engines.book.resolve(call.provider, call.model)
+    except UnknownModel as unknown:
+        return unknown
+    return UnknownModel(call.model, provider=call.provider, lists=bound.notes)
+
+
+def _hint(call: Call, bound: Cost) -> str:
+    if call.max_output is None and call.operation not in ("embeddings", "moderation") and bound.upper is not None:
+        return "The request states no output limit, so the model's own maximum is held; set max_completion_tokens."
+    return ""
+
+
+# --- streams that end where nobody may block ---------------------------------------------------------------------------
+
+
+def settle_later(job: Callable[[], None]) -> None:
+    """Run `job` at the next safe moment: now, or, inside our own engines or a finalizer, before the next call or flush."""
+    _waiting.put(job)
+    if not _busy.on:
+        drain()
+
+
+def drain() -> None:
+    """Run what finalizers have left behind."""
+    while not _busy.on:
+        try:
+            job = _waiting.get_nowait()
+        except Empty:
+            return
+        try:
+            job()
+        except Exception as failure:  # one stream's failure must not keep the others waiting
+            swallow("metering.drain", failure)
+
+
+def enqueue(job: Callable[[], None]) -> None:
+    """Leave `job` for the next call or flush; safe inside a finalizer and a signal handler."""
+    _waiting.put(job)
+
+
+runtime.on_flush(drain)
+
+
+# --- by hand -------------------------------------------------------------------------------------------------------------
+
+
+def record(
+    *,
+    usage: Mapping[str, Any] | None = None,
+    cost: Any = None,
+    model: str = "",
+    provider: str = "custom",
+    operation: str = "custom",
+    service: str = "other",
+    tier: str = "",
+    region: str = "",
+    at: int | None = None,
+    response_id: str = "",
+    tags: Mapping[str, Any] | None = None,
+) -> Charge:
+    """Record something that no integration knows; see `aifinops.record`."""
+    drain()
+    engines = runtime.get()
+    counts = quantities(usage or {})
+    scope = current()
+    call = Call(provider, operation, model, service=service, tier=tier)
+    invocation = Invocation(engines, call, scope, merge(engines.tags(scope), make_tags(tags or {})))
+    if at is not None:
+        invocation.wall = at
+    reading = Reading(counts, model=model, tier=tier, region=region, response_id=response_id)
+    priced = _given_cost(cost) if cost is not None else invocation._price(reading)
+    charge = invocation._charge(reading, priced, "ok", None)
+    invocation._end()
+    _busy.on = True
+    try:
+        engines.guard.post(engines.budgets(scope, invocation.tags), actual_amounts(charge), id=charge.id, at=charge.at)
+        invocation._keep(charge)
+        invocation._tell(charge, reading, None)
+    finally:
+        _busy.on = False
+    return charge
+
+
+def _given_cost(cost: Any) -> Cost:
+    from aifinops.errors import ConfigurationError
+    from aifinops.money import decimal, parse_money
+
+    if isinstance(cost, Cost):
+        return cost
+    parsed = parse_money(cost) if isinstance(cost, str) else None
+    amount, currency = parsed or (decimal(cost, "cost"), "USD")
+    if amount < 0:
+        raise ConfigurationError(f"cost={cost!r} is negative; a credit is a correction of an earlier charge")
+    basis: Basis = "free" if amount == 0 else "reported"
+    return Cost(amount, currency, basis, amount, amount, source="given")
+
+
+# --- blocks ------------------------------------------------------------------------------------------------------------
+
+
+def block_span(name: str, tags: Tags) -> Any:
+    """Start the span of a `track` block; None without a tracer provider."""
+    engines = runtime.get()
+    if engines.spans is None:
+        return None
+    values: dict[str, Any] = {names.OPERATION: "invoke_workflow", names.WORKFLOW_NAME: name}
+    if tags:
+        span_attributes.add_tags(values, tags)
+    return engines.spans.start_block(f"invoke_workflow {name}", values, engines.clock.time_ns())
+
+
+def attach_span(span: Any) -> Any:
+    """Make a block's span current; the token for `detach_span`."""
+    return None if span is None else Spans.attach(span)
+
+
+def detach_span(token: Any) -> None:
+    """Undo `attach_span`."""
+    if token is not None:
+        Spans.detach(token)
+
+
+def end_block_span(span: Any, values: Mapping[str, Any], error: BaseException | None) -> None:
+    """End a block's span with what its charges add up to."""
+    Spans.end_block(span, values, runtime.get().clock.time_ns(), error)
+
+
+def budget_figures(active: ActiveBudget, figure: str) -> dict[str, Decimal]:
+    """`limit`, `spent`, `reserved` or `remaining` of a budget in its current window: unit -> quantity."""
+    drain()
+    engines = runtime.get()
+    _busy.on = True
+    try:
+        balances = engines.guard.balances(active)
+    finally:
+        _busy.on = False
+    return {unit: from_unit(unit, getattr(balance, figure)) for unit, balance in balances.items()}
+
+
+def from_unit(unit: str, amount: int) -> Decimal:
+    """Integer budget units back to what people say: nano-units of a currency, millionths of a meter."""
+    return Decimal(amount).scaleb(-6 if unit in METERS or unit in GROUPS else -9)

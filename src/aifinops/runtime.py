@@ -1,0 +1,280 @@
+"""The parts, put together once per process: settings, prices, ledger, budgets, telemetry.
+
+Nothing here happens at import. `init()` builds everything that can fail before it replaces what was there, so a wrong setting
+changes nothing; without `init()` the first use builds the same from the environment and the configuration file.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aifinops import _version, config
+from aifinops.budgets.budget import ActiveBudget, Budget
+from aifinops.budgets.guard import Guard
+from aifinops.budgets.stores.memory import MemoryStore
+from aifinops.clock import Clock, SystemClock
+from aifinops.errors import ConfigurationError, swallow
+from aifinops.ledger.writer import Writer
+from aifinops.scope import Scope
+from aifinops.tags import EMPTY, Tags, make_tags, matches, merge
+from aifinops.telemetry.metrics import Metrics
+from aifinops.telemetry.setup import Export, set_up
+from aifinops.telemetry.spans import Spans
+
+if TYPE_CHECKING:
+    from aifinops.ledger.base import Ledger
+    from aifinops.pricing.book import PriceBook
+
+__all__ = ["Runtime", "flush", "get", "init", "on_flush", "reset", "shutdown"]
+
+EXIT_FLUSH_S = 2.0
+"""The most that leaving the process may wait for an exporter, in seconds."""
+
+
+class Runtime:
+    """One process's engines. Make it through `init()` or `get()`.
+
+    Attributes:
+        config: the settings in force. clock: where time comes from. policies: standing budgets with their `match`.
+        spans: span maker, or None when spans are off. metrics: metric sums. export: the OTLP providers that we made.
+    """
+
+    def __init__(self, settings: config.Config, clock: Clock | None = None) -> None:
+        self.config = settings
+        self.clock: Clock = clock or SystemClock()
+        self.guard = Guard(MemoryStore(), self.clock)
+        self.policies = tuple(_policy(entry) for entry in settings.budgets)
+        self.spans = None if settings.spans == "off" else Spans(_version.__version__)
+        self.metrics = Metrics(_version.__version__, settings.metric_tags, self._dropped)
+        self.compat = "compat" in settings.dialects
+        self.export = Export()
+        self._lock = threading.RLock()
+        self._book: PriceBook | None = None
+        self._writer: Writer | None = None
+        if settings.prices:
+            self._book = _book(settings.prices)  # a malformed price file is an error now, not at the first call
+
+    @property
+    def book(self) -> PriceBook:
+        """The price lists, loaded at first use."""
+        if self._book is None:
+            with self._lock:
+                if self._book is None:
+                    self._book = _book(self.config.prices)
+        return self._book
+
+    @property
+    def writer(self) -> Writer:
+        """The way into the ledger, opened at first use.
+
+        Raises:
+            ConfigurationError: when the ledger cannot be opened.
+        """
+        if self._writer is None:
+            with self._lock:
+                if self._writer is None:
+                    from aifinops.ledger import open_ledger
+
+                    self._writer = Writer(open_ledger(self.config.ledger))
+        return self._writer
+
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger itself, for reading."""
+        return self.writer.ledger
+
+    def tags(self, scope: Scope) -> Tags:
+        """Process-wide tags with those of the scope over them."""
+        return merge(self.config.tags, scope.tags)
+
+    def budgets(self, scope: Scope, tags: Tags) -> tuple[ActiveBudget, ...]:
+        """Every budget that a call made here needs room in: standing policies that match, then blocks, outermost first."""
+        if not self.policies:
+            return scope.budgets
+        standing = [item for item in self.policies if matches(tags, item.budget.match or EMPTY)]
+        keys = {item.key for item in standing}
+        return (*standing, *(item for item in scope.budgets if item.key not in keys))
+
+    def flush(self, timeout_s: float) -> bool:
+        """Write what waits and push out telemetry; True when nothing is left behind."""
+        written = self._writer is None or self._writer.flush()
+        return self.export.flush(timeout_s) and written
+
+    def close(self) -> None:
+        """Flush and let go of files and exporters."""
+        self.export.shutdown()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def reset_after_fork(self) -> None:
+        """In a forked child: nothing of the parent's is ours to write, to hold or to export."""
+        self._lock = threading.RLock()
+        self.metrics.reset_after_fork()
+        self.guard.reset_after_fork()
+        if self._writer is not None:
+            self._writer.reset_after_fork()
+
+    def _dropped(self) -> int:
+        return 0 if self._writer is None else self._writer.dropped
+
+
+def _policy(entry: Any) -> ActiveBudget:
+    try:
+        budget = Budget.parse(**entry)
+    except TypeError as error:
+        raise ConfigurationError(f"budget {dict(entry)!r}: {error}") from None
+    if budget.name is None:
+        raise ConfigurationError(f'budget {dict(entry)!r} has no name; a standing budget needs one (name = "search")')
+    return ActiveBudget(budget)
+
+
+def _book(paths: tuple[str, ...]) -> PriceBook:
+    from aifinops.pricing.book import PriceBook, from_file, load_bundled
+
+    return PriceBook([*(from_file(Path(path)) for path in paths), load_bundled()])
+
+
+class _State:
+    """The one process-wide variable."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.runtime: Runtime | None = None
+        self.flush_hooks: list[Callable[[], None]] = []
+        self.registered = False
+
+
+_state = _State()
+
+
+def get() -> Runtime:
+    """The runtime in force; built from environment and file when nobody called `init()`.
+
+    Raises:
+        ConfigurationError: when environment or file are wrong.
+    """
+    runtime = _state.runtime
+    return runtime if runtime is not None else _install({}, None, only_if_missing=True)
+
+
+def init(
+    *,
+    ledger: str | os.PathLike[str] | None = None,
+    prices: Any = None,
+    tags: Any = None,
+    budgets: Any = None,
+    otlp: str | None = None,
+    spans: str | None = None,
+    dialects: Any = None,
+    metric_tags: Any = None,
+    threads: bool | None = None,
+    enabled: bool | None = None,
+    clock: Clock | None = None,
+    **unknown: Any,
+) -> Runtime:
+    """Set up this process. Optional: without it the environment and the configuration file decide.
+
+    Args:
+        ledger: `"memory"`, a file, or `sqlite:///file`; default: `ledger.db` in the user's data directory.
+        prices: paths of price lists (TOML or JSON) that are asked before the bundled one.
+        tags: tags of everything in this process, e.g. `{"team": "search"}`.
+        budgets: standing budgets, each a mapping with the arguments of `budget()` and a `name`; `match` selects by tags.
+        otlp: OTLP endpoint; without it `OTEL_EXPORTER_OTLP_*` decides, and without those nothing is exported.
+        spans: `"auto"`, `"emit"` or `"off"`. dialects: extra attribute names, default `("compat",)`.
+        metric_tags: tags that become metric attributes. threads: carry scopes into `ThreadPoolExecutor` threads.
+        enabled: False turns metering off. clock: for tests.
+        **unknown: there is no other setting; a misspelt one is answered with the nearest name.
+
+    Returns:
+        The runtime. A tracer or meter provider that the application has set is used and never replaced.
+
+    Raises:
+        ConfigurationError: naming the value, the place and what to type; nothing is applied then.
+    """
+    arguments = {
+        "ledger": ledger, "prices": prices, "tags": tags, "budgets": budgets, "otlp": otlp, "spans": spans,
+        "dialects": dialects, "metric_tags": metric_tags, "threads": threads, "enabled": enabled, **unknown,
+    }  # fmt: skip
+    return _install(arguments, clock, only_if_missing=False)
+
+
+def _install(arguments: dict[str, Any], clock: Clock | None, *, only_if_missing: bool) -> Runtime:
+    with _state.lock:
+        if only_if_missing and _state.runtime is not None:
+            return _state.runtime
+        runtime = Runtime(config.load(arguments), clock)
+        if not only_if_missing:
+            _ = runtime.writer  # an unreadable ledger is an error now, not in the first call
+        runtime.export = set_up(runtime.config.otlp)
+        old, _state.runtime = _state.runtime, runtime
+        if not _state.registered:
+            _state.registered = True
+            atexit.register(_at_exit)
+            os.register_at_fork(after_in_child=_after_fork)
+    if old is not None:
+        # Providers that we installed stay the global ones, so they stay ours to flush.
+        runtime.export.providers.extend(old.export.providers)
+        old.export.providers.clear()
+        old.close()
+    return runtime
+
+
+def on_flush(hook: Callable[[], None]) -> None:
+    """Have `hook` called before every flush (for work that waits in a queue above this floor)."""
+    _state.flush_hooks.append(hook)
+
+
+def flush(timeout: float = 5.0) -> bool:
+    """Settle abandoned streams, write what waits and push out telemetry, within `timeout` seconds for each exporter.
+
+    Returns:
+        False when a record could not be written or an exporter did not finish.
+    """
+    _run_hooks()
+    return _state.runtime is None or _state.runtime.flush(timeout)
+
+
+def shutdown() -> None:
+    """Flush and let go of everything; the next use starts afresh."""
+    flush()
+    reset()
+
+
+def reset() -> None:
+    """Forget the runtime without flushing exporters (for tests)."""
+    with _state.lock:
+        runtime, _state.runtime = _state.runtime, None
+    if runtime is not None:
+        runtime.close()
+
+
+def _run_hooks() -> None:
+    for hook in _state.flush_hooks:
+        try:
+            hook()
+        except Exception as failure:  # one hook's failure must not keep the others from flushing
+            swallow("runtime.flush_hook", failure)
+
+
+def _at_exit() -> None:
+    _run_hooks()
+    runtime = _state.runtime
+    if runtime is None:
+        return
+    try:
+        runtime.flush(EXIT_FLUSH_S)
+        runtime.close()
+    except Exception as failure:  # nothing may make the user's process fail at its end
+        swallow("runtime.exit", failure)
+
+
+def _after_fork() -> None:
+    _state.lock = threading.RLock()
+    if _state.runtime is not None:
+        _state.runtime.reset_after_fork()

@@ -1,0 +1,107 @@
+"""Charge -> span attributes. Unknown cost means no cost attribute at all: zero would mean free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from aifinops.charges import Charge
+from aifinops.money import NANO
+from aifinops.tags import Tags
+from aifinops.telemetry import names
+from aifinops.usage import input_total, output_total
+
+__all__ = ["add_tags", "inference", "request"]
+
+_SPLIT = {
+    "cache_write_tokens": "aifinops.usage.cache_write_5m.input_tokens",
+    "cache_write_1h_tokens": "aifinops.usage.cache_write_1h.input_tokens",
+    "cache_write_30m_tokens": "aifinops.usage.cache_write_30m.input_tokens",
+    "cache_write_12h_tokens": "aifinops.usage.cache_write_12h.input_tokens",
+}
+
+
+def request(provider: str, operation: str, model: str) -> dict[str, Any]:
+    """What is known before the call; samplers see this."""
+    attributes = {names.OPERATION: operation, names.PROVIDER: provider}
+    if model:
+        attributes[names.REQUEST_MODEL] = model
+    return attributes
+
+
+def inference(charge: Charge, facts: Mapping[str, Any], *, compat: bool) -> dict[str, Any]:
+    """All attributes of an inference span.
+
+    Args:
+        charge: the ledger entry. facts: further attributes by name (server, finish reasons).
+        compat: also write `gen_ai.usage.cost`, for backends that read only that (USD).
+    """
+    attributes = request(charge.provider, charge.operation, charge.model)
+    attributes[names.RECORD_ID] = charge.id
+    if charge.response_model:
+        attributes[names.RESPONSE_MODEL] = charge.response_model
+    if charge.response_id:
+        attributes[names.RESPONSE_ID] = charge.response_id
+    if charge.stream:
+        attributes[names.REQUEST_STREAM] = True
+    if charge.tier:
+        attributes[names.PRICE_TIER] = charge.tier
+    attributes.update(facts)
+    # Tokens that we estimated go to the ledger only: the conventions want reported counts on gen_ai.usage.*.
+    if charge.basis != "estimated" or charge.status == "ok":
+        _add_tokens(attributes, charge)
+    _add_cost(attributes, charge, compat)
+    if charge.tags:
+        add_tags(attributes, charge.tags)
+    return attributes
+
+
+def _add_tokens(attributes: dict[str, Any], charge: Charge) -> None:
+    quantities = charge.quantities
+    if not quantities:
+        return
+    attributes[names.INPUT_TOKENS] = input_total(quantities)
+    if charge.operation != "embeddings":
+        attributes[names.OUTPUT_TOKENS] = output_total(quantities)
+    cache_read = cache_write = 0
+    for name, quantity in quantities.items():
+        if name.startswith("cache_read"):
+            cache_read += int(quantity)
+        elif name in _SPLIT:
+            cache_write += int(quantity)
+            attributes[_SPLIT[name]] = int(quantity)
+        elif name == "reasoning_tokens":
+            attributes[names.REASONING_TOKENS] = int(quantity)
+        elif name.endswith("_requests"):
+            attributes[f"aifinops.usage.tool_calls.{name.removesuffix('_requests')}"] = int(quantity)
+    if cache_read:
+        attributes[names.CACHE_READ_TOKENS] = cache_read
+    if cache_write:
+        attributes[names.CACHE_WRITE_TOKENS] = cache_write
+
+
+def _add_cost(attributes: dict[str, Any], charge: Charge, compat: bool) -> None:
+    if charge.amount is None:
+        attributes[names.COST_BASIS] = "unknown_price"
+        return
+    attributes[names.COST_BASIS] = charge.basis
+    attributes[names.COST_TOTAL] = total = charge.amount / NANO
+    attributes[names.COST_CURRENCY] = charge.currency
+    attributes[names.COST_SOURCE] = "provider" if charge.basis == "reported" else "local"
+    if charge.price_id:
+        attributes[names.PRICE_ID] = charge.price_id
+    if charge.price_source:
+        attributes[names.PRICE_VERSION] = charge.price_source
+    for meter_name, amount in charge.lines:
+        key = names.COST_PREFIX + names.component(meter_name)
+        attributes[key] = attributes.get(key, 0.0) + amount / NANO
+        if meter_name == "reasoning_tokens":
+            attributes[names.COST_REASONING] = amount / NANO
+    if compat and charge.currency == "USD":
+        attributes[names.COMPAT_COST] = total
+
+
+def add_tags(attributes: dict[str, Any], tags: Tags) -> None:
+    """Each tag under its own name where it has one, else under `aifinops.tag.<key>`."""
+    for key, value in tags.items():
+        attributes[names.TAGS.get(key) or names.TAG_PREFIX + key] = value

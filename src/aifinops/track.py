@@ -1,0 +1,646 @@
+"""What people write: `@track_cost`, `with track(...)`, `with tags(...)`, `with budget(...)`, `record`, `price`, `estimate`, `report`.
+
+One idea in several spellings: a block pushes tags, a budget or a tracker into the scope; decorators open a fresh block for every
+call. A block never stays in force while a generator is suspended: it is left at each `yield` and entered again at each step.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import datetime
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+
+from aifinops import metering, runtime, scope
+from aifinops.budgets.budget import ActiveBudget, Budget
+from aifinops.charges import Charge, Cost, total
+from aifinops.clock import to_ns
+from aifinops.errors import ConfigurationError, swallow
+from aifinops.tags import EMPTY, Tags, make_tags
+from aifinops.telemetry import names
+from aifinops.usage import Quantities, Sku, Usage, input_total, output_total, quantities
+
+if TYPE_CHECKING:
+    from aifinops.analytics.reports import Report
+
+__all__ = ["BudgetBlock", "TagBlock", "Track", "budget", "estimate", "price", "record", "report", "tags", "track", "track_cost"]
+
+F = TypeVar("F")
+
+_entered: ContextVar[tuple[tuple[Any, Any, Any], ...]] = ContextVar("aifinops_entered", default=())
+"""(block, state, pushed) of each `with` in this task: one block object may be entered by many tasks, or twice by one."""
+
+_RESOURCES = {"gpu": "aifinops.gpu.window:open_window"}
+"""Meters of held resources by keyword of `track_cost`; import strings, because neighbours do not import each other."""
+
+
+# --- blocks --------------------------------------------------------------------------------------------------------------
+
+
+class _Block:
+    """Something that is in force between enter and exit, as `with`, `async with` or decorator."""
+
+    def _fresh(self) -> _Block:
+        """A new block of the same kind, for one call of a decorated function."""
+        raise NotImplementedError
+
+    def _open(self) -> Any:
+        """Start one run of the block; the state that the other three are given."""
+
+    def _push(self, state: Any) -> Any:
+        """Put the block into force; what `_pop` undoes."""
+        raise NotImplementedError
+
+    def _pop(self, pushed: Any) -> None:
+        scope.leave(pushed)
+
+    def _close(self, state: Any, error: BaseException | None) -> None:
+        """End the run."""
+
+    def __enter__(self) -> Self:
+        state = self._open()
+        entry = (self, state, self._push(state))
+        _entered.set((*_entered.get(), entry))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        entries = _entered.get()
+        entry = next((item for item in reversed(entries) if item[0] is self), None)
+        if entry is None:  # left in another context than it was entered in: that one is gone
+            return
+        _entered.set(tuple(item for item in entries if item is not entry))
+        _, state, pushed = entry
+        self._pop(pushed)
+        self._close(state, error)
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, trace)
+
+    def __call__(self, target: F) -> F:
+        return _decorate(target, self._fresh)  # type: ignore[no-any-return]
+
+
+class Track(_Block):
+    """A tracked block: `with track("ingest", team="search") as t`.
+
+    Attributes:
+        name: of the block and of its span. charges: every charge made inside, one a physical call, in order.
+    """
+
+    def __init__(self, name: str, tags: Tags = EMPTY, resources: Mapping[str, Any] | None = None) -> None:
+        self.name = name
+        self.charges: list[Charge] = []
+        self._tags = tags
+        self._resources = resources or {}
+
+    def _fresh(self) -> Track:
+        return Track(self.name, self._tags, self._resources)
+
+    @property
+    def cost(self) -> Cost:
+        """What the block has cost so far; unpriced calls are noted, never counted as zero."""
+        metering.drain()
+        return total(charge.cost for charge in list(self.charges))
+
+    @property
+    def usage(self) -> Quantities:
+        """Meter -> quantity, over all charges so far."""
+        metering.drain()
+        sums: dict[str, Any] = {}
+        for charge in list(self.charges):
+            for name, quantity in charge.quantities.items():
+                sums[name] = sums.get(name, 0) + quantity
+        return sums
+
+    def add(self, charge: Charge) -> None:
+        """Called by the metering for each charge inside the block."""
+        self.charges.append(charge)
+
+    def record(self, **values: Any) -> Charge:
+        """`aifinops.record`, for this block."""
+        return metering.record(**values)
+
+    def _open(self) -> Any:
+        try:
+            span = metering.block_span(self.name, self._tags)
+        except Exception as failure:  # a block without a span still tracks
+            swallow("track.span", failure)
+            span = None
+        return span, [_open_resource(kind, spec) for kind, spec in self._resources.items()]
+
+    def _push(self, state: Any) -> Any:
+        span = state[0]
+        return scope.enter(tags=self._tags, tracker=self, span=span), metering.attach_span(span)
+
+    def _pop(self, pushed: Any) -> None:
+        token, attached = pushed
+        metering.detach_span(attached)
+        scope.leave(token)
+
+    def _close(self, state: Any, error: BaseException | None) -> None:
+        span, windows = state
+        for window in windows:
+            with _step(self, state):
+                _close_resource(window)
+        if span is not None:
+            try:
+                metering.end_block_span(span, self._aggregates(), error)
+            except Exception as failure:  # the block's result is the user's, whatever its span does
+                swallow("track.span_end", failure)
+
+    def _aggregates(self) -> dict[str, Any]:
+        cost = self.cost
+        values: dict[str, Any] = {names.AGGREGATE_CALLS: len(self.charges)}
+        if cost.amount is not None:
+            values[names.AGGREGATE_COST] = float(cost.amount)
+            values[names.AGGREGATE_CURRENCY] = cost.currency
+        unpriced = sum(charge.amount is None for charge in self.charges)
+        if unpriced:
+            values[names.AGGREGATE_UNPRICED] = unpriced
+        values[names.AGGREGATE_INPUT] = sum(input_total(charge.quantities) for charge in self.charges)
+        values[names.AGGREGATE_OUTPUT] = sum(output_total(charge.quantities) for charge in self.charges)
+        return values
+
+
+def _open_resource(kind: str, spec: Any) -> Any:
+    module, _, function = _RESOURCES[kind].partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)(spec)
+    except ConfigurationError:
+        raise
+    except Exception as failure:  # no driver, no device: the block runs, the resource stays unmetered
+        swallow(f"track.{kind}_open", failure)
+        return None
+
+
+def _close_resource(window: Any) -> None:
+    if window is None:
+        return
+    try:
+        window.close()
+    except Exception as failure:  # the block's result is the user's
+        swallow("track.resource_close", failure)
+
+
+class TagBlock(_Block):
+    """`with tags(customer="acme")`: attribution only."""
+
+    def __init__(self, values: Tags) -> None:
+        self._tags = values
+
+    def _fresh(self) -> TagBlock:
+        return self
+
+    def _push(self, state: Any) -> Any:
+        return scope.enter(tags=self._tags)
+
+
+class BudgetBlock(_Block):
+    """A budget in force: `with budget("$5") as b`.
+
+    One object is one budget, however many threads and tasks enter it; a decorated function gets a fresh unnamed budget for each
+    call. A named budget is one and the same wherever that name is used.
+    """
+
+    def __init__(self, spec: Budget) -> None:
+        self.spec = spec
+        self._active = ActiveBudget(spec)
+
+    def _fresh(self) -> BudgetBlock:
+        return BudgetBlock(self.spec)
+
+    def _open(self) -> Any:
+        runtime.get()  # wrong settings show here, at set-up, not inside a call
+
+    def _push(self, state: Any) -> Any:
+        return scope.enter(budget=self._active)
+
+    @property
+    def limit(self) -> Any:
+        """The limit: Decimal for one unit, a dict of unit -> Decimal for several."""
+        return self._figure("limit")
+
+    @property
+    def spent(self) -> Any:
+        """Settled so far in the current window, in the unit of the limit."""
+        return self._figure("spent")
+
+    @property
+    def reserved(self) -> Any:
+        """Held by calls in flight, in the unit of the limit."""
+        return self._figure("reserved")
+
+    @property
+    def remaining(self) -> Any:
+        """Neither spent nor held; never below zero."""
+        return self._figure("remaining")
+
+    def _figure(self, name: str) -> Any:
+        figures = metering.budget_figures(self._active, name)
+        return next(iter(figures.values())) if len(figures) == 1 else figures
+
+    def __repr__(self) -> str:
+        return f"budget({self.spec.describe()})"
+
+
+@contextmanager
+def _step(block: _Block, state: Any) -> Iterator[None]:
+    pushed = block._push(state)
+    try:
+        yield
+    finally:
+        block._pop(pushed)
+
+
+# --- decorating every kind of callable --------------------------------------------------------------------------------
+
+
+def _decorate(target: Any, fresh: Callable[[], _Block]) -> Any:
+    """Wrap whatever `target` is, so that each call runs in a block of its own."""
+    if isinstance(target, (classmethod, staticmethod)):
+        return type(target)(_decorate(target.__func__, fresh))
+    if inspect.isclass(target):
+        return _decorate_class(target, lambda _name: fresh)
+    if not callable(target):
+        raise ConfigurationError(f"{target!r} cannot be decorated: it is not callable")
+    wrapper = _WRAPPERS[_kind(target)](target, fresh)
+    if inspect.isroutine(target):
+        return functools.wraps(target)(wrapper)
+    if isinstance(target, functools.partial):
+        return functools.update_wrapper(wrapper, _function_of(target))
+    from wrapt import FunctionWrapper
+
+    # An object with __call__ stays that object for everybody who looks: attributes, isinstance, equality.
+    return FunctionWrapper(target, lambda wrapped, instance, args, kwargs: wrapper(*args, **kwargs))
+
+
+def _decorate_class(target: type, fresh_for: Callable[[str], Callable[[], _Block]]) -> type:
+    """Every public method that the class itself defines, and `__call__`; inherited ones stay their owner's."""
+    for name, member in list(vars(target).items()):
+        method = isinstance(member, (classmethod, staticmethod)) or inspect.isfunction(member)
+        if method and (name == "__call__" or not name.startswith("_")):
+            setattr(target, name, _decorate(member, fresh_for(name)))
+    return target
+
+
+def _function_of(target: Any) -> Any:
+    while isinstance(target, functools.partial):
+        target = target.func
+    return target
+
+
+def _kind(target: Any) -> str:
+    """Which of the four kinds of function a callable is, looking through partials and into `__call__`."""
+    inner = _function_of(target)
+    if not inspect.isroutine(inner):
+        inner = type(inner).__call__
+    inner = inspect.unwrap(inner)
+    if inspect.isasyncgenfunction(inner):
+        return "asyncgen"
+    if inspect.isgeneratorfunction(inner):
+        return "generator"
+    return "coroutine" if inspect.iscoroutinefunction(inner) else "function"
+
+
+def _wrap_function(target: Callable[..., Any], fresh: Callable[[], _Block]) -> Callable[..., Any]:
+    def tracked(*args: Any, **kwargs: Any) -> Any:
+        with fresh():
+            return target(*args, **kwargs)
+
+    return tracked
+
+
+def _wrap_coroutine(target: Callable[..., Any], fresh: Callable[[], _Block]) -> Callable[..., Any]:
+    async def tracked(*args: Any, **kwargs: Any) -> Any:
+        with fresh():
+            return await target(*args, **kwargs)
+
+    return tracked
+
+
+class _Run:
+    """One run of a block around a generator: in force only while the generator's own code runs."""
+
+    def __init__(self, block: _Block) -> None:
+        self._block = block
+        self._state = block._open()
+
+    def step(self) -> Any:
+        return _step(self._block, self._state)
+
+    def close(self, error: BaseException | None) -> None:
+        self._block._close(self._state, error)
+
+
+def _wrap_generator(target: Callable[..., Any], fresh: Callable[[], _Block]) -> Callable[..., Any]:
+    def tracked(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        run, failed = _Run(fresh()), None
+        try:
+            with run.step():
+                generator = target(*args, **kwargs)
+            advance: Callable[[], Any] = functools.partial(next, generator)
+            while True:
+                try:
+                    with run.step():
+                        item = advance()
+                except StopIteration as stop:
+                    return stop.value
+                try:
+                    sent = yield item
+                except GeneratorExit:
+                    with run.step():
+                        generator.close()
+                    raise
+                except BaseException as error:  # noqa: BLE001 - handed to the user's generator, which decides
+                    advance = functools.partial(generator.throw, error)
+                else:
+                    advance = functools.partial(generator.send, sent)
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            failed = error
+            raise
+        finally:
+            run.close(failed)
+
+    return tracked
+
+
+def _wrap_asyncgen(target: Callable[..., Any], fresh: Callable[[], _Block]) -> Callable[..., Any]:
+    async def tracked(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+        run, failed = _Run(fresh()), None
+        try:
+            with run.step():
+                generator = target(*args, **kwargs)
+            advance: Callable[[], Any] = generator.__anext__
+            while True:
+                try:
+                    with run.step():
+                        item = await advance()
+                except StopAsyncIteration:
+                    return
+                try:
+                    sent = yield item
+                except GeneratorExit:
+                    with run.step():
+                        await generator.aclose()
+                    raise
+                except BaseException as error:  # noqa: BLE001 - handed to the user's generator, which decides
+                    advance = functools.partial(generator.athrow, error)
+                else:
+                    advance = functools.partial(generator.asend, sent)
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            failed = error
+            raise
+        finally:
+            run.close(failed)
+
+    return tracked
+
+
+_WRAPPERS = {
+    "function": _wrap_function,
+    "coroutine": _wrap_coroutine,
+    "generator": _wrap_generator,
+    "asyncgen": _wrap_asyncgen,
+}
+
+
+# --- the public verbs ------------------------------------------------------------------------------------------------
+
+
+@overload
+def track_cost(function: F, /) -> F: ...
+
+
+@overload
+def track_cost(
+    *, name: str | None = None, gpu: Any = None, **tags: object
+) -> Callable[[F], F]: ...
+
+
+def track_cost(function: Any = None, /, *, name: str | None = None, gpu: Any = None, **tags: object) -> Any:
+    """Decorator: everything that a function calls is attributed to it, in a span of its own.
+
+    For functions, coroutines, generators, async generators, methods, classmethods, staticmethods, partials, objects with
+    `__call__` and classes (each public method). The result, the exception and the signature stay what they were.
+
+    Args:
+        function: given when the decorator is used without parentheses.
+        name: of the block and its span; default: the function's qualified name.
+        gpu: `"auto"` also meters the GPUs that this process holds while the function runs.
+        **tags: whose cost it is; inner blocks win key by key.
+
+    Raises:
+        ConfigurationError: for a tag that is not valid, or something that cannot be called.
+    """
+    values = make_tags(tags)
+    resources = {} if gpu is None else {"gpu": gpu}
+
+    def decorate(target: Any) -> Any:
+        if inspect.isclass(target):
+            label = name or target.__qualname__
+            return _decorate_class(target, lambda method: Track(f"{label}.{method}", values, resources)._fresh)
+        block = Track(name or _name(target), values, resources)
+        return _decorate(target, block._fresh)
+
+    return decorate if function is None else decorate(function)
+
+
+def _name(target: Any) -> str:
+    inner = _function_of(target.__func__ if isinstance(target, (classmethod, staticmethod)) else target)
+    return str(getattr(inner, "__qualname__", type(inner).__qualname__)).replace("<locals>.", "")
+
+
+def track(name: str, **tags: object) -> Track:
+    """`with track("ingest", team="search") as t:`; `t.cost`, `t.usage`, `t.charges`, `t.record(...)`.
+
+    Raises:
+        ConfigurationError: for a tag that is not valid.
+    """
+    return Track(name, make_tags(tags))
+
+
+def tags(**values: object) -> TagBlock:
+    """`with tags(customer="acme"):` or `@tags(...)`: attribution without a block of its own.
+
+    Raises:
+        ConfigurationError: for a tag that is not valid.
+    """
+    return TagBlock(make_tags(values))
+
+
+def budget(
+    limit: Any,
+    *,
+    per: str | None = None,
+    name: str | None = None,
+    match: Mapping[str, str] | None = None,
+    on_exceed: Any = "raise",
+    soft: Sequence[float] = (0.5, 0.8, 1.0),
+    unknown: str = "raise",
+    tz: str = "UTC",
+    store: Any = None,
+) -> BudgetBlock:
+    """A limit that holds: `with budget("$5"):`, `async with`, or `@budget("$5")`.
+
+    The upper bound of each call is held before it is sent, in this and every surrounding budget, all or nothing; a call for which
+    there is no room raises and is not sent. After the answer the true cost takes the place of what was held.
+
+    Args:
+        limit: `"$5"`, `"5 USD"`, `"2M tokens"`, `"200 gpu_hours"`, Decimal, or a dict or list of several that all hold.
+        per: `hour`, `day`, `week`, `month` (calendar, in `tz`) or `total`; default: this block, or `total` with a name.
+        name: one budget for all threads and tasks that use this name; without it, this object's own.
+        match: only calls with these tags count (for standing budgets in `init(budgets=...)`).
+        on_exceed: `raise`, `warn`, or a callable that is given the decision and returns `"raise"` or `"allow"`.
+        soft: shares of the limit at which a message is logged, once a window.
+        unknown: for calls without a price: `raise`, `reserve` (the provider's dearest rates) or `allow`.
+        tz: time zone of calendar windows. store: where balances live; in this version the process.
+
+    Raises:
+        ConfigurationError: for any argument that is wrong; it says what to type.
+        BudgetExceeded: from calls inside the block.
+    """
+    if store not in (None, "memory"):
+        raise ConfigurationError(f'store={store!r} is not in this version; leave it out or write store="memory"')
+    spec = Budget.parse(
+        limit, per=per, name=name, match=match, on_exceed=on_exceed, soft=soft, unknown=unknown, tz=tz
+    )
+    return BudgetBlock(spec)
+
+
+def record(
+    *,
+    usage: Mapping[str, Any] | None = None,
+    cost: Any = None,
+    model: str = "",
+    provider: str = "custom",
+    operation: str = "custom",
+    service: str = "other",
+    tier: str = "",
+    region: str = "",
+    at: datetime | None = None,
+    response_id: str = "",
+    tags: Mapping[str, Any] | None = None,
+) -> Charge:
+    """Record anything that no integration knows: a vector database, a GPU hour from a bill, a tool with a price of its own.
+
+    Args:
+        usage: meter -> quantity, e.g. `{"read_units": 1200}`; see `aifinops.meters.METERS`.
+        cost: `"0.02 USD"`, Decimal (USD) or a `Cost`; without it the price lists decide, and unknown stays unknown.
+        model, provider, operation, service, tier, region: what was used. at: when (default: now).
+        response_id: the provider's id, if there is one. tags: over those in force.
+
+    Returns:
+        The ledger entry. Budgets in force count it; since it has happened already, it is never refused.
+
+    Raises:
+        ConfigurationError: for an unknown meter or a wrong cost. ImpossibleUsage: for a negative or NaN quantity.
+    """
+    if usage is None and cost is None:
+        raise ConfigurationError('record() needs usage={"meter": quantity} or cost="0.02 USD"')
+    return metering.record(
+        usage=usage, cost=cost, model=model, provider=provider, operation=operation, service=service, tier=tier,
+        region=region, at=None if at is None else to_ns(at), response_id=response_id, tags=tags,
+    )  # fmt: skip
+
+
+def price(
+    model: str,
+    *,
+    provider: str | None = None,
+    tier: str = "",
+    region: str = "",
+    at: datetime | None = None,
+    **usage: Any,
+) -> Cost:
+    """What a usage costs: `price("gpt-5-mini", input_tokens=1000, output_tokens=200)`.
+
+    Args:
+        model: any name that a price list declares. provider: needed only where several sell the same name.
+        tier, region: as served. at: the moment whose price counts (default: now).
+        **usage: disjoint quantities per meter; `input_tokens` are fresh ones, cached ones go to `cache_read_tokens`.
+
+    Returns:
+        The exact cost; basis `unknown` with the nearest names when no list knows the model. `.explain()` tells why.
+
+    Raises:
+        ConfigurationError: for an unknown meter. ImpossibleUsage: for a negative or NaN quantity.
+    """
+    engines = runtime.get()
+    moment = engines.clock.time_ns() if at is None else to_ns(at)
+    counts = quantities(usage)
+    return engines.book.price(Usage(counts, Sku(provider or "", model, tier=tier, region=region), moment))
+
+
+def estimate(
+    model: str,
+    *,
+    messages: Any = None,
+    input: Any = None,  # noqa: A002 - the name that the provider's API uses
+    max_tokens: int | None = None,
+    provider: str | None = None,
+    tier: str = "",
+    at: datetime | None = None,
+    **body: Any,
+) -> Cost:
+    """What a request may cost, before it is made: `.lower`, `.amount` (expected), `.upper` (sound bound).
+
+    Args:
+        model: as in the request. messages, input: the prompt as it will be sent; tools and the like go into `**body`.
+        max_tokens: the output limit; without it the model's own maximum counts. provider, tier, at: as in `price`.
+
+    Returns:
+        Basis `estimated`, or `unknown` when no list knows the model.
+    """
+    engines = runtime.get()
+    request = {key: value for key, value in {"messages": messages, "input": input, **body}.items() if value is not None}
+    return engines.book.estimate(
+        provider or "",
+        model,
+        input_tokens_upper=metering.tokens.text_upper_bound(request),
+        output_tokens_upper=max_tokens,
+        at=engines.clock.time_ns() if at is None else to_ns(at),
+        tier=tier,
+    )
+
+
+def report(
+    by: str | Sequence[str] = ("model",),
+    since: str | datetime | None = None,
+    until: str | datetime | None = None,
+    where: Mapping[str, str] | None = None,
+) -> Report:
+    """Spend by tags, model or time: `report(by=["team", "model"], since="7d")`.
+
+    Args:
+        by: tag keys, `provider`, `model`, `operation`, `day`, `hour`, `month` and so on. since, until: `"7d"`, a date, a datetime.
+        where: only charges with these values.
+
+    Returns:
+        Rows with `.total`, `.to_json()`, `.to_csv()`, `.assert_under("$1")`. Unpriced calls are shown apart.
+
+    Raises:
+        ConfigurationError: for a time or a key that cannot be read.
+    """
+    from aifinops.analytics.reports import report as make
+
+    metering.drain()
+    engines = runtime.get()
+    engines.writer.flush()
+    keys = [part.strip() for part in by.split(",")] if isinstance(by, str) else list(by)
+    return make(engines.ledger, by=keys, since=since, until=until, where=where, now_ns=engines.clock.time_ns())
