@@ -75,6 +75,7 @@ class Reading:
         quantities: disjoint usage. raw: the provider's usage object. model, response_id, tier: as answered.
         reported: what the provider itself says it cost. finish_reasons: as answered.
         estimated: True when we counted; lower, upper: bounds per meter then.
+        problem: why the counts cannot be believed; the cost is unknown then.
     """
 
     quantities: Quantities = field(default_factory=lambda: EMPTY_QUANTITIES)
@@ -88,6 +89,7 @@ class Reading:
     estimated: bool = False
     lower: Quantities = field(default_factory=lambda: EMPTY_QUANTITIES)
     upper: Quantities = field(default_factory=lambda: EMPTY_QUANTITIES)
+    problem: str = ""
 
 
 _in_flight: ContextVar[Invocation | None] = ContextVar("aifinops_in_flight", default=None)
@@ -249,7 +251,7 @@ class Invocation:
             return
         _busy.on = True
         try:
-            cost = self._price(reading) if error is None else self._at_most()
+            cost = self._price(reading) if reading.quantities or error is None else self._at_most()
             charge = self._charge(reading, cost, status, error)
             self._pay(charge)
             self._keep(charge)
@@ -309,6 +311,8 @@ class Invocation:
         )
 
     def _price(self, reading: Reading) -> Cost:
+        if reading.problem or not reading.quantities:
+            return Cost(None, basis="unknown", upper=self.upper, notes=(reading.problem or "no usage was reported",))
         try:
             usage = self._usage(reading)
             cost = self.engines.book.price(usage)

@@ -72,6 +72,13 @@ class Reader:
             return None
         return self._complete(Reading(self._disjoint(found), raw=_raw(dig(body, ("usage",)))), body)
 
+    def tolerant(self, body: Any) -> Reading | None:
+        """`read`, but counts that contradict each other are a problem of the reading: cost unknown, raw usage kept."""
+        try:
+            return self.read(body)
+        except ImpossibleUsage as error:
+            return self._complete(Reading(raw=_raw(dig(body, ("usage",))), problem=str(error)), body)
+
     def describe(self, body: Any) -> Reading:
         """Model, id and tier of a body without usage."""
         return self._complete(Reading(), body)
@@ -176,14 +183,14 @@ def read_events(data: bytes, reader: Reader) -> tuple[Reading | None, StreamText
         The last usage that was reported (later reports replace earlier ones), or None; and, for that case, the text that came.
     """
     lines = _data_lines(data)
-    if not lines and data.lstrip()[:1] == b"{":
-        body = json.loads(data)
-        found = reader.read(body)
+    body = _json(data) if not lines else None
+    if isinstance(body, dict):
+        found = reader.tolerant(body)
         return (found, StreamText()) if found is not None else (None, _whole(body, reader))
     for line in reversed(lines):
         # Most servers put "usage": null into every chunk: looking at the bytes first saves parsing them all.
         if b'"usage"' in line and b'"usage":null' not in line and b'"usage": null' not in line:
-            found = reader.read(reader.event_body(_json(line)))
+            found = reader.tolerant(reader.event_body(_json(line)))
             if found is not None:
                 return found, StreamText()
     return None, _collect(lines, reader)
@@ -209,8 +216,8 @@ def _collect(lines: list[bytes], reader: Reader) -> StreamText:
 
 
 def first_event(data: bytes) -> Any:
-    """The first event of a stream, which names model and id; None when there is none."""
-    for line in _data_lines(data):
+    """The first event of a stream, which names model and id, or a whole JSON body; None when there is none."""
+    for line in _data_lines(data) or [data]:
         event = _json(line)
         if event is not None:
             return event

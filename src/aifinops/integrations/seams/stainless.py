@@ -8,7 +8,6 @@ Streams are read from the bytes as they pass: per chunk that is one append, and 
 
 from __future__ import annotations
 
-import json
 import sys
 import weakref
 from collections import deque
@@ -178,7 +177,7 @@ def _answered(opened: _Open, result: Any) -> None:
     invocation = opened.invocation
     try:
         invocation.leave()
-        http = invocation.answer
+        http, invocation.answer = invocation.answer, None  # nothing of ours may keep a dropped stream alive
         if http is None:
             http = getattr(result, "http_response", None) or getattr(result, "response", None)
         if http is not None and (invocation.call.stream or not http.is_closed):
@@ -194,7 +193,7 @@ def _failed(opened: _Open, error: BaseException) -> None:
     """The call raised: its own error goes on; an answer that was paid for before is settled for what it says."""
     invocation = opened.invocation
     try:
-        http = invocation.answer
+        http, invocation.answer = invocation.answer, None
         if http is not None and http.is_success and http.is_closed:
             reading, _ = read_events(http.content, opened.reader)
             if reading is not None:
@@ -210,14 +209,18 @@ def _settle(opened: _Open, result: Any, http: Any) -> None:
     reader, invocation = opened.reader, opened.invocation
     reading = None
     if hasattr(result, "usage"):
-        reading = reader.read(result)
+        reading = reader.tolerant(result)
     elif http is not None:
         reading, _ = read_events(http.content, reader)
     if reading is not None:
         invocation.settle(reading)
         return
-    body = result if http is None else json.loads(http.content)
+    body = result if http is None else first_event(http.content)
     invocation.settle_estimated(reader.text(body), 0, reader.describe(body), "ok")
+
+
+def _nothing() -> None:
+    return None
 
 
 class _Tap:
@@ -228,7 +231,7 @@ class _Tap:
         self._http = weakref.ref(http)
         self._kept: deque[bytes] = deque()
         self._size = 0
-        self._source: Any = None
+        self._source: Callable[[], Any] = _nothing
         self._done = False
         # Attributes of this one answer: its class, and every other answer, stay as they are. The closures hold no strong
         # reference to it, so that it is freed as promptly as before.
@@ -246,8 +249,9 @@ class _Tap:
         return getattr(type(http), name).__get__(http)
 
     def _iter_bytes(self, *args: Any, **kwargs: Any) -> Iterator[bytes]:
-        self._source = self._pass(self._original("iter_bytes")(*args, **kwargs))
-        return self._source  # type: ignore[no-any-return]
+        source = self._pass(self._original("iter_bytes")(*args, **kwargs))
+        self._source = weakref.ref(source)
+        return source
 
     def _pass(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
         keep = self._kept.append
@@ -262,8 +266,9 @@ class _Tap:
         self._finish()
 
     def _aiter_bytes(self, *args: Any, **kwargs: Any) -> AsyncIterator[bytes]:
-        self._source = self._apass(self._original("aiter_bytes")(*args, **kwargs))
-        return self._source  # type: ignore[no-any-return]
+        source = self._apass(self._original("aiter_bytes")(*args, **kwargs))
+        self._source = weakref.ref(source)
+        return source
 
     async def _apass(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         keep = self._kept.append
@@ -299,7 +304,7 @@ class _Tap:
 
     def _closed(self, running: str) -> None:
         # httpx closes an answer itself when it has read the last bytes, before it hands them out: not the end yet.
-        if self._done or getattr(self._source, running, False):
+        if self._done or getattr(self._source(), running, False):
             return
         if sys.exc_info()[0] is GeneratorExit:
             self._lost()  # a dropped generator is closed by the garbage collector, anywhere: no lock may be taken there

@@ -1,0 +1,230 @@
+"""One system in one process: makes rounds of calls on command and says what each took.
+
+    worker.py SYSTEM      reads lines "KIND COUNT" from standard input, answers one JSON line each
+
+The client is the real openai one on an in-process transport, so that what is measured is client + instrumentation and no network.
+Every system has a tracer provider with a batch processor and a meter provider, both with exporters that do nothing; at the end of a
+round both are flushed inside the timed part, so that work which a system puts off is counted too. CPU time is of the whole process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from typing import Any
+
+USAGE = {
+    "prompt_tokens": 1000, "completion_tokens": 200, "total_tokens": 1200,
+    "prompt_tokens_details": {"cached_tokens": 600, "audio_tokens": 0},
+    "completion_tokens_details": {
+        "reasoning_tokens": 120, "audio_tokens": 0, "accepted_prediction_tokens": 0, "rejected_prediction_tokens": 0,
+    },
+}  # fmt: skip
+CHAT = {
+    "id": "chatcmpl-bench", "object": "chat.completion", "created": 1700000000, "model": "gpt-4o-mini-2024-07-18",
+    "choices": [{"index": 0, "finish_reason": "stop", "logprobs": None,
+                 "message": {"role": "assistant", "content": "word " * 80, "refusal": None}}],
+    "usage": USAGE, "service_tier": "default", "system_fingerprint": "fp_bench",
+}  # fmt: skip
+EMBEDDINGS = {
+    "object": "list", "model": "text-embedding-3-small", "usage": {"prompt_tokens": 8, "total_tokens": 8},
+    "data": [{"object": "embedding", "index": 0, "embedding": [0.001 * n for n in range(256)]}],
+}  # fmt: skip
+RESPONSE = {
+    "id": "resp_bench", "object": "response", "created_at": 1700000000, "status": "completed", "model": "gpt-4o-mini-2024-07-18",
+    "error": None, "incomplete_details": None, "instructions": None, "metadata": {}, "parallel_tool_calls": True,
+    "temperature": 1.0, "tool_choice": "auto", "tools": [], "top_p": 1.0, "service_tier": "default",
+    "output": [{"type": "message", "id": "msg_1", "status": "completed", "role": "assistant",
+                "content": [{"type": "output_text", "text": "word " * 80, "annotations": [], "logprobs": []}]}],
+    "usage": {"input_tokens": 1000, "input_tokens_details": {"cached_tokens": 600, "cache_write_tokens": 0}, "output_tokens": 200,
+              "output_tokens_details": {"reasoning_tokens": 120}, "total_tokens": 1200},
+}  # fmt: skip
+CHUNKS = 200
+
+
+def _sse() -> list[bytes]:
+    def chunk(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+        return {
+            "id": "chatcmpl-bench", "object": "chat.completion.chunk", "created": 1700000000, "model": "gpt-4o-mini-2024-07-18",
+            "choices": [{"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}], "usage": None,
+        }  # fmt: skip
+
+    events = [chunk({"role": "assistant", "content": ""})] + [chunk({"content": "word "}) for _ in range(CHUNKS)]
+    last = {**chunk({}, "stop"), "choices": [], "usage": USAGE}
+    return [b"data: " + json.dumps(event).encode() + b"\n\n" for event in [*events, last]] + [b"data: [DONE]\n\n"]
+
+
+def http() -> Any:
+    """The HTTP library that the installed openai uses."""
+    import openai._base_client as base
+
+    return getattr(base, "httpx2", None) or base.httpx
+
+
+def client(asynchronous: bool = False) -> Any:
+    import openai
+
+    library = http()
+    bodies = {"/v1/chat/completions": CHAT, "/v1/embeddings": EMBEDDINGS, "/v1/responses": RESPONSE}
+    ready = {path: json.dumps(body).encode() for path, body in bodies.items()}
+    events = _sse()
+
+    class Events(library.SyncByteStream):  # type: ignore[name-defined, misc]
+        def __iter__(self) -> Any:
+            return iter(events)
+
+    def handle(request: Any) -> Any:
+        if b'"stream":true' in request.content.replace(b" ", b""):
+            return library.Response(200, headers={"content-type": "text/event-stream"}, stream=Events())
+        return library.Response(200, headers={"content-type": "application/json"}, content=ready[request.url.path])
+
+    transport = library.MockTransport(handle)
+    made = library.AsyncClient(transport=transport) if asynchronous else library.Client(transport=transport)
+    kind = openai.AsyncOpenAI if asynchronous else openai.OpenAI
+    return kind(api_key="test", base_url="http://bench.invalid/v1", http_client=made, max_retries=0)
+
+
+MESSAGES = [{"role": "system", "content": "You are a helpful assistant."}, {"role": "user", "content": "words " * 50}]
+
+
+def calls(made: Any) -> dict[str, Any]:
+    def stream() -> None:
+        for _ in made.chat.completions.create(
+            model="gpt-4o-mini", messages=MESSAGES, stream=True, stream_options={"include_usage": True}
+        ):
+            pass
+
+    return {
+        "chat": lambda: made.chat.completions.create(model="gpt-4o-mini", messages=MESSAGES, max_tokens=300),
+        "responses": lambda: made.responses.create(model="gpt-4o-mini", input="words " * 50),
+        "embeddings": lambda: made.embeddings.create(model="text-embedding-3-small", input="hello", encoding_format="float"),
+        "stream": stream,
+    }
+
+
+# --- systems -----------------------------------------------------------------------------------------------------------
+
+
+def providers() -> Any:
+    from opentelemetry import metrics, trace
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, PeriodicExportingMetricReader
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+
+    class NoSpans(SpanExporter):
+        count = 0
+
+        def export(self, spans: Any) -> Any:
+            NoSpans.count += len(spans)
+            return SpanExportResult.SUCCESS
+
+    class NoMetrics(MetricExporter):
+        def export(self, *args: Any, **kwargs: Any) -> Any:
+            return MetricExportResult.SUCCESS
+
+        def force_flush(self, timeout_millis: float = 0) -> bool:
+            return True
+
+        def shutdown(self, *args: Any, **kwargs: Any) -> None:
+            return None
+
+    tracing = TracerProvider()
+    tracing.add_span_processor(BatchSpanProcessor(NoSpans(), max_queue_size=100_000, max_export_batch_size=512))
+    trace.set_tracer_provider(tracing)
+    metering = MeterProvider(metric_readers=[PeriodicExportingMetricReader(NoMetrics(), export_interval_millis=3_600_000)])
+    metrics.set_meter_provider(metering)
+
+    def flush() -> int:
+        tracing.force_flush()
+        metering.force_flush()
+        return NoSpans.count
+
+    return flush
+
+
+def with_floor(functions: dict[str, Any]) -> dict[str, Any]:
+    """The least that anybody can do: one span of ten attributes, written by hand around the call."""
+    from opentelemetry import trace
+    from opentelemetry.trace import SpanKind
+
+    tracer = trace.get_tracer("floor")
+
+    def around(kind: str, call: Any) -> Any:
+        def spanned() -> Any:
+            with tracer.start_as_current_span(
+                f"{kind} gpt-4o-mini",
+                kind=SpanKind.CLIENT,
+                attributes={
+                    "gen_ai.operation.name": kind, "gen_ai.provider.name": "openai", "gen_ai.request.model": "gpt-4o-mini",
+                    "server.address": "bench.invalid", "server.port": 80,
+                },
+            ) as span:  # fmt: skip
+                answer = call()
+                usage = getattr(answer, "usage", None)
+                span.set_attributes(
+                    {
+                        "gen_ai.response.model": getattr(answer, "model", ""), "gen_ai.response.id": getattr(answer, "id", ""),
+                        "gen_ai.usage.input_tokens": getattr(usage, "prompt_tokens", 0),
+                        "gen_ai.usage.output_tokens": getattr(usage, "completion_tokens", 0), "gen_ai.usage.cost": 0.001,
+                    }
+                )  # fmt: skip
+                return answer
+
+        return spanned
+
+    return {kind: around(kind, call) for kind, call in functions.items()}
+
+
+def set_up(system: str) -> dict[str, Any]:
+    if system.startswith("aifinops"):
+        os.environ["AIFINOPS_LEDGER"] = os.path.join(tempfile.mkdtemp(), "ledger.db")
+        import aifinops
+
+        aifinops.init()
+        aifinops.instrument("openai")
+    elif system == "otel-genai-openai":
+        from opentelemetry.instrumentation.genai.openai import OpenAIInstrumentor
+
+        OpenAIInstrumentor().instrument()
+    elif system == "traceloop-openai":
+        os.environ["TRACELOOP_TRACE_CONTENT"] = "false"
+        from opentelemetry.instrumentation.openai import OpenAIInstrumentor
+
+        OpenAIInstrumentor().instrument()
+    elif system == "openinference-openai":
+        from openinference.instrumentation.openai import OpenAIInstrumentor
+
+        OpenAIInstrumentor().instrument()
+    functions = calls(client())
+    if system == "floor":
+        return with_floor(functions)
+    if system == "aifinops+budget":
+        block = aifinops.budget("$1000000", name="bench")
+        block.__enter__()
+    return functions
+
+
+def main() -> None:
+    system = sys.argv[1]
+    flush = providers()
+    functions = set_up(system)
+    import openai
+
+    print(json.dumps({"ready": system, "openai": openai.__version__}), flush=True)
+    for line in sys.stdin:
+        kind, count = line.split()
+        call, before = functions[kind], flush()
+        cpu, wall = time.process_time_ns(), time.perf_counter_ns()
+        for _ in range(int(count)):
+            call()
+        spans = flush() - before
+        cpu, wall = time.process_time_ns() - cpu, time.perf_counter_ns() - wall
+        print(json.dumps({"cpu_us": cpu / 1000 / int(count), "wall_us": wall / 1000 / int(count), "spans": spans}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
