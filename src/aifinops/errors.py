@@ -130,7 +130,8 @@ class BudgetExceeded(AIFinOpsError):
         self.decision_id = decision_id
         self.transient = transient
         self.hint = hint
-        super().__init__(self._text())
+        # Not super(): in UnpricedCall the next class is UnknownModel, which would take the text for the name of a model.
+        Exception.__init__(self, self._text())
 
     @property
     def remaining(self) -> Decimal:

@@ -36,8 +36,8 @@ __all__ = ["Call", "Invocation", "Reading", "begin", "drain", "enqueue", "in_fli
 MICRO = 1_000_000
 """Budgets count meters in millionths of their unit."""
 
-TOKENS_PER_BYTE_LOW, BYTES_PER_TOKEN = 8, 4
-"""Estimates without a tokenizer: about four UTF-8 bytes a token, hardly ever more than eight, never less than one."""
+BYTES_PER_TOKEN, BYTES_PER_TOKEN_MOST = 4, 16
+"""Estimates without a tokenizer: about four UTF-8 bytes a token, hardly ever more than sixteen, never less than one."""
 
 _NOT_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "LocalProtocolError"})
 """httpx's exceptions that prove that no request left: https://www.python-httpx.org/exceptions/."""
@@ -407,16 +407,43 @@ class Invocation:
 
     def _estimate(self, output_text: str, chunks: int, reading: Reading, *, complete: bool) -> None:
         call = self.call
-        input_upper = tokens.text_upper_bound(call.body) if call.body is not None else 0
-        input_low, input_mid = input_upper // TOKENS_PER_BYTE_LOW, -(-input_upper // BYTES_PER_TOKEN)
+        prompt, messages = _prompt(call.body)
         size = len(output_text.encode())
-        counted = tokens.count_tokens(output_text, call.model)
-        output_mid = counted if counted is not None else max(chunks, -(-size // BYTES_PER_TOKEN))
-        output_upper = max(size, chunks) if complete else max(size, call.max_output or 0, chunks)
+        output_mid = max(_about(output_text, call.model), chunks)
+        allowance = 0 if complete else call.max_output or 0
         reading.estimated = True
-        reading.quantities = {"input_tokens": input_mid, "output_tokens": output_mid}
-        reading.lower = {"input_tokens": input_low, "output_tokens": min(chunks, output_mid)}
-        reading.upper = {"input_tokens": input_upper, "output_tokens": max(output_upper, output_mid)}
+        reading.quantities = {
+            "input_tokens": _about(prompt, call.model) + 4 * messages,
+            "output_tokens": output_mid,
+        }
+        reading.lower = {"input_tokens": len(prompt) // BYTES_PER_TOKEN_MOST, "output_tokens": chunks}
+        reading.upper = {
+            "input_tokens": tokens.text_upper_bound(call.body) if call.body else 0,
+            "output_tokens": max(size, allowance, output_mid),
+        }
+
+
+def _about(text: str, model: str) -> int:
+    """Tokens of a text: exact where a tokenizer is on disk, else a quarter of its UTF-8 bytes."""
+    exact = tokens.count_tokens(text, model) if text else 0
+    return exact if exact is not None else -(-len(text.encode()) // BYTES_PER_TOKEN)
+
+
+def _prompt(body: Any) -> tuple[str, int]:
+    """All text of a request's prompt, and how many messages it is in."""
+    texts: list[str] = []
+    messages = 0
+    todo = [body.get(key) for key in ("instructions", "messages", "input", "prompt")] if isinstance(body, Mapping) else []
+    while todo:
+        item = todo.pop()
+        if isinstance(item, str):
+            texts.append(item)
+        elif isinstance(item, Mapping):
+            messages += "role" in item
+            todo += [item.get("content"), item.get("text")]
+        elif isinstance(item, (list, tuple)):
+            todo += item
+    return " ".join(texts), messages
 
 
 def _line_nanos(cost: Cost, amount: int | None) -> tuple[tuple[str, int], ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from decimal import ROUND_CEILING, Decimal, InvalidOperation
+from decimal import ROUND_CEILING, Context, Decimal, InvalidOperation
 
 from aifinops.errors import ConfigurationError
 
@@ -12,6 +12,9 @@ __all__ = ["NANO", "SYMBOLS", "decimal", "format_money", "from_nanos", "parse_mo
 NANO = 1_000_000_000
 _MAX_NANOS = 2**63 - 1
 _NANO_EXPONENT = Decimal("1e-9")
+_NANO_DECIMAL = Decimal(NANO)
+# Our own: the application may have set its context to a few digits, and 28 are not enough for a sum of products.
+_EXACT = Context(prec=100)
 
 SYMBOLS = {"$": "USD", "€": "EUR", "£": "GBP", "¥": "JPY"}
 _SIGNS = {code: sign for sign, code in SYMBOLS.items()}
@@ -62,7 +65,7 @@ def to_nanos(amount: Decimal) -> int:
     Raises:
         OverflowError: beyond the 9.2 billion units that an int64 holds.
     """
-    nanos = int((amount * NANO).to_integral_value(ROUND_CEILING))
+    nanos = int(_EXACT.multiply(amount, _NANO_DECIMAL).to_integral_value(ROUND_CEILING))
     if not -_MAX_NANOS <= nanos <= _MAX_NANOS:
         raise OverflowError(f"{amount} does not fit into int64 nano-units")
     return nanos
@@ -70,11 +73,11 @@ def to_nanos(amount: Decimal) -> int:
 
 def from_nanos(nanos: int) -> Decimal:
     """The exact Decimal of stored nano-units."""
-    return Decimal(nanos) * _NANO_EXPONENT
+    return _EXACT.multiply(Decimal(nanos), _NANO_EXPONENT)
 
 
 def format_money(amount: Decimal | None, currency: str = "USD", *, places: int | None = None) -> str:
-    """Text for people: two places from a cent upwards, else enough for three significant digits; unknown is `unknown`."""
+    """Text for people: two places from ten cents upwards, else enough for three significant digits; unknown is `unknown`."""
     if amount is None:
         return "unknown"
     if places is None:

@@ -8,6 +8,7 @@ Streams are read from the bytes as they pass: per chunk that is one append, and 
 
 from __future__ import annotations
 
+import atexit
 import sys
 import weakref
 from collections import deque
@@ -219,76 +220,98 @@ def _settle(opened: _Open, result: Any, http: Any) -> None:
     invocation.settle_estimated(reader.text(body), 0, reader.describe(body), "ok")
 
 
-def _nothing() -> None:
-    return None
+class _Passing:
+    """What is kept of an answer that is passing, and its single end. It must not refer to the answer: it outlives it."""
+
+    def __init__(self, opened: _Open) -> None:
+        self._opened = opened
+        self._kept: deque[bytes] = deque()
+        self._size = 0
+        self.done = False
+        _passing.add(self)
+
+    def keep(self, chunk: bytes) -> None:
+        if not self._size:
+            invocation = self._opened.invocation
+            invocation.first_chunk = invocation.engines.clock.monotonic_ns()
+        self._kept.append(chunk)
+        self._size += len(chunk)
+        while self._size > MAX_KEPT:
+            self._size -= len(self._kept.popleft())
+
+    def lost(self) -> None:
+        """The answer was dropped; called by the garbage collector, anywhere, so no lock may be taken."""
+        if not self.done:
+            metering.enqueue(self.finish)
+
+    def finish(self) -> None:
+        """Settle, once; a later end is ignored."""
+        if not self.done:
+            self.done = True
+            _passing.discard(self)
+            metering.settle_later(self._settle)
+
+    def _settle(self) -> None:
+        invocation, reader = self._opened.invocation, self._opened.reader
+        data = b"".join(self._kept)
+        self._kept.clear()
+        try:
+            reading, came = read_events(data, reader)
+        except Exception as failure:  # recorded as a call whose cost is unknown
+            swallow("integrations.stainless.stream", failure)
+            invocation.settle(Reading())
+            return
+        if reading is not None:
+            invocation.settle(reading)
+            return
+        about = reader.describe(reader.event_body(first_event(data)) or {})
+        invocation.settle_estimated(came.text, came.pieces, about, "ok" if came.finished else "abandoned")
 
 
 class _Tap:
-    """Reads an HTTP answer's bytes as the user's stream pulls them, and settles when it ends, is closed or is dropped."""
+    """Attributes of one HTTP answer that let us see its bytes go by; its class, and every other answer, stay as they are.
+
+    The answer holds the tap and the tap the answer. The SDK's stream is such a circle already (it holds a generator of its own
+    method), so an abandoned one is freed as it was; and a weak reference would be dead when the collector lets the SDK's generator
+    close the answer.
+    """
 
     def __init__(self, opened: _Open, http: Any) -> None:
-        self._opened = opened
-        self._http = weakref.ref(http)
-        self._kept: deque[bytes] = deque()
-        self._size = 0
-        self._source: Callable[[], Any] = _nothing
-        self._done = False
-        # Attributes of this one answer: its class, and every other answer, stay as they are. The closures hold no strong
-        # reference to it, so that it is freed as promptly as before.
+        self._http = http
+        self._passing = _Passing(opened)
+        self._source: Any = None
         if hasattr(http, "iter_bytes"):
             http.iter_bytes = self._iter_bytes
             http.close = self._close
         if hasattr(http, "aiter_bytes"):
             http.aiter_bytes = self._aiter_bytes
             http.aclose = self._aclose
-        weakref.finalize(http, self._lost).atexit = False
-        _open_taps.add(self)
+        weakref.finalize(http, self._passing.lost).atexit = False
 
     def _original(self, name: str) -> Any:
-        http = self._http()
-        return getattr(type(http), name).__get__(http)
+        return getattr(type(self._http), name).__get__(self._http)
 
     def _iter_bytes(self, *args: Any, **kwargs: Any) -> Iterator[bytes]:
-        source = self._pass(self._original("iter_bytes")(*args, **kwargs))
-        self._source = weakref.ref(source)
+        self._source = source = self._pass(self._original("iter_bytes")(*args, **kwargs))
         return source
 
     def _pass(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
-        keep = self._kept.append
+        keep = self._passing.keep
         for chunk in chunks:
-            if not self._size:
-                self._first()
             keep(chunk)
-            self._size += len(chunk)
-            if self._size > MAX_KEPT:
-                self._forget()
             yield chunk
-        self._finish()
+        self._passing.finish()
 
     def _aiter_bytes(self, *args: Any, **kwargs: Any) -> AsyncIterator[bytes]:
-        source = self._apass(self._original("aiter_bytes")(*args, **kwargs))
-        self._source = weakref.ref(source)
+        self._source = source = self._apass(self._original("aiter_bytes")(*args, **kwargs))
         return source
 
     async def _apass(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        keep = self._kept.append
+        keep = self._passing.keep
         async for chunk in chunks:
-            if not self._size:
-                self._first()
             keep(chunk)
-            self._size += len(chunk)
-            if self._size > MAX_KEPT:
-                self._forget()
             yield chunk
-        self._finish()
-
-    def _first(self) -> None:
-        invocation = self._opened.invocation
-        invocation.first_chunk = invocation.engines.clock.monotonic_ns()
-
-    def _forget(self) -> None:
-        while self._size > MAX_KEPT:
-            self._size -= len(self._kept.popleft())
+        self._passing.finish()
 
     def _close(self) -> None:
         try:
@@ -304,45 +327,21 @@ class _Tap:
 
     def _closed(self, running: str) -> None:
         # httpx closes an answer itself when it has read the last bytes, before it hands them out: not the end yet.
-        if self._done or getattr(self._source(), running, False):
+        if getattr(self._source, running, False):
             return
         if sys.exc_info()[0] is GeneratorExit:
-            self._lost()  # a dropped generator is closed by the garbage collector, anywhere: no lock may be taken there
+            self._passing.lost()  # a dropped generator is closed by the garbage collector
         else:
-            self._finish()
-
-    def _lost(self) -> None:
-        if not self._done:
-            metering.enqueue(self._finish)
-
-    def _finish(self) -> None:
-        if self._done:
-            return
-        self._done = True
-        _open_taps.discard(self)
-        metering.settle_later(self._settle)
-
-    def _settle(self) -> None:
-        invocation, reader = self._opened.invocation, self._opened.reader
-        data = b"".join(self._kept)
-        self._kept.clear()
-        try:
-            reading, came = read_events(data, reader)
-        except Exception as failure:  # impossible usage, say: recorded as a call whose cost is unknown
-            swallow("integrations.stainless.stream", failure)
-            invocation.settle(Reading())
-            return
-        if reading is not None:
-            invocation.settle(reading)
-            return
-        about = reader.describe(reader.event_body(first_event(data)) or {})
-        invocation.settle_estimated(came.text, came.pieces, about, "ok" if came.finished else "abandoned")
+            self._passing.finish()
 
 
-_open_taps: set[_Tap] = set()
+_passing: set[_Passing] = set()
 
 
 def finish_open_streams() -> None:
     """At the end of the process: settle what nobody has read to its end."""
-    for tap in list(_open_taps):
-        tap._finish()
+    for item in list(_passing):
+        item.finish()
+
+
+atexit.register(finish_open_streams)
