@@ -1,0 +1,207 @@
+"""A charge as one row of columns, and back. Shared by every ledger that speaks SQL.
+
+What reports group by and add up has a column; the rest of usage, tags, lines and the raw answer is compact JSON, present
+only where there is something to say. Exact: integers stay integers, `Decimal` quantities are text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from types import MappingProxyType
+from typing import Any
+
+from aifinops.charges import Charge
+from aifinops.tags import EMPTY, Tags
+from aifinops.usage import EMPTY_QUANTITIES, Quantities, Quantity
+
+__all__ = [
+    "COLUMNS",
+    "METER_COLUMNS",
+    "PLAIN_COLUMNS",
+    "TAG_COLUMNS",
+    "charge_of",
+    "clean_text",
+    "dump_quantities",
+    "load_quantities",
+    "row_of",
+]
+
+PLAIN_COLUMNS = (
+    "id",
+    "at",
+    "duration",
+    "provider",
+    "operation",
+    "model",
+    "response_model",
+    "response_id",
+    "service",
+    "tier",
+    "region",
+    "amount",
+    "currency",
+    "basis",
+    "lower",
+    "upper",
+    "price_id",
+    "price_as_of",
+    "price_source",
+    "status",
+    "error",
+    "trace_id",
+    "span_id",
+    "corrects",
+)
+"""Columns that hold the field of the same name as it is."""
+
+TAG_COLUMNS = ("team", "project", "feature", "customer", "environment", "run")
+"""Tags with a column of their own; NULL where the tag was not given."""
+
+METER_COLUMNS = (
+    "input_tokens",
+    "cache_read_tokens",
+    "cache_write_tokens",
+    "cache_write_1h_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+    "requests",
+)
+"""Meters with a column of their own; NULL where there was no such usage."""
+
+COLUMNS = (*PLAIN_COLUMNS, "stream", *TAG_COLUMNS, *METER_COLUMNS, "quantities", "tags", "lines", "raw")
+"""Every column, in the order of `row_of`."""
+
+_PLAIN = len(PLAIN_COLUMNS)
+_TAGS = _PLAIN + 1
+_METERS = _TAGS + len(TAG_COLUMNS)
+_JSON = _METERS + len(METER_COLUMNS)
+_TAG_PLACE = {name: place for place, name in enumerate(TAG_COLUMNS)}
+_METER_PLACE = {name: place for place, name in enumerate(METER_COLUMNS)}
+_NO_TAGS = (None,) * len(TAG_COLUMNS)
+_NO_METERS = (None,) * len(METER_COLUMNS)
+
+# Larger counts go to JSON, so that sums of a few columns stay within the integers of every engine.
+_LARGEST = 2**53
+
+
+def _plain(value: object) -> Any:
+    """What JSON has no form for: mappings and sequences of other types become plain ones, anything else its text."""
+    if isinstance(value, Mapping):
+        return {str(key): item for key, item in value.items()}
+    if isinstance(value, (Sequence, set, frozenset)) and not isinstance(value, (bytes, bytearray, memoryview)):
+        return list(value)
+    return str(value)
+
+
+_dump = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_plain).encode
+
+
+def row_of(charge: Charge) -> tuple[Any, ...]:
+    """The values of `COLUMNS`."""
+    meters, quantities = _split_quantities(charge.quantities) if charge.quantities else (_NO_METERS, None)
+    tag_values, tags = _split_tags(charge.tags) if charge.tags else (_NO_TAGS, None)
+    return (
+        # Written out and not getattr in a loop: this runs in every metered call.
+        charge.id,
+        charge.at,
+        charge.duration,
+        charge.provider,
+        charge.operation,
+        charge.model,
+        charge.response_model,
+        charge.response_id,
+        charge.service,
+        charge.tier,
+        charge.region,
+        charge.amount,
+        charge.currency,
+        charge.basis,
+        charge.lower,
+        charge.upper,
+        charge.price_id,
+        charge.price_as_of,
+        charge.price_source,
+        charge.status,
+        charge.error,
+        charge.trace_id,
+        charge.span_id,
+        charge.corrects,
+        1 if charge.stream else 0,
+        *tag_values,
+        *meters,
+        quantities,
+        tags,
+        _dump(charge.lines) if charge.lines else None,
+        None if charge.raw is None else _dump(charge.raw),
+    )
+
+
+def _split_quantities(quantities: Quantities) -> tuple[Sequence[int | None], str | None]:
+    columns: list[int | None] = [None] * len(METER_COLUMNS)
+    more: dict[str, Quantity] = {}
+    for name, value in quantities.items():
+        place = _METER_PLACE.get(name)
+        if place is None or type(value) is not int or not -_LARGEST < value < _LARGEST:
+            more[name] = value
+        else:
+            columns[place] = value
+    return columns, dump_quantities(more) if more else None
+
+
+def _split_tags(tags: Tags) -> tuple[Sequence[str | None], str | None]:
+    columns: list[str | None] = [None] * len(TAG_COLUMNS)
+    more: dict[str, str] = {}
+    for name, value in tags.items():
+        place = _TAG_PLACE.get(name)
+        if place is None:
+            more[name] = value
+        else:
+            columns[place] = value
+    return columns, _dump(more) if more else None
+
+
+def dump_quantities(quantities: Quantities) -> str:
+    """Compact JSON; a `Decimal` is text, so that nothing reads it as a float."""
+    return _dump({name: str(value) if isinstance(value, Decimal) else value for name, value in quantities.items()})
+
+
+def load_quantities(text: str) -> dict[str, Quantity]:
+    """The quantities that `dump_quantities` wrote."""
+    return {name: Decimal(value) if isinstance(value, str) else value for name, value in json.loads(text).items()}
+
+
+def charge_of(row: Sequence[Any]) -> Charge:
+    """The charge that `row_of` made this row of."""
+    fields: dict[str, Any] = dict(zip(PLAIN_COLUMNS, row[:_PLAIN], strict=True))
+    quantities, tags, lines, raw = row[_JSON:]
+    return Charge(
+        **fields,
+        stream=bool(row[_PLAIN]),
+        tags=_join_tags(row[_TAGS:_METERS], tags),
+        quantities=_join_quantities(row[_METERS:_JSON], quantities),
+        lines=tuple((meter, amount) for meter, amount in json.loads(lines)) if lines else (),
+        raw=None if raw is None else json.loads(raw),
+    )
+
+
+def _join_quantities(columns: Sequence[int | None], more: str | None) -> Quantities:
+    found: dict[str, Quantity] = {
+        name: value for name, value in zip(METER_COLUMNS, columns, strict=True) if value is not None
+    }
+    if more:
+        found.update(load_quantities(more))
+    return MappingProxyType(found) if found else EMPTY_QUANTITIES
+
+
+def _join_tags(columns: Sequence[str | None], more: str | None) -> Tags:
+    found = {name: value for name, value in zip(TAG_COLUMNS, columns, strict=True) if value is not None}
+    if more:
+        found.update(json.loads(more))
+    return MappingProxyType(found) if found else EMPTY
+
+
+def clean_text(row: Sequence[Any]) -> tuple[Any, ...]:
+    """The row with each lone half of a surrogate pair replaced by `?`: it has no UTF-8 form, so no database takes it."""
+    return tuple(value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value for value in row)

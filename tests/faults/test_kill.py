@@ -1,0 +1,124 @@
+"""What survives when the process is killed or the disk is full."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from aifinops.ledger import open_ledger
+
+ENV = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+POSIX = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and limits")
+
+APPEND = """
+import sys
+from aifinops.ledger import open_ledger
+from aifinops.testing.ledger import example_charge
+ledger = open_ledger(sys.argv[1])
+number = int(sys.argv[2])
+while True:
+    charge = example_charge(number)
+    ledger.append(charge)
+    sys.stdout.write(charge.id + "\\n")
+    sys.stdout.flush()
+    number += 1
+"""
+
+
+def _killed_after(path: Path, first: int, entries: int) -> list[str]:
+    """Run the appending process, kill it after it has told of so many entries; every id that it has told."""
+    process = subprocess.Popen([sys.executable, "-c", APPEND, str(path), str(first)], env=ENV, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    told = [process.stdout.readline() for _ in range(entries)]
+    process.send_signal(signal.SIGKILL)
+    told += process.stdout.readlines()
+    process.stdout.close()
+    assert process.wait() == -signal.SIGKILL
+    return [line.decode().strip() for line in told if line.endswith(b"\n")]
+
+
+@POSIX
+def test_sigkill_loses_nothing_that_append_returned(tmp_path: Path) -> None:
+    """Killed at random moments, four times in a row: every entry told of is there, and the file is sound."""
+    path = tmp_path / "l.db"
+    told: list[str] = []
+    for turn in range(4):
+        told += _killed_after(path, turn * 1_000_000, random.randrange(1, 1200))
+        with closing(sqlite3.connect(path)) as connection:
+            assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    ledger = open_ledger(path)
+    kept = {charge.id for charge in ledger.rows()}
+    assert set(told) <= kept
+    assert len(kept) <= len(told) + 4  # at most the one entry of each turn that was written but not told
+    ledger.close()
+
+
+FULL = """
+import resource, sys
+from aifinops.errors import StoreError
+from aifinops.ledger import open_ledger
+from aifinops.ledger.writer import Writer
+from aifinops.testing.ledger import example_charge
+ledger = open_ledger(sys.argv[1])
+writer = Writer(ledger, monotonic_ns=lambda: 0)
+soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
+number = 0
+while not writer.pending:
+    writer.write(example_charge(number))
+    number += 1
+    assert number < 5000
+try:
+    ledger.append(example_charge(99_999))
+except StoreError as error:
+    print("refused", error)
+for number in range(number, number + 50):
+    writer.write(example_charge(number))
+waiting = writer.pending
+resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+assert writer.flush(), "still failing"
+print("waited", waiting, "wrote", number + 1, "dropped", writer.dropped, "pending", writer.pending)
+"""
+
+
+@POSIX
+def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
+    """Appends fail as StoreError, the writer keeps the charges, and writes them when there is room again."""
+    path = tmp_path / "l.db"
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(path)], env=ENV, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    refused, summary = done.stdout.splitlines()
+    assert refused.startswith(f"refused ledger {path}")
+    words = summary.split()
+    assert (words[1], words[5], words[7]) == ("51", "0", "0")
+    ledger = open_ledger(path)
+    assert ledger.info().entries == int(words[3])
+    ledger.close()
+
+
+EXIT = """
+import os, sys
+from aifinops.ledger import open_ledger
+from aifinops.testing.ledger import example_charge
+open_ledger(sys.argv[1]).append(example_charge(1))
+os._exit(1)
+"""
+
+
+def test_an_exit_without_cleaning_up_loses_nothing(tmp_path: Path) -> None:
+    """`os._exit`, as in a forked worker, runs no handlers and needs none."""
+    path = tmp_path / "l.db"
+    assert subprocess.run([sys.executable, "-c", EXIT, str(path)], env=ENV, check=False).returncode == 1
+    ledger = open_ledger(path)
+    assert ledger.info().entries == 1
+    ledger.close()
