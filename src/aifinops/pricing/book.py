@@ -1,0 +1,326 @@
+"""The price book: usage in, exact and explained cost out; and bounds before the call.
+
+    book = PriceBook()                                   # the bundled list
+    book = PriceBook([from_file("contract.toml"), load_bundled()])   # the first list that knows the model wins
+    book.price(usage).explain()
+
+Unknown is never zero: a model, tier or meter without a price gives a `Cost` of basis `unknown`, whose notes say what is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from decimal import Context, Decimal
+
+from aifinops.charges import Basis, Cost, CostLine
+from aifinops.clock import Clock, SystemClock
+from aifinops.errors import UnknownModel
+from aifinops.meters import METERS
+from aifinops.pricing.lists import PriceList, from_file, load_bundled
+from aifinops.pricing.match import provider_id
+from aifinops.pricing.prices import Entry, Sheet, tier_name
+from aifinops.pricing.tokens import UNBOUNDED
+from aifinops.usage import Usage
+
+__all__ = ["PriceBook", "from_file", "load_bundled"]
+
+_CACHE = 4096
+_ZERO = Decimal(0)
+_EXACT = Context(prec=60)
+_EXPECTED_OUTPUT = 1_000
+"""Output tokens that are expected when a request names no limit. Only the middle of an estimate depends on it, no bound."""
+
+_WITHOUT_OUTPUT = frozenset({"embeddings"})
+_NO_NOTES: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Missing:
+    """A model that no list knows: the error to raise and the cost to return."""
+
+    error: UnknownModel
+    cost: Cost
+
+
+@dataclass(frozen=True, slots=True)
+class _Dearest:
+    """The highest rates of a provider: currency units for one input token, one output token, one request; and its window."""
+
+    input: Decimal
+    output: Decimal
+    request: Decimal
+    window: int
+
+
+class PriceBook:
+    """Price lists in order of authority: contract over user over bundled. Immutable; make a new one to change prices.
+
+    Args:
+        lists: asked in this order; None is the bundled list alone, which is read at the first call.
+        clock: gives the moment for usage that has none (`at == 0`).
+    """
+
+    def __init__(self, lists: Sequence[PriceList] | None = None, *, clock: Clock | None = None) -> None:
+        self._given = None if lists is None else tuple(lists)
+        self._clock = clock or SystemClock()
+        self._found: dict[tuple[str | None, str], Entry | _Missing] = {}
+        self._dearest: dict[str | None, _Dearest] = {}
+
+    @property
+    def lists(self) -> tuple[PriceList, ...]:
+        """The lists in order of authority, each with `id`, `version`, `date`, `source` and `count`."""
+        if self._given is None:
+            self._given = (load_bundled(),)
+        return self._given
+
+    def resolve(self, provider: str | None, model: str) -> Entry:
+        """What the first list that knows the model says about it.
+
+        Raises:
+            UnknownModel: naming the lists asked and the nearest names.
+        """
+        found = self._lookup(provider, model)
+        if isinstance(found, _Missing):
+            raise found.error
+        return found
+
+    def _lookup(self, provider: str | None, model: str) -> Entry | _Missing:
+        key = (provider, model)
+        found = self._found.get(key)
+        if found is None:
+            if len(self._found) >= _CACHE:
+                # Names can come from users of the application: the cache must not grow without end.
+                self._found.clear()
+            entries = (one.find(provider, model) for one in self.lists)
+            found = next((entry for entry in entries if entry is not None), None) or self._missing(provider, model)
+            self._found[key] = found
+        return found
+
+    def _missing(self, provider: str | None, model: str) -> _Missing:
+        near: dict[str, None] = {}
+        for one in self.lists:
+            near.update(dict.fromkeys(one.nearest(provider, model)))
+        ids = [one.id for one in self.lists]
+        error = UnknownModel(model, provider=provider or None, lists=ids, nearest=list(near)[:3])
+        notes = [str(error)]
+        if provider and not any(provider_id(provider) in one.providers for one in self.lists):
+            notes.append(f"no list has a provider {provider!r}")
+        return _Missing(error, Cost(None, basis="unknown", model=model, notes=tuple(notes)))
+
+    # After the call ---------------------------------------------------------------------------------------------------
+
+    def price(self, usage: Usage) -> Cost:
+        """What this usage cost.
+
+        The provider, the model, the served tier and the region of `usage.sku` and the moment `usage.at` choose the price.
+        The basis is `priced`; `estimated` with bounds when the usage is; `free` when the list says so; `unknown` when the model,
+        the tier or a meter has no price: then `lower` is what is known of it, and the notes say what is not.
+        """
+        sku = usage.sku
+        found = self._found.get((sku.provider, sku.model)) or self._lookup(sku.provider, sku.model)
+        if isinstance(found, _Missing):
+            return found.cost
+        sheet = found.sheet(usage.at or self._clock.time_ns(), tier_name(sku.tier) if sku.tier else "", sku.region)
+        if isinstance(sheet, str):
+            return _unpriced(found, sheet)
+        lines, amount, missing = sheet.lines(usage.quantities)
+        if missing:
+            return _partial(sheet, lines, amount, missing)
+        if usage.estimated:
+            return _estimated(self._bounded(usage), sheet, lines, amount)
+        return Cost(
+            amount,
+            sheet.currency,
+            "free" if sheet.free else "priced",
+            amount,
+            amount,
+            tuple(lines),
+            sheet.price_id,
+            sheet.as_of,
+            sheet.source,
+            sheet.model,
+            sheet.notes,
+        )
+
+    def _bounded(self, usage: Usage) -> Usage:
+        """The same with the context window for what could not be bounded from the request."""
+        if not any(quantity >= UNBOUNDED for quantity in usage.upper.values()):
+            return usage
+        limit = self.input_limit(usage.sku.provider, usage.sku.model)
+        upper = {meter: limit if quantity >= UNBOUNDED else quantity for meter, quantity in usage.upper.items()}
+        return replace(usage, upper=upper)
+
+    # Before the call --------------------------------------------------------------------------------------------------
+
+    def estimate(
+        self,
+        provider: str | None,
+        model: str,
+        *,
+        input_tokens_upper: int,
+        output_tokens_upper: int | None,
+        at: int,
+        operation: str = "chat",
+        tier: str = "",
+    ) -> Cost:
+        """What a request will cost: an expected amount, and a bound that the call cannot pass.
+
+        The upper bound takes the dearest rate at which an input token can be billed (fresh, written to a cache, of any modality,
+        above any cliff that the prompt can reach), and likewise for output; what tools of the provider cost is not in it.
+
+        Args:
+            provider, model, tier: as asked.
+            input_tokens_upper: bound of the prompt; `tokens.UNBOUNDED` stands for the model's context window.
+            output_tokens_upper: the request's limit (times the number of answers), or None when it names none: then the most that
+                the model can write, else its context window.
+            at: wall clock, nanoseconds; 0 is now.
+            operation: OpenTelemetry's `gen_ai.operation.name`; `embeddings` has no output.
+        """
+        found = self._lookup(provider, model)
+        if isinstance(found, _Missing):
+            return found.cost
+        sheet = found.sheet(at or self._clock.time_ns(), tier_name(tier))
+        if isinstance(sheet, str):
+            return _unpriced(found, sheet)
+        if sheet.free:
+            return _cost(sheet, _ZERO, "free", _ZERO, _ZERO)
+        window = found.context_window or self._window(found.provider)
+        prompt = window if input_tokens_upper >= UNBOUNDED else input_tokens_upper
+        rate_in, rate_out = sheet.ceiling(prompt)
+        if rate_in is None:
+            return _unpriced(found, f"{found.provider}/{found.model} is not priced by tokens: no bound before the call")
+        answer, notes = 0, _NO_NOTES
+        if rate_out is not None and operation not in _WITHOUT_OUTPUT:
+            answer, notes = self._answer(found, window, output_tokens_upper)
+        expected = answer if output_tokens_upper is not None else min(answer, _EXPECTED_OUTPUT)
+        lines, amount, _ = sheet.lines({"input_tokens": prompt, "output_tokens": expected})
+        upper = _bound(sheet.fee, (prompt, rate_in), (answer, rate_out or _ZERO))
+        return _cost(sheet, amount, "estimated", _ZERO, max(upper, amount), lines, notes)
+
+    def _answer(self, entry: Entry, window: int, limit: int | None) -> tuple[int, tuple[str, ...]]:
+        """(most output tokens, notes)."""
+        if limit is not None:
+            return limit, _NO_NOTES
+        if entry.max_output:
+            return entry.max_output, (f"no output limit: the model writes at most {entry.max_output:,} tokens",)
+        whose = "the context window" if entry.context_window else f"the largest context window of {entry.provider}"
+        return window, (f"no output limit: at most {whose}, {window:,} tokens",)
+
+    def dearest(
+        self,
+        provider: str | None,
+        *,
+        input_tokens_upper: int,
+        output_tokens_upper: int | None,
+    ) -> Decimal:
+        """What such a request costs at most at the dearest rates of the provider, whatever the model, tier and moment.
+
+        It serves `budget(..., unknown="reserve")`. A provider that no list knows is taken at the dearest rates of any.
+
+        Args:
+            provider: any spelling, or None.
+            input_tokens_upper, output_tokens_upper: bounds; None or `tokens.UNBOUNDED` is the largest context window.
+
+        Returns:
+            Currency units.
+        """
+        rates = self._rates(provider)
+        window = rates.window or self._rates(None).window
+        prompt = input_tokens_upper if input_tokens_upper < UNBOUNDED else window
+        answer = window if output_tokens_upper is None else output_tokens_upper
+        return _bound(rates.request, (prompt, rates.input), (answer, rates.output))
+
+    def input_limit(self, provider: str | None, model: str) -> int:
+        """The most prompt tokens that the model can read: its context window, else the largest of its provider or of any."""
+        found = self._lookup(provider, model)
+        known = None if isinstance(found, _Missing) else found.context_window
+        return known or self._window(provider)
+
+    def output_limit(self, provider: str | None, model: str) -> int | None:
+        """The most tokens that the model can write in one answer; None for a model that no list knows."""
+        found = self._lookup(provider, model)
+        if isinstance(found, _Missing):
+            return None
+        return found.max_output or found.context_window or self._window(found.provider)
+
+    def _window(self, provider: str | None) -> int:
+        """The largest context window of a provider, else of any: what bounds a model whose own is not in the list."""
+        return self._rates(provider).window or self._rates(None).window
+
+    def _rates(self, provider: str | None) -> _Dearest:
+        key = provider_id(provider)
+        if key is not None and not any(key in one.providers for one in self.lists):
+            key = None
+        found = self._dearest.get(key)
+        if found is None:
+            found = self._dearest[key] = _dearest(entry for one in self.lists for entry in one.entries(key))
+        return found
+
+
+def _cost(
+    sheet: Sheet,
+    amount: Decimal | None,
+    basis: Basis,
+    lower: Decimal | None,
+    upper: Decimal | None,
+    lines: Sequence[CostLine] = (),
+    notes: tuple[str, ...] = (),
+) -> Cost:
+    return Cost(
+        amount,
+        sheet.currency,
+        basis,
+        lower,
+        upper,
+        tuple(lines),
+        sheet.price_id,
+        sheet.as_of,
+        sheet.source,
+        sheet.model,
+        (*sheet.notes, *notes),
+    )
+
+
+def _estimated(usage: Usage, sheet: Sheet, lines: Sequence[CostLine], amount: Decimal) -> Cost:
+    lower = sheet.lines({**usage.quantities, **usage.lower})[1]
+    _, upper, open_end = sheet.lines({**usage.quantities, **usage.upper})
+    basis: Basis = "free" if sheet.free else "estimated"
+    return _cost(sheet, amount, basis, min(lower, amount), None if open_end else max(upper, amount), lines)
+
+
+def _partial(sheet: Sheet, lines: Sequence[CostLine], known: Decimal, missing: Sequence[str]) -> Cost:
+    """Some meter has no rate: the whole is unknown, and at least what is known of it."""
+    return _cost(sheet, None, "unknown", known, None, lines, (f"no rate for {', '.join(missing)}",))
+
+
+def _unpriced(entry: Entry, why: str) -> Cost:
+    return Cost(
+        None,
+        entry.currency,
+        "unknown",
+        price_id=f"{entry.list_id}/{entry.provider}/{entry.model}",
+        as_of=entry.as_of,
+        source=entry.source,
+        model=entry.model,
+        notes=(why, *entry.notes),
+    )
+
+
+def _bound(fixed: Decimal, *parts: tuple[int, Decimal]) -> Decimal:
+    for count, rate in parts:
+        fixed = _EXACT.add(fixed, _EXACT.multiply(count, rate))
+    return fixed
+
+
+def _dearest(entries: Iterable[Entry]) -> _Dearest:
+    best = {"input": _ZERO, "output": _ZERO, "requests": _ZERO}
+    window = 0
+    for entry in entries:
+        window = max(window, entry.context_window or 0)
+        for price in (*entry.prices, *entry.variants):
+            for name, rate in price.rates.items():
+                kind = METERS[name].direction if METERS[name].family == "tokens" else name
+                if kind in best:
+                    best[kind] = max(best[kind], rate.dearest)
+    return _Dearest(best["input"], best["output"], best["requests"], window)

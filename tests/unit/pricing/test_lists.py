@@ -1,0 +1,247 @@
+"""User price lists: read whole or not at all, and every mistake named."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from aifinops.clock import to_ns
+from aifinops.errors import ConfigurationError
+from aifinops.pricing.book import PriceBook, from_file, load_bundled
+from aifinops.pricing.lists import BUNDLED, read_list
+from aifinops.usage import Sku, Usage
+
+GOOD = {
+    "id": "mine",
+    "models": [{"provider": "openai", "model": "house-model", "rates": {"input_tokens": "1", "output_tokens": "2"}}],
+}
+
+
+def write(folder: Path, content: object, name: str = "prices.json") -> Path:
+    path = folder / name
+    path.write_text(content if isinstance(content, str) else json.dumps(content), "utf-8")
+    return path
+
+
+def test_json_and_toml_say_the_same(tmp_path: Path) -> None:
+    """Both forms give the same prices, and floats are read as they are written."""
+    toml = 'id = "mine"\n[[models]]\nprovider = "openai"\nmodel = "house-model"\nrates = {input_tokens = 0.1, output_tokens = 2}\n'
+    text = '{"id": "mine", "models": [{"provider": "openai", "model": "house-model", "rates": {"input_tokens": 0.1, "output_tokens": 2}}]}'
+    for path in (write(tmp_path, toml, "a.toml"), write(tmp_path, text, "b.json")):
+        book = PriceBook([from_file(path)])
+        cost = book.price(Usage({"input_tokens": 3_000_000}, Sku("openai", "house-model"), 1))
+        assert cost.amount == Decimal("0.3")
+        assert cost.source == str(path)
+
+
+def test_every_condition_of_the_format_is_read(tmp_path: Path) -> None:
+    """Dates, windows, weekdays, tiers, regions, clauses and notes of a user's file work."""
+    model = {
+        "provider": "azure.ai.openai",
+        "model": "house",
+        "match": [{"regex": "^house-[0-9]+$"}],
+        "prices": [
+            {"rates": {"input_tokens": "1"}},
+            {"from": "2026-02-01", "until": "2026-03-01", "rates": {"input_tokens": "2"}, "note": "sale"},
+            {"hours": ["22:00", "06:00"], "days": [5, 6], "rates": {"input_tokens": {"base": "3", "per": 1000}}},
+        ],
+        "variants": [{"tier": "Flex", "region": "eu", "rates": {"input_tokens": "4"}}],
+    }
+    book = PriceBook([from_file(write(tmp_path, {"id": "mine", "currency": "EUR", "models": [model]}))])
+
+    def price(day: datetime, **sku: str) -> Decimal | None:
+        cost = book.price(Usage({"input_tokens": 1000}, Sku("azure.ai.openai", "house-7", **sku), to_ns(day)))
+        assert cost.currency == "EUR"
+        return cost.amount
+
+    assert price(datetime(2026, 1, 31, 12, tzinfo=UTC)) == Decimal("0.001")
+    assert price(datetime(2026, 2, 2, 12, tzinfo=UTC)) == Decimal("0.002")
+    assert price(datetime(2026, 3, 7, 23, tzinfo=UTC)) == 3
+    assert price(datetime(2026, 3, 9, 23, tzinfo=UTC)) == Decimal("0.001")
+    assert price(datetime(2026, 3, 9, tzinfo=UTC), tier="FLEX", region="eu") == Decimal("0.004")
+    assert price(datetime(2026, 3, 9, tzinfo=UTC), tier="flex") is None
+
+
+def test_the_documented_example_and_its_mistake_are_true(tmp_path: Path) -> None:
+    """The list in the reference page is read, and a wrong meter in it gives the message printed there."""
+    page = (Path(__file__).resolve().parents[3] / "docs" / "reference" / "prices.md").read_text("utf-8")
+    example = page.partition("```toml\n")[2].partition("```")[0]
+    assert from_file(write(tmp_path, example, "prices.toml")).count == 2
+    shown = page.partition("```text\n")[2].partition("```")[0].strip()
+    with pytest.raises(ConfigurationError) as caught:
+        from_file(write(tmp_path, example.replace('{ input_tokens = "0.20"', '{ input_token = "0.20"'), "prices.toml"))
+    assert str(caught.value).replace(f"{tmp_path}/", "") == shown
+
+
+WRONG = [
+    # change to a good list, what the message must name
+    ({"id": "a b"}, ["id = 'a b'"]),
+    ({"currency": "dollars"}, ["currency = 'dollars'"]),
+    ({"modles": []}, ["modles", "Did you mean models?"]),
+    ({"models": []}, ["models = []"]),
+    ({"models": [{"provider": "p", "rates": {"input_tokens": "1"}}]}, ["models[0].model", "Field required"]),
+    ({"models": [{"provider": "p", "model": "m"}]}, ["models[0]", "exactly one of rates, prices or free = true"]),
+    (
+        {"models": [{"provider": "p", "model": "m", "free": True, "rates": {"input_tokens": "1"}}]},
+        ["models[0]", "exactly one of rates, prices or free = true"],
+    ),
+    (
+        {"models": [{"provider": "p", "model": "m", "rates": {"input_token": "1"}}]},
+        ["models[0].rates.input_token", "unknown meter 'input_token'. Did you mean input_tokens"],
+    ),
+    (
+        {"models": [{"provider": "p", "model": "m", "rates": {"input_tokens": "cheap"}}]},
+        ["models[0].rates.input_tokens.base = 'cheap'"],
+    ),
+    (
+        {"models": [{"provider": "p", "model": "m", "rates": {"input_tokens": -1}}]},
+        ["models[0].rates.input_tokens.base = -1"],
+    ),
+    ({"models": [{"provider": "p", "model": "m", "rates": {"input_tokens": True}}]}, ["write a number"]),
+    (
+        {"models": [{"provider": "p", "model": "m", "rates": {"input_tokens": "NaN"}}]},
+        ["models[0].rates.input_tokens.base = 'NaN'"],
+    ),
+    (
+        {"models": [{"provider": "p", "model": "m", "rates": {"input_tokens": {"base": "1", "abov": {"5": "2"}}}}]},
+        ["models[0].rates.input_tokens.abov", "Did you mean above?"],
+    ),
+    (
+        {"models": [{"provider": "p", "model": "m", "prices": [{"from": "2026-02-30", "rates": {}}]}]},
+        ["models[0].prices[0].from = '2026-02-30'"],
+    ),
+    (
+        {
+            "models": [
+                {"provider": "p", "model": "m", "prices": [{"from": "2026-02-02", "until": "2026-02-01", "rates": {}}]}
+            ]
+        },
+        ["models[0].prices[0]", "until 2026-02-01 must be after from 2026-02-02"],
+    ),
+    (
+        {"models": [{"provider": "p", "model": "m", "prices": [{"hours": ["25:00", "1:00"], "rates": {}}]}]},
+        ["models[0].prices[0].hours[0] = '25:00'", "06:00"],
+    ),
+    (
+        {"models": [{"provider": "p", "model": "m", "free": True, "variants": [{"rates": {}}]}]},
+        ["a variant needs tier"],
+    ),
+    (
+        {"models": [{"provider": "p", "model": "m", "free": True, "match": [{"regex": "("}]}]},
+        ["not a regular expression"],
+    ),
+    (
+        {"models": [{"provider": "p", "model": "m", "free": True, "match": [{"begins": "x"}]}]},
+        ["write one of {starts_with"],
+    ),
+    (
+        {
+            "models": [
+                {"provider": "p", "model": "m", "free": True},
+                {"provider": "p", "model": "n", "names": ["M"], "free": True},
+            ]
+        },
+        ["models[1] and models[0] both claim 'm' of 'p'"],
+    ),
+    (
+        {"models": [{"provider": "x_ai", "model": "m", "free": True}, {"provider": "xai", "model": "m", "free": True}]},
+        ["models[1] and models[0] both claim 'm' of 'x-ai'"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "named"), WRONG)
+def test_a_wrong_list_is_refused_with_the_place_and_the_value(
+    change: dict[str, object], named: list[str], tmp_path: Path
+) -> None:
+    """The message names the file, the key path, the value and what to write."""
+    path = write(tmp_path, {**GOOD, **change})
+    with pytest.raises(ConfigurationError) as caught:
+        from_file(path)
+    message = str(caught.value)
+    assert str(path) in message
+    for words in named:
+        assert words in message
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    """Nobody has to run it again to see the second mistake."""
+    models = [
+        {"provider": "p", "model": "m", "rates": {"x": "1"}},
+        {"provider": "p", "model": "n", "rates": {"input_tokens": "y"}},
+    ]
+    with pytest.raises(ConfigurationError, match=r"wrong in 2 place\(s\); nothing of it is used"):
+        from_file(write(tmp_path, {"id": "mine", "models": models}))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "named"),
+    [
+        ("p.toml", 'id = "x"\n[[models]\n', "line 2"),
+        ("p.json", '{"id": \n nope}', "line 2 column 2"),
+        ("p.yaml", "id: x", "must end in .toml or .json, not '.yaml'"),
+        ("p.json", "[]", "valid dictionary"),
+        ("p.json", "", "no valid JSON"),
+    ],
+)
+def test_what_cannot_be_parsed_names_the_line(name: str, text: str, named: str, tmp_path: Path) -> None:
+    """Syntax errors carry the position that the decoder gives."""
+    with pytest.raises(ConfigurationError, match=named.replace("[", r"\[")):
+        from_file(write(tmp_path, text, name))
+
+
+def test_a_file_that_is_not_there_is_said_so(tmp_path: Path) -> None:
+    """The path is in the message."""
+    with pytest.raises(ConfigurationError, match=r"absent\.toml cannot be read"):
+        from_file(tmp_path / "absent.toml")
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    """A binary file is no price list."""
+    path = tmp_path / "p.json"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigurationError, match="no valid JSON"):
+        from_file(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("", "cannot be read"),
+        ("{}\n", "cannot be read|schema"),
+        ('{"schema":99}\n', "schema 99"),
+        ("nonsense", "cannot be read"),
+    ],
+)
+def test_a_damaged_bundled_list_is_refused(text: str, named: str, tmp_path: Path) -> None:
+    """A list of a newer form or a broken file is an error at once, not a wrong price later."""
+    with pytest.raises(ConfigurationError, match=named):
+        read_list(write(tmp_path, text, "llm.jsonl"))
+
+
+def test_the_bundled_list_is_read_once_and_lazily() -> None:
+    """Opening it parses no model; asking one provider parses that one only."""
+    fresh = read_list(BUNDLED)
+    assert all(one._index is None for one in fresh._providers.values())
+    assert fresh.find("openai", "gpt-4o") is not None
+    assert [key for key, one in fresh._providers.items() if one._index is not None] == ["openai"]
+    assert load_bundled() is load_bundled()
+
+
+def test_pricing_a_call_imports_nothing_heavy() -> None:
+    """Neither pydantic nor a tokenizer nor the source package is needed to price a call."""
+    code = (
+        "import sys\n"
+        "from aifinops.pricing.book import PriceBook\n"
+        "from aifinops.usage import Sku, Usage\n"
+        "assert PriceBook().price(Usage({'input_tokens': 1}, Sku('openai', 'gpt-4o'), 1)).amount\n"
+        "heavy = {'pydantic', 'tiktoken', 'genai_prices', 'opentelemetry', 'sqlite3', 'socket', 'asyncio', 'hashlib'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
