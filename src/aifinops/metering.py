@@ -39,6 +39,8 @@ MICRO = 1_000_000
 BYTES_PER_TOKEN, BYTES_PER_TOKEN_MOST = 4, 16
 """Estimates without a tokenizer: about four UTF-8 bytes a token, hardly ever more than sixteen, never less than one."""
 
+_NO_OUTPUT = frozenset({"embeddings", "moderation", "rerank"})
+
 _NOT_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "LocalProtocolError"})
 """httpx's exceptions that prove that no request left: https://www.python-httpx.org/exceptions/."""
 
@@ -65,6 +67,12 @@ class Call:
     tier: str = ""
     service: str = "llm"
     facts: dict[str, Any] = field(default_factory=dict)
+
+    def output_bound(self) -> int | None:
+        """The most output tokens, over all choices; None when the request states no limit."""
+        if self.operation in _NO_OUTPUT:
+            return 0
+        return None if self.max_output is None else self.max_output * self.choices
 
 
 @dataclass(slots=True)
@@ -189,33 +197,29 @@ class Invocation:
             _busy.on = False
 
     def _bound(self) -> tuple[Cost, dict[str, int]]:
+        """The most that this call can cost, and the same in every unit that a budget may count."""
         call, book = self.call, self.engines.book
-        input_upper = tokens.text_upper_bound(call.body) if call.body is not None else 0
-        output_upper = 0 if call.operation in ("embeddings", "moderation") else call.max_output
+        inputs = min(tokens.text_upper_bound(call.body or {}), book.input_limit(call.provider, call.model))
+        outputs = call.output_bound()
         estimate = book.estimate(
             call.provider,
             call.model,
-            input_tokens_upper=input_upper,
-            output_tokens_upper=None if output_upper is None else output_upper * call.choices,
+            input_tokens_upper=inputs,
+            output_tokens_upper=outputs,
             at=self.wall,
             operation=call.operation,
             tier=call.tier,
         )
-        if output_upper is None:
-            output_upper = book.output_limit(call.provider, call.model) or 0
-        output_upper *= call.choices
-        amounts = {
-            "tokens": (input_upper + output_upper) * MICRO,
-            "input_tokens": input_upper * MICRO,
-            "output_tokens": output_upper * MICRO,
-            "requests": MICRO,
-        }
+        amounts = {"requests": MICRO, "input_tokens": inputs * MICRO}
         if estimate.upper is not None:
             amounts[estimate.currency] = nanos(estimate.upper) or 0
         else:
-            dearest = book.dearest(call.provider, input_tokens_upper=input_upper, output_tokens_upper=output_upper)
-            if dearest is not None:
-                amounts["USD:dearest"] = nanos(dearest) or 0
+            dearest = book.dearest(call.provider, input_tokens_upper=inputs, output_tokens_upper=outputs)
+            amounts["USD:dearest"] = nanos(dearest) or 0
+        if outputs is None:
+            outputs = book.output_limit(call.provider, call.model) or book.input_limit(call.provider, call.model)
+        amounts["output_tokens"] = outputs * MICRO
+        amounts["tokens"] = (inputs + outputs) * MICRO
         return estimate, amounts
 
     def enter(self) -> None:
@@ -506,7 +510,7 @@ def _unknown_model(invocation: Invocation, bound: Cost) -> Any:
 
 
 def _hint(call: Call, bound: Cost) -> str:
-    if call.max_output is None and call.operation not in ("embeddings", "moderation") and bound.upper is not None:
+    if call.output_bound() is None and bound.upper is not None:
         return "The request states no output limit, so the model's own maximum is held; set max_completion_tokens."
     return ""
 

@@ -47,15 +47,21 @@ class _Series:
 class Metrics:
     """Sums calls and feeds the meter provider that the application has set."""
 
-    def __init__(self, version: str, tags: Sequence[str], dropped: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self,
+        version: str,
+        tags: Sequence[str],
+        dropped: Callable[[], int] = lambda: 0,
+        get_provider: Callable[[], Any] | None = None,
+    ) -> None:
         self._version = version
         self._tags = tuple(tags)
         self._dropped = dropped
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._series: dict[tuple[Any, ...], _Series] = {}
         self._waiting: deque[tuple[dict[str, Any], float, int, int, float | None, float | None]] = deque()
         self._provider: Any = None
-        self._get_provider: Callable[[], Any] | None = None
+        self._get_provider = get_provider
         self._histograms: dict[str, Any] = {}
         self.full = True
         """False leaves out the official `gen_ai.client.*` metrics (somebody else emits them)."""
@@ -124,7 +130,7 @@ class Metrics:
 
     def reset_after_fork(self) -> None:
         """The child counts from zero: its parent exports the parent's sums."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._series = {}
         self._waiting = deque()
 

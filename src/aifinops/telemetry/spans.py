@@ -9,7 +9,7 @@ start (a processor with an `on_start` of its own, attribute limits, a foreign SD
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from aifinops.errors import swallow
@@ -134,8 +134,9 @@ class _Pipeline:
 class Spans:
     """Begins and finishes spans through whatever tracer provider the application has set; none set, nothing done."""
 
-    def __init__(self, version: str) -> None:
+    def __init__(self, version: str, get_provider: Callable[[], Any] | None = None) -> None:
         self._version = version
+        self._get_provider = get_provider
         self._pipeline: _Pipeline | None = None
 
     def pipeline(self) -> _Pipeline | None:
@@ -143,8 +144,7 @@ class Spans:
         # Whoever sets a provider has imported the API: until then there is nothing to find, and no import to pay for.
         if _api is None and "opentelemetry.trace" not in sys.modules:
             return None
-        api = _api or _otel()
-        provider: Any = api.get_provider()
+        provider = (self._get_provider or _otel().get_provider)()
         pipeline = self._pipeline
         if pipeline is None or pipeline.stale(provider):
             if type(provider).__name__ == "ProxyTracerProvider":

@@ -37,9 +37,20 @@ class _Open:
 
     __slots__ = ("invocation", "reader")
 
-    def __init__(self, invocation: Invocation, reader: Reader) -> None:
-        self.invocation = invocation
+    def __init__(self, reader: Reader) -> None:
         self.reader = reader
+        self.invocation: Invocation
+
+
+def _guarded(place: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Call something of ours; its failure is counted and is None. Only a budget's refusal gets out."""
+    try:
+        return function(*args)
+    except BudgetExceeded:
+        raise
+    except Exception as failure:  # the user's call goes on as if we were not there
+        swallow(f"integrations.stainless.{place}", failure)
+        return None
 
 
 class Seam:
@@ -74,49 +85,46 @@ class Seam:
     # --- the two colours of the last thin layer ---------------------------------------------------------------------------
 
     def _request(self, wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        opened = self._begin(client, args, kwargs)
+        opened = _guarded("begin", self._begin, client, args, kwargs)
         if opened is None:
             return wrapped(*args, **kwargs)
         try:
             result = wrapped(*args, **kwargs)
         except BaseException as error:
-            _failed(opened, error)
+            _guarded("failed", _failed, opened, error)
             raise
-        _answered(opened, result)
+        _guarded("answered", _answered, opened, result)
         return result
 
     async def _arequest(
         self, wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        opened = self._begin(client, args, kwargs)
+        opened = _guarded("begin", self._begin, client, args, kwargs)
         if opened is None:
             return await wrapped(*args, **kwargs)
         try:
             result = await wrapped(*args, **kwargs)
         except BaseException as error:
-            _failed(opened, error)
+            _guarded("failed", _failed, opened, error)
             raise
-        _answered(opened, result)
+        _guarded("answered", _answered, opened, result)
         return result
 
     # --- begin --------------------------------------------------------------------------------------------------------
 
     def _begin(self, client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Open | None:
-        try:
-            options = args[1] if len(args) > 1 else kwargs["options"]
-            path = _path(options.url)
-            route = self._row.routes.get(path)
-            if route is None or options.method.lower() != "post":
-                return None
-            invocation = metering.begin(self._call(client, options, route))
-            if invocation is None:
-                return None
-        except BudgetExceeded:
-            raise
-        except Exception as failure:  # whatever we could not read of the request, it is made as the user wrote it
-            swallow(f"integrations.{self._row.name}.begin", failure)
+        options = args[1] if len(args) > 1 else kwargs["options"]
+        path = _path(options.url)
+        route = self._row.routes.get(path)
+        if route is None or options.method.lower() != "post":
             return None
-        return _Open(invocation, self._readers[path])
+        opened = _Open(self._readers[path])
+        # Last, so that nothing can fail between opening an invocation and handing it over.
+        invocation = metering.begin(self._call(client, options, route))
+        if invocation is None:
+            return None
+        opened.invocation = invocation
+        return opened
 
     def _call(self, client: Any, options: Any, route: Route) -> Call:
         body = options.json_data
@@ -167,10 +175,14 @@ def _process_response(
     wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """Remember the HTTP answer of the call in flight; the same for both colours, since it only looks at the arguments."""
+    _guarded("process_response", _remember, kwargs.get("response"))
+    return wrapped(*args, **kwargs)
+
+
+def _remember(response: Any) -> None:
     invocation = metering.in_flight()
     if invocation is not None:
-        invocation.answer = kwargs.get("response")
-    return wrapped(*args, **kwargs)
+        invocation.answer = response
 
 
 def _answered(opened: _Open, result: Any) -> None:
@@ -298,9 +310,12 @@ class _Tap:
     def _pass(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
         keep = self._passing.keep
         for chunk in chunks:
-            keep(chunk)
+            try:
+                keep(chunk)
+            except Exception as failure:  # the chunk is the user's all the same
+                swallow("integrations.stainless.keep", failure)
             yield chunk
-        self._passing.finish()
+        _guarded("finish", self._passing.finish)
 
     def _aiter_bytes(self, *args: Any, **kwargs: Any) -> AsyncIterator[bytes]:
         self._source = source = self._apass(self._original("aiter_bytes")(*args, **kwargs))
@@ -309,21 +324,24 @@ class _Tap:
     async def _apass(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         keep = self._passing.keep
         async for chunk in chunks:
-            keep(chunk)
+            try:
+                keep(chunk)
+            except Exception as failure:  # the chunk is the user's all the same
+                swallow("integrations.stainless.keep", failure)
             yield chunk
-        self._passing.finish()
+        _guarded("finish", self._passing.finish)
 
     def _close(self) -> None:
         try:
             self._original("close")()
         finally:
-            self._closed("gi_running")
+            _guarded("closed", self._closed, "gi_running")
 
     async def _aclose(self) -> None:
         try:
             await self._original("aclose")()
         finally:
-            self._closed("ag_running")
+            _guarded("closed", self._closed, "ag_running")
 
     def _closed(self, running: str) -> None:
         # httpx closes an answer itself when it has read the last bytes, before it hands them out: not the end yet.
