@@ -189,8 +189,10 @@ class UnpricedCall(BudgetExceeded, UnknownModel):
         BudgetExceeded.__init__(self, budget, unit=unit, limit=limit)
 
     def _text(self) -> str:
+        # Without a model the price is known, but not in the currency of the budget.
+        why = UnknownModel._text(self) if self.model else f"its price is not in {self.unit}."
         return (
-            f"budget {self.budget!r} refused the call: {UnknownModel._text(self)} Nothing was sent. Add a price "
+            f"budget {self.budget!r} refused the call: {why} Nothing was sent. Add a price "
             f'(aifinops price lists), or use budget(..., unknown="reserve") or unknown="allow".'
         )
 

@@ -18,11 +18,10 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from aifinops import runtime
-from aifinops.budgets.budget import ActiveBudget
+from aifinops.budgets.budget import ActiveBudget, to_units
 from aifinops.budgets.guard import Reservation
 from aifinops.charges import Basis, Charge, Cost, nanos, new_id
 from aifinops.errors import BudgetExceeded, swallow
-from aifinops.meters import GROUPS, METERS
 from aifinops.pricing import tokens
 from aifinops.scope import Scope, current
 from aifinops.tags import Tags, make_tags, merge
@@ -216,6 +215,8 @@ class Invocation:
         else:
             dearest = book.dearest(call.provider, input_tokens_upper=inputs, output_tokens_upper=outputs)
             amounts["USD:dearest"] = nanos(dearest) or 0
+        if outputs is None and call.choices > 1:
+            outputs = (book.output_limit(call.provider, call.model) or 0) * call.choices or None
         if outputs is None:
             outputs = book.output_limit(call.provider, call.model) or book.input_limit(call.provider, call.model)
         amounts["output_tokens"] = outputs * MICRO
@@ -639,9 +640,5 @@ def budget_figures(active: ActiveBudget, figure: str) -> dict[str, Decimal]:
         balances = engines.guard.balances(active)
     finally:
         _busy.on = False
-    return {unit: from_unit(unit, getattr(balance, figure)) for unit, balance in balances.items()}
+    return {unit: to_units(unit, getattr(balance, figure) or 0) for unit, balance in balances.items()}
 
-
-def from_unit(unit: str, amount: int) -> Decimal:
-    """Integer budget units back to what people say: nano-units of a currency, millionths of a meter."""
-    return Decimal(amount).scaleb(-6 if unit in METERS or unit in GROUPS else -9)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from decimal import ROUND_CEILING, Context, Decimal, InvalidOperation
+from decimal import ROUND_CEILING, ROUND_HALF_UP, Context, Decimal, InvalidOperation
 
 from aifinops.errors import ConfigurationError
 
@@ -82,6 +82,8 @@ def format_money(amount: Decimal | None, currency: str = "USD", *, places: int |
         return "unknown"
     if places is None:
         places = 2 if amount == 0 or abs(amount) >= Decimal("0.1") else min(12, 2 - amount.adjusted())
-    text = f"{abs(amount):,.{places}f}"
+    # Half up, as people do it, whatever the application's own context rounds to.
+    rounded = amount.copy_abs().quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP, _EXACT)
+    text = f"{rounded:,f}"
     sign = "-" if amount < 0 else ""
     return f"{sign}{_SIGNS[currency]}{text}" if currency in _SIGNS else f"{sign}{text} {currency}"

@@ -298,7 +298,7 @@ class _Tap:
         if hasattr(http, "aiter_bytes"):
             http.aiter_bytes = self._aiter_bytes
             http.aclose = self._aclose
-        weakref.finalize(http, self._passing.lost).atexit = False
+        weakref.finalize(http, _guarded, "lost", self._passing.lost).atexit = False
 
     def _original(self, name: str) -> Any:
         return getattr(type(self._http), name).__get__(self._http)

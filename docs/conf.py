@@ -1,0 +1,70 @@
+"""Sphinx settings. Tables of settings and meters are drawn from the code, so that a page cannot lag behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from aifinops._version import __version__
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+project = "aifinops"
+author = "The aifinops authors"
+copyright = "the aifinops authors"
+release = version = __version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"aifinops {release}"
+default_role = "code"  # docstrings write `name` with single backquotes
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+napoleon_use_ivar = True
+python_maximum_signature_line_length = 88
+
+
+def _settings() -> str:
+    from aifinops.config import SETTINGS
+
+    rows = ["| argument and key | environment | default | what it does |", "|---|---|---|---|"]
+    for row in SETTINGS:
+        default = (
+            ""
+            if row.default is None
+            else f"`{row.default}`"
+            if isinstance(row.default, (str, bool))
+            else _listed(row.default)
+        )
+        rows.append(f"| `{row.name}` | {f'`{row.env}`' if row.env else ''} | {default} | {row.doc} |")
+    return "\n".join(rows)
+
+
+def _listed(value: object) -> str:
+    return ", ".join(f"`{item}`" for item in value) if isinstance(value, tuple) else ""
+
+
+def _meters() -> str:
+    from aifinops.meters import METERS
+
+    rows = ["| meter | unit | family | a listed price is for |", "|---|---|---|---|"]
+    rows += [f"| `{row.name}` | `{row.unit}` | {row.family} | {row.per:,} |" for row in METERS.values()]
+    return "\n".join(rows)
+
+
+_TABLES: dict[str, Callable[[], str]] = {"<!-- table: settings -->": _settings, "<!-- table: meters -->": _meters}
+
+
+def _draw_tables(app: Sphinx, docname: str, source: list[str]) -> None:
+    for mark, draw in _TABLES.items():
+        if mark in source[0]:
+            source[0] = source[0].replace(mark, draw())
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("source-read", _draw_tables)

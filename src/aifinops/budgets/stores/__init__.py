@@ -1,0 +1,1 @@
+"""Where balances live: one interface, and one module for each place."""

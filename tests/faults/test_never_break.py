@@ -1,0 +1,155 @@
+"""Fault injection: each of our functions on a call's way is made to raise in turn; the user must not notice.
+
+The outermost wrappers are left out, since they are what contains the others: whoever replaces them has replaced the seam.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+openai = pytest.importorskip("openai")
+
+import aifinops as af  # noqa: E402
+from aifinops import charges, errors, metering, money, runtime, scope, usage  # noqa: E402
+from aifinops.budgets import guard, policy  # noqa: E402
+from aifinops.budgets.stores import base as store_base  # noqa: E402
+from aifinops.budgets.stores import memory as store_memory  # noqa: E402
+from aifinops.integrations import extract  # noqa: E402
+from aifinops.integrations.seams import stainless  # noqa: E402
+from aifinops.ledger import codec, sqlite, writer  # noqa: E402
+from aifinops.pricing import book, lists, match, prices, tokens  # noqa: E402
+from aifinops.telemetry import attributes, metrics, names, spans  # noqa: E402
+from aifinops.testing import FakeProvider  # noqa: E402
+
+MODULES = (
+    stainless, extract, metering, spans, metrics, attributes, names, writer, sqlite, codec, guard, policy, store_base, store_memory,
+    book, lists, match, prices, tokens, charges, money, usage, runtime, scope,
+)  # fmt: skip
+
+CONTAINERS = {
+    "stainless.Seam._request", "stainless.Seam._arequest", "stainless._process_response", "stainless._guarded",  # the outermost wrappers
+    "stainless._Tap._iter_bytes", "stainless._Tap._aiter_bytes", "stainless._Tap._pass", "stainless._Tap._apass",  # what the user pulls on
+    "stainless._Tap._close", "stainless._Tap._aclose", "stainless._Tap._original",
+    "scope.enter", "scope.leave", "scope.Scope.__init__",  # the user's own `with`, not the call
+}  # fmt: skip
+SET_UP = {"runtime.init", "runtime.reset", "runtime.shutdown", "runtime._install", "runtime.get", "runtime.flush"}
+
+
+def functions(module: ModuleType) -> Iterator[tuple[Any, str, str]]:
+    short = module.__name__.rpartition(".")[2]
+    for name, member in vars(module).items():
+        if getattr(member, "__module__", None) != module.__name__:
+            continue
+        if inspect.isfunction(member):
+            yield module, name, f"{short}.{name}"
+        elif inspect.isclass(member) and not issubclass(member, BaseException):
+            for method, inner in vars(member).items():
+                if inspect.isfunction(inner) and (not method.startswith("__") or method == "__init__"):
+                    yield member, method, f"{short}.{name}.{method}"
+
+
+SITES = [
+    site for module in MODULES for site in functions(module) if site[2] not in CONTAINERS | SET_UP
+]  # fmt: skip
+
+CHAT = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "say it"}], "max_tokens": 20}
+
+
+def normal(answer: Any) -> Any:
+    """What the user sees, without what differs from call to call."""
+    body = answer.model_dump()
+    for key in ("id", "created"):
+        body.pop(key, None)
+    return body
+
+
+def use(client: Any) -> list[Any]:
+    """A plain call, a parsed raw one, a whole stream, an abandoned one, embeddings and an error."""
+    seen = [normal(client.chat.completions.create(**CHAT))]
+    seen.append(normal(client.chat.completions.with_raw_response.create(**CHAT).parse()))
+    seen += [normal(chunk) for chunk in client.chat.completions.create(**CHAT, stream=True)]
+    with client.chat.completions.create(**CHAT, stream=True) as stream:
+        seen.append(normal(next(iter(stream))))
+    seen.append(normal(client.embeddings.create(model="text-embedding-3-small", input="x")))
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(**{**CHAT, "messages": "no list"})
+    return [*seen, caught.value.status_code]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[FakeProvider]:
+    with FakeProvider(cache_from=10_000) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server: FakeProvider) -> Iterator[Any]:
+    with openai.OpenAI(base_url=server.base_url, api_key="test", max_retries=0) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def expected(client: Any) -> list[Any]:
+    return use(client)
+
+
+@pytest.fixture
+def armed(tmp_path: Any) -> Iterator[None]:
+    from opentelemetry.sdk.trace import TracerProvider
+
+    errors.reraise_failures(False)
+    logging.getLogger("aifinops").setLevel(logging.CRITICAL)
+    af.init(ledger=tmp_path / "ledger.db")
+    provider = TracerProvider(shutdown_on_exit=False)
+    runtime.get().spans = spans.Spans("0", lambda: provider)
+    af.instrument("openai")
+    yield
+    af.uninstrument()
+    logging.getLogger("aifinops").setLevel(logging.NOTSET)
+
+
+def broken(error: type[Exception]) -> Callable[..., Any]:
+    def raising(*args: Any, **kwargs: Any) -> Any:
+        raise error("injected")
+
+    return raising
+
+
+def test_there_are_many_sites() -> None:
+    """The list of sites is found, not written by hand; it must not quietly shrink."""
+    assert len(SITES) >= 300
+
+
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError, RecursionError])
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__.rpartition(".")[2])
+def test_a_broken_internal_never_changes_what_the_user_gets(
+    module: ModuleType,
+    error: type[Exception],
+    client: Any,
+    expected: list[Any],
+    armed: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whichever function of ours raises, answers, chunks and exceptions are the ones of the bare client."""
+    changed = []
+    for owner, name, label in functions(module):
+        if label in CONTAINERS | SET_UP:
+            continue
+        with monkeypatch.context() as patch:
+            with af.budget("$100", name="faults"):
+                patch.setattr(owner, name, broken(error))
+                try:
+                    same = use(client) == expected
+                except BaseException as failure:  # noqa: BLE001 - anything at all that reached the user is a finding
+                    same, label = False, f"{label}: {type(failure).__name__}: {failure}"
+                patch.undo()
+        if not same:
+            changed.append(label)
+        metering._in_flight.set(None)  # whoever breaks `leave` leaves this behind; the next site starts clean
+    assert changed == []
