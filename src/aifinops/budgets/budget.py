@@ -51,7 +51,7 @@ _LATER = frozenset({"throttle", "downgrade", "clamp", "cut", "ask"})
 _FORMS = 'write "$5", "5 USD", "2M tokens", "1.5k requests", "200 gpu_hours", or {"USD": 5, "tokens": "2M"}'
 _EXACT = Context(prec=100)
 _SCALES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
-_NUMBER = r"(?P<number>(?:\d[\d_,]*\.?\d*|\.\d+)(?:[eE][+-]?\d{1,9})?)(?:\s*(?P<scale>[kKmMbBtT])(?![\w-]))?"
+_NUMBER = r"(?P<number>(?:\d[\d_,]*\.?\d*|\.\d+)(?:[eE][+-]?\d{1,4})?)(?:\s*(?P<scale>[kKmMbBtT])(?![\w-]))?"
 _AMOUNT = re.compile(rf"^(?P<sign>[+-]?)\s*(?:(?P<symbol>[$€£¥])\s*(?P<inner>[+-]?))?\s*{_NUMBER}\s*(?P<unit>\S.*)?$")
 _CODE_FIRST = re.compile(rf"^(?P<unit>[A-Za-z]{{3}})\s+(?P<sign>[+-]?)\s*{_NUMBER}$")
 _NAME = re.compile(r"^\w[\w .:/@-]{0,127}$")
@@ -109,7 +109,7 @@ def unit_scale(unit: str) -> int:
 
 def to_units(unit: str, amount: int) -> Decimal:
     """Integer steps back to what people say, exactly."""
-    return _EXACT.scaleb(Decimal(amount), -9 if is_currency(unit) else -6)
+    return _EXACT.scaleb(Decimal(amount), -9 if is_currency(unit) else -6) if amount else Decimal(0)
 
 
 def parse_limit(limit: LimitLike | Limit) -> tuple[Limit, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -107,8 +107,8 @@ def _counts(row: ReportRow) -> dict[str, str]:
     }
 
 
-def _stacked(values: object) -> str:
-    return "\n".join(values)  # type: ignore[arg-type]
+def _stacked(values: Iterable[str]) -> str:
+    return "\n".join(values)
 
 
 def _money(row: ReportRow) -> str:

@@ -203,9 +203,7 @@ _FORMATS = {
 }
 
 
-def value_for(
-    schema: object, root: Mapping[str, Any] | None = None, depth: int = 0
-) -> Any:
+def value_for(schema: object, root: Mapping[str, Any] | None = None, depth: int = 0) -> Any:
     """A value that satisfies a JSON schema of the kind that structured outputs allow (the smallest of each type).
 
     Nullable parts are null, and deep lists are empty, so that a recursive schema comes to an end.

@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import types
+from collections import Counter
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -178,5 +179,5 @@ def test_no_addresses(endpoint: str) -> None:
 
 def test_own_failures_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was swallowed in this process is a bad finding, by place."""
-    monkeypatch.setattr(errors._failures, "counts", errors.Counter({"ledger.append": 3}))
+    monkeypatch.setattr(errors._failures, "counts", Counter({"ledger.append": 3}))
     assert by_subject(examine())["failures"] == Finding("failures", "bad", "ledger.append: 3")
