@@ -45,7 +45,9 @@ def environment(folder: Path, name: str, packages: list[str]) -> Path:
         subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
         stamp.write_text(json.dumps(packages))
     elif name == "main":
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall", str(ROOT)], check=True)
+        subprocess.run(
+            [python, "-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall", str(ROOT)], check=True
+        )
     return python
 
 
@@ -139,7 +141,10 @@ def summary(figures: Any, spans: Any) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = ["| call | system | bare us | added us | to floor | (bare + added) / bare | spans a call | added us a chunk |", "|" + "---|" * 8]
+    lines = [
+        "| call | system | bare us | added us | to floor | (bare + added) / bare | spans a call | added us a chunk |",
+        "|" + "---|" * 8,
+    ]
     lines += [
         f"| {row['kind']} | {row['system']} | {row['bare_us']} | {row['added_us']} | {row['to_floor']} | {row['to_bare']} | "
         f"{row['spans_per_call']:g} | {row.get('added_us_per_chunk', '')} |"

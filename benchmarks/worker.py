@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 USAGE = {
@@ -100,7 +101,9 @@ def calls(made: Any) -> dict[str, Any]:
     return {
         "chat": lambda: made.chat.completions.create(model="gpt-4o-mini", messages=MESSAGES, max_tokens=300),
         "responses": lambda: made.responses.create(model="gpt-4o-mini", input="words " * 50),
-        "embeddings": lambda: made.embeddings.create(model="text-embedding-3-small", input="hello", encoding_format="float"),
+        "embeddings": lambda: made.embeddings.create(
+            model="text-embedding-3-small", input="hello", encoding_format="float"
+        ),
         "stream": stream,
     }
 
@@ -135,7 +138,9 @@ def providers() -> Any:
     tracing = TracerProvider()
     tracing.add_span_processor(BatchSpanProcessor(NoSpans(), max_queue_size=100_000, max_export_batch_size=512))
     trace.set_tracer_provider(tracing)
-    metering = MeterProvider(metric_readers=[PeriodicExportingMetricReader(NoMetrics(), export_interval_millis=3_600_000)])
+    metering = MeterProvider(
+        metric_readers=[PeriodicExportingMetricReader(NoMetrics(), export_interval_millis=3_600_000)]
+    )
     metrics.set_meter_provider(metering)
 
     def flush() -> int:
@@ -181,7 +186,7 @@ def with_floor(functions: dict[str, Any]) -> dict[str, Any]:
 
 def set_up(system: str) -> dict[str, Any]:
     if system.startswith("aifinops"):
-        os.environ["AIFINOPS_LEDGER"] = os.path.join(tempfile.mkdtemp(), "ledger.db")
+        os.environ["AIFINOPS_LEDGER"] = str(Path(tempfile.mkdtemp()) / "ledger.db")
         import aifinops
 
         aifinops.init()
@@ -223,7 +228,10 @@ def main() -> None:
             call()
         spans = flush() - before
         cpu, wall = time.process_time_ns() - cpu, time.perf_counter_ns() - wall
-        print(json.dumps({"cpu_us": cpu / 1000 / int(count), "wall_us": wall / 1000 / int(count), "spans": spans}), flush=True)
+        print(
+            json.dumps({"cpu_us": cpu / 1000 / int(count), "wall_us": wall / 1000 / int(count), "spans": spans}),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -25,11 +25,10 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def loud_failures() -> Iterator[None]:
-    """An internal failure that a user's call would survive fails the test."""
+def loud_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An internal failure that a user's call would survive fails the test; each test counts from zero."""
+    monkeypatch.setattr(errors, "_failures", errors._Failures())
     errors.reraise_failures(True)
-    yield
-    errors.reraise_failures(False)
 
 
 @pytest.fixture(autouse=True)

@@ -204,7 +204,9 @@ def _find_file(environ: Mapping[str, str], directory: Path | None) -> Path | Non
     if named:
         path = Path(named)
         if not path.is_file():
-            raise ConfigurationError(f"AIFINOPS_CONFIG={named!r} is no file; unset it or name an existing aifinops.toml")
+            raise ConfigurationError(
+                f"AIFINOPS_CONFIG={named!r} is no file; unset it or name an existing aifinops.toml"
+            )
         return path
     start = Path.cwd() if directory is None else directory
     for folder in (start, *start.parents):

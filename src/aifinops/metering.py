@@ -22,6 +22,7 @@ from aifinops.budgets.budget import ActiveBudget, to_units
 from aifinops.budgets.guard import Reservation
 from aifinops.charges import Basis, Charge, Cost, nanos, new_id
 from aifinops.errors import BudgetExceeded, swallow
+from aifinops.money import to_nanos
 from aifinops.pricing import tokens
 from aifinops.scope import Scope, current
 from aifinops.tags import Tags, make_tags, merge
@@ -311,9 +312,7 @@ class Invocation:
     def _usage(self, reading: Reading) -> Usage:
         call = self.call
         sku = Sku(call.provider, reading.model or call.model, call.service, reading.tier, reading.region)
-        return Usage(
-            reading.quantities, sku, self.wall, reading.raw, reading.estimated, reading.lower, reading.upper
-        )
+        return Usage(reading.quantities, sku, self.wall, reading.raw, reading.estimated, reading.lower, reading.upper)
 
     def _price(self, reading: Reading) -> Cost:
         if reading.problem or not reading.quantities:
@@ -438,7 +437,9 @@ def _prompt(body: Any) -> tuple[str, int]:
     """All text of a request's prompt, and how many messages it is in."""
     texts: list[str] = []
     messages = 0
-    todo = [body.get(key) for key in ("instructions", "messages", "input", "prompt")] if isinstance(body, Mapping) else []
+    todo = (
+        [body.get(key) for key in ("instructions", "messages", "input", "prompt")] if isinstance(body, Mapping) else []
+    )
     while todo:
         item = todo.pop()
         if isinstance(item, str):
@@ -455,10 +456,11 @@ def _line_nanos(cost: Cost, amount: int | None) -> tuple[tuple[str, int], ...]:
     """Integer parts that add up to `amount`: rounding goes to the largest, a reported amount to one line of its own."""
     if amount is None or not cost.lines:
         return ()
-    parts = [[line.meter, nanos(line.amount) or 0] for line in cost.lines]
-    largest = max(parts, key=lambda part: part[1])  # type: ignore[arg-type, return-value]
-    largest[1] += amount - sum(part[1] for part in parts)  # type: ignore[operator, misc]
-    return tuple((str(name), int(value)) for name, value in parts)
+    values = [to_nanos(line.amount) for line in cost.lines]
+    rest = amount - sum(values)
+    if rest:
+        values[values.index(max(values))] += rest
+    return tuple((line.meter, value) for line, value in zip(cost.lines, values, strict=True))
 
 
 def actual_amounts(charge: Charge) -> dict[str, int]:
@@ -490,7 +492,7 @@ def _was_refused(error: BaseException) -> bool:
     """True with proof that the provider billed nothing: it answered with an error status, or nothing was sent."""
     status = getattr(error, "status_code", None)
     if isinstance(status, int):
-        return status >= 400  # noqa: PLR2004 - HTTP
+        return status >= 400
     seen: BaseException | None = error
     while seen is not None:
         if type(seen).__name__ in _NOT_SENT:
@@ -641,4 +643,3 @@ def budget_figures(active: ActiveBudget, figure: str) -> dict[str, Decimal]:
     finally:
         _busy.on = False
     return {unit: to_units(unit, getattr(balance, figure) or 0) for unit, balance in balances.items()}
-

@@ -21,7 +21,7 @@ from aifinops.clock import Clock, SystemClock
 from aifinops.errors import ConfigurationError, swallow
 from aifinops.ledger.writer import Writer
 from aifinops.scope import Scope
-from aifinops.tags import EMPTY, Tags, make_tags, matches, merge
+from aifinops.tags import EMPTY, Tags, matches, merge
 from aifinops.telemetry.metrics import Metrics
 from aifinops.telemetry.setup import Export, set_up
 from aifinops.telemetry.spans import Spans

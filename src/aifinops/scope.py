@@ -121,5 +121,3 @@ def bind(function: Callable[P, R]) -> Callable[P, R]:
             leave(token)
 
     return bound
-
-

@@ -21,6 +21,7 @@ from aifinops.budgets.budget import ActiveBudget, Budget
 from aifinops.charges import Charge, Cost, total
 from aifinops.clock import to_ns
 from aifinops.errors import ConfigurationError, swallow
+from aifinops.pricing.tokens import text_upper_bound
 from aifinops.tags import EMPTY, Tags, make_tags
 from aifinops.telemetry import names
 from aifinops.usage import Quantities, Sku, Usage, input_total, output_total, quantities
@@ -28,7 +29,19 @@ from aifinops.usage import Quantities, Sku, Usage, input_total, output_total, qu
 if TYPE_CHECKING:
     from aifinops.analytics.reports import Report
 
-__all__ = ["BudgetBlock", "TagBlock", "Track", "budget", "estimate", "price", "record", "report", "tags", "track", "track_cost"]
+__all__ = [
+    "BudgetBlock",
+    "TagBlock",
+    "Track",
+    "budget",
+    "estimate",
+    "price",
+    "record",
+    "report",
+    "tags",
+    "track",
+    "track_cost",
+]
 
 F = TypeVar("F")
 
@@ -363,7 +376,7 @@ def _wrap_generator(target: Callable[..., Any], fresh: Callable[[], _Block]) -> 
                     with run.step():
                         generator.close()
                     raise
-                except BaseException as error:  # noqa: BLE001 - handed to the user's generator, which decides
+                except BaseException as error:
                     advance = functools.partial(generator.throw, error)
                 else:
                     advance = functools.partial(generator.send, sent)
@@ -397,7 +410,7 @@ def _wrap_asyncgen(target: Callable[..., Any], fresh: Callable[[], _Block]) -> C
                     with run.step():
                         await generator.aclose()
                     raise
-                except BaseException as error:  # noqa: BLE001 - handed to the user's generator, which decides
+                except BaseException as error:
                     advance = functools.partial(generator.athrow, error)
                 else:
                     advance = functools.partial(generator.asend, sent)
@@ -428,9 +441,7 @@ def track_cost(function: F, /) -> F: ...
 
 
 @overload
-def track_cost(
-    *, name: str | None = None, gpu: Any = None, **tags: object
-) -> Callable[[F], F]: ...
+def track_cost(*, name: str | None = None, gpu: Any = None, **tags: object) -> Callable[[F], F]: ...
 
 
 def track_cost(function: Any = None, /, *, name: str | None = None, gpu: Any = None, **tags: object) -> Any:
@@ -517,9 +528,7 @@ def budget(
     """
     if store not in (None, "memory"):
         raise ConfigurationError(f'store={store!r} is not in this version; leave it out or write store="memory"')
-    spec = Budget.parse(
-        limit, per=per, name=name, match=match, on_exceed=on_exceed, soft=soft, unknown=unknown, tz=tz
-    )
+    spec = Budget.parse(limit, per=per, name=name, match=match, on_exceed=on_exceed, soft=soft, unknown=unknown, tz=tz)
     return BudgetBlock(spec)
 
 
@@ -591,7 +600,7 @@ def estimate(
     model: str,
     *,
     messages: Any = None,
-    input: Any = None,  # noqa: A002 - the name that the provider's API uses
+    input: Any = None,
     max_tokens: int | None = None,
     provider: str | None = None,
     tier: str = "",
@@ -612,7 +621,7 @@ def estimate(
     return engines.book.estimate(
         provider or "",
         model,
-        input_tokens_upper=metering.tokens.text_upper_bound(request),
+        input_tokens_upper=text_upper_bound(request),
         output_tokens_upper=max_tokens,
         at=engines.clock.time_ns() if at is None else to_ns(at),
         tier=tier,

@@ -11,9 +11,10 @@ import inspect
 import json
 import os
 import re
+import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,11 @@ def recorded_usage(item: dict[str, Any]) -> dict[str, Any] | None:
     if item["status"] >= 400:
         return None
     body = _json(item["resp"])
-    events = [body] if isinstance(body, dict) else [_json(line[5:]) for line in item["resp"].splitlines() if line.startswith("data:")]
+    events = (
+        [body]
+        if isinstance(body, dict)
+        else [_json(line[5:]) for line in item["resp"].splitlines() if line.startswith("data:")]
+    )
     last = None
     for event in events:
         if not isinstance(event, dict):
@@ -104,7 +109,10 @@ def buckets(usage: dict[str, Any]) -> dict[str, int]:
         "input_audio_tokens": inner.get("audio_tokens") or 0,
         "input_image_tokens": inner.get("image_tokens") or 0,
     }
-    made = {"reasoning_tokens": outer.get("reasoning_tokens") or 0, "output_audio_tokens": outer.get("audio_tokens") or 0}
+    made = {
+        "reasoning_tokens": outer.get("reasoning_tokens") or 0,
+        "output_audio_tokens": outer.get("audio_tokens") or 0,
+    }
     all_of = {
         "input_tokens": total_in - sum(parts.values()), **parts, "output_tokens": total_out - sum(made.values()), **made,
     }  # fmt: skip
@@ -177,12 +185,17 @@ def outcome(item: dict[str, Any], number: int, base: str) -> tuple[str, Any]:
     """What the user sees: everything that came, or the exception with its status."""
     with client(item, number, base) as made:
         try:
-            return "ok", [part.model_dump(mode="json", warnings=False) if hasattr(part, "model_dump") else str(part) for part in call(made, item)]
-        except Exception as error:  # noqa: BLE001 - recorded errors are part of what is compared
+            return "ok", [
+                part.model_dump(mode="json", warnings=False) if hasattr(part, "model_dump") else str(part)
+                for part in call(made, item)
+            ]
+        except Exception as error:
             return type(error).__name__, str(error)
 
 
-def test_recorded_traffic_is_metered_exactly_and_unchanged(replay: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_recorded_traffic_is_metered_exactly_and_unchanged(
+    replay: Any, capsys: pytest.CaptureFixture[str], record_property: Callable[[str, object], None]
+) -> None:
     """All recorded openai interactions: what the user sees is the same with us on, and each billed call is one exact row."""
     items, base = replay
     bare = [outcome(item, number, base) for number, item in enumerate(items)]
@@ -203,8 +216,9 @@ def test_recorded_traffic_is_metered_exactly_and_unchanged(replay: Any, capsys: 
                 wrong.append(f"{number} {item['source']}: {problem}")
     finally:
         af.uninstrument()
+    record_property("corpus", f"{len(items)} interactions, {dict(kinds)}, wrong {len(wrong)}")
     with capsys.disabled():
-        print(f"\ncorpus: {len(items)} interactions, {dict(kinds)}; wrong {len(wrong)}")
+        sys.stdout.write(f"\ncorpus: {len(items)} interactions, {dict(kinds)}; wrong {len(wrong)}\n")
     assert not wrong, "\n".join(wrong[:20])
     assert len(items) > 100
 

@@ -143,7 +143,10 @@ SYNC: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
         lambda c: c.chat.completions.with_streaming_response.create(**CHAT, stream=True, **USAGE),
         parse_stream,
     ),
-    "chat parse": (lambda c: c.chat.completions.parse(**CHAT, response_format=Verdict), lambda r: r.choices[0].message.parsed),
+    "chat parse": (
+        lambda c: c.chat.completions.parse(**CHAT, response_format=Verdict),
+        lambda r: r.choices[0].message.parsed,
+    ),
     "chat beta parse": (lambda c: c.beta.chat.completions.parse(**CHAT, response_format=Verdict), nothing),
     "chat stream helper": (lambda c: c.chat.completions.stream(**CHAT, **USAGE), consume_events),
     "chat beta stream helper": (lambda c: c.beta.chat.completions.stream(**CHAT, **USAGE), consume_events),
@@ -286,7 +289,9 @@ def test_stream_without_usage_is_estimated_and_marked(client: Any, server: FakeP
 @pytest.mark.parametrize("how", ["break", "close", "drop", "with", "unread"])
 def test_abandoned_stream_settles_once_and_not_at_zero(how: str, client: Any, server: FakeProvider) -> None:
     """However a stream is left, it is one row, marked, above zero."""
-    stream = client.chat.completions.create(**CHAT, stream=True, max_tokens=50, extra_headers={"x-fake-output-tokens": "40"})
+    stream = client.chat.completions.create(
+        **CHAT, stream=True, max_tokens=50, extra_headers={"x-fake-output-tokens": "40"}
+    )
     if how == "break":
         for _ in stream:
             break
@@ -324,16 +329,16 @@ async def test_abandoned_async_stream_settles_once(aclient: Any) -> None:
 async def test_cancelled_call_keeps_its_bound(server: FakeProvider) -> None:
     """A task cancelled while the request is out may have been billed: the budget keeps the bound, the ledger says unknown."""
     server.delay = 5
-    async with openai.AsyncOpenAI(base_url=server.base_url, api_key="test", max_retries=0) as client:
-        async with af.budget("$1") as b:
-            task = asyncio.create_task(client.chat.completions.create(**CHAT, max_tokens=100))
-            while server.requests == 0:
-                await asyncio.sleep(0)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            assert b.spent > 0
-            assert b.reserved == 0
+    made = openai.AsyncOpenAI(base_url=server.base_url, api_key="test", max_retries=0)
+    async with made as client, af.budget("$1") as b:
+        task = asyncio.create_task(client.chat.completions.create(**CHAT, max_tokens=100))
+        while server.requests == 0:  # noqa: ASYNC110 - the server runs in a thread and has no event of this loop
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert b.spent > 0
+        assert b.reserved == 0
     (charge,) = rows()
     assert charge.amount is None
     assert charge.upper

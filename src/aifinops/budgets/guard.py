@@ -358,7 +358,7 @@ class Guard:
 
 def _each(budgets: Sequence[ActiveBudget]) -> Iterable[ActiveBudget]:
     # One budget named twice is one node: held once.
-    return budgets if len(budgets) < 2 else {active.key: active for active in budgets}.values()  # noqa: PLR2004
+    return budgets if len(budgets) < 2 else {active.key: active for active in budgets}.values()
 
 
 def _meter_bound(unit: str, amounts: Mapping[str, int]) -> int:

@@ -53,7 +53,9 @@ def inventory() -> Inventory:
         return Inventory(reason=f"no NVIDIA driver: {error}")
     try:
         found = tuple(_device(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount()))
-        return Inventory(found, _text(pynvml.nvmlSystemGetDriverVersion()), "" if found else "the driver sees no device")
+        return Inventory(
+            found, _text(pynvml.nvmlSystemGetDriverVersion()), "" if found else "the driver sees no device"
+        )
     except pynvml.NVMLError as error:
         return Inventory(reason=f"NVML failed: {error}")
     finally:

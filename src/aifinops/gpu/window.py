@@ -27,7 +27,12 @@ class Window:
         elapsed = Decimal(self._clock.monotonic_ns() - self._started).scaleb(-9)
         for model, count in self._models.items():
             metering.record(
-                usage={"gpu_seconds": elapsed * count}, model=model, provider="local", operation="gpu", service="gpu", at=self._wall
+                usage={"gpu_seconds": elapsed * count},
+                model=model,
+                provider="local",
+                operation="gpu",
+                service="gpu",
+                at=self._wall,
             )
 
 

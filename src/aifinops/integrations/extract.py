@@ -92,15 +92,14 @@ class Reader:
         return reading
 
     def _disjoint(self, found: dict[str, int]) -> dict[str, int]:
-        for whole, inner in _INNER.items():
+        for outer, inner in _INNER.items():
             parts = {name: found[name] for name in inner if name in found}
-            if parts and whole in found:
-                found[whole] = leaves(found[whole], parts, whole_name=whole)
-        for total, parts_of in self._parts.items():
+            if parts and outer in found:
+                found[outer] = leaves(found[outer], parts, whole_name=outer)
+        for total, names in self._parts.items():
             if total in found:
-                whole = found.pop(total)
-                rest = leaves(whole, {name: found.get(name, 0) for name in parts_of}, whole_name=self.route.usage[total])
-                found[TOTALS[total]] = rest
+                parts = {name: found[name] for name in names if name in found}
+                found[TOTALS[total]] = leaves(found.pop(total), parts, whole_name=self.route.usage[total])
         return {name: count for name, count in found.items() if count}
 
     def event_body(self, event: Any) -> Any:

@@ -152,12 +152,21 @@ class Metrics:
         meter = provider.get_meter(names.SCOPE, self._version, names.SCHEMA_URL)
         self._provider = provider
         observable = meter.create_observable_counter
-        observable(names.METRIC_COST, [self._observe_cost], "{currency}", "Cost by component, in aifinops.cost.currency")
-        observable(names.METRIC_TOKENS, [self._observe_tokens], "{token}", "Tokens by disjoint type; reasoning is part of output")
+        observable(
+            names.METRIC_COST, [self._observe_cost], "{currency}", "Cost by component, in aifinops.cost.currency"
+        )
+        observable(
+            names.METRIC_TOKENS,
+            [self._observe_tokens],
+            "{token}",
+            "Tokens by disjoint type; reasoning is part of output",
+        )
         observable(names.METRIC_CALLS, [self._observe_calls], "{call}", "Metered calls")
         observable(names.METRIC_PRICE_MISSING, [self._observe_unpriced], "{call}", "Calls whose price is unknown")
         observable(names.METRIC_LEDGER_DROPPED, [self._observe_dropped], "{record}", "Records that could not be kept")
-        observable(names.METRIC_FAILURES, [self._observe_failures], "{failure}", "Internal failures that were swallowed")
+        observable(
+            names.METRIC_FAILURES, [self._observe_failures], "{failure}", "Internal failures that were swallowed"
+        )
         self._histograms = {
             name: _histogram(meter, name, unit, text, buckets) for name, unit, text, buckets in _HISTOGRAMS
         }
@@ -192,7 +201,9 @@ class Metrics:
         except Exception as failure:  # a broken instrument of the application must not stop the collection
             swallow("telemetry.metrics.drain", failure)
         return [
-            _observation(amount / NANO, {**item.attributes, names.COST_COMPONENT: part, names.COST_CURRENCY: item.currency})
+            _observation(
+                amount / NANO, {**item.attributes, names.COST_COMPONENT: part, names.COST_CURRENCY: item.currency}
+            )
             for item in self._snapshot()
             for part, amount in list(item.cost.items())
         ]

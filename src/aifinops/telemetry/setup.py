@@ -30,7 +30,8 @@ class Export:
 
     def flush(self, timeout_s: float) -> bool:
         """Push out what waits, within `timeout_s` seconds for each provider; False when something did not make it."""
-        return all([self._guarded("force_flush", provider, int(timeout_s * 1000)) for provider in self.providers])
+        done = [self._guarded("force_flush", provider, int(timeout_s * 1000)) for provider in self.providers]
+        return all(done)  # a list first: one that fails must not keep the others from being flushed
 
     def shutdown(self) -> None:
         """Flush and stop our providers."""

@@ -104,7 +104,10 @@ class _Pipeline:
         self.late = False
         try:
             self._inspect(provider)
-        except (AttributeError, TypeError):  # another SDK, or one whose inside has moved: ordinary spans work everywhere
+        except (
+            AttributeError,
+            TypeError,
+        ):  # another SDK, or one whose inside has moved: ordinary spans work everywhere
             self.late = False
 
     def _inspect(self, provider: Any) -> None:
@@ -118,7 +121,7 @@ class _Pipeline:
         enabled = getattr(self.tracer, "_is_enabled", lambda: True)()
         plain = all(type(item).__module__ == _EXPORT_MODULE for item in self.processors)
         unlimited = limits.max_span_attribute_length is None and limits.max_attribute_length is None
-        roomy = limits.max_span_attributes is None or limits.max_span_attributes >= 64  # noqa: PLR2004
+        roomy = limits.max_span_attributes is None or limits.max_span_attributes >= 64
         self.random_flag = 2 if getattr(self.ids, "is_trace_id_random", lambda: False)() else 0
         from opentelemetry.sdk.trace import ReadableSpan
 
@@ -167,7 +170,7 @@ class Spans:
             return None
         api = _otel()
         parent_span = api.current_span()
-        parent = parent_span.get_span_context()
+        parent: Any = parent_span.get_span_context()
         context = None
         if not parent.is_valid:
             parent = None
@@ -190,7 +193,11 @@ class Spans:
         if random:
             flags = api.trace_flags(flags | random)
         ids = api.span_context(
-            trace_id, pipeline.ids.generate_span_id(), is_remote=False, trace_flags=flags, trace_state=verdict.trace_state
+            trace_id,
+            pipeline.ids.generate_span_id(),
+            is_remote=False,
+            trace_flags=flags,
+            trace_state=verdict.trace_state,
         )
         recording = verdict.decision.is_recording()
         opened = OpenSpan(name, start, ids, parent, pipeline if recording else None, api.non_recording(ids))
@@ -271,7 +278,9 @@ def _ordinary(
 def error_type(error: BaseException) -> str:
     """Low-cardinality `error.type`: the class name, qualified unless it is a builtin."""
     kind = type(error)
-    return kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
+    return (
+        kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
+    )
 
 
 def guarded_finish(opened: OpenSpan | None, attributes: dict[str, Any], end: int, error: BaseException | None) -> None:
@@ -280,5 +289,7 @@ def guarded_finish(opened: OpenSpan | None, attributes: dict[str, Any], end: int
         return
     try:
         Spans.finish(opened, attributes, end, error)
-    except Exception as failure:  # an exporter or processor of the application failed: counted, never the call's problem
+    except (
+        Exception
+    ) as failure:  # an exporter or processor of the application failed: counted, never the call's problem
         swallow("telemetry.spans.finish", failure)

@@ -71,7 +71,12 @@ def one_call(made: TracerProvider, error: BaseException | None = None, fallback:
     return opened, inner_parent
 
 
-LATE = {"plain": {}, "on": {"sampler": ALWAYS_ON}, "parent": {"sampler": ParentBased(ALWAYS_ON)}, "adding": {"sampler": Adding()}}
+LATE = {
+    "plain": {},
+    "on": {"sampler": ALWAYS_ON},
+    "parent": {"sampler": ParentBased(ALWAYS_ON)},
+    "adding": {"sampler": Adding()},
+}
 ORDINARY = {"limits": {"span_limits": SpanLimits(max_attribute_length=100)}}
 
 

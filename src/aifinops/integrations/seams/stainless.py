@@ -171,9 +171,7 @@ def _path(url: str) -> str:
 # --- end -----------------------------------------------------------------------------------------------------------------
 
 
-def _process_response(
-    wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _process_response(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Remember the HTTP answer of the call in flight; the same for both colours, since it only looks at the arguments."""
     _guarded("process_response", _remember, kwargs.get("response"))
     return wrapped(*args, **kwargs)
