@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from collections.abc import Iterator
 
 import pytest
+from opentelemetry import context
 
-from aifinops import errors
+from aifinops import errors, scope
 
-_RUNTIME_IS_THERE = importlib.util.find_spec("aifinops.runtime") is not None
 _KEPT = frozenset({"AIFINOPS_CORPUS"})
 
 
@@ -32,7 +31,18 @@ def loud_failures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def fresh_runtime(clean_environment: None) -> Iterator[None]:
+def fresh_context() -> Iterator[None]:
+    """No block, call or span of an earlier test is in force, and what a test leaves open ends with it."""
+    outer, token = scope.set_scope(scope.NOTHING), context.attach(context.Context())
+    yield
+    context.detach(token)
+    scope.leave(outer)
+    if "aifinops.metering" in sys.modules:
+        sys.modules["aifinops.metering"]._in_flight.set(None)
+
+
+@pytest.fixture(autouse=True)
+def fresh_runtime(clean_environment: None, fresh_context: None) -> Iterator[None]:
     """Each test builds its own runtime; what it left open is closed after it."""
     _forget_runtime()
     yield
@@ -41,5 +51,5 @@ def fresh_runtime(clean_environment: None) -> Iterator[None]:
 
 def _forget_runtime() -> None:
     # A test of the facts never loads the engines, and this fixture does not do it for them.
-    if _RUNTIME_IS_THERE and "aifinops.runtime" in sys.modules:
+    if "aifinops.runtime" in sys.modules:
         sys.modules["aifinops.runtime"].reset()

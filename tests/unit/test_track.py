@@ -164,7 +164,7 @@ def test_generator_consumer_may_switch_context_between_steps() -> None:
     thread.join()
     steps.close()  # type: ignore[attr-defined]
     assert seen == [{"team": "search"}] * 2
-    assert scope.current() is scope.NOTHING
+    assert scope.current() == scope.NOTHING
 
 
 def test_generator_takes_a_thrown_exception() -> None:
@@ -314,7 +314,7 @@ def test_exception_passes_unchanged() -> None:
     with pytest.raises(KeyError) as caught:
         broken()
     assert caught.value is error
-    assert scope.current() is scope.NOTHING
+    assert scope.current() == scope.NOTHING
 
 
 def test_block_object_used_by_many_threads_and_twice_in_one() -> None:
@@ -328,7 +328,7 @@ def test_block_object_used_by_many_threads_and_twice_in_one() -> None:
                 pass
             if spend() != {"team": "search"}:
                 problems.append("inner exit took the outer entry")
-        if scope.current() is not scope.NOTHING:
+        if scope.current() != scope.NOTHING:
             problems.append("leaked")
 
     threads = [threading.Thread(target=use) for _ in range(16)]

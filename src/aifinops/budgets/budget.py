@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from aifinops.budgets.stores.base import MAX_AMOUNT, Node
 from aifinops.charges import new_id
@@ -49,18 +49,25 @@ LimitLike = str | int | Decimal | float | Mapping[str, object] | Sequence[object
 
 _LATER = frozenset({"throttle", "downgrade", "clamp", "cut", "ask"})
 _FORMS = 'write "$5", "5 USD", "2M tokens", "1.5k requests", "200 gpu_hours", or {"USD": 5, "tokens": "2M"}'
-_EXACT = Context(prec=100)
+# Our own, for enough digits; without traps, so that an absurd exponent becomes an infinity or a zero, to be refused.
+_EXACT = Context(prec=100, traps=[])
 _SCALES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
-_NUMBER = r"(?P<number>(?:\d[\d_,]*\.?\d*|\.\d+)(?:[eE][+-]?\d{1,4})?)(?:\s*(?P<scale>[kKmMbBtT])(?![\w-]))?"
+_NUMBER = r"(?P<number>(?:\d[\d_,]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?:\s*(?P<scale>[kKmMbBtT])(?![\w-]))?"
 _AMOUNT = re.compile(rf"^(?P<sign>[+-]?)\s*(?:(?P<symbol>[$€£¥])\s*(?P<inner>[+-]?))?\s*{_NUMBER}\s*(?P<unit>\S.*)?$")
 _CODE_FIRST = re.compile(rf"^(?P<unit>[A-Za-z]{{3}})\s+(?P<sign>[+-]?)\s*{_NUMBER}$")
 _NAME = re.compile(r"^\w[\w .:/@-]{0,127}$")
 _MAX_SOFT = 10  # ten times the limit: a budget that only warns may be far over it
 _MOST_SHOWN = 80  # characters of a value in a message
-_CURRENCIES = frozenset(
-    # ISO 4217, https://www.iso.org/iso-4217-currency-codes.html, without funds, metals and test codes.
-    ["AED", "AFN", "ALL", "AMD", "AOA", "ARS", "AUD", "AWG", "AZN", "BAM", "BBD", "BDT", "BHD", "BIF", "BMD", "BND", "BOB", "BRL", "BSD", "BTN", "BWP", "BYN", "BZD", "CAD", "CDF", "CHF", "CLP", "CNY", "COP", "CRC", "CUP", "CVE", "CZK", "DJF", "DKK", "DOP", "DZD", "EGP", "ERN", "ETB", "EUR", "FJD", "FKP", "GBP", "GEL", "GHS", "GIP", "GMD", "GNF", "GTQ", "GYD", "HKD", "HNL", "HTG", "HUF", "IDR", "ILS", "INR", "IQD", "IRR", "ISK", "JMD", "JOD", "JPY", "KES", "KGS", "KHR", "KMF", "KPW", "KRW", "KWD", "KYD", "KZT", "LAK", "LBP", "LKR", "LRD", "LSL", "LYD", "MAD", "MDL", "MGA", "MKD", "MMK", "MNT", "MOP", "MRU", "MUR", "MVR", "MWK", "MXN", "MYR", "MZN", "NAD", "NGN", "NIO", "NOK", "NPR", "NZD", "OMR", "PAB", "PEN", "PGK", "PHP", "PKR", "PLN", "PYG", "QAR", "RON", "RSD", "RUB", "RWF", "SAR", "SBD", "SCR", "SDG", "SEK", "SGD", "SHP", "SLE", "SOS", "SRD", "SSP", "STN", "SVC", "SYP", "SZL", "THB", "TJS", "TMT", "TND", "TOP", "TRY", "TTD", "TWD", "TZS", "UAH", "UGX", "USD", "UYU", "UZS", "VED", "VES", "VND", "VUV", "WST", "XAF", "XCD", "XCG", "XOF", "XPF", "YER", "ZAR", "ZMW", "ZWG"]
-)
+# ISO 4217, https://www.iso.org/iso-4217-currency-codes.html, without funds, metals and test codes.
+_ISO_4217 = """
+AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BHD BIF BMD BND BOB BRL BSD BTN BWP BYN BZD CAD CDF CHF CLP CNY
+COP CRC CUP CVE CZK DJF DKK DOP DZD EGP ERN ETB EUR FJD FKP GBP GEL GHS GIP GMD GNF GTQ GYD HKD HNL HTG HUF IDR
+ILS INR IQD IRR ISK JMD JOD JPY KES KGS KHR KMF KPW KRW KWD KYD KZT LAK LBP LKR LRD LSL LYD MAD MDL MGA MKD MMK
+MNT MOP MRU MUR MVR MWK MXN MYR MZN NAD NGN NIO NOK NPR NZD OMR PAB PEN PGK PHP PKR PLN PYG QAR RON RSD RUB RWF
+SAR SBD SCR SDG SEK SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS TMT TND TOP TRY TTD TWD TZS UAH UGX USD UYU
+UZS VED VES VND VUV WST XAF XCD XCG XOF XPF YER ZAR ZMW ZWG
+"""
+_CURRENCIES = frozenset(_ISO_4217.split())
 
 
 # --- limits --------------------------------------------------------------------------------------------------------------
@@ -172,7 +179,7 @@ def _entry(unit: object, value: object) -> Limit:
 
 def _number(parts: Mapping[str, str | None]) -> Decimal:
     digits = (parts["number"] or "").replace("_", "").replace(",", "")
-    number = _EXACT.multiply(Decimal(digits), Decimal(_SCALES[(parts["scale"] or "").lower()]))
+    number = _EXACT.multiply(_EXACT.create_decimal(digits), Decimal(_SCALES[(parts["scale"] or "").lower()]))
     return -number if "-" in (parts["sign"], parts.get("inner")) else number
 
 
@@ -373,7 +380,7 @@ def _on_exceed(action: object) -> OnExceed:
     if callable(action):
         return action
     if action in ("raise", "warn"):
-        return action  # type: ignore[return-value]  # one of the two
+        return cast("OnExceed", action)
     later = "downgrade" if isinstance(action, Mapping) else action
     choice = 'use "raise", "warn" or a callable that returns "raise" or "allow"'
     if isinstance(later, str) and later in _LATER:
@@ -397,7 +404,7 @@ def _unknown(choice: object) -> Unknown:
     if choice not in choices:
         near = _nearest(choice, choices) if isinstance(choice, str) else ""
         raise ConfigurationError(f"budget unknown={choice!r} is no choice.{near} Use one of {', '.join(choices)}.")
-    return choice  # type: ignore[no-any-return]  # one of the three
+    return cast("Unknown", choice)
 
 
 def _nearest(word: object, known: Iterable[str]) -> str:

@@ -287,9 +287,10 @@ class Guard:
 
     def _nodes(self, active: ActiveBudget, at: int) -> tuple[Node, ...]:
         nodes = active.nodes(at)
-        if active.watcher is not self and not active.shared:
+        if active.watcher is not self:
             active.watcher = self
-            finalize(active, self._gone.append, nodes).atexit = False
+            if not active.shared:
+                finalize(active, self._gone.append, nodes).atexit = False
         return nodes
 
     def _tidy(self, now: int) -> None:
@@ -344,11 +345,10 @@ class Guard:
         for crossing in crossed:
             event = _soft_limit(crossing)
             level = logging.WARNING if event.share >= _WARNING_FROM else logging.INFO
+            share, spent = f"{event.share * 100:.0f}", f"{event.spent:f} of {event.limit:f} {event.unit}"
             logger.log(
-                level,
-                "aifinops: budget %r has spent %f of %f %s (%.0f %%)",
-                event.budget, event.spent, event.limit, event.unit, event.spent / event.limit * 100,
-            )  # fmt: skip
+                level, "aifinops: budget %r has reached %s %% of its limit: %s spent", event.budget, share, spent
+            )
             for listener in self.on_soft:
                 try:
                     listener(event)
@@ -418,7 +418,6 @@ def _ask_callable(action: Callable[[BudgetExceeded], Any], error: BudgetExceeded
 def _soft_limit(crossing: Crossing) -> SoftLimit:
     node = crossing.node
     limit = to_units(node.unit, node.limit or 0)
-    share = (to_units(node.unit, crossing.mark) / limit).quantize(Decimal("0.001")) if limit else Decimal(1)
-    return SoftLimit(
-        node.label, node.unit, share.normalize(), limit, to_units(node.unit, crossing.spent), node.until or None
-    )
+    # Marks are rounded to whole steps; three places take the share back to what was typed.
+    share = (Decimal(crossing.mark) / (node.limit or 1)).quantize(Decimal("0.001"))
+    return SoftLimit(node.label, node.unit, share, limit, to_units(node.unit, crossing.spent), node.until or None)
