@@ -66,5 +66,14 @@ def _draw_tables(app: Sphinx, docname: str, source: list[str]) -> None:
             source[0] = source[0].replace(mark, draw())
 
 
+def _mark_code(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Docstrings show code as an indented block after a blank line; reStructuredText wants two colons before it."""
+    for index in range(len(lines) - 1, 0, -1):
+        before = lines[index - 2] if index > 1 else ""
+        if lines[index].startswith("    ") and not lines[index - 1] and before and not before.startswith(" "):
+            lines[index:index] = ["::", ""]
+
+
 def setup(app: Sphinx) -> None:
     app.connect("source-read", _draw_tables)
+    app.connect("autodoc-process-docstring", _mark_code, priority=100)  # before napoleon reads the sections

@@ -18,7 +18,8 @@ from aifinops.config import SETTINGS
 from aifinops.telemetry import names
 from aifinops.testing import FakeProvider
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
 BLOCK = re.compile(r"^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
 
@@ -30,10 +31,10 @@ def blocks(path: Path, *languages: str) -> list[str]:
 
 
 def named(path: Path) -> str:
-    return str(path.relative_to(DOCS))
+    return str(path.relative_to(ROOT))
 
 
-WITH_CODE = [path for path in PAGES if blocks(path, "python")]
+WITH_CODE = [path for path in (ROOT / "README.md", *PAGES) if blocks(path, "python")]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_the_code_of_a_page_runs(path: Path, provider: FakeProvider, tmp_path: P
     assert done.returncode == 0, f"{named(path)}\n{done.stdout}\n{done.stderr}"
 
 
-@pytest.mark.parametrize("path", [path for path in PAGES if blocks(path, "python", "py")], ids=named)
+@pytest.mark.parametrize("path", WITH_CODE, ids=named)
 def test_the_names_on_a_page_exist(path: Path) -> None:
     """Whatever a page takes from `af` is public."""
     for code in blocks(path, "python", "py"):

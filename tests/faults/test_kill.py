@@ -26,16 +26,17 @@ ledger = open_ledger(sys.argv[1])
 number = int(sys.argv[2])
 while True:
     charge = example_charge(number)
-    ledger.append(charge)
+    getattr(ledger, sys.argv[3])(charge)
     sys.stdout.write(charge.id + "\\n")
     sys.stdout.flush()
     number += 1
 """
 
 
-def _killed_after(path: Path, first: int, entries: int) -> list[str]:
+def _killed_after(path: Path, first: int, entries: int, way: str) -> list[str]:
     """Run the appending process, kill it after it has told of so many entries; every id that it has told."""
-    process = subprocess.Popen([sys.executable, "-c", APPEND, str(path), str(first)], env=ENV, stdout=subprocess.PIPE)
+    command = [sys.executable, "-c", APPEND, str(path), str(first), way]
+    process = subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE)
     assert process.stdout is not None
     told = [process.stdout.readline() for _ in range(entries)]
     process.send_signal(signal.SIGKILL)
@@ -46,12 +47,13 @@ def _killed_after(path: Path, first: int, entries: int) -> list[str]:
 
 
 @POSIX
-def test_sigkill_loses_nothing_that_append_returned(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["append", "enqueue"])
+def test_sigkill_loses_nothing_that_has_returned(way: str, tmp_path: Path) -> None:
     """Killed at random moments, four times in a row: every entry told of is there, and the file is sound."""
     path = tmp_path / "l.db"
     told: list[str] = []
     for turn in range(4):
-        told += _killed_after(path, turn * 1_000_000, random.randrange(1, 1200))
+        told += _killed_after(path, turn * 1_000_000, random.randrange(1, 1200), way)
         with closing(sqlite3.connect(path)) as connection:
             assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     ledger = open_ledger(path)
@@ -76,16 +78,20 @@ while not writer.pending:
     writer.write(example_charge(number))
     number += 1
     assert number < 5000
-try:
-    ledger.append(example_charge(99_999))
-except StoreError as error:
-    print("refused", error)
+direct = 0
+while direct < 5000:
+    try:
+        ledger.append(example_charge(100_000 + direct))
+    except StoreError as error:
+        print("refused", error)
+        break
+    direct += 1
 for number in range(number, number + 50):
     writer.write(example_charge(number))
 waiting = writer.pending
 resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 assert writer.flush(), "still failing"
-print("waited", waiting, "wrote", number + 1, "dropped", writer.dropped, "pending", writer.pending)
+print("waited", waiting, "wrote", number + 1, "dropped", writer.dropped, "pending", writer.pending, "direct", direct)
 """
 
 
@@ -102,7 +108,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     words = summary.split()
     assert (words[1], words[5], words[7]) == ("51", "0", "0")
     ledger = open_ledger(path)
-    assert ledger.info().entries == int(words[3])
+    assert ledger.info().entries == int(words[3]) + int(words[9])
     ledger.close()
 
 
@@ -122,3 +128,38 @@ def test_an_exit_without_cleaning_up_loses_nothing(tmp_path: Path) -> None:
     ledger = open_ledger(path)
     assert ledger.info().entries == 1
     ledger.close()
+
+
+CALLS = """
+import sys
+import aifinops as af
+import openai
+from aifinops.testing import FakeProvider
+af.init(ledger=sys.argv[1])
+af.instrument("openai")
+with FakeProvider() as server:
+    client = openai.OpenAI(base_url=server.base_url, api_key="test")
+    while True:
+        answer = client.chat.completions.create(model="gpt-4o-mini", messages=[{"role": "user", "content": "hi"}])
+        sys.stdout.write(answer.id + "\\n")
+        sys.stdout.flush()
+"""
+
+
+@POSIX
+def test_sigkill_right_after_a_call_returned_loses_no_call(tmp_path: Path) -> None:
+    """The real client in a process that is killed: every answer that the program has seen is a row."""
+    pytest.importorskip("openai")
+    path = tmp_path / "l.db"
+    for wanted in (1, 7, 40):
+        process = subprocess.Popen([sys.executable, "-c", CALLS, str(path)], env=ENV, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        told = [process.stdout.readline() for _ in range(wanted)]
+        process.send_signal(signal.SIGKILL)
+        told += process.stdout.readlines()
+        process.stdout.close()
+        assert process.wait() == -signal.SIGKILL
+        seen = {line.decode().strip() for line in told if line.endswith(b"\n")}
+        ledger = open_ledger(path)
+        assert seen <= {charge.response_id for charge in ledger.rows()}
+        ledger.close()

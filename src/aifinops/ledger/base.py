@@ -264,6 +264,14 @@ class Ledger(Protocol):
         """
         ...
 
+    def enqueue(self, charge: Charge) -> None:
+        """Keep one entry, as safe as `append` does and at the least cost; a known id is ignored. Every reader finds it.
+
+        Raises:
+            StoreError: when it could not be kept.
+        """
+        ...
+
     def append_many(self, charges: Sequence[Charge]) -> int:
         """Keep several, all or none.
 

@@ -35,6 +35,10 @@ class MemoryLedger:
                 self._corrected.add(charge.corrects)
             return True
 
+    def enqueue(self, charge: Charge) -> None:
+        """`append`, for who does not care whether the id was known."""
+        self.append(charge)
+
     def append_many(self, charges: Sequence[Charge]) -> int:
         """Keep several; how many were new."""
         with self._lock:

@@ -59,7 +59,7 @@ class Writer:
             self._keep(charge)
             return
         try:
-            self.ledger.append(charge)
+            self.ledger.enqueue(charge)
         except StoreError as error:
             self._pause(error)
             self._keep(charge)
@@ -98,7 +98,7 @@ class Writer:
     def _write_oldest(self) -> None:
         charge = self._waiting[0]
         try:
-            self.ledger.append(charge)
+            self.ledger.enqueue(charge)
         except StoreError:
             raise
         except Exception as error:  # this one can never be written; it must not stand before the others for ever

@@ -18,19 +18,23 @@ from aifinops.testing.ledger import example_charge
 
 
 class Lockable:
-    """A ledger file and another connection that can lock it."""
+    """A ledger that can be made to refuse: its file is locked, and a file lies where the folder of its journals should be."""
 
     def __init__(self, path: Path) -> None:
         self.ledger = SqliteLedger(path, timeout_s=0.001)
         self.now = 0
         self.writer = Writer(self.ledger, capacity=3, monotonic_ns=lambda: self.now)
         self._other = sqlite3.connect(path, isolation_level=None)
+        self._obstacle = path.with_name(f"{path.name}-spool")
 
     def lock(self) -> None:
+        self.ledger.close()
+        self._obstacle.touch()
         self._other.execute("BEGIN EXCLUSIVE")
 
     def unlock(self) -> None:
         self._other.execute("ROLLBACK")
+        self._obstacle.unlink()
 
     def amounts(self) -> list[int | None]:
         return [charge.amount for charge in self.ledger.rows()]
@@ -174,7 +178,7 @@ def test_an_error_that_is_not_the_stores_gets_out() -> None:
     """The writer hides outages, not mistakes: the metering layer counts those."""
 
     class Broken(MemoryLedger):
-        def append(self, charge: object) -> bool:
+        def enqueue(self, charge: object) -> None:
             raise TypeError("a bug")
 
     with pytest.raises(TypeError):

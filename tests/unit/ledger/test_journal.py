@@ -1,0 +1,174 @@
+"""The journal beside a ledger file: who takes it in, when it goes, what a damaged one does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aifinops.errors import StoreError
+from aifinops.ledger import journal, sqlite
+from aifinops.ledger.sqlite import SqliteLedger
+from aifinops.testing.ledger import example_charge
+
+ENV = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def files(path: Path) -> list[Path]:
+    return journal.journals(path.with_name(f"{path.name}-spool"), sqlite.SCHEMA)
+
+
+def test_an_entry_is_in_the_journal_first_and_every_reader_finds_it(tmp_path: Path) -> None:
+    """Another ledger object on the same file sees what is only in a living one's journal, once."""
+    path = tmp_path / "l.db"
+    writing, reading = SqliteLedger(path), SqliteLedger(path)
+    charge = example_charge(1, amount=7)
+    writing.enqueue(charge)
+    assert len(files(path)) == 1
+    assert list(reading.rows()) == [charge]
+    assert len(files(path)) == 1, "the journal of a living process stays"
+    assert list(writing.rows()) == [charge]
+    assert reading.info().entries == 1
+    writing.close()
+    assert files(path) == []
+    reading.close()
+
+
+def test_entries_go_into_the_tables_by_the_hundred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After so many entries the journal is empty and the tables have them."""
+    monkeypatch.setattr(sqlite, "FOLD", 5)
+    path = tmp_path / "l.db"
+    ledger = SqliteLedger(path)
+    ledger._fold_at = 5
+    for number in range(12):
+        ledger.enqueue(example_charge(number))
+    assert ledger._journal.entries == 2
+    assert ledger.info().entries == 12
+    assert ledger._journal.entries == 0
+    ledger.close()
+
+
+def test_a_dead_processs_journal_is_taken_in_and_deleted(tmp_path: Path) -> None:
+    """Whoever reads next puts it into the tables."""
+    path = tmp_path / "l.db"
+    code = (
+        "import os, sys; from aifinops.ledger import open_ledger; from aifinops.testing.ledger import example_charge\n"
+        "ledger = open_ledger(sys.argv[1])\n"
+        "for n in range(3): ledger.enqueue(example_charge(n))\n"
+        "os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], env=ENV, check=True)
+    assert len(files(path)) == 1
+    ledger = SqliteLedger(path)
+    assert ledger.info().entries == 3
+    assert files(path) == []
+    ledger.close()
+
+
+def test_a_damaged_line_costs_only_itself(tmp_path: Path) -> None:
+    """Half a line, a line of another shape and garbage are left out; the entries around them are kept."""
+    path = tmp_path / "l.db"
+    ledger = SqliteLedger(path)
+    ledger.enqueue(example_charge(1))
+    (file,) = files(path)
+    with file.open("ab") as out:
+        out.write(b'["half a li\n[1, 2]\n{}\n\xff\xfe\n')
+    ledger.enqueue(example_charge(2))
+    assert ledger.info().entries == 2
+    ledger.close()
+
+
+def test_a_journal_of_another_schema_is_left_alone(tmp_path: Path) -> None:
+    """A newer version's journal waits for that version."""
+    path = tmp_path / "l.db"
+    ledger = SqliteLedger(path)
+    spool = path.with_name(f"{path.name}-spool")
+    spool.mkdir()
+    other = spool / "1-abc.v99.jsonl"
+    other.write_text("[]\n")
+    assert ledger.info().entries == 0
+    assert other.exists()
+    ledger.close()
+
+
+def test_a_known_id_is_ignored(tmp_path: Path) -> None:
+    """The same entry given twice, or taken in twice, is one row."""
+    ledger = SqliteLedger(tmp_path / "l.db")
+    for _ in range(2):
+        ledger.enqueue(example_charge(1))
+    ledger.append(example_charge(1))
+    assert ledger.info().entries == 1
+    ledger.close()
+
+
+def test_a_locked_file_holds_up_no_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While another process holds the tables, entries stay in the journal and nothing is raised."""
+    import sqlite3
+
+    path = tmp_path / "l.db"
+    ledger = SqliteLedger(path, timeout_s=0.001)
+    ledger._fold_at = 3
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    for number in range(4):
+        ledger.enqueue(example_charge(number))
+    assert ledger._journal.entries == 4
+    other.execute("ROLLBACK")
+    other.close()
+    assert ledger.info().entries == 4
+    ledger.close()
+
+
+def test_what_no_ledger_can_hold_is_refused_at_once(tmp_path: Path) -> None:
+    """A number beyond 64 bits never gets into the journal, where it would stand before the others."""
+    ledger = SqliteLedger(tmp_path / "l.db")
+    with pytest.raises(OverflowError):
+        ledger.enqueue(example_charge(1, at=2**80))
+    ledger.enqueue(example_charge(2))
+    assert ledger.info().entries == 1
+    ledger.close()
+
+
+def test_an_unusable_folder_is_a_store_error(tmp_path: Path) -> None:
+    """The writer above keeps such a charge and tries again."""
+    path = tmp_path / "l.db"
+    ledger = SqliteLedger(path)
+    path.with_name(f"{path.name}-spool").touch()
+    with pytest.raises(StoreError):
+        ledger.enqueue(example_charge(1))
+    path.with_name(f"{path.name}-spool").unlink()
+    ledger.enqueue(example_charge(1))
+    ledger.close()
+
+
+def test_without_file_locks_entries_go_to_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a system without `fcntl` there is no journal."""
+    monkeypatch.setattr(sqlite, "AVAILABLE", False)
+    path = tmp_path / "l.db"
+    ledger = SqliteLedger(path)
+    ledger.enqueue(example_charge(1))
+    assert files(path) == []
+    assert ledger.info().entries == 1
+    ledger.close()
+
+
+def test_a_forked_child_has_a_journal_of_its_own(tmp_path: Path) -> None:
+    """Parent and child write on after a fork; every entry is there once."""
+    path = tmp_path / "l.db"
+    code = (
+        "import os, sys; from aifinops.ledger import open_ledger; from aifinops.testing.ledger import example_charge\n"
+        "ledger = open_ledger(sys.argv[1])\n"
+        "ledger.enqueue(example_charge(1))\n"
+        "child = os.fork()\n"
+        "for n in range(5): ledger.enqueue(example_charge(n + (100 if child else 200)))\n"
+        "if child == 0: os._exit(0)\n"
+        "os.waitpid(child, 0); ledger.close()"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(path)], env=ENV, check=True)
+    ledger = SqliteLedger(path)
+    assert ledger.info().entries == 11
+    assert files(path) == []
+    ledger.close()
