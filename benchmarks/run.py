@@ -1,6 +1,6 @@
 """Added time per call of aifinops, of a hand-written span (the floor) and of peers, interleaved in one run.
 
-    python benchmarks/run.py [--rounds 15] [--calls 100] [--json FILE] [--envs DIR]
+    python benchmarks/run.py [--mode spans|metrics] [--rounds 15] [--calls 100] [--json FILE] [--envs DIR]
 
 Each system has a process of its own; peers and their pins have an environment of their own, made on first use under `--envs`. In each
 round every process makes the same calls, one process after the other, in shuffled order. The figure is the median over the rounds of
@@ -52,9 +52,9 @@ def environment(folder: Path, name: str, packages: list[str]) -> Path:
 
 
 class Worker:
-    def __init__(self, python: Path, system: str) -> None:
+    def __init__(self, python: Path, system: str, mode: str) -> None:
         self.process = subprocess.Popen(
-            [python, HERE / "worker.py", system], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [python, HERE / "worker.py", system, mode], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self.about = self._read()
 
@@ -77,7 +77,7 @@ class Worker:
         self.process.wait(timeout=30)
 
 
-def start(folder: Path, only: list[str]) -> dict[tuple[str, str], Worker]:
+def start(folder: Path, only: list[str], mode: str) -> dict[tuple[str, str], Worker]:
     workers = {}
     for name, (packages, systems) in ENVIRONMENTS.items():
         if only and name not in only:
@@ -85,7 +85,7 @@ def start(folder: Path, only: list[str]) -> dict[tuple[str, str], Worker]:
         try:
             python = environment(folder, name, packages)
             for system in systems:
-                workers[name, system] = Worker(python, system)
+                workers[name, system] = Worker(python, system, mode)
         except (subprocess.CalledProcessError, RuntimeError) as error:
             print(f"{name}: left out, {error}", file=sys.stderr)
     return workers
@@ -95,11 +95,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--calls", type=int, default=100)
+    parser.add_argument(
+        "--mode", choices=["spans", "metrics"], default="metrics", help="with a meter provider or without"
+    )
     parser.add_argument("--envs", type=Path, default=ROOT / ".bench")
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    workers = start(options.envs, options.only)
+    workers = start(options.envs, options.only, options.mode)
     figures: dict[str, dict[tuple[str, str], list[float]]] = {kind: {key: [] for key in workers} for kind in KINDS}
     spans: dict[str, dict[tuple[str, str], float]] = {kind: {} for kind in KINDS}
     for kind in KINDS:

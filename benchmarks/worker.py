@@ -1,10 +1,11 @@
 """One system in one process: makes rounds of calls on command and says what each took.
 
-    worker.py SYSTEM      reads lines "KIND COUNT" from standard input, answers one JSON line each
+    worker.py SYSTEM [spans|metrics]      reads lines "KIND COUNT" from standard input, answers one JSON line each
 
 The client is the real openai one on an in-process transport, so that what is measured is client + instrumentation and no network.
-Every system has a tracer provider with a batch processor and a meter provider, both with exporters that do nothing; at the end of a
-round both are flushed inside the timed part, so that work which a system puts off is counted too. CPU time is of the whole process.
+Every system has a tracer provider with a batch processor and, with `metrics`, a meter provider, both with exporters that do nothing; at
+the end of a round both are flushed inside the timed part, so that work which a system puts off is counted too. CPU time is of the
+whole process. The floor is one span of ten attributes written by hand; with `metrics`, and three histogram points.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def calls(made: Any) -> dict[str, Any]:
 # --- systems -----------------------------------------------------------------------------------------------------------
 
 
-def providers() -> Any:
+def providers(with_metrics: bool) -> Any:
     from opentelemetry import metrics, trace
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, PeriodicExportingMetricReader
@@ -138,25 +139,36 @@ def providers() -> Any:
     tracing = TracerProvider()
     tracing.add_span_processor(BatchSpanProcessor(NoSpans(), max_queue_size=100_000, max_export_batch_size=512))
     trace.set_tracer_provider(tracing)
-    metering = MeterProvider(
-        metric_readers=[PeriodicExportingMetricReader(NoMetrics(), export_interval_millis=3_600_000)]
-    )
-    metrics.set_meter_provider(metering)
+    metering = None
+    if with_metrics:
+        reader = PeriodicExportingMetricReader(NoMetrics(), export_interval_millis=3_600_000)
+        metering = MeterProvider(metric_readers=[reader])
+        metrics.set_meter_provider(metering)
 
     def flush() -> int:
         tracing.force_flush()
-        metering.force_flush()
+        if metering is not None:
+            metering.force_flush()
         return NoSpans.count
 
     return flush
 
 
-def with_floor(functions: dict[str, Any]) -> dict[str, Any]:
-    """The least that anybody can do: one span of ten attributes, written by hand around the call."""
-    from opentelemetry import trace
+def with_floor(functions: dict[str, Any], with_metrics: bool) -> dict[str, Any]:
+    """The least that anybody can do: one span of ten attributes, written by hand around the call, and three histogram points."""
+    from opentelemetry import metrics, trace
     from opentelemetry.trace import SpanKind
 
     tracer = trace.get_tracer("floor")
+    meter = metrics.get_meter("floor")
+    duration = meter.create_histogram("gen_ai.client.operation.duration", "s")
+    tokens = meter.create_histogram("gen_ai.client.token.usage", "{token}")
+
+    def measure(kind: str, usage: Any, seconds: float) -> None:
+        base = {"gen_ai.operation.name": kind, "gen_ai.provider.name": "openai", "gen_ai.request.model": "gpt-4o-mini"}
+        duration.record(seconds, base)
+        tokens.record(getattr(usage, "prompt_tokens", 0), {**base, "gen_ai.token.type": "input"})
+        tokens.record(getattr(usage, "completion_tokens", 0), {**base, "gen_ai.token.type": "output"})
 
     def around(kind: str, call: Any) -> Any:
         def spanned() -> Any:
@@ -168,6 +180,7 @@ def with_floor(functions: dict[str, Any]) -> dict[str, Any]:
                     "server.address": "bench.invalid", "server.port": 80,
                 },
             ) as span:  # fmt: skip
+                began = time.perf_counter()
                 answer = call()
                 usage = getattr(answer, "usage", None)
                 span.set_attributes(
@@ -177,6 +190,8 @@ def with_floor(functions: dict[str, Any]) -> dict[str, Any]:
                         "gen_ai.usage.output_tokens": getattr(usage, "completion_tokens", 0), "gen_ai.usage.cost": 0.001,
                     }
                 )  # fmt: skip
+                if with_metrics:
+                    measure(kind, usage, time.perf_counter() - began)
                 return answer
 
         return spanned
@@ -184,7 +199,7 @@ def with_floor(functions: dict[str, Any]) -> dict[str, Any]:
     return {kind: around(kind, call) for kind, call in functions.items()}
 
 
-def set_up(system: str) -> dict[str, Any]:
+def set_up(system: str, with_metrics: bool = True) -> dict[str, Any]:
     if system.startswith("aifinops"):
         os.environ["AIFINOPS_LEDGER"] = str(Path(tempfile.mkdtemp()) / "ledger.db")
         import aifinops
@@ -206,7 +221,7 @@ def set_up(system: str) -> dict[str, Any]:
         OpenAIInstrumentor().instrument()
     functions = calls(client())
     if system == "floor":
-        return with_floor(functions)
+        return with_floor(functions, with_metrics)
     if system == "aifinops+budget":
         block = aifinops.budget("$1000000", name="bench")
         block.__enter__()
@@ -214,9 +229,9 @@ def set_up(system: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    system = sys.argv[1]
-    flush = providers()
-    functions = set_up(system)
+    system, with_metrics = sys.argv[1], sys.argv[2:] != ["spans"]
+    flush = providers(with_metrics)
+    functions = set_up(system, with_metrics)
     import openai
 
     print(json.dumps({"ready": system, "openai": openai.__version__}), flush=True)

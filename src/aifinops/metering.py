@@ -530,7 +530,7 @@ def settle_later(job: Callable[[], None]) -> None:
 
 def drain() -> None:
     """Run what finalizers have left behind."""
-    while not _busy.on:
+    while not _busy.on and not _waiting.empty():
         try:
             job = _waiting.get_nowait()
         except Empty:

@@ -137,9 +137,7 @@ class CountsInFloats(Wrapped):
         return answer
 
 
-@pytest.mark.parametrize(
-    "broken", [ReturnsWhatExpires, RefusesOverruns, SettlesTwice, HoldsInPart, CountsInFloats]
-)
+@pytest.mark.parametrize("broken", [ReturnsWhatExpires, RefusesOverruns, SettlesTwice, HoldsInPart, CountsInFloats])
 def test_the_suite_finds_a_broken_store(broken: Callable[[], Store]) -> None:
     """A store with one of the mistakes that are made in practice does not pass."""
     with pytest.raises(AssertionError, match="expected"):
@@ -149,5 +147,5 @@ def test_the_suite_finds_a_broken_store(broken: Callable[[], Store]) -> None:
 def test_the_suite_finds_a_race_by_its_bill() -> None:
     """Check-then-add decides each single call rightly; only many callers at once show what it is."""
     check_budget_store(CheckThenAdd, workers=1)
-    with pytest.raises(AssertionError, match="32 t(hreads|asks) spent"):
+    with pytest.raises(AssertionError, match=r"32 t(hreads|asks) spent"):
         check_budget_store(CheckThenAdd, sequences=0)

@@ -201,9 +201,8 @@ def _limit(amount: Decimal, unit: str, typed: object) -> Limit:
 
 
 def _shown(typed: object) -> str:
-    if isinstance(typed, int):
-        typed = Decimal(typed)  # Python refuses to print an int of thousands of digits
-    text = repr(typed)
+    # Python refuses to print an int of thousands of digits; a Decimal has no such limit.
+    text = str(Decimal(typed)) if isinstance(typed, int) else repr(typed)
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 

@@ -20,12 +20,32 @@ _Tree = tuple[tuple[str, Any], ...]
 _INNER = {"cache_write_tokens": ("cache_write_30m_tokens", "cache_write_12h_tokens", "cache_write_1h_tokens")}
 
 
+def field(value: Any, name: str) -> Any:
+    """One name of a dict or object, None when it is not there.
+
+    A pydantic model answers for a name that it does not have by raising, which takes longer than all the rest of reading an answer;
+    its fields are in `__dict__`, and what its class does not know is in `__pydantic_extra__`.
+    """
+    if type(value) is dict:
+        return value.get(name)
+    inner = getattr(value, "__dict__", _NOTHING).get(name)
+    if inner is not None:
+        return inner
+    extra = getattr(value, "__pydantic_extra__", _NOTHING)
+    if extra is not _NOTHING:
+        return extra.get(name) if extra else None
+    return value.get(name) if isinstance(value, dict) else getattr(value, name, None)
+
+
+_NOTHING: dict[str, Any] = {}
+
+
 def dig(value: Any, path: tuple[str, ...]) -> Any:
     """The value at a path of names into dicts and objects; None when anything on the way is missing."""
     for name in path:
         if value is None:
             return None
-        value = value.get(name) if isinstance(value, dict) else getattr(value, name, None)
+        value = field(value, name)
     return value
 
 
@@ -39,7 +59,7 @@ def _texts(value: Any, path: tuple[str, ...]) -> Iterator[str]:
             yield value
     elif value is not None:
         name, *rest = path
-        yield from _texts(value.get(name) if isinstance(value, dict) else getattr(value, name, None), tuple(rest))
+        yield from _texts(field(value, name), tuple(rest))
 
 
 class Reader:
@@ -127,9 +147,8 @@ def _freeze(node: dict[str, Any]) -> _Tree:
 
 
 def _walk(value: Any, tree: _Tree, found: dict[str, int]) -> None:
-    is_dict = isinstance(value, dict)
     for name, node in tree:
-        inner = value.get(name) if is_dict else getattr(value, name, None)
+        inner = field(value, name)
         if inner is None:
             continue
         if type(node) is str:
@@ -181,18 +200,31 @@ def read_events(data: bytes, reader: Reader) -> tuple[Reading | None, StreamText
     Returns:
         The last usage that was reported (later reports replace earlier ones), or None; and, for that case, the text that came.
     """
+    found = _last_usage(data, reader)
+    if found is not None:
+        return found, StreamText()
     lines = _data_lines(data)
     body = _json(data) if not lines else None
     if isinstance(body, dict):
         found = reader.tolerant(body)
         return (found, StreamText()) if found is not None else (None, _whole(body, reader))
-    for line in reversed(lines):
-        # Most servers put "usage": null into every chunk: looking at the bytes first saves parsing them all.
-        if b'"usage"' in line and b'"usage":null' not in line and b'"usage": null' not in line:
-            found = reader.tolerant(reader.event_body(_json(line)))
-            if found is not None:
-                return found, StreamText()
     return None, _collect(lines, reader)
+
+
+def _last_usage(data: bytes, reader: Reader) -> Reading | None:
+    """The newest event that has a usage, looked for from the end: of a long stream only one or two lines are ever parsed."""
+    end = len(data)
+    while (at := data.rfind(b'"usage"', 0, end)) >= 0:
+        start = data.rfind(b"\n", 0, at) + 1
+        stop = data.find(b"\n", at)
+        line = data[start : stop if stop >= 0 else len(data)]
+        # Most servers put "usage": null into every chunk: looking at the bytes first saves parsing them all.
+        if line.startswith(b"data:") and b'"usage":null' not in line and b'"usage": null' not in line:
+            found = reader.tolerant(reader.event_body(_json(line[5:])))
+            if found is not None:
+                return found
+        end = start
+    return None
 
 
 def _whole(body: Any, reader: Reader) -> StreamText:

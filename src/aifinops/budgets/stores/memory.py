@@ -34,7 +34,7 @@ __all__ = ["MemoryStore"]
 
 R = TypeVar("R")
 
-_DAY_NS = 86_400 * 1_000_000_000
+_KEPT_NS = 7 * 86_400 * 1_000_000_000  # so that a clock put back finds the window that it was in
 _UNKNOWN = Outcome(None, applied=False)
 # Answers that carry nothing of their own are made once: this is the path of every call.
 _APPLIED = {state: Outcome(state, applied=True) for state in State}
@@ -88,7 +88,7 @@ class MemoryStore:
 
     Args:
         remember: how many finished reservations and entries keep their id, so that a repetition is known as one. What is
-            in flight is always known. Windows are kept for a day after their end.
+            in flight is always known. Windows are kept for a week after their end.
     """
 
     capabilities = Capabilities(shared=False, durable=False, io="none")
@@ -221,7 +221,7 @@ class MemoryStore:
                 account.reserved -= held
                 account.forfeited += held
                 crossed += _spend(node, account, held)
-        self._drop_old_windows(operation.now - _DAY_NS)
+        self._drop_old_windows(operation.now - _KEPT_NS)
         return Swept(tuple(late), tuple(crossed))
 
     def _move(self, id: str, record: _Record, event: Event) -> Outcome:

@@ -46,7 +46,7 @@ OPENAI = Provider(
             "text_completion", _COMPLETION_USAGE, "text_completion", text=("choices.text",), limits=("max_tokens",),
             finish="choices.finish_reason",
         ),
-        "/embeddings": Route("embeddings", {"input_total": "usage.prompt_tokens"}, "list", response_id=""),
+        "/embeddings": Route("embeddings", {"input_total": "usage.prompt_tokens"}, "list", response_id="", tier=""),
     },
     hosts={
         "api.openai.com": "openai", ".openai.azure.com": "azure.ai.openai", ".services.ai.azure.com": "azure.ai.inference",

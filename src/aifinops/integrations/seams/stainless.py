@@ -235,19 +235,21 @@ class _Passing:
 
     def __init__(self, opened: _Open) -> None:
         self._opened = opened
-        self._kept: deque[bytes] = deque()
-        self._size = 0
+        self.kept: deque[bytes] = deque()
         self.done = False
         _passing.add(self)
 
-    def keep(self, chunk: bytes) -> None:
-        if not self._size:
-            invocation = self._opened.invocation
-            invocation.first_chunk = invocation.engines.clock.monotonic_ns()
-        self._kept.append(chunk)
-        self._size += len(chunk)
-        while self._size > MAX_KEPT:
-            self._size -= len(self._kept.popleft())
+    def first(self) -> None:
+        """The first bytes have come."""
+        invocation = self._opened.invocation
+        invocation.first_chunk = invocation.engines.clock.monotonic_ns()
+
+    def trim(self) -> int:
+        """Let the oldest bytes go; how many are kept."""
+        size = sum(map(len, self.kept))
+        while size > MAX_KEPT // 2:
+            size -= len(self.kept.popleft())
+        return size
 
     def lost(self) -> None:
         """The answer was dropped; called by the garbage collector, anywhere, so no lock may be taken."""
@@ -263,8 +265,8 @@ class _Passing:
 
     def _settle(self) -> None:
         invocation, reader = self._opened.invocation, self._opened.reader
-        data = b"".join(self._kept)
-        self._kept.clear()
+        data = b"".join(self.kept)
+        self.kept.clear()
         try:
             reading, came = read_events(data, reader)
         except Exception as failure:  # recorded as a call whose cost is unknown
@@ -306,10 +308,16 @@ class _Tap:
         return source
 
     def _pass(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
-        keep = self._passing.keep
+        # Written out in place: this is what a stream costs per chunk.
+        passing, append, size = self._passing, self._passing.kept.append, 0
         for chunk in chunks:
             try:
-                keep(chunk)
+                if not size:
+                    passing.first()
+                append(chunk)
+                size += len(chunk)
+                if size > MAX_KEPT:
+                    size = passing.trim()
             except Exception as failure:  # the chunk is the user's all the same
                 swallow("integrations.stainless.keep", failure)
             yield chunk
@@ -320,10 +328,16 @@ class _Tap:
         return source
 
     async def _apass(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        keep = self._passing.keep
+        # Written out in place: this is what a stream costs per chunk.
+        passing, append, size = self._passing, self._passing.kept.append, 0
         async for chunk in chunks:
             try:
-                keep(chunk)
+                if not size:
+                    passing.first()
+                append(chunk)
+                size += len(chunk)
+                if size > MAX_KEPT:
+                    size = passing.trim()
             except Exception as failure:  # the chunk is the user's all the same
                 swallow("integrations.stainless.keep", failure)
             yield chunk
