@@ -81,7 +81,9 @@ class Cost:
             head += f" for {self.model}"
         rows = [head, *map(self._explain_line, self.lines)]
         if self.basis == "estimated" and self.lower is not None and self.upper is not None:
-            rows.append(f"  between {format_money(self.lower, self.currency)} and {format_money(self.upper, self.currency)}")
+            rows.append(
+                f"  between {format_money(self.lower, self.currency)} and {format_money(self.upper, self.currency)}"
+            )
         if self.reported is not None:
             rows.append(f"  the provider reported {format_money(self.reported, self.currency)}")
         if self.price_id:

@@ -118,7 +118,7 @@ def resolve_unit(name: str) -> tuple[str, int]:
         return UNITS[key]
     known = [*GROUPS, *UNITS, *METERS]
     raise ConfigurationError(
-        f"unknown unit {name!r}.{_nearest(key, known)} Use a currency (\"$5\", \"5 USD\") or a meter "
+        f'unknown unit {name!r}.{_nearest(key, known)} Use a currency ("$5", "5 USD") or a meter '
         f'("2M tokens", "200 gpu_hours", "100 requests").'
     )
 

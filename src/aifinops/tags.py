@@ -33,7 +33,9 @@ def make_tags(values: Mapping[str, object]) -> Tags:
     clean: dict[str, str] = {}
     for key, value in values.items():
         if not isinstance(key, str) or not _KEY.match(key):
-            raise ConfigurationError(f"tag key {key!r} must match [A-Za-z_][A-Za-z0-9_.-]* and have at most 64 characters")
+            raise ConfigurationError(
+                f"tag key {key!r} must match [A-Za-z_][A-Za-z0-9_.-]* and have at most 64 characters"
+            )
         if value is None:
             continue
         if isinstance(value, (dict, list, tuple, set)):
