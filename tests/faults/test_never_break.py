@@ -28,6 +28,9 @@ from aifinops.pricing import book, lists, match, prices, tokens  # noqa: E402
 from aifinops.telemetry import attributes, metrics, names, spans  # noqa: E402
 from aifinops.testing import FakeProvider  # noqa: E402
 
+# A ledger whose opening or closing is broken on purpose leaves its file open; Python 3.13 says so when it is collected.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+
 MODULES = (
     stainless, extract, metering, spans, metrics, attributes, names, writer, sqlite, codec, guard, policy, store_base, store_memory,
     book, lists, match, prices, tokens, charges, money, usage, runtime, scope,
