@@ -1,6 +1,6 @@
 """Added time per call of aifinops, of a hand-written span (the floor) and of peers, interleaved in one run.
 
-    python benchmarks/run.py [--mode spans|metrics] [--rounds 15] [--calls 100] [--json FILE] [--envs DIR]
+    python benchmarks/run.py [--mode spans|metrics] [--rounds 11] [--calls 500] [--json FILE] [--envs DIR]
 
 Each system has a process of its own; peers and their pins have an environment of their own, made on first use under `--envs`. In each
 round every process makes the same calls, one process after the other, in shuffled order. The figure is the median over the rounds of
@@ -93,8 +93,9 @@ def start(folder: Path, only: list[str], mode: str) -> dict[tuple[str, str], Wor
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--calls", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=11)
+    # So many that every round has what a system does only now and then (500: our journal goes into the tables).
+    parser.add_argument("--calls", type=int, default=500)
     parser.add_argument(
         "--mode", choices=["spans", "metrics"], default="metrics", help="with a meter provider or without"
     )

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from aifinops.money import format_money, from_nanos, to_nanos
 from aifinops.tags import EMPTY, Tags
 from aifinops.usage import EMPTY_QUANTITIES, Quantities, Quantity
 
-__all__ = ["BASES", "Basis", "Charge", "Cost", "CostLine", "nanos", "new_id", "total"]
+__all__ = ["BASES", "Amounts", "Basis", "Charge", "Cost", "CostLine", "nanos", "new_id", "total"]
 
 Basis = Literal["reported", "priced", "estimated", "unknown", "free", "committed"]
 BASES: tuple[Basis, ...] = ("reported", "priced", "estimated", "unknown", "free", "committed")
@@ -102,6 +102,53 @@ class Cost:
 
     def __str__(self) -> str:
         return f"{format_money(self.amount, self.currency)}{'' if self.basis in ('priced', 'reported') else f' ({self.basis})'}"
+
+
+class Amounts(NamedTuple):
+    """A cost in the integers that the ledger keeps: nano-units, each rounded up, with lines that add up to the amount.
+
+    Attributes:
+        amount, lower, upper: nano-units or None. lines: (meter, nano-units).
+        as_of: ISO date. currency, basis, price_id, source: as in `Cost`.
+    """
+
+    amount: int | None
+    currency: str
+    basis: Basis
+    lower: int | None
+    upper: int | None
+    lines: tuple[tuple[str, int], ...] = ()
+    price_id: str | None = None
+    as_of: str | None = None
+    source: str | None = None
+
+    @classmethod
+    def of(cls, cost: Cost, reported: Decimal | None = None) -> Amounts:
+        """The integers of a cost; with `reported`, what the provider says it charged takes the place of its amount."""
+        amount, basis = nanos(cost.amount), cost.basis
+        if reported is not None:
+            amount, basis = nanos(reported), "reported"
+        return cls(
+            amount,
+            cost.currency,
+            basis,
+            nanos(cost.lower),
+            nanos(cost.upper),
+            () if amount is None else even([(line.meter, to_nanos(line.amount)) for line in cost.lines], amount),
+            cost.price_id,
+            cost.as_of.isoformat() if cost.as_of else None,
+            cost.source,
+        )
+
+
+def even(lines: list[tuple[str, int]], amount: int) -> tuple[tuple[str, int], ...]:
+    """The lines with what they are off by (rounding, or another total) put on the largest, so that they add up to `amount`."""
+    rest = amount - sum([value for _, value in lines])
+    if rest and lines:
+        place = max(range(len(lines)), key=lambda number: lines[number][1])
+        meter, value = lines[place]
+        lines[place] = (meter, value + rest)
+    return tuple(lines)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from typing import Any
 from aifinops import runtime
 from aifinops.budgets.budget import ActiveBudget, to_units
 from aifinops.budgets.guard import Reservation
-from aifinops.charges import Basis, Charge, Cost, nanos, new_id
+from aifinops.charges import Amounts, Basis, Charge, Cost, nanos, new_id
 from aifinops.errors import BudgetExceeded, swallow
 from aifinops.money import to_nanos
 from aifinops.pricing import tokens
@@ -183,25 +183,26 @@ class Invocation:
         """Hold the upper bound of this call in every budget; BudgetExceeded when one has no room."""
         _busy.on = True
         try:
-            bound, amounts = self._bound()
-            self.upper = bound.upper
+            amounts = self._bound()
             self.reservation = self.engines.guard.reserve(
                 budgets,
                 amounts,
                 id=self.id,
                 at=self.wall,
-                unpriced=_unknown_model(self, bound) if bound.upper is None else None,
-                hint=_hint(self.call, bound),
+                unpriced=_unknown_model(self) if self.upper is None else None,
+                hint=_NO_LIMIT if self.upper is not None and self.call.output_bound() is None else "",
             )
         finally:
             _busy.on = False
 
-    def _bound(self) -> tuple[Cost, dict[str, int]]:
-        """The most that this call can cost, and the same in every unit that a budget may count."""
+    def _bound(self) -> dict[str, int]:
+        """The most that this call can cost, kept in `upper`, and the same in every unit that a budget may count."""
         call, book = self.call, self.engines.book
         inputs = min(tokens.text_upper_bound(call.body or {}), book.input_limit(call.provider, call.model))
         outputs = call.output_bound()
-        estimate = book.estimate(
+        if outputs is None and call.choices > 1:
+            outputs = (book.output_limit(call.provider, call.model) or 0) * call.choices or None
+        self.upper, currency = book.bound(
             call.provider,
             call.model,
             input_tokens_upper=inputs,
@@ -211,18 +212,16 @@ class Invocation:
             tier=call.tier,
         )
         amounts = {"requests": MICRO, "input_tokens": inputs * MICRO}
-        if estimate.upper is not None:
-            amounts[estimate.currency] = nanos(estimate.upper) or 0
+        if self.upper is not None:
+            amounts[currency] = to_nanos(self.upper)
         else:
             dearest = book.dearest(call.provider, input_tokens_upper=inputs, output_tokens_upper=outputs)
-            amounts["USD:dearest"] = nanos(dearest) or 0
-        if outputs is None and call.choices > 1:
-            outputs = (book.output_limit(call.provider, call.model) or 0) * call.choices or None
+            amounts["USD:dearest"] = to_nanos(dearest)
         if outputs is None:
             outputs = book.output_limit(call.provider, call.model) or book.input_limit(call.provider, call.model)
         amounts["output_tokens"] = outputs * MICRO
         amounts["tokens"] = (inputs + outputs) * MICRO
-        return estimate, amounts
+        return amounts
 
     def enter(self) -> None:
         """Put ids into the context: children find their parent, inner instrumentations see that the call has an owner."""
@@ -257,8 +256,8 @@ class Invocation:
             return
         _busy.on = True
         try:
-            cost = self._price(reading) if reading.quantities or error is None else self._at_most()
-            charge = self._charge(reading, cost, status, error)
+            amounts = self._amounts(reading) if reading.quantities or error is None else Amounts.of(self._at_most())
+            charge = self._charge(reading, amounts, status, error)
             self._pay(charge)
             self._keep(charge)
             self._tell(charge, reading, error)
@@ -295,7 +294,7 @@ class Invocation:
         try:
             if self.reservation is not None:
                 self.engines.guard.release(self.reservation)
-            charge = self._charge(Reading(), Cost(Decimal(0), basis="free"), "error", error)
+            charge = self._charge(Reading(), Amounts.of(Cost(Decimal(0), basis="free")), "error", error)
             self._tell(charge, Reading(), error)
         except Exception as failure:  # the user's own exception goes on unchanged
             swallow("metering.release", failure)
@@ -314,36 +313,38 @@ class Invocation:
         sku = Sku(call.provider, reading.model or call.model, call.service, reading.tier, reading.region)
         return Usage(reading.quantities, sku, self.wall, reading.raw, reading.estimated, reading.lower, reading.upper)
 
-    def _price(self, reading: Reading) -> Cost:
+    def _amounts(self, reading: Reading) -> Amounts:
+        """What an answer cost, in the integers of the ledger."""
         if reading.problem or not reading.quantities:
-            return Cost(None, basis="unknown", upper=self.upper, notes=(reading.problem or "no usage was reported",))
+            return Amounts(None, "USD", "unknown", None, nanos(self.upper))
         try:
             usage = self._usage(reading)
-            cost = self.engines.book.price(usage)
-            asked = self.call.model
-            if cost.amount is None and asked and asked != usage.sku.model:
-                # Some servers answer with a name of their own (a path, a deployment); what was asked for may be listed.
-                cost = self.engines.book.price(replace(usage, sku=replace(usage.sku, model=asked)))
-            return cost
+            quick = self.engines.book.amounts(usage) if reading.reported is None else None
+            return quick or Amounts.of(self._price(usage), reading.reported)
         except Exception as failure:  # losing the price never loses the usage
             swallow("metering.price", failure)
-            return Cost(None, basis="unknown", notes=(f"pricing failed: {type(failure).__name__}: {failure}",))
+            return Amounts(None, "USD", "unknown", None, None)
+
+    def _price(self, usage: Usage) -> Cost:
+        cost = self.engines.book.price(usage)
+        asked = self.call.model
+        if cost.amount is None and asked and asked != usage.sku.model:
+            # Some servers answer with a name of their own (a path, a deployment); what was asked for may be listed.
+            cost = self.engines.book.price(replace(usage, sku=replace(usage.sku, model=asked)))
+        return cost
 
     def _at_most(self) -> Cost:
         """The cost of a call that failed after it was sent: unknown, between nothing and its upper bound."""
-        upper = self.upper
-        if upper is None:
+        if self.upper is None:
             try:
-                upper = self._bound()[0].upper
+                self._bound()
             except Exception as failure:  # the bound is a courtesy here: the row itself says that the cost is unknown
                 swallow("metering.bound", failure)
-        return Cost(None, basis="unknown", lower=Decimal(0), upper=upper, notes=("failed after it was sent",))
+        return Cost(None, basis="unknown", lower=Decimal(0), upper=self.upper, notes=("failed after it was sent",))
 
-    def _charge(self, reading: Reading, cost: Cost, status: str, error: BaseException | None) -> Charge:
+    def _charge(self, reading: Reading, amounts: Amounts, status: str, error: BaseException | None) -> Charge:
         call, span = self.call, self.span
-        amount, basis = nanos(cost.amount), cost.basis
-        if reading.reported is not None:
-            amount, basis = nanos(reading.reported), "reported"
+        amount, currency, basis, lower, upper, lines, price_id, as_of, source = amounts
         return Charge(
             id=self.id,
             at=self.wall,
@@ -352,14 +353,14 @@ class Invocation:
             model=call.model,
             quantities=reading.quantities,
             amount=amount,
-            currency=cost.currency,
+            currency=currency,
             basis=basis,
-            lower=nanos(cost.lower),
-            upper=nanos(cost.upper),
-            lines=_line_nanos(cost, amount),
-            price_id=cost.price_id,
-            price_as_of=cost.as_of.isoformat() if cost.as_of else None,
-            price_source=cost.source,
+            lower=lower,
+            upper=upper,
+            lines=lines,
+            price_id=price_id,
+            price_as_of=as_of,
+            price_source=source,
             response_model=reading.model,
             response_id=reading.response_id,
             service=call.service,
@@ -452,17 +453,6 @@ def _prompt(body: Any) -> tuple[str, int]:
     return " ".join(texts), messages
 
 
-def _line_nanos(cost: Cost, amount: int | None) -> tuple[tuple[str, int], ...]:
-    """Integer parts that add up to `amount`: rounding goes to the largest, a reported amount to one line of its own."""
-    if amount is None or not cost.lines:
-        return ()
-    values = [to_nanos(line.amount) for line in cost.lines]
-    rest = amount - sum(values)
-    if rest:
-        values[values.index(max(values))] += rest
-    return tuple((line.meter, value) for line, value in zip(cost.lines, values, strict=True))
-
-
 def actual_amounts(charge: Charge) -> dict[str, int]:
     """A charge in budget units: nano-units of its currency, millionths of every meter, `tokens` and `requests`.
 
@@ -501,21 +491,21 @@ def _was_refused(error: BaseException) -> bool:
     return False
 
 
-def _unknown_model(invocation: Invocation, bound: Cost) -> Any:
+def _unknown_model(invocation: Invocation) -> Any:
     from aifinops.errors import UnknownModel
 
-    call = invocation.call
+    call, book = invocation.call, invocation.engines.book
     try:
-        invocation.engines.book.resolve(call.provider, call.model)
+        book.resolve(call.provider, call.model)
     except UnknownModel as unknown:
         return unknown
-    return UnknownModel(call.model, provider=call.provider, lists=bound.notes)
+    why = book.estimate(
+        call.provider, call.model, input_tokens_upper=0, output_tokens_upper=0, at=invocation.wall
+    ).notes
+    return UnknownModel(call.model, provider=call.provider, lists=why)
 
 
-def _hint(call: Call, bound: Cost) -> str:
-    if call.output_bound() is None and bound.upper is not None:
-        return "The request states no output limit, so the model's own maximum is held; set max_completion_tokens."
-    return ""
+_NO_LIMIT = "The request states no output limit, so the model's own maximum is held; set max_completion_tokens."
 
 
 # --- streams that end where nobody may block ---------------------------------------------------------------------------
@@ -576,8 +566,8 @@ def record(
     if at is not None:
         invocation.wall = at
     reading = Reading(counts, model=model, tier=tier, region=region, response_id=response_id)
-    priced = _given_cost(cost) if cost is not None else invocation._price(reading)
-    charge = invocation._charge(reading, priced, "ok", None)
+    amounts = Amounts.of(_given_cost(cost)) if cost is not None else invocation._amounts(reading)
+    charge = invocation._charge(reading, amounts, "ok", None)
     invocation._end()
     _busy.on = True
     try:

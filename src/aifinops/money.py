@@ -7,10 +7,10 @@ from decimal import ROUND_CEILING, ROUND_HALF_UP, Context, Decimal, InvalidOpera
 
 from aifinops.errors import ConfigurationError
 
-__all__ = ["NANO", "SYMBOLS", "decimal", "format_money", "from_nanos", "parse_money", "to_nanos"]
+__all__ = ["MAX_NANOS", "NANO", "SYMBOLS", "decimal", "format_money", "from_nanos", "parse_money", "to_nanos"]
 
 NANO = 1_000_000_000
-_MAX_NANOS = 2**63 - 1
+MAX_NANOS = 2**63 - 1
 _NANO_EXPONENT = Decimal("1e-9")
 _NANO_DECIMAL = Decimal(NANO)
 # Our own: the application may have set its context to a few digits, and 28 are not enough for a sum of products.
@@ -66,7 +66,7 @@ def to_nanos(amount: Decimal) -> int:
         OverflowError: beyond the 9.2 billion units that an int64 holds.
     """
     nanos = int(_EXACT.multiply(amount, _NANO_DECIMAL).to_integral_value(ROUND_CEILING))
-    if not -_MAX_NANOS <= nanos <= _MAX_NANOS:
+    if not -MAX_NANOS <= nanos <= MAX_NANOS:
         raise OverflowError(f"{amount} does not fit into int64 nano-units")
     return nanos
 

@@ -23,22 +23,22 @@ from aifinops.budgets.stores import base as store_base  # noqa: E402
 from aifinops.budgets.stores import memory as store_memory  # noqa: E402
 from aifinops.integrations import extract  # noqa: E402
 from aifinops.integrations.seams import stainless  # noqa: E402
-from aifinops.ledger import codec, sqlite, writer  # noqa: E402
+from aifinops.ledger import codec, journal, sqlite, writer  # noqa: E402
 from aifinops.pricing import book, lists, match, prices, tokens  # noqa: E402
-from aifinops.telemetry import attributes, metrics, names, spans  # noqa: E402
+from aifinops.telemetry import attributes, histograms, metrics, names, spans  # noqa: E402
 from aifinops.testing import FakeProvider  # noqa: E402
 
 # A ledger whose opening or closing is broken on purpose leaves its file open; Python 3.13 says so when it is collected.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 
 MODULES = (
-    stainless, extract, metering, spans, metrics, attributes, names, writer, sqlite, codec, guard, policy, store_base, store_memory,
+    stainless, extract, metering, spans, metrics, histograms, attributes, names, writer, sqlite, journal, codec, guard, policy, store_base, store_memory,
     book, lists, match, prices, tokens, charges, money, usage, runtime, scope,
 )  # fmt: skip
 
 CONTAINERS = {
     "stainless.Seam._request", "stainless.Seam._arequest", "stainless._process_response", "stainless._guarded",  # the outermost wrappers
-    "stainless._Tap._iter_bytes", "stainless._Tap._aiter_bytes", "stainless._Tap._pass", "stainless._Tap._apass",  # what the user pulls on
+    "stainless._Tap._iter_bytes", "stainless._Tap._aiter_bytes", "stainless._Tap._segments", "stainless._Tap._apass",  # what the user pulls on
     "stainless._Tap._close", "stainless._Tap._aclose", "stainless._Tap._original",
     "scope.enter", "scope.leave", "scope.Scope.__init__",  # the user's own `with`, not the call
 }  # fmt: skip

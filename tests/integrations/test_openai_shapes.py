@@ -422,3 +422,40 @@ def test_one_client_only(server: FakeProvider) -> None:
         metered.chat.completions.create(**CHAT)
         plain.chat.completions.create(**CHAT)
     assert len(rows()) == 1
+
+
+def test_each_of_several_answers_is_held_when_no_limit_is_stated(client: Any) -> None:
+    """`n=4` without an output limit holds four times what the model can write, before anything is sent."""
+    held = []
+    for choices in (1, 4):
+        with pytest.raises(af.BudgetExceeded) as refused, af.budget("$0.000001"):
+            client.chat.completions.create(model="gpt-5-mini", messages=[], n=choices)
+        held.append(refused.value.asked)
+    most = af.price("gpt-5-mini", output_tokens=runtime.get().book.output_limit("openai", "gpt-5-mini") or 0).amount
+    assert most is not None
+    assert held[1] - held[0] == 3 * most
+
+
+def test_a_stream_longer_than_what_is_kept_is_read_from_its_end(
+    client: Any, server: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond the bound the oldest bytes go; the usage at the end is exact all the same, and every chunk passes."""
+    from aifinops.integrations.seams import stainless
+
+    monkeypatch.setattr(stainless, "MAX_KEPT", 2_000)
+    monkeypatch.setattr(stainless, "SEGMENT", 2)
+    kept = []
+    pack = stainless._Passing.pack
+    monkeypatch.setattr(stainless._Passing, "pack", lambda self, chunk: (pack(self, chunk), kept.append(self.size))[0])
+    text = "word " * 400
+    stream = client.chat.completions.create(
+        model="gpt-5-mini",
+        messages=[{"role": "user", "content": text}],
+        max_completion_tokens=300,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    assert sum(1 for _ in stream) > 10
+    assert max(kept) <= 2_000
+    row = only_row(server)
+    assert row.basis == "priced"

@@ -74,11 +74,16 @@ class Reader:
         self._finish = _path(route.finish)
         self._event = _path(route.event)
         self._text = tuple(_path(text) for text in route.text)
-        self._parts = {
-            total: tuple(name for name in route.usage if name in METERS and METERS[name].direction == direction)
+        # (inclusive count, the meter that keeps its rest, the meters that are parts of it); inner wholes come first.
+        self._wholes = [
+            (whole, whole, tuple(name for name in parts if name in route.usage))
+            for whole, parts in _INNER.items()
+            if any(name in route.usage for name in parts)
+        ] + [
+            (total, TOTALS[total], tuple(name for name in route.usage if _direction(name) == direction))
             for total, direction in (("input_total", "input"), ("output_total", "output"))
             if total in route.usage
-        }
+        ]
 
     def read(self, body: Any) -> Reading | None:
         """What a body says, or None when it has no usage.
@@ -112,14 +117,15 @@ class Reader:
         return reading
 
     def _disjoint(self, found: dict[str, int]) -> dict[str, int]:
-        for outer, inner in _INNER.items():
-            parts = {name: found[name] for name in inner if name in found}
-            if parts and outer in found:
-                found[outer] = leaves(found[outer], parts, whole_name=outer)
-        for total, names in self._parts.items():
-            if total in found:
-                parts = {name: found[name] for name in names if name in found}
-                found[TOTALS[total]] = leaves(found.pop(total), parts, whole_name=self.route.usage[total])
+        for whole, rest_of_it, names in self._wholes:
+            if whole in found:
+                rest = count = found.pop(whole)
+                for name in names:
+                    rest -= found.get(name, 0)
+                if rest < 0:
+                    parts = {name: found[name] for name in names if name in found}
+                    leaves(count, parts, whole_name=self.route.usage.get(whole, whole))  # raises, naming the numbers
+                found[rest_of_it] = rest
         return {name: count for name, count in found.items() if count}
 
     def event_body(self, event: Any) -> Any:
@@ -129,6 +135,10 @@ class Reader:
     def text(self, body: Any) -> str:
         """All generated text of a body or a stream event."""
         return "".join(text for path in self._text for text in _texts(body, path))
+
+
+def _direction(name: str) -> str:
+    return METERS[name].direction if name in METERS else ""
 
 
 def _tree(usage: Mapping[str, str]) -> _Tree:
@@ -172,8 +182,10 @@ def _word(value: Any) -> str:
 
 
 def _raw(usage: Any) -> Mapping[str, Any] | None:
-    if usage is None or isinstance(usage, dict):
-        return usage
+    if isinstance(usage, dict):  # perhaps the user's own, who may change it before it is in the ledger
+        return {key: dict(value) if type(value) is dict else value for key, value in usage.items()}
+    if usage is None:
+        return None
     dump = getattr(usage, "model_dump", None) or getattr(usage, "dict", None)
     return dump(exclude_none=True) if dump is not None else None
 

@@ -7,8 +7,9 @@ only where there is something to say. Exact: integers stay integers, `Decimal` q
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any
 
@@ -24,8 +25,10 @@ __all__ = [
     "charge_of",
     "clean_text",
     "dump_quantities",
+    "line_of",
     "load_quantities",
     "row_of",
+    "row_of_line",
 ]
 
 PLAIN_COLUMNS = (
@@ -95,52 +98,66 @@ def _plain(value: object) -> Any:
     return str(value)
 
 
-_dump = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_plain).encode
+def encoder(*, ascii_only: bool) -> Callable[[Any], str]:
+    """A function from a value to compact JSON: `JSONEncoder.encode` without making its machinery anew for each value."""
+    slow = json.JSONEncoder(ensure_ascii=ascii_only, separators=(",", ":"), default=_plain)
+    try:
+        escape = json.encoder.encode_basestring_ascii if ascii_only else json.encoder.encode_basestring
+        make: Any = vars(json.encoder)["c_make_encoder"]
+        parts = make(None, _plain, escape, None, ":", ",", False, False, True)
+        if "".join(parts(_PROBE, 0)) == slow.encode(_PROBE):
+            return lambda value: "".join(parts(value, 0))
+    except (KeyError, TypeError):  # a Python without the C encoder, or with another one
+        pass
+    return slow.encode
+
+
+_PROBE = [None, True, 1, 0.5, "é\n", {"a": {"b": [Decimal(1)]}}]
+_dump = encoder(ascii_only=False)
+_ascii = encoder(ascii_only=True)  # half a surrogate pair is an escape then, not an error
+
+
+_values = attrgetter(*PLAIN_COLUMNS, "stream", "tags", "quantities", "lines", "raw")
 
 
 def row_of(charge: Charge) -> tuple[Any, ...]:
     """The values of `COLUMNS`."""
-    meters, quantities = _split_quantities(charge.quantities) if charge.quantities else (_NO_METERS, None)
-    tag_values, tags = _split_tags(charge.tags) if charge.tags else (_NO_TAGS, None)
+    values = _values(charge)
+    stream, tags, quantities, lines, raw = values[_PLAIN:]
+    meter_values, more_quantities = _split_quantities(quantities) if quantities else (_NO_METERS, None)
+    tag_values, more_tags = _split_tags(tags) if tags else (_NO_TAGS, None)
     return (
-        # Written out and not getattr in a loop: this runs in every metered call.
-        charge.id,
-        charge.at,
-        charge.duration,
-        charge.provider,
-        charge.operation,
-        charge.model,
-        charge.response_model,
-        charge.response_id,
-        charge.service,
-        charge.tier,
-        charge.region,
-        charge.amount,
-        charge.currency,
-        charge.basis,
-        charge.lower,
-        charge.upper,
-        charge.price_id,
-        charge.price_as_of,
-        charge.price_source,
-        charge.status,
-        charge.error,
-        charge.trace_id,
-        charge.span_id,
-        charge.corrects,
-        1 if charge.stream else 0,
+        *values[:_PLAIN],
+        1 if stream else 0,
         *tag_values,
-        *meters,
-        quantities,
-        tags,
-        _dump(charge.lines) if charge.lines else None,
-        None if charge.raw is None else _dump(charge.raw),
+        *meter_values,
+        more_quantities,
+        more_tags,
+        _dump(lines) if lines else None,
+        None if raw is None else _dump(raw),
     )
 
 
-def _split_quantities(quantities: Quantities) -> tuple[Sequence[int | None], str | None]:
+def line_of(row: Sequence[Any]) -> str:
+    """A row as one line of JSON."""
+    return _ascii(row)
+
+
+def row_of_line(line: bytes) -> list[Any]:
+    """The row that `line_of` wrote.
+
+    Raises:
+        ValueError: for a line that it did not write.
+    """
+    row = json.loads(line)
+    if not isinstance(row, list) or len(row) != len(COLUMNS):
+        raise ValueError("no line of a journal")
+    return row
+
+
+def _split_quantities(quantities: Mapping[str, Any]) -> tuple[Sequence[int | None], str | None]:
     columns: list[int | None] = [None] * len(METER_COLUMNS)
-    more: dict[str, Quantity] = {}
+    more: dict[str, Any] = {}
     for name, value in quantities.items():
         place = _METER_PLACE.get(name)
         if place is None or type(value) is not int or not -_LARGEST < value < _LARGEST:
@@ -162,14 +179,14 @@ def _split_tags(tags: Tags) -> tuple[Sequence[str | None], str | None]:
     return columns, _dump(more) if more else None
 
 
-def dump_quantities(quantities: Quantities) -> str:
+def dump_quantities(quantities: Mapping[str, Any]) -> str:
     """Compact JSON; a `Decimal` is text, so that nothing reads it as a float."""
     return _dump({name: str(value) if isinstance(value, Decimal) else value for name, value in quantities.items()})
 
 
 def load_quantities(text: str) -> dict[str, Quantity]:
     """The quantities that `dump_quantities` wrote."""
-    return {name: Decimal(value) if isinstance(value, str) else value for name, value in json.loads(text).items()}
+    return dict(_exact(json.loads(text)))
 
 
 def charge_of(row: Sequence[Any]) -> Charge:
@@ -184,6 +201,12 @@ def charge_of(row: Sequence[Any]) -> Charge:
         lines=tuple((meter, amount) for meter, amount in json.loads(lines)) if lines else (),
         raw=None if raw is None else json.loads(raw),
     )
+
+
+def _exact(values: Mapping[str, Any]) -> Quantities:
+    if not values:
+        return EMPTY_QUANTITIES
+    return {name: Decimal(value) if isinstance(value, str) else value for name, value in values.items()}
 
 
 def _join_quantities(columns: Sequence[int | None], more: str | None) -> Quantities:

@@ -61,7 +61,7 @@ _PAGE = 1000
 
 _INT64 = 2**63 - 1
 
-FOLD = 500
+FOLD = 100
 """Entries in the journal before they are put into the tables."""
 
 _INTEGERS = frozenset({"at", "duration", "amount", "lower", "upper", "stream", *METER_COLUMNS})
@@ -150,9 +150,9 @@ class SqliteLedger:
         if not AVAILABLE:
             self.append(charge)
             return
-        row = row_of(charge)
         if not _fits(charge):
             raise OverflowError(f"charge {charge.id} has a number beyond 64 bits")  # it would stand before all others
+        row = row_of(charge)
         with self._lock:
             try:
                 self._journal.append(row)
@@ -175,7 +175,7 @@ class SqliteLedger:
         with self._lock:
             connection = self._connection or self._reopen()
             try:
-                _insert_all(connection, _whole(self._journal.read()))
+                _insert_all(connection, self._journal.read())
                 self._journal.clear()
             except (sqlite3.Error, OSError) as error:
                 raise self._failed(error) from error
@@ -197,7 +197,7 @@ class SqliteLedger:
             raise self._failed(error) from error
         try:
             with self._lock:
-                _insert_all(self._connection or self._reopen(), _whole(foreign.rows))
+                _insert_all(self._connection or self._reopen(), foreign.rows)
             foreign.done()
         except sqlite3.Error as error:
             raise self._failed(error) from error
@@ -350,11 +350,6 @@ def _fits(charge: Charge) -> bool:
         value is None or -_INT64 <= value <= _INT64
         for value in (charge.at, charge.duration, charge.amount, charge.lower, charge.upper)
     )
-
-
-def _whole(rows: Sequence[list[Any]]) -> list[list[Any]]:
-    """Rows as we write them; a damaged line of a journal is no reason to lose the others."""
-    return [row for row in rows if len(row) == len(COLUMNS)]
 
 
 def _insert(connection: sqlite3.Connection, row: tuple[Any, ...]) -> bool:

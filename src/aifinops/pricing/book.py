@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Context, Decimal
 
-from aifinops.charges import Basis, Cost, CostLine
+from aifinops.charges import Amounts, Basis, Cost, CostLine
 from aifinops.clock import Clock, SystemClock
 from aifinops.errors import UnknownModel
 from aifinops.meters import METERS
@@ -143,6 +143,27 @@ class PriceBook:
             sheet.notes,
         )
 
+    def amounts(self, usage: Usage) -> Amounts | None:
+        """`price` in the integers of the ledger, without its explanation, for usage that is counted and priced.
+
+        Returns:
+            None where only `price` can say it: estimates, fees, minimum quantities, and everything unknown.
+        """
+        sku = usage.sku
+        found = self._found.get((sku.provider, sku.model)) or self._lookup(sku.provider, sku.model)
+        if usage.estimated or isinstance(found, _Missing):
+            return None
+        sheet = found.sheet(usage.at or self._clock.time_ns(), tier_name(sku.tier) if sku.tier else "", sku.region)
+        if isinstance(sheet, str):
+            return None
+        counted = sheet.nanos(usage.quantities)
+        if counted is None:
+            return None
+        amount, lines = counted
+        return Amounts(
+            amount, sheet.currency, "priced", amount, amount, lines, sheet.price_id, sheet.as_of_text, sheet.source
+        )
+
     def _bounded(self, usage: Usage) -> Usage:
         """The same with the context window for what could not be bounded from the request."""
         if not any(quantity >= UNBOUNDED for quantity in usage.upper.values()):
@@ -185,27 +206,58 @@ class PriceBook:
             return _unpriced(found, sheet)
         if sheet.free:
             return _cost(sheet, _ZERO, "free", _ZERO, _ZERO)
-        window = found.context_window or self._window(found.provider)
-        prompt = window if input_tokens_upper >= UNBOUNDED else input_tokens_upper
-        rate_in, rate_out = sheet.ceiling(prompt)
-        if rate_in is None:
+        prompt, answer, upper = self._most(found, sheet, input_tokens_upper, output_tokens_upper, operation)
+        if upper is None:
             return _unpriced(found, f"{found.provider}/{found.model} is not priced by tokens: no bound before the call")
-        answer, notes = 0, _NO_NOTES
-        if rate_out is not None and operation not in _WITHOUT_OUTPUT:
-            answer, notes = self._answer(found, window, output_tokens_upper)
         expected = answer if output_tokens_upper is not None else min(answer, _EXPECTED_OUTPUT)
         lines, amount, _ = sheet.lines({"input_tokens": prompt, "output_tokens": expected})
-        upper = _bound(sheet.fee, (prompt, rate_in), (answer, rate_out or _ZERO))
+        notes = _NO_NOTES if output_tokens_upper is not None or not answer else (self._answer_note(found, answer),)
         return _cost(sheet, amount, "estimated", _ZERO, max(upper, amount), lines, notes)
 
-    def _answer(self, entry: Entry, window: int, limit: int | None) -> tuple[int, tuple[str, ...]]:
-        """(most output tokens, notes)."""
-        if limit is not None:
-            return limit, _NO_NOTES
+    def bound(
+        self,
+        provider: str | None,
+        model: str,
+        *,
+        input_tokens_upper: int,
+        output_tokens_upper: int | None,
+        at: int,
+        operation: str = "chat",
+        tier: str = "",
+    ) -> tuple[Decimal | None, str]:
+        """The `upper` and the currency of `estimate`, in a third of its time; (None, "USD") where there is no bound."""
+        found = self._found.get((provider, model)) or self._lookup(provider, model)
+        sheet = None if isinstance(found, _Missing) else found.sheet(at, tier_name(tier) if tier else "")
+        if sheet is None or isinstance(sheet, str) or isinstance(found, _Missing):
+            return None, "USD"
+        if sheet.free:
+            return _ZERO, sheet.currency
+        return self._most(found, sheet, input_tokens_upper, output_tokens_upper, operation)[2], sheet.currency
+
+    def _most(
+        self, entry: Entry, sheet: Sheet, input_tokens_upper: int, output_tokens_upper: int | None, operation: str
+    ) -> tuple[int, int, Decimal | None]:
+        """The most prompt tokens, the most output tokens, and what they cost at most: None when not priced by tokens."""
+        prompt = input_tokens_upper
+        if prompt >= UNBOUNDED:
+            prompt = entry.context_window or self._window(entry.provider)
+        rate_in, rate_out = sheet.ceiling(prompt)
+        if rate_in is None:
+            return prompt, 0, None
+        answer = 0
+        if rate_out is not None and operation not in _WITHOUT_OUTPUT:
+            answer = output_tokens_upper if output_tokens_upper is not None else self._answer(entry)
+        return prompt, answer, _bound(sheet.fee, (prompt, rate_in), (answer, rate_out or _ZERO))
+
+    def _answer(self, entry: Entry) -> int:
+        """The most that a model can write in one answer, tokens."""
+        return entry.max_output or entry.context_window or self._window(entry.provider)
+
+    def _answer_note(self, entry: Entry, answer: int) -> str:
         if entry.max_output:
-            return entry.max_output, (f"no output limit: the model writes at most {entry.max_output:,} tokens",)
+            return f"no output limit: the model writes at most {answer:,} tokens"
         whose = "the context window" if entry.context_window else f"the largest context window of {entry.provider}"
-        return window, (f"no output limit: at most {whose}, {window:,} tokens",)
+        return f"no output limit: at most {whose}, {answer:,} tokens"
 
     def dearest(
         self,
@@ -242,7 +294,7 @@ class PriceBook:
         found = self._lookup(provider, model)
         if isinstance(found, _Missing):
             return None
-        return found.max_output or found.context_window or self._window(found.provider)
+        return self._answer(found)
 
     def _window(self, provider: str | None) -> int:
         """The largest context window of a provider, else of any: what bounds a model whose own is not in the list."""

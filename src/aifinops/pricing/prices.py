@@ -13,9 +13,10 @@ from decimal import Context, Decimal
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from aifinops.charges import CostLine
+from aifinops.charges import CostLine, even
 from aifinops.clock import to_datetime, to_ns
 from aifinops.meters import METERS
+from aifinops.money import MAX_NANOS
 from aifinops.usage import Quantities, Quantity
 
 __all__ = [
@@ -69,6 +70,7 @@ _multiply, _divide, _add = _EXACT.multiply, _EXACT.divide, _EXACT.add
 _INPUTS = frozenset(name for name, row in METERS.items() if row.family == "tokens" and row.direction == "input")
 _ATTO = Decimal("1e-18")
 _ZERO = Decimal(0)
+_NANO_PLACES = 9
 _DAY = 86_400
 _NS = 1_000_000_000
 
@@ -207,26 +209,28 @@ class Sheet:
     Attributes:
         units: meter -> unit; every meter that can be billed, fallbacks resolved.
         levels: cliffs, descending: (n, units) for requests with more than n input tokens in all.
-        scale: value of one integer step, a power of ten.
+        scale: value of one integer step, a power of ten. to_nanos: (times, by), the same in nano-units as a fraction.
         ceilings: ascending: (n, input, output), the dearest price of one token of each direction in a request with more than n
             input tokens in all; None where the list has no token price.
         fee: what each request costs by itself.
         minimum: meter -> least quantity that is billed when there is any.
         free: True when nothing is charged.
         plain: True when neither a fee, a minimum nor an endless decimal needs the careful path.
-        price_id, as_of, source, model, notes, currency: provenance, as in `Cost`.
+        price_id, as_of, source, model, notes, currency: provenance, as in `Cost`. as_of_text: ISO form of the date.
     """
 
     units: Units
     levels: tuple[tuple[int, Units], ...]
     ceilings: tuple[tuple[int, Decimal | None, Decimal | None], ...]
     scale: Decimal
+    to_nanos: tuple[int, int]
     fee: Decimal
     minimum: Mapping[str, int]
     free: bool
     plain: bool
     price_id: str
     as_of: date | None
+    as_of_text: str | None
     source: str
     model: str
     notes: tuple[str, ...]
@@ -257,6 +261,33 @@ class Sheet:
                 total += steps
                 found.append(make_line(meter, quantity, rate, per, _multiply(steps, scale), note))
         return found, _multiply(total, scale), missing
+
+    def nanos(self, quantities: Quantities) -> tuple[int, tuple[tuple[str, int], ...]] | None:
+        """`lines` in integer nano-units, each rounded up, for a plain sheet and whole quantities: a tenth of the time.
+
+        Returns:
+            (amount, (meter, amount) of each line), or None where only `lines` can say it.
+        """
+        if not self.plain:
+            return None
+        units = self.level(_prompt(quantities)) if self.levels else self.units
+        times, by = self.to_nanos
+        total, found = 0, []
+        for meter, quantity in quantities.items():
+            unit = units.get(meter)
+            if unit is None:
+                if quantity and meter not in UNBILLED:
+                    return None
+            elif quantity:
+                if type(quantity) is not int:
+                    return None
+                steps = unit.number * quantity * times
+                total += steps
+                found.append((meter, -(-steps // by)))
+        amount = -(-total // by)
+        if amount > MAX_NANOS:
+            return None
+        return amount, tuple(found) if by == 1 else even(found, amount)
 
     def _careful(self, units: Units, quantities: Quantities) -> tuple[list[CostLine], Decimal, tuple[str, ...]]:
         if self.free:
@@ -420,12 +451,14 @@ class Entry:
             levels=levels,
             ceilings=tuple(_ceilings(((-1, units), *reversed(levels)))),
             scale=Decimal((0, (1,), -power)),
+            to_nanos=(10 ** max(0, _NANO_PLACES - power), 10 ** max(0, power - _NANO_PLACES)),
             fee=fee,
             minimum=self.minimum,
             free=self.free,
             plain=not (self.free or fee or self.minimum or any(not unit.finite for unit in units.values())),
             price_id=f"{self.list_id}/{self.provider}/{self.model}{''.join(_label(used))}",
             as_of=self.as_of,
+            as_of_text=self.as_of.isoformat() if self.as_of else None,
             source=self.source,
             model=self.model,
             notes=self._notes(used, vague),

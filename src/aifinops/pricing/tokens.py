@@ -16,22 +16,24 @@ __all__ = ["UNBOUNDED", "count_tokens", "encoding_path", "text_upper_bound"]
 UNBOUNDED = 1 << 40
 """Stands for "not to be told from the request" (an earlier response, a file, a stored prompt): at most the context window."""
 
-_PROMPT_KEYS = (
-    "messages",
-    "input",
-    "prompt",
-    "instructions",
-    "system",
-    "tools",
-    "functions",
-    "tool_choice",
-    "function_call",
-    "response_format",
-    "text",
+_PROMPT_KEYS = frozenset(
+    {
+        "messages",
+        "input",
+        "prompt",
+        "instructions",
+        "system",
+        "tools",
+        "functions",
+        "tool_choice",
+        "function_call",
+        "response_format",
+        "text",
+    }
 )
 """Fields of a request body that become prompt. The rest (model, temperature, metadata) is not shown to the model."""
 
-_ELSEWHERE = ("previous_response_id", "conversation", "web_search_options")
+_ELSEWHERE = frozenset({"previous_response_id", "conversation", "web_search_options"})
 """Fields that bring in a prompt which the body does not contain."""
 
 _OWN_TOOLS = frozenset({"function", "custom"})
@@ -78,9 +80,8 @@ def text_upper_bound(body: Mapping[str, Any]) -> int:
         return UNBOUNDED
     image = _IMAGE_TILES if "4o-mini" in str(body.get("model", "")) else _IMAGE_PATCHES
     total = _FIELD
-    for key in _PROMPT_KEYS:
-        value = body.get(key)
-        if value is not None:
+    for key, value in body.items():
+        if key in _PROMPT_KEYS and value is not None:
             total += _bound(value, image) + _FIELD
     return min(total, UNBOUNDED)
 
@@ -90,7 +91,9 @@ def _points_elsewhere(body: Mapping[str, Any]) -> bool:
     hosted = isinstance(tools, (list, tuple)) and any(
         isinstance(tool, Mapping) and tool.get("type", "function") not in _OWN_TOOLS for tool in tools
     )
-    return hosted or isinstance(body.get("prompt"), Mapping) or any(body.get(key) for key in _ELSEWHERE)
+    if hosted or isinstance(body.get("prompt"), Mapping):
+        return True
+    return not _ELSEWHERE.isdisjoint(body) and any(body.get(key) for key in _ELSEWHERE)
 
 
 def _bound(value: Any, image: int) -> int:
@@ -101,7 +104,7 @@ def _bound(value: Any, image: int) -> int:
         if isinstance(item, str):
             total += _utf8(item)
         elif isinstance(item, Mapping):
-            counted = _part(item, image)
+            counted = _message(item) or _part(item, image)
             if counted is None:
                 total += _OVERHEAD + _keys(item)
                 todo += item.values()
@@ -139,6 +142,18 @@ def _object(item: Any, todo: list[Any]) -> int:
         todo.append(dump())
         return 0
     return UNBOUNDED
+
+
+_MESSAGE_KEYS = _keys({"role": "", "content": ""}) + _OVERHEAD
+
+
+def _message(item: Mapping[Any, Any]) -> int | None:
+    """The bound of a plain message, what nearly all of a request is made of; None for anything else."""
+    if len(item) == 2:
+        role, content = item.get("role"), item.get("content")
+        if type(role) is str and type(content) is str:
+            return _utf8(role) + _utf8(content) + _MESSAGE_KEYS
+    return None
 
 
 def _part(part: Mapping[Any, Any], image: int) -> int | None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aifinops.charges import Charge
+from aifinops.meters import METERS
 from aifinops.money import NANO
 from aifinops.tags import Tags
 from aifinops.telemetry import names
@@ -63,21 +64,25 @@ def _add_tokens(attributes: dict[str, Any], charge: Charge) -> None:
     attributes[names.INPUT_TOKENS] = input_total(quantities)
     if charge.operation != "embeddings":
         attributes[names.OUTPUT_TOKENS] = output_total(quantities)
-    cache_read = cache_write = 0
     for name, quantity in quantities.items():
-        if name.startswith("cache_read"):
-            cache_read += int(quantity)
-        elif name in _SPLIT:
-            cache_write += int(quantity)
-            attributes[_SPLIT[name]] = int(quantity)
-        elif name == "reasoning_tokens":
-            attributes[names.REASONING_TOKENS] = int(quantity)
-        elif name.endswith("_requests"):
-            attributes[f"aifinops.usage.tool_calls.{name.removesuffix('_requests')}"] = int(quantity)
-    if cache_read:
-        attributes[names.CACHE_READ_TOKENS] = cache_read
-    if cache_write:
-        attributes[names.CACHE_WRITE_TOKENS] = cache_write
+        for key in _TOKEN_KEYS.get(name, ()):
+            attributes[key] = attributes.get(key, 0) + int(quantity)
+
+
+def _token_keys(name: str) -> tuple[str, ...]:
+    """The attributes that a meter adds to, beyond the inclusive totals."""
+    if name.startswith("cache_read"):
+        return (names.CACHE_READ_TOKENS,)
+    if name in _SPLIT:
+        return (names.CACHE_WRITE_TOKENS, _SPLIT[name])
+    if name == "reasoning_tokens":
+        return (names.REASONING_TOKENS,)
+    if name.endswith("_requests"):
+        return (f"aifinops.usage.tool_calls.{name.removesuffix('_requests')}",)
+    return ()
+
+
+_TOKEN_KEYS = {name: _token_keys(name) for name in METERS}
 
 
 def _add_cost(attributes: dict[str, Any], charge: Charge, compat: bool) -> None:

@@ -10,30 +10,34 @@ from __future__ import annotations
 import sys
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from aifinops.charges import Charge
 from aifinops.errors import failures, swallow
 from aifinops.money import NANO
 from aifinops.telemetry import names
-from aifinops.usage import input_total, output_total
+from aifinops.telemetry.histograms import record_all
+from aifinops.usage import Quantities, input_total, output_total
 
 __all__ = ["Metrics"]
 
 MAX_SERIES = 1_900
 """The SDK folds an instrument's attribute sets into an overflow point beyond 2,000; we stop adding series before that."""
 
-MAX_WAITING = 65_536
-"""Histogram points that may wait for a collection; beyond it they are recorded at once."""
+BATCH = 512
+"""Calls that wait to be added up."""
+
+MAX_POINTS = 65_536
+"""Calls whose histogram points may wait for a collection; beyond it they are recorded at once."""
 
 _TOKEN_TYPES = {"cache_read": "cache_read", "cache_write": "cache_write", "input": "input_fresh", "output": "output"}
 
 
 class _Series:
-    """Sums of one attribute set."""
+    """Sums of one attribute set, and the histogram points that no collection has taken yet, by error type."""
 
-    __slots__ = ("attributes", "calls", "cost", "currency", "tokens", "unpriced")
+    __slots__ = ("attributes", "calls", "cost", "currency", "points", "tokens", "unpriced")
 
     def __init__(self, attributes: dict[str, Any], currency: str) -> None:
         self.attributes = attributes
@@ -42,6 +46,47 @@ class _Series:
         self.unpriced = 0
         self.cost: Counter[str] = Counter()
         self.tokens: Counter[str] = Counter()
+        self.points: dict[str, _Points] = {}
+
+    def count(self, error: str, lines: Any, quantities: Quantities, *, unpriced: bool) -> None:
+        """Add one call."""
+        self.calls[error] += 1
+        if unpriced:
+            self.unpriced += 1
+        cost, tokens, component = self.cost, self.tokens, names.component
+        for meter_name, amount in lines:
+            cost[component(meter_name)] += amount
+        for meter_name, quantity in quantities.items():
+            if meter_name == "reasoning_tokens":
+                tokens["reasoning"] += int(quantity)
+                tokens["output"] += int(quantity)
+            elif meter_name.endswith("_tokens"):
+                tokens[_TOKEN_TYPES[component(meter_name)]] += int(quantity)
+
+
+class _Points:
+    """Histogram points that wait, one list for each histogram."""
+
+    __slots__ = ("cost", "first_chunk", "seconds", "tokens_in", "tokens_out")
+
+    def __init__(self) -> None:
+        self.cost: list[float] = []
+        self.seconds: list[float] = []
+        self.tokens_in: list[int] = []
+        self.tokens_out: list[int] = []
+        self.first_chunk: list[float] = []
+
+
+class _Waiting(NamedTuple):
+    """What of a call is still to be added up."""
+
+    series: _Series
+    error: str
+    lines: tuple[tuple[str, int], ...]
+    quantities: Quantities
+    amount: int | None
+    duration: int
+    first_chunk: float | None
 
 
 class Metrics:
@@ -59,7 +104,8 @@ class Metrics:
         self._dropped = dropped
         self._lock = threading.RLock()
         self._series: dict[tuple[Any, ...], _Series] = {}
-        self._waiting: deque[tuple[dict[str, Any], float, int, int, float | None, float | None]] = deque()
+        self._waiting: deque[_Waiting] = deque()
+        self._points = 0
         self._provider: Any = None
         self._get_provider = get_provider
         self._histograms: dict[str, Any] = {}
@@ -68,37 +114,44 @@ class Metrics:
 
     def record(self, charge: Charge, error: str = "", first_chunk: float | None = None, kind: str = "llm") -> None:
         """Add one settled or failed call; `first_chunk` in seconds."""
-        live = self._ready()
-        series = self._find(charge, kind)
-        with self._lock:
-            series.calls[error] += 1
-            if charge.amount is None and not error:
-                series.unpriced += 1
-            for meter_name, amount in charge.lines:
-                series.cost[names.component(meter_name)] += amount
-            for meter_name, quantity in charge.quantities.items():
-                if meter_name == "reasoning_tokens":
-                    series.tokens["reasoning"] += int(quantity)
-                    series.tokens["output"] += int(quantity)
-                elif meter_name.endswith("_tokens"):
-                    series.tokens[_TOKEN_TYPES[names.component(meter_name)]] += int(quantity)
-        if live:
-            self._enqueue(series, charge, error, first_chunk)
-
-    def _enqueue(self, series: _Series, charge: Charge, error: str, first_chunk: float | None) -> None:
-        attributes = {**series.attributes, names.ERROR_TYPE: error} if error else series.attributes
+        self._ready()
         self._waiting.append(
-            (
-                attributes,
-                charge.duration / NANO,
-                input_total(charge.quantities),
-                output_total(charge.quantities),
-                None if charge.amount is None else charge.amount / NANO,
+            _Waiting(
+                self._find(charge, kind),
+                error,
+                charge.lines,
+                charge.quantities,
+                charge.amount,
+                charge.duration,
                 first_chunk,
             )
         )
-        if len(self._waiting) > MAX_WAITING:
-            self._drain()
+        if len(self._waiting) >= BATCH:
+            self._add_up()
+
+    def _add_up(self) -> None:
+        """Take in what waits. In a batch it costs half of what it does call by call, between the work of the application."""
+        with self._lock:
+            live, waiting = self._provider is not None, self._waiting
+            while waiting:
+                call = waiting.popleft()
+                series, error, amount = call.series, call.error, call.amount
+                series.count(error, call.lines, call.quantities, unpriced=amount is None and not error)
+                if live:
+                    points = series.points.get(error) or series.points.setdefault(error, _Points())
+                    points.seconds.append(call.duration / NANO)
+                    tokens_in, tokens_out = input_total(call.quantities), output_total(call.quantities)
+                    if tokens_in:
+                        points.tokens_in.append(tokens_in)
+                    if tokens_out:
+                        points.tokens_out.append(tokens_out)
+                    if amount is not None:
+                        points.cost.append(amount / NANO)
+                    if call.first_chunk is not None:
+                        points.first_chunk.append(call.first_chunk)
+                    self._points += 1
+            if self._points >= MAX_POINTS:
+                self._drain()
 
     def _find(self, charge: Charge, kind: str) -> _Series:
         tags = charge.tags
@@ -133,6 +186,7 @@ class Metrics:
         self._lock = threading.RLock()
         self._series = {}
         self._waiting = deque()
+        self._points = 0
 
     # --- the OpenTelemetry side ---------------------------------------------------------------------------------------
 
@@ -173,30 +227,36 @@ class Metrics:
         return True
 
     def _drain(self) -> None:
-        waiting, record = self._waiting, {name: item.record for name, item in self._histograms.items()}
-        while waiting:
-            try:
-                attributes, seconds, tokens_in, tokens_out, cost, first_chunk = waiting.popleft()
-            except IndexError:  # another collection took the last one
-                return
-            if cost is not None:
-                record[names.METRIC_OPERATION_COST](cost, attributes)
+        """Give the points that wait to the histograms."""
+        with self._lock:
+            ready = [
+                (series, error, series.points.pop(error)) for series in self._all() for error in list(series.points)
+            ]
+            self._points = 0
+        for series, error, points in ready:
+            attributes = {**series.attributes, names.ERROR_TYPE: error} if error else series.attributes
+            self._record(names.METRIC_OPERATION_COST, points.cost, attributes)
             if not self.full:
                 continue
-            record[names.METRIC_DURATION](seconds, attributes)
-            if tokens_in:
-                record[names.METRIC_TOKEN_USAGE](tokens_in, {**attributes, names.TOKEN_TYPE: "input"})
-            if tokens_out:
-                record[names.METRIC_TOKEN_USAGE](tokens_out, {**attributes, names.TOKEN_TYPE: "output"})
-            if first_chunk is not None:
-                record[names.METRIC_TIME_TO_FIRST_CHUNK](first_chunk, attributes)
+            self._record(names.METRIC_DURATION, points.seconds, attributes)
+            self._record(names.METRIC_TOKEN_USAGE, points.tokens_in, {**attributes, names.TOKEN_TYPE: "input"})
+            self._record(names.METRIC_TOKEN_USAGE, points.tokens_out, {**attributes, names.TOKEN_TYPE: "output"})
+            self._record(names.METRIC_TIME_TO_FIRST_CHUNK, points.first_chunk, attributes)
+
+    def _record(self, name: str, values: Sequence[float], attributes: Mapping[str, Any]) -> None:
+        record_all(self._histograms[name], values, attributes)
+
+    def _all(self) -> list[_Series]:
+        return list(self._series.values())
 
     def _snapshot(self) -> list[_Series]:
         with self._lock:
-            return list(self._series.values())
+            self._add_up()
+            return self._all()
 
     def _observe_cost(self, _options: Any) -> Iterable[Any]:
         try:
+            self._add_up()
             self._drain()  # collection visits observable instruments before it reads the histograms
         except Exception as failure:  # a broken instrument of the application must not stop the collection
             swallow("telemetry.metrics.drain", failure)

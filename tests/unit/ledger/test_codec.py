@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 
 from aifinops.charges import BASES, Charge
 from aifinops.ledger import open_ledger
-from aifinops.ledger.codec import COLUMNS, charge_of, clean_text, dump_quantities, load_quantities, row_of
+from aifinops.ledger.codec import (
+    COLUMNS,
+    charge_of,
+    clean_text,
+    dump_quantities,
+    line_of,
+    load_quantities,
+    row_of,
+    row_of_line,
+)
 from aifinops.meters import METERS
 from aifinops.testing.ledger import example_charge
 
@@ -65,6 +74,22 @@ def test_every_charge_survives_the_row(charge: Charge) -> None:
     row = row_of(charge)
     assert len(row) == len(COLUMNS)
     assert charge_of(row) == charge
+
+
+@given(CHARGES)
+def test_every_charge_survives_the_line(charge: Charge) -> None:
+    """A journal's line gives the row of the charge; it is one line whatever is in it."""
+    row = row_of(charge)
+    line = line_of(row)
+    assert "\n" not in line
+    assert tuple(row_of_line(line.encode())) == row
+
+
+@pytest.mark.parametrize("line", [b"[1, 2]", b"{}", b'"x"', b"7", b"null", b"\xff", b'["half'])
+def test_what_is_no_line_of_ours_is_refused(line: bytes) -> None:
+    """Whatever a damaged file says is no entry."""
+    with pytest.raises(ValueError, match=r"."):
+        row_of_line(line)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

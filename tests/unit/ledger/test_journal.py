@@ -11,6 +11,7 @@ import pytest
 
 from aifinops.errors import StoreError
 from aifinops.ledger import journal, sqlite
+from aifinops.ledger.codec import row_of
 from aifinops.ledger.sqlite import SqliteLedger
 from aifinops.testing.ledger import example_charge
 
@@ -69,16 +70,46 @@ def test_a_dead_processs_journal_is_taken_in_and_deleted(tmp_path: Path) -> None
 
 
 def test_a_damaged_line_costs_only_itself(tmp_path: Path) -> None:
-    """Half a line, a line of another shape and garbage are left out; the entries around them are kept."""
+    """A line whose checksum is wrong is left out, whatever it says; the entries around it are kept."""
     path = tmp_path / "l.db"
     ledger = SqliteLedger(path)
-    ledger.enqueue(example_charge(1))
+    for number in range(3):
+        ledger.enqueue(example_charge(number, amount=1000))
     (file,) = files(path)
-    with file.open("ab") as out:
-        out.write(b'["half a li\n[1, 2]\n{}\n\xff\xfe\n')
-    ledger.enqueue(example_charge(2))
-    assert ledger.info().entries == 2
+    lines = file.read_bytes().split(b"\n")
+    file.write_bytes(b"\n".join([lines[0], lines[1].replace(b"1000", b"9000"), *lines[2:]]))
+    assert [row[0] for row in journal.Foreign(file).rows] == [example_charge(0).id, example_charge(2).id]
+    ledger._journal.abandon()
     ledger.close()
+
+
+def test_what_was_there_before_is_never_read_again(tmp_path: Path) -> None:
+    """An emptied journal is written over; neither the rest of an old line nor old lines behind it count."""
+    own = journal.Journal(tmp_path, 1)
+    for number in range(5):
+        own.append(row_of(example_charge(number, model="long" * 50)))
+    own.clear()
+    (file,) = journal.journals(tmp_path, 1)
+    assert journal.Foreign(file).rows == []
+    own.append(row_of(example_charge(7)))
+    assert journal.Foreign(file).rows == list(map(list, own.read())) == [list(row_of(example_charge(7)))]
+    own.clear()
+    own.close()
+
+
+def test_a_journal_grows_with_what_it_has_to_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entries larger than the reserved size, and many of them, are all there; also for another process."""
+    monkeypatch.setattr(journal, "SIZE", 256)
+    own = journal.Journal(tmp_path, 1)
+    monkeypatch.setattr(journal, "MAX_KEPT", 10)
+    rows = [list(row_of(example_charge(number, raw={"text": "x" * 100 * number}))) for number in range(30)]
+    for row in rows:
+        own.append(row)
+    (file,) = journal.journals(tmp_path, 1)
+    assert own.read() == journal.Foreign(file).rows == rows
+    assert own.entries == 30
+    own.close()
+    assert journal.Foreign(file).rows == rows
 
 
 def test_a_journal_of_another_schema_is_left_alone(tmp_path: Path) -> None:
@@ -87,7 +118,7 @@ def test_a_journal_of_another_schema_is_left_alone(tmp_path: Path) -> None:
     ledger = SqliteLedger(path)
     spool = path.with_name(f"{path.name}-spool")
     spool.mkdir()
-    other = spool / "1-abc.v99.jsonl"
+    other = spool / "1-abc.v99.journal"
     other.write_text("[]\n")
     assert ledger.info().entries == 0
     assert other.exists()

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aifinops.charges import Amounts, Cost
 from aifinops.clock import to_ns
 from aifinops.errors import UnknownModel
 from aifinops.meters import METERS
@@ -550,3 +551,41 @@ def test_bounds_of_an_estimate_enclose_it(
     assert cost.amount is not None
     assert cost.upper is not None
     assert cost.lower <= cost.amount <= cost.upper
+
+
+COUNTS = st.dictionaries(st.sampled_from(sorted(METERS)), st.integers(0, 10**7) | st.just(Decimal("0.5")), max_size=5)
+
+
+@settings(max_examples=300)
+@given(
+    number=st.integers(min_value=0),
+    quantities=COUNTS,
+    tier=st.sampled_from(["", "default", "batch", "flex", "priority"]),
+)
+def test_the_quick_way_gives_the_integers_of_the_explained_one(number: int, quantities: Quantities, tier: str) -> None:
+    """Over every entry of the bundled list: the same amount, lines, price, or an honest None where only `price` can tell."""
+    entry = ENTRIES[number % len(ENTRIES)]
+    used = usage(entry.provider, entry.model, quantities, tier=tier)
+    quick, cost = BOOK.amounts(used), BOOK.price(used)
+    if quick is None:
+        assert cost.basis != "priced" or any(type(count) is not int for count in quantities.values()) or _has_fee(cost)
+    else:
+        assert quick == Amounts.of(cost)
+        assert sum(amount for _, amount in quick.lines) == quick.amount
+
+
+ENTRIES = list(load_bundled().entries())
+
+
+def _has_fee(cost: Cost) -> bool:
+    entry = BOOK.resolve(None if cost.price_id is None else cost.price_id.split("/")[1], str(cost.model))
+    sheet = entry.sheet(AT)
+    return isinstance(sheet, str) or not sheet.plain
+
+
+def test_the_quick_way_leaves_sums_beyond_64_bits_to_the_other() -> None:
+    """Nothing is stored that an int64 cannot hold."""
+    used = usage("openai", "gpt-4o", {"input_tokens": 10**30})
+    assert BOOK.amounts(used) is None
+    with pytest.raises(OverflowError):
+        Amounts.of(BOOK.price(used))

@@ -113,11 +113,12 @@ def test_too_many_attribute_sets_fold_into_one() -> None:
 
 def test_waiting_points_are_bounded(monkeypatch: Any) -> None:
     """When nobody collects, histogram points are recorded at once instead of piling up."""
-    monkeypatch.setattr(module, "MAX_WAITING", 10)
+    monkeypatch.setattr(module, "MAX_POINTS", 10)
+    monkeypatch.setattr(module, "BATCH", 1)
     metrics, reader = made()
     for _ in range(25):
         metrics.record(Charge(**CALL))
-    assert len(metrics._waiting) <= 10
+    assert metrics._points <= 10
     assert points(reader)["gen_ai.client.operation.duration"][0].count == 25
 
 

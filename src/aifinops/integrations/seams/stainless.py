@@ -12,7 +12,8 @@ import atexit
 import sys
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from itertools import chain, filterfalse, islice
 from typing import Any
 
 from aifinops import metering
@@ -26,6 +27,9 @@ __all__ = ["Seam"]
 
 MAX_KEPT = 8 * 1024 * 1024
 """Bytes of a stream that are kept for reading its end; beyond it the oldest are let go."""
+
+SEGMENT = 63
+"""Chunks that pass between two looks at how many bytes are kept."""
 
 
 _DEARER_TIERS = {"priority": "priority", "fast": "priority"}
@@ -236,20 +240,23 @@ class _Passing:
     def __init__(self, opened: _Open) -> None:
         self._opened = opened
         self.kept: deque[bytes] = deque()
+        self.size = 0
+        self.newest: list[bytes] = []  # what has come since the last `pack`
         self.done = False
         _passing.add(self)
 
-    def first(self) -> None:
-        """The first bytes have come."""
-        invocation = self._opened.invocation
-        invocation.first_chunk = invocation.engines.clock.monotonic_ns()
-
-    def trim(self) -> int:
-        """Let the oldest bytes go; how many are kept."""
-        size = sum(map(len, self.kept))
-        while size > MAX_KEPT // 2:
-            size -= len(self.kept.popleft())
-        return size
+    def pack(self, chunk: bytes) -> None:
+        """Take in one more chunk, with what has come before it, and let the oldest bytes go when there are too many."""
+        if not self.kept:
+            invocation = self._opened.invocation
+            invocation.first_chunk = invocation.engines.clock.monotonic_ns()
+        self.newest.append(chunk)
+        packed = b"".join(self.newest)
+        self.newest.clear()
+        self.kept.append(packed)
+        self.size += len(packed)
+        while self.size > MAX_KEPT:
+            self.size -= len(self.kept.popleft())
 
     def lost(self) -> None:
         """The answer was dropped; called by the garbage collector, anywhere, so no lock may be taken."""
@@ -265,8 +272,9 @@ class _Passing:
 
     def _settle(self) -> None:
         invocation, reader = self._opened.invocation, self._opened.reader
-        data = b"".join(self.kept)
+        data = b"".join([*self.kept, *self.newest])
         self.kept.clear()
+        self.newest.clear()
         try:
             reading, came = read_events(data, reader)
         except Exception as failure:  # recorded as a call whose cost is unknown
@@ -304,44 +312,33 @@ class _Tap:
         return getattr(type(self._http), name).__get__(self._http)
 
     def _iter_bytes(self, *args: Any, **kwargs: Any) -> Iterator[bytes]:
-        self._source = source = self._pass(self._original("iter_bytes")(*args, **kwargs))
-        return source
+        self._source = source = self._original("iter_bytes")(*args, **kwargs)
+        return chain.from_iterable(self._segments(source))
 
-    def _pass(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
-        # Written out in place: this is what a stream costs per chunk.
-        passing, append, size = self._passing, self._passing.kept.append, 0
+    def _segments(self, chunks: Iterator[bytes]) -> Iterator[Iterable[bytes]]:
+        """The chunks, all but one in `SEGMENT` passed on and kept without a step of Python: `append` answers None, so
+        `filterfalse` lets everything by. An interpreter's generator in their way would cost each several times as much."""
+        passing = self._passing
+        passed = filterfalse(passing.newest.append, chunks)
         for chunk in chunks:
-            try:
-                if not size:
-                    passing.first()
-                append(chunk)
-                size += len(chunk)
-                if size > MAX_KEPT:
-                    size = passing.trim()
-            except Exception as failure:  # the chunk is the user's all the same
-                swallow("integrations.stainless.keep", failure)
-            yield chunk
-        _guarded("finish", self._passing.finish)
+            _guarded("keep", passing.pack, chunk)
+            yield (chunk,)
+            yield islice(passed, SEGMENT)
+        _guarded("finish", passing.finish)
 
     def _aiter_bytes(self, *args: Any, **kwargs: Any) -> AsyncIterator[bytes]:
-        self._source = source = self._apass(self._original("aiter_bytes")(*args, **kwargs))
-        return source
+        self._source = source = self._original("aiter_bytes")(*args, **kwargs)
+        return self._apass(source)
 
     async def _apass(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        # Written out in place: this is what a stream costs per chunk.
-        passing, append, size = self._passing, self._passing.kept.append, 0
+        passing, newest, keep = self._passing, self._passing.newest, self._passing.newest.append
         async for chunk in chunks:
-            try:
-                if not size:
-                    passing.first()
-                append(chunk)
-                size += len(chunk)
-                if size > MAX_KEPT:
-                    size = passing.trim()
-            except Exception as failure:  # the chunk is the user's all the same
-                swallow("integrations.stainless.keep", failure)
+            if passing.kept and len(newest) < SEGMENT:
+                keep(chunk)
+            else:
+                _guarded("keep", passing.pack, chunk)
             yield chunk
-        _guarded("finish", self._passing.finish)
+        _guarded("finish", passing.finish)
 
     def _close(self) -> None:
         try:
@@ -356,12 +353,10 @@ class _Tap:
             _guarded("closed", self._closed, "ag_running")
 
     def _closed(self, running: str) -> None:
-        # httpx closes an answer itself when it has read the last bytes, before it hands them out: not the end yet.
-        if getattr(self._source, running, False):
-            return
         if sys.exc_info()[0] is GeneratorExit:
             self._passing.lost()  # a dropped generator is closed by the garbage collector
-        else:
+        # httpx closes an answer itself when it has read the last bytes, before it hands them out: not the end yet.
+        elif not getattr(self._source, running, False):
             self._passing.finish()
 
 
