@@ -318,12 +318,23 @@ class Invocation:
         if reading.problem or not reading.quantities:
             return Amounts(None, "USD", "unknown", None, nanos(self.upper))
         try:
-            usage = self._usage(reading)
-            quick = self.engines.book.amounts(usage) if reading.reported is None else None
-            return quick or Amounts.of(self._price(usage), reading.reported)
+            return self._quick(reading) or Amounts.of(self._price(self._usage(reading)), reading.reported)
         except Exception as failure:  # losing the price never loses the usage
             swallow("metering.price", failure)
             return Amounts(None, "USD", "unknown", None, None)
+
+    def _quick(self, reading: Reading) -> Amounts | None:
+        if reading.estimated or reading.reported is not None:
+            return None
+        call = self.call
+        return self.engines.book.amounts(
+            call.provider,
+            reading.model or call.model,
+            reading.quantities,
+            at=self.wall,
+            tier=reading.tier,
+            region=reading.region,
+        )
 
     def _price(self, usage: Usage) -> Cost:
         cost = self.engines.book.price(usage)

@@ -21,7 +21,7 @@ from aifinops.pricing.lists import PriceList, from_file, load_bundled
 from aifinops.pricing.match import provider_id
 from aifinops.pricing.prices import Entry, Sheet, tier_name
 from aifinops.pricing.tokens import UNBOUNDED
-from aifinops.usage import Usage
+from aifinops.usage import Quantities, Usage
 
 __all__ = ["PriceBook", "from_file", "load_bundled"]
 
@@ -143,20 +143,24 @@ class PriceBook:
             sheet.notes,
         )
 
-    def amounts(self, usage: Usage) -> Amounts | None:
-        """`price` in the integers of the ledger, without its explanation, for usage that is counted and priced.
+    def amounts(
+        self, provider: str, model: str, quantities: Quantities, *, at: int, tier: str = "", region: str = ""
+    ) -> Amounts | None:
+        """`price` in the integers of the ledger, without its explanation, for usage that was reported.
+
+        Args:
+            provider, model, tier, region: as in `Sku`. quantities, at: as in `Usage`.
 
         Returns:
-            None where only `price` can say it: estimates, fees, minimum quantities, and everything unknown.
+            None where only `price` can say it: fees, minimum quantities, and everything unknown.
         """
-        sku = usage.sku
-        found = self._found.get((sku.provider, sku.model)) or self._lookup(sku.provider, sku.model)
-        if usage.estimated or isinstance(found, _Missing):
+        found = self._found.get((provider, model)) or self._lookup(provider, model)
+        if isinstance(found, _Missing):
             return None
-        sheet = found.sheet(usage.at or self._clock.time_ns(), tier_name(sku.tier) if sku.tier else "", sku.region)
+        sheet = found.sheet(at, tier_name(tier) if tier else "", region)
         if isinstance(sheet, str):
             return None
-        counted = sheet.nanos(usage.quantities)
+        counted = sheet.nanos(quantities)
         if counted is None:
             return None
         amount, lines = counted

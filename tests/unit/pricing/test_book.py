@@ -566,7 +566,8 @@ def test_the_quick_way_gives_the_integers_of_the_explained_one(number: int, quan
     """Over every entry of the bundled list: the same amount, lines, price, or an honest None where only `price` can tell."""
     entry = ENTRIES[number % len(ENTRIES)]
     used = usage(entry.provider, entry.model, quantities, tier=tier)
-    quick, cost = BOOK.amounts(used), BOOK.price(used)
+    quick = BOOK.amounts(entry.provider, entry.model, quantities, at=AT, tier=tier)
+    cost = BOOK.price(used)
     if quick is None:
         assert cost.basis != "priced" or any(type(count) is not int for count in quantities.values()) or _has_fee(cost)
     else:
@@ -586,6 +587,6 @@ def _has_fee(cost: Cost) -> bool:
 def test_the_quick_way_leaves_sums_beyond_64_bits_to_the_other() -> None:
     """Nothing is stored that an int64 cannot hold."""
     used = usage("openai", "gpt-4o", {"input_tokens": 10**30})
-    assert BOOK.amounts(used) is None
+    assert BOOK.amounts("openai", "gpt-4o", used.quantities, at=AT) is None
     with pytest.raises(OverflowError):
         Amounts.of(BOOK.price(used))
