@@ -39,8 +39,9 @@ class Sku:
         provider: OpenTelemetry's `gen_ai.provider.name` (`openai`, `anthropic`, `azure.ai.openai`), a cloud or `local`.
         model: model, device or instance name as the provider reports it (`gpt-5-mini-2025-08-07`, `NVIDIA H100 80GB HBM3`).
         service: `llm`, `gpu`, `storage`, `vector` or another service of the provider.
-        tier: the tier that was served (`default`, `flex`, `priority`, `batch`), empty for the standard one.
+        tier: the tier that was served (`default`, `flex`, `priority`, `fast`, `batch`, `provisioned`), empty for the standard one.
         region: region or residency when it decides the price, else empty.
+        options: whatever else decides the price, sorted pairs: `(("quality", "hd"), ("size", "1024x1792"))` of an image.
     """
 
     provider: str
@@ -48,6 +49,7 @@ class Sku:
     service: str = "llm"
     tier: str = ""
     region: str = ""
+    options: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
