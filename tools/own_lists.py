@@ -34,6 +34,7 @@ USUAL = {
 }
 HOUR = 3600
 GIB = 1 << 30
+NOWHERE = {"regex": "(?!)"}
 CONFIDENCE = {"high", "medium", "low"}
 ACCELERATOR = "accelerator"
 _CENTS = Decimal("0.0001")
@@ -270,8 +271,11 @@ def compiled(name: str, usual: Mapping[str, int]) -> list[Row]:
         "models": sum(map(len, rows.values())),
     }
     lines = [header]
+    # A service called "standard" belongs to nobody until its provider is named; instance types have names of their own.
+    home = {"home": NOWHERE} if "services" in document else {}
     for provider, models in rows.items():
-        lines += [{"provider": provider, "name": document["providers"][provider], "models": len(models)}, *models]
+        about = {"provider": provider, "name": document["providers"][provider], "models": len(models)}
+        lines += [about | home, *models]
     return lines
 
 
@@ -381,9 +385,10 @@ def own_variant(variant: Mapping[str, Any], where: str, usual: Mapping[str, int]
 
 def adjust(given: Mapping[str, Any], where: str) -> Row:
     """A factor on all prices of some meters, whatever the tier."""
-    if unknown := given.keys() - {"tier", "region", "multiply", "meters", "note"}:
+    if unknown := given.keys() - {"tier", "region", "multiply", "meters", "from", "until", "note"}:
         raise WrongList(f"{where}: unknown keys {sorted(unknown)} of an adjustment")
-    return {**given, "multiply": exact(money(given["multiply"], where))}
+    days = {name: given[name].isoformat() for name in ("from", "until") if name in given}
+    return {**given, "multiply": exact(money(given["multiply"], where)), **days}
 
 
 def add_model(

@@ -12,6 +12,8 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from aifinops.meters import METERS
 from aifinops.pricing.lists import BUNDLED
@@ -211,7 +213,7 @@ def test_a_price_of_a_service_carries_its_source_and_its_conditions(monkeypatch:
     )
     assert header["models"] == 1
     assert header["date"] == "2026-01-03"
-    assert provider == {"provider": "p", "name": "P", "models": 1}
+    assert provider == {"provider": "p", "name": "P", "models": 1, "home": {"regex": "(?!)"}}
     steps = {"gb_months": {"base": "0.5", "graduated": {"10": "0.4"}}, "write_units": {"base": "5", "per": 1000}}
     assert row == {
         "model": "m",
@@ -255,6 +257,14 @@ def test_an_instance_is_priced_by_the_accelerator_and_an_accelerator_by_the_medi
     assert chip["prices"][0]["rates"] == {"gpu_seconds": "2.0417"}
     assert chip["confidence"] == "low"
     assert chip["as_of"] == "2026-01-02"
+
+
+@given(price=st.decimals("0.01", "500", places=6), count=st.integers(1, 16))
+def test_all_accelerators_of_an_instance_cost_what_it_costs(price: Decimal, count: int) -> None:
+    """Whatever the price and the number: an hour of all of them is exactly the price of the instance."""
+    found = own.hourly(price, count)
+    base, per = (Decimal(found), 3600) if isinstance(found, str) else (Decimal(found["base"]), found["per"])
+    assert base * 3600 * count / per == price
 
 
 WRONG_LISTS = {
@@ -325,7 +335,7 @@ def test_an_overlay_adds_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) ->
         "rates": {"output_tokens": "2.0"},
         "variants": [{"options": {"quality": "hd"}, "rates": {"images": "3"}}],
         "provisioned": "paid for",
-        "adjust": [{"region": "us", "multiply": "1.10", "meters": "tokens"}],
+        "adjust": [{"region": "us", "multiply": "1.10", "meters": "tokens", "from": date(2026, 3, 5)}],
     }
     new = {"provider": "p", "source": "page", "model": "c", "names": ["c-1"], "note": "n", "rates": {"images": "4"}}
     [(provider, [first, second, third])] = laid(monkeypatch, overlays=[overlay], models=[new])
@@ -344,7 +354,14 @@ def test_an_overlay_adds_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) ->
             {"tier": "provisioned", "rates": {"input_tokens": "0", "output_tokens": "0"}, "note": "paid for"},
         ],
         "adjust": [
-            {"region": "us", "multiply": "1.1", "meters": "tokens", "source": "page", "as_of": "2026-01-02"},
+            {
+                "region": "us",
+                "multiply": "1.1",
+                "meters": "tokens",
+                "from": "2026-03-05",
+                "source": "page",
+                "as_of": "2026-01-02",
+            },
         ],
         "overlays": ["page"],
     }

@@ -332,6 +332,14 @@ def test_what_a_source_does_not_price_is_unknown() -> None:
     assert any("which no meter counts" in note for note in cost({"gb_months": 1}, "aws", "s3-glacier").notes)
 
 
+def test_a_service_is_nothing_without_its_provider() -> None:
+    """`standard` and `egress` mean something else at each of them; an instance type is one provider's alone."""
+    assert cost({"gb_months": 1}, "", "standard").basis == "unknown"
+    assert cost({"gb_months": 1}, "", "r2").basis == "unknown"
+    assert cost({"gpu_seconds": 3600}, "", "p5.4xlarge").amount == Decimal("6.88")
+    assert cost({"gpu_seconds": 3600}, "", "H100 SXM").basis == "unknown"
+
+
 def test_a_price_holds_from_its_day() -> None:
     """Wasabi became dearer on 2026-07-01."""
     june = to_ns(datetime(2026, 6, 30, 23, 59, tzinfo=UTC))
@@ -422,6 +430,8 @@ OPUS = {"input_tokens": 1000, "output_tokens": 100}
         (OPUS, "anthropic", "claude-opus-5", {"region": "us", "tier": "batch"}, "0.004125"),
         # A search costs $10 per 1,000 wherever the inference runs.
         ({**OPUS, "web_search_requests": 1}, "anthropic", "claude-opus-5", {"region": "us"}, "0.01825"),
+        # (1000 x 2.5 + 100 x 15) / 1e6 x 1.1
+        (OPUS, "openai", "gpt-5.4", {"region": "eu"}, "0.0044"),
         ({"images": 2}, "openai", "dall-e-3", {"options": (("quality", "hd"), ("size", "1024x1792"))}, "0.24"),
         ({"images": 2}, "openai", "dall-e-3", {"options": (("quality", "hd"), ("size", "1024x1024"))}, "0.16"),
         ({"images": 1}, "openai", "dall-e-3", {"options": (("size", "1792x1024"),)}, "0.08"),
