@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import sys
 from datetime import date, time
 from decimal import Decimal
 from pathlib import Path
@@ -15,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aifinops.meters import METERS
+from aifinops.pricing.compiling import genai as compiling
+from aifinops.pricing.compiling import own
 from aifinops.pricing.lists import BUNDLED
 
 genai = pytest.importorskip("genai_prices.types", reason="the source of the bundled list is not installed")
@@ -24,8 +24,6 @@ SCRIPT = Path(__file__).resolve().parents[3] / "tools" / "compile_prices.py"
 
 
 def load() -> ModuleType:
-    # As when it is run: the folder of the script comes first.
-    sys.path.insert(0, str(SCRIPT.parent))
     spec = importlib.util.spec_from_file_location("compile_prices", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
@@ -35,7 +33,6 @@ def load() -> ModuleType:
 
 
 compiler = load()
-own = compiler.own_lists
 FILES = ["LICENSE-genai-prices", "gpu.jsonl", "llm.jsonl", "storage.jsonl", "vector.jsonl"]
 
 
@@ -51,7 +48,7 @@ def test_the_bundled_file_is_what_the_installed_source_gives() -> None:
     if compiler.distribution("genai-prices").version != header["version"]:
         pytest.skip("another version of genai-prices is installed than was compiled")
     assert compiler.main(["--check"]) == 0
-    assert compiler.compiled(header["date"]) == compiler.compiled(header["date"])
+    assert compiling.compiled(header["date"]) == compiling.compiled(header["date"])
 
 
 def test_an_outdated_file_fails_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,13 +97,6 @@ def test_licence_and_source_travel_with_the_data() -> None:
     assert "Pydantic Services Inc." in (BUNDLED.parent / "LICENSE-genai-prices").read_text("utf-8")
 
 
-def test_customary_quantities_are_those_of_the_meters() -> None:
-    """The script stands alone, so its table must agree with ours."""
-    usual = compiler.USUAL | own.USUAL
-    assert {name: METERS[name].per for name in usual} == usual
-    assert not compiler.USUAL.keys() & own.USUAL.keys()
-
-
 @pytest.mark.parametrize(
     "strange",
     [
@@ -132,8 +122,8 @@ def test_customary_quantities_are_those_of_the_meters() -> None:
 )
 def test_an_unknown_structure_stops_the_compiler(strange: dict[str, Any]) -> None:
     """A price that we could not read must not become a wrong one."""
-    with pytest.raises(compiler.UnknownStructure):
-        compiler.model_row("p", model(**strange))
+    with pytest.raises(compiling.UnknownStructure):
+        compiling.model_row("p", model(**strange))
 
 
 def test_everything_that_is_known_comes_through() -> None:
@@ -150,7 +140,7 @@ def test_everything_that_is_known_comes_through() -> None:
         genai.PriceVariant({"service_tier": "default"}, genai.ModelPrice()),
         genai.PriceVariant({"route": "eu"}, genai.ModelPrice(input_mtok=Decimal(9))),
     ]
-    row = compiler.model_row("p", model(prices=[dated, night], price_variants=variants, context_window=5))
+    row = compiling.model_row("p", model(prices=[dated, night], price_variants=variants, context_window=5))
     assert row == {
         "model": "m",
         "context_window": 5,
@@ -193,8 +183,8 @@ def instances(**given: Any) -> dict[str, Any]:
 
 
 def lines(monkeypatch: pytest.MonkeyPatch, **given: Any) -> list[dict[str, Any]]:
-    monkeypatch.setattr(own, "read", lambda name: document(**given))
-    compiled: list[dict[str, Any]] = own.compiled("any", compiler.USUAL)
+    monkeypatch.setattr(own, "read", lambda path: document(**given))
+    compiled: list[dict[str, Any]] = own.compiled(Path("any.toml"), compiling.USUAL)
     return compiled
 
 
@@ -320,9 +310,9 @@ def genai_rows() -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
 
 def laid(monkeypatch: pytest.MonkeyPatch, **given: Any) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
     written = {"overlays": [], "models": [], "sources": {"page": SOURCE}, **given}
-    monkeypatch.setattr(own, "read", lambda name: written)
+    monkeypatch.setattr(own, "read", lambda path: written)
     rows = genai_rows()
-    assert own.overlay(rows, compiler.USUAL) == {"page": TOLD}
+    assert own.overlay(rows, compiling.USUAL) == {"page": TOLD}
     return rows
 
 
@@ -410,3 +400,16 @@ def test_a_model_that_genai_prices_has_learnt_stops_the_compiler(
     """An added model never hides one of the source."""
     with pytest.raises(own.WrongList, match=named):
         laid(monkeypatch, models=[{**OVER, "rates": {"images": "1"}, **given}])
+
+
+def test_an_update_takes_the_sources_word_where_an_overlay_no_longer_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A newer source may have learnt what we added: then ours is left out, said, and the rest is still laid on."""
+    good = {**OVER, "models": ["b"], "rates": {"pages": "2"}}
+    bad = {**OVER, "models": ["a"], "rates": {"input_tokens": "1"}}
+    written = {"overlays": [bad, good], "models": [{**OVER, "model": "a", "rates": {"images": "1"}}], "sources": {"page": SOURCE}}
+    monkeypatch.setattr(own, "read", lambda path: written)
+    rows, skipped = genai_rows(), list[str]()
+    own.overlay(rows, compiling.USUAL, skipped)
+    assert ["has input_tokens now" in skipped[0], "genai-prices has a now" in skipped[1]] == [True, True]
+    assert rows[0][1][0]["prices"][1]["rates"]["input_tokens"] == "1"
+    assert rows[0][1][1]["prices"][0]["rates"]["pages"] == "2"

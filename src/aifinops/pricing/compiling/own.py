@@ -1,8 +1,8 @@
-"""What `compile_prices.py` makes of the hand-maintained lists in `tools/prices/`.
+"""What becomes of the lists that are maintained by hand.
 
-`gpu.toml`, `storage.toml` and `vector.toml` become price lists of their own; `llm.toml` is laid over the rows of genai-prices. Every
-price names one of the sources at the top of its file, and a source has a date and a confidence. Whatever is unknown, double or
-without a source stops the compilation. `docs/reference/price-lists.md` describes the form.
+GPUs, storage and vector databases (`tools/prices/`) become price lists of their own; `data/llm.toml` is laid over the rows of
+genai-prices. Every price names one of the sources at the top of its file, and a source has a date and a confidence. Whatever is
+unknown, double or without a source stops the compilation. `docs/reference/price-lists.md` describes the form.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import date
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
@@ -17,21 +18,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-SOURCES = Path(__file__).resolve().parent / "prices"
-LISTS = ("gpu", "storage", "vector")
+from aifinops.errors import PricingError
+
+OVERLAYS = Path(__file__).parent.parent / "data" / "llm.toml"
 SCHEMA = 1
 
-# Meters that genai-prices does not price, and what one price of each is for: the `per` of `aifinops.meters`.
-USUAL = {
-    "bytes_egress": 1_000_000_000,
-    "code_interpreter_sessions": 1,
-    "cpu_seconds": 3600,
-    "gb_months": 1,
-    "gpu_seconds": 3600,
-    "images": 1,
-    "read_units": 1_000_000,
-    "write_units": 1_000_000,
-}
 HOUR = 3600
 GIB = 1 << 30
 NOWHERE = {"regex": "(?!)"}
@@ -42,13 +33,13 @@ _CENTS = Decimal("0.0001")
 Row = dict[str, Any]
 
 
-class WrongList(SystemExit):
-    """A list in `tools/prices/` says something that must not get into a price."""
+class WrongList(PricingError):
+    """A list says something that must not get into a price."""
 
 
-def read(name: str) -> Row:
+def read(path: Path) -> Row:
     """One list, as it is written."""
-    return tomllib.loads((SOURCES / f"{name}.toml").read_text("utf-8"))
+    return tomllib.loads(path.read_text("utf-8"))
 
 
 def exact(value: Decimal) -> str:
@@ -242,24 +233,24 @@ def service_rows(document: Mapping[str, Any], usual: Mapping[str, int]) -> Itera
         offer = {**service, "rates": rates(service["rates"], where, usual)}
         groups.setdefault((service["provider"], service["model"]), []).append(offer)
     for (provider, model), group in groups.items():
-        about = {key: group[0][key] for key in ("name", "names", "unmetered") if key in group[0]}
+        about: Row = {key: group[0][key] for key in ("name", "names", "unmetered") if key in group[0]}
         yield provider, {"model": model, **about, **row(group, document, f"{provider}/{model}")}
 
 
 # A list of its own ----------------------------------------------------------------------------------------------------------
 
 
-def compiled(name: str, usual: Mapping[str, int]) -> list[Row]:
-    """The lines of `<name>.jsonl`: a header, then each provider followed by its models."""
-    document = read(name)
+def compiled(path: Path, usual: Mapping[str, int]) -> list[Row]:
+    """The lines of a list: a header, then each provider followed by its models."""
+    document = read(path)
     rows: dict[str, list[Row]] = {}
-    found = instance_rows(document) if "instances" in document else service_rows(document, usual | USUAL)
+    found = instance_rows(document) if "instances" in document else service_rows(document, usual)
     for provider, one in found:
         rows.setdefault(provider, []).append(one)
     for provider, models in rows.items():
         single(models, provider)
     if unused := document["sources"].keys() - used(document):
-        raise WrongList(f"{name}.toml: nothing is from {', '.join(sorted(unused))}")
+        raise WrongList(f"{path.name}: nothing is from {', '.join(sorted(unused))}")
     header = {
         "schema": SCHEMA,
         "id": document["id"],
@@ -297,25 +288,46 @@ def single(models: Iterable[Row], provider: str) -> None:
 # Overlays on genai-prices ---------------------------------------------------------------------------------------------------
 
 
-def overlay(providers: Sequence[tuple[Row, list[Row]]], usual: Mapping[str, int]) -> Row:
+def overlay(
+    providers: Sequence[tuple[Row, list[Row]]], usual: Mapping[str, int], skipped: list[str] | None = None
+) -> Row:
     """Lay `llm.toml` over the rows of genai-prices, in place; returns the sources that it is from.
 
     An overlay adds meters, variants, adjustments and names to models that the source has; it never changes a price of the source.
+
+    Args:
+        providers: the rows. usual: what one price of each meter is for.
+        skipped: takes what does not fit the source (a model is gone, or has the price now); None makes that an error.
+
+    Raises:
+        WrongList: for an overlay that does not fit.
     """
-    document = read("llm")
+    document = read(OVERLAYS)
     found = {row["provider"]: (row, models) for row, models in providers}
     for number, item in enumerate(document["overlays"]):
-        where = f"llm.toml: overlays[{number}] ({item['source']})"
-        told = provenance(document, item["source"], where)
-        for model in chosen(found, item, where):
-            add(model, item, told, where, usual | USUAL)
+        with _fitting(skipped):
+            where = f"llm.toml: overlays[{number}] ({item['source']})"
+            told = provenance(document, item["source"], where)
+            for model in chosen(found, item, where):
+                with _fitting(skipped):
+                    add(model, item, told, where, usual)
     for number, item in enumerate(document["models"]):
-        add_model(
-            found, item, document, f"llm.toml: models[{number}] {item['provider']}/{item['model']}", usual | USUAL
-        )
+        with _fitting(skipped):
+            where = f"llm.toml: models[{number}] {item['provider']}/{item['model']}"
+            add_model(found, item, document, where, usual)
     for row, models in providers:
         row["models"] = len(models)
     return {key: provenance(document, key, "llm.toml") for key in sorted(used(document))}
+
+
+@contextmanager
+def _fitting(skipped: list[str] | None) -> Iterator[None]:
+    try:
+        yield
+    except WrongList as error:
+        if skipped is None:
+            raise
+        skipped.append(str(error))
 
 
 def chosen(found: Mapping[str, tuple[Row, list[Row]]], item: Row, where: str) -> list[Row]:
@@ -350,17 +362,18 @@ def add(model: Row, item: Row, told: Row, where: str, usual: Mapping[str, int]) 
     fresh = rates(item.get("rates", {}), where, usual)
     if double := fresh.keys() & set(meters(model)):
         raise WrongList(f"{where}: genai-prices has {', '.join(sorted(double))} now; take it out of the overlay")
-    for price in model.get("prices", ()):
-        if "rates" in price:
-            price["rates"] = dict(sorted((price["rates"] | fresh).items()))
     variants = [own_variant(variant, where, usual) for variant in item.get("variants", ())]
     if "provisioned" in item:
-        tokens = [meter for meter in meters(model) if meter.endswith("_tokens")]
+        tokens = [meter for meter in sorted({*meters(model), *fresh}) if meter.endswith("_tokens")]
         if tokens:
             variants.append({"tier": "provisioned", "rates": dict.fromkeys(tokens, "0"), "note": item["provisioned"]})
     taken = {terms(variant) for variant in model.get("variants", ())}
     if any(terms(variant) in taken for variant in variants):
         raise WrongList(f"{where}: genai-prices has such a variant now; take it out of the overlay")
+    # Nothing is changed before all is known to fit.
+    for price in model.get("prices", ()):
+        if "rates" in price:
+            price["rates"] = dict(sorted((price["rates"] | fresh).items()))
     if variants:
         model["variants"] = [*model.get("variants", ()), *variants]
     if "adjust" in item:
@@ -399,7 +412,7 @@ def add_model(
         raise WrongList(f"{where}: genai-prices has no provider {item['provider']!r} any more")
     models = found[item["provider"]][1]
     price = {"rates": rates(item["rates"], where, usual), **({"note": item["note"]} if "note" in item else {})}
-    model = {key: item[key] for key in ("model", "name", "names", "match", "context_window") if key in item}
+    model: Row = {key: item[key] for key in ("model", "name", "names", "match", "context_window") if key in item}
     model |= {**provenance(document, item["source"], where), "prices": [price]}
     if "variants" in item:
         model["variants"] = [own_variant(variant, where, usual) for variant in item["variants"]]
