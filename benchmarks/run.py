@@ -15,12 +15,11 @@ import random
 import statistics
 import subprocess
 import sys
-import venv
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
+from environments import HERE, ROOT, Worker, environment, left_out
+
 KINDS = ("chat", "responses", "embeddings", "stream")
 CHUNKS = 200
 
@@ -35,48 +34,6 @@ ENVIRONMENTS = {
 }  # fmt: skip
 
 
-def environment(folder: Path, name: str, packages: list[str]) -> Path:
-    """The interpreter of an environment, made and filled on first use."""
-    target = folder / name
-    python = target / "bin" / "python"
-    stamp = target / "installed.json"
-    if not (stamp.exists() and json.loads(stamp.read_text()) == packages):
-        venv.create(target, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
-        stamp.write_text(json.dumps(packages))
-    elif name == "main":
-        subprocess.run(
-            [python, "-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall", str(ROOT)], check=True
-        )
-    return python
-
-
-class Worker:
-    def __init__(self, python: Path, system: str, mode: str) -> None:
-        self.process = subprocess.Popen(
-            [python, HERE / "worker.py", system, mode], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.about = self._read()
-
-    def _read(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"a worker ended with {self.process.wait()}")
-        return json.loads(line)  # type: ignore[no-any-return]
-
-    def round(self, kind: str, calls: int) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{kind} {calls}\n")
-        self.process.stdin.flush()
-        return self._read()
-
-    def stop(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(timeout=30)
-
-
 def start(folder: Path, only: list[str], mode: str) -> dict[tuple[str, str], Worker]:
     workers = {}
     for name, (packages, systems) in ENVIRONMENTS.items():
@@ -85,9 +42,9 @@ def start(folder: Path, only: list[str], mode: str) -> dict[tuple[str, str], Wor
         try:
             python = environment(folder, name, packages)
             for system in systems:
-                workers[name, system] = Worker(python, system, mode)
+                workers[name, system] = Worker(python, HERE / "worker.py", system, mode)
         except (subprocess.CalledProcessError, RuntimeError) as error:
-            print(f"{name}: left out, {error}", file=sys.stderr)
+            left_out(name, error)
     return workers
 
 
@@ -109,10 +66,10 @@ def main() -> None:
     for kind in KINDS:
         count = max(5, options.calls // 10) if kind == "stream" else options.calls
         for key, worker in workers.items():
-            spans[kind][key] = worker.round(kind, count)["spans"] / count  # also warms up
+            spans[kind][key] = worker.ask(f"{kind} {count}")["spans"] / count  # also warms up
         for _ in range(options.rounds):
             for key in random.sample(list(workers), len(workers)):
-                figures[kind][key].append(workers[key].round(kind, count)["cpu_us"])
+                figures[kind][key].append(workers[key].ask(f"{kind} {count}")["cpu_us"])
         print(f"{kind}: done", file=sys.stderr)
     for worker in workers.values():
         worker.stop()
