@@ -59,7 +59,7 @@ _REST = re.compile(
 )
 _BEFORE = re.compile(r"(?:.*/)?(?:[a-z0-9-]+\.)*")
 # LiteLLM 1.110.2, after Amazon's price pages: Nova Pro costs 0.80 by `us.`, 0.84 by `apac.`, 1.05 by `eu.`; the government a fifth more.
-_GEOGRAPHY = re.compile(r"(?:.*[./])?(us-gov|eu|apac|jp|au|ca)\.")
+_GEOGRAPHY = re.compile(r"(?:.*/)?(us-gov|apac|(?!us\.)[a-z]{2})\.(.*)")
 # A fine-tune carries the names of its owner after the dated base model.
 _TUNED = re.compile(rf"(?:[-@]{_DATE})?(?::.*)?")
 # The beginning of a date, or a dangling separator, at the end of a clause: `claude-sonnet-4-2025`, `claude-sonnet-4@`.
@@ -115,7 +115,7 @@ def _may_precede(value: str, before: str) -> bool:
     if _BEFORE.fullmatch(before) is None:
         return False
     geography = _GEOGRAPHY.fullmatch(before)
-    return geography is None or (geography[1] != "us-gov" and value.startswith("anthropic."))
+    return geography is None or (geography[1] != "us-gov" and f"{geography[2]}{value}".startswith("anthropic."))
 
 
 _TESTS = {"equals": _equals, "starts_with": _starts_with, "contains": _contains, "ends_with": _ends_with}

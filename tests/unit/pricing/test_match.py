@@ -73,6 +73,8 @@ def test_a_declared_part_may_follow_a_path_or_a_namespace(name: str, expected: b
         ({"contains": "amazon.nova-pro"}, "us.amazon.nova-pro-v1:0", True),
         ({"contains": "amazon.nova-pro"}, "eu.amazon.nova-pro-v1:0", False),
         ({"contains": "amazon.nova-pro"}, "apac.amazon.nova-pro-v1:0", False),
+        ({"contains": "amazon.nova-pro"}, "sa.amazon.nova-pro-v1:0", False),
+        ({"contains": "amazon.nova-pro"}, "global.amazon.nova-pro-v1:0", True),
         ({"contains": "amazon.nova-pro"}, "us-gov.amazon.nova-pro-v1:0", False),
         ({"contains": "eu.amazon.nova-2-lite"}, "eu.amazon.nova-2-lite-v1:0", True),
         ({"contains": "anthropic.claude-3-7-sonnet"}, "eu.anthropic.claude-3-7-sonnet-20250219-v1:0", True),
@@ -82,6 +84,8 @@ def test_a_declared_part_may_follow_a_path_or_a_namespace(name: str, expected: b
             "arn:aws:bedrock:eu-west-1:1:inference-profile/eu.amazon.nova-pro-v1:0",
             False,
         ),
+        ({"contains": "claude-3-5-haiku-20241022"}, "eu.anthropic.claude-3-5-haiku-20241022-v1:0", True),
+        ({"contains": "claude-3-5-haiku-20241022"}, "us-gov.anthropic.claude-3-5-haiku-20241022-v1:0", False),
         ({"ends_with": "openai.gpt-oss-20b-1:0"}, "us-gov.openai.gpt-oss-20b-1:0", False),
     ],
 )
