@@ -26,10 +26,8 @@ from typing import Any
 
 from environments import ROOT, environment
 
-try:
-    import aifinops
-except ImportError:
-    sys.path.insert(0, str(ROOT / "src"))
+sys.path.insert(0, str(ROOT / "src"))  # the list of this checkout, whatever is installed
+import aifinops
 from aifinops.clock import to_ns
 from aifinops.meters import METERS
 from aifinops.pricing.book import PriceBook

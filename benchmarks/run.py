@@ -3,8 +3,8 @@
     python benchmarks/run.py [--mode spans|metrics] [--rounds 11] [--calls 500] [--json FILE] [--envs DIR]
 
 Each system has a process of its own; peers and their pins have an environment of their own, made on first use under `--envs`. In each
-round every process makes the same calls, one process after the other, in shuffled order. The figure is the median over the rounds of
-(system - bare of the same environment) in CPU time of the whole process; the ratio is to the floor's.
+round every process makes the same calls, with the system and without it, one process after the other in shuffled order. The figure is
+the median over the rounds of (with - without) in CPU time of the whole process; the ratio is to the floor's.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ from environments import HERE, ROOT, Worker, environment, left_out
 KINDS = ("chat", "responses", "embeddings", "stream")
 CHUNKS = 200
 
+# What these leave behind when they are switched off is measured with them; they are compared with the floor's process without a floor.
+UNCLEAN = {"traceloop-openai"}
+
 ENVIRONMENTS = {
-    "main": ([f"{ROOT}", "openai==3.54.0"], ("bare", "floor", "aifinops", "aifinops+budget")),
-    "otel": (["openai==3.54.0", "opentelemetry-instrumentation-genai-openai", "opentelemetry-sdk"], ("bare", "otel-genai-openai")),
-    "traceloop": (["openai==3.54.0", "opentelemetry-instrumentation-openai", "opentelemetry-sdk"], ("bare", "traceloop-openai")),
+    "main": ([f"{ROOT}", "openai==3.54.0"], ("floor", "aifinops", "aifinops+budget")),
+    "otel": (["openai==3.54.0", "opentelemetry-instrumentation-genai-openai", "opentelemetry-sdk"], ("otel-genai-openai",)),
+    "traceloop": (["openai==3.54.0", "opentelemetry-instrumentation-openai", "opentelemetry-sdk"], ("traceloop-openai",)),
     "openinference": (
         ["openai==3.54.0", "openinference-instrumentation-openai", "opentelemetry-sdk"],
-        ("bare", "openinference-openai"),
+        ("openinference-openai",),
     ),
 }  # fmt: skip
 
@@ -61,15 +64,20 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     workers = start(options.envs, options.only, options.mode)
-    figures: dict[str, dict[tuple[str, str], list[float]]] = {kind: {key: [] for key in workers} for kind in KINDS}
+    figures: dict[str, dict[tuple[str, str], list[tuple[float, float]]]] = {}
     spans: dict[str, dict[tuple[str, str], float]] = {kind: {} for kind in KINDS}
     for kind in KINDS:
         count = max(5, options.calls // 10) if kind == "stream" else options.calls
+        figures[kind] = {key: [] for key in workers}
         for key, worker in workers.items():
-            spans[kind][key] = worker.ask(f"{kind} {count}")["spans"] / count  # also warms up
+            spans[kind][key] = worker.ask(f"{kind} {count} on")["spans"] / count  # also warms up
         for _ in range(options.rounds):
             for key in random.sample(list(workers), len(workers)):
-                figures[kind][key].append(workers[key].ask(f"{kind} {count}")["cpu_us"])
+                switches = ["on"] if key[1] in UNCLEAN else random.sample(["on", "off"], 2)
+                took = {switch: workers[key].ask(f"{kind} {count} {switch}")["cpu_us"] for switch in switches}
+                figures[kind][key].append((took["on"], took.get("off", 0.0)))
+            for key in (key for key in workers if key[1] in UNCLEAN):
+                figures[kind][key][-1] = (figures[kind][key][-1][0], figures[kind]["main", "floor"][-1][1])
         print(f"{kind}: done", file=sys.stderr)
     for worker in workers.values():
         worker.stop()
@@ -82,14 +90,10 @@ def main() -> None:
 def summary(figures: Any, spans: Any) -> list[dict[str, Any]]:
     rows = []
     for kind, by_key in figures.items():
-        added = {
-            key: statistics.median(a - b for a, b in zip(values, by_key[key[0], "bare"], strict=True))
-            for key, values in by_key.items()
-            if key[1] != "bare"
-        }
+        added = {key: statistics.median(on - off for on, off in values) for key, values in by_key.items()}
         floor = added.get(("main", "floor"))
         for key, value in added.items():
-            bare = statistics.median(by_key[key[0], "bare"])
+            bare = statistics.median(off for _, off in by_key[key])
             rows.append(
                 {
                     "kind": kind, "system": key[1], "bare_us": round(bare, 1), "added_us": round(value, 1),

@@ -1,6 +1,6 @@
 """One system in one process: makes rounds of calls on command and says what each took.
 
-    worker.py SYSTEM [spans|metrics]      reads lines "KIND COUNT" from standard input, answers one JSON line each
+    worker.py SYSTEM [spans|metrics]      reads lines "KIND COUNT on|off" from standard input, answers one JSON line each
 
 The client is the real openai one on an in-process transport, so that what is measured is client + instrumentation and no network.
 Every system has a tracer provider with a batch processor and, with `metrics`, a meter provider, both with exporters that do nothing; at
@@ -47,14 +47,14 @@ RESPONSE = {
 CHUNKS = 200
 
 
-def _sse() -> list[bytes]:
+def _sse(count: int = CHUNKS) -> list[bytes]:
     def chunk(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
         return {
             "id": "chatcmpl-bench", "object": "chat.completion.chunk", "created": 1700000000, "model": "gpt-4o-mini-2024-07-18",
             "choices": [{"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}], "usage": None,
         }  # fmt: skip
 
-    events = [chunk({"role": "assistant", "content": ""})] + [chunk({"content": "word "}) for _ in range(CHUNKS)]
+    events = [chunk({"role": "assistant", "content": ""})] + [chunk({"content": "word "}) for _ in range(count)]
     last = {**chunk({}, "stop"), "choices": [], "usage": USAGE}
     return [b"data: " + json.dumps(event).encode() + b"\n\n" for event in [*events, last]] + [b"data: [DONE]\n\n"]
 
@@ -199,45 +199,60 @@ def with_floor(functions: dict[str, Any], with_metrics: bool) -> dict[str, Any]:
     return {kind: around(kind, call) for kind, call in functions.items()}
 
 
-def set_up(system: str, with_metrics: bool = True) -> dict[str, Any]:
-    if system.startswith("aifinops"):
-        os.environ["AIFINOPS_LEDGER"] = str(Path(tempfile.mkdtemp()) / "ledger.db")
-        import aifinops
+class System:
+    """What is measured: the calls, and a switch. The same process makes them with and without the system: two processes differ by
+    some percent for no better reason than where their memory lies, which is more than most systems add to a stream."""
 
-        aifinops.init()
-        aifinops.instrument("openai")
-    elif system == "otel-genai-openai":
-        from opentelemetry.instrumentation.genai.openai import OpenAIInstrumentor
+    def __init__(self, name: str, with_metrics: bool = True) -> None:
+        self.bare = calls(client())
+        self.switch: Any = None
+        self.on = False
+        if name == "floor":
+            self.floor = with_floor(self.bare, with_metrics)
+        elif name.startswith("aifinops"):
+            self.switch = _aifinops(with_budget=name.endswith("+budget"))
+        elif name == "otel-genai-openai":
+            from opentelemetry.instrumentation.genai.openai import OpenAIInstrumentor
 
-        OpenAIInstrumentor().instrument()
-    elif system == "traceloop-openai":
-        os.environ["TRACELOOP_TRACE_CONTENT"] = "false"
-        from opentelemetry.instrumentation.openai import OpenAIInstrumentor
+            self.switch = OpenAIInstrumentor()
+        elif name == "traceloop-openai":
+            os.environ["TRACELOOP_TRACE_CONTENT"] = "false"
+            from opentelemetry.instrumentation.openai import OpenAIInstrumentor
 
-        OpenAIInstrumentor().instrument()
-    elif system == "openinference-openai":
-        from openinference.instrumentation.openai import OpenAIInstrumentor
+            self.switch = OpenAIInstrumentor()
+        elif name == "openinference-openai":
+            from openinference.instrumentation.openai import OpenAIInstrumentor
 
-        OpenAIInstrumentor().instrument()
-    functions = calls(client())
-    if system == "floor":
-        return with_floor(functions, with_metrics)
-    if system == "aifinops+budget":
-        block = aifinops.budget("$1000000", name="bench")
-        block.__enter__()
-    return functions
+            self.switch = OpenAIInstrumentor()
+
+    def turned(self, on: bool) -> dict[str, Any]:
+        """The calls, with the system or without it."""
+        if on != self.on and self.switch is not None:
+            (self.switch.instrument if on else self.switch.uninstrument)()
+        self.on = on
+        return self.floor if on and self.switch is None else self.bare
+
+
+def _aifinops(*, with_budget: bool) -> Any:
+    os.environ["AIFINOPS_LEDGER"] = str(Path(tempfile.mkdtemp()) / "ledger.db")
+    import aifinops
+
+    aifinops.init()
+    if with_budget:
+        aifinops.budget("$1000000", name="bench").__enter__()
+    return aifinops
 
 
 def main() -> None:
-    system, with_metrics = sys.argv[1], sys.argv[2:] != ["spans"]
+    name, with_metrics = sys.argv[1], sys.argv[2:] != ["spans"]
     flush = providers(with_metrics)
-    functions = set_up(system, with_metrics)
+    system = System(name, with_metrics)
     import openai
 
-    print(json.dumps({"ready": system, "openai": openai.__version__}), flush=True)
+    print(json.dumps({"ready": name, "openai": openai.__version__}), flush=True)
     for line in sys.stdin:
-        kind, count = line.split()
-        call, before = functions[kind], flush()
+        kind, count, on = line.split()
+        call, before = system.turned(on == "on")[kind], flush()
         cpu, wall = time.process_time_ns(), time.perf_counter_ns()
         for _ in range(int(count)):
             call()

@@ -2,7 +2,7 @@
 
     python tools/collect_names.py --litellm model_prices_and_context_window_backup.json [--recorded NAMES.tsv ...]
 
-What a name must resolve to is worked out here from the installed `genai-prices` and from LiteLLM's prices, not from `aifinops`: the table
+What a name must resolve to is worked out here from the installed `genai-prices`, our own list beside it and LiteLLM's prices, not from `aifinops`: the table
 would prove nothing if it came from what it tests. The header of the table says how each class of rows was derived. The rules are those of
 `docs/reference/prices.md`, written a second time over words instead of one regular expression. Names under `HAND` were written by hand.
 Recorded names are lines of `provider<TAB>name`, as requests and responses of real traffic have them.
@@ -15,6 +15,7 @@ import collections
 import json
 import re
 import sys
+import tomllib
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -35,7 +36,7 @@ NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 REFUSED = "-"
 
 HEADER = """\
-# Model names and what they must resolve to, made by tools/collect_names.py from genai-prices {genai}, LiteLLM {litellm} and recorded traffic.
+# Model names and what they must resolve to, made by tools/collect_names.py from genai-prices {genai}, LiteLLM {litellm}, our own list and recorded traffic.
 # provider <TAB> class <TAB> expected <TAB> name <TAB> name ...
 # expected: provider/model of the list; "=" is the name itself at that provider; "-" is refused; a "?" at the end also allows refusal.
 # An empty provider is one that the caller did not name.
@@ -45,6 +46,7 @@ HEADER = """\
 #      regular expression counts as it stands), and LiteLLM has the same price.
 #   T  the same without a price of LiteLLM to confirm it, or with another price (docs/explanation/prices-compared-with-litellm.md).
 #   F  at a provider that the source says resells others' models: E to T at the maker.
+#   O  a model of our own list, which lies over the source: its id, or a beginning that it declares and no word but dates and owners after it.
 #   N  the source itself refuses the name, at that provider and at those whose models it resells.
 #   W  the source would take the name for a model whose name it only begins with or contains: another word follows, so it is another model.
 #   X  no list has the provider.
@@ -166,8 +168,32 @@ def at(provider: Any, name: str) -> tuple[str, str] | None:
     return ("W", "") if any(model.is_match(name) for model in provider.models) else ("N", "")
 
 
+def own_models() -> list[dict[str, Any]]:
+    """The models that our own list adds, wherever it lies."""
+    places = [ROOT / "src" / "aifinops" / "pricing" / "data" / "llm.toml", ROOT / "tools" / "prices" / "llm.toml"]
+    path = next(path for path in places if path.exists())
+    found: list[dict[str, Any]] = tomllib.loads(path.read_text("utf-8"))["models"]
+    return found
+
+
+OWN = own_models()
+
+
+def at_own(provider_id: str, name: str) -> str:
+    """The model of our own list that a name means there."""
+    for row in (row for row in OWN if row["provider"] == provider_id):
+        names = [row["model"], *row.get("names", ())]
+        starts = [clause["starts_with"] for clause in row.get("match", ()) if "starts_with" in clause]
+        if name in map(str.lower, names) or any(name.startswith(start) and follows(start, name) for start in starts):
+            return f"{provider_id}/{row['model']}"
+    return ""
+
+
 def expect(provider_id: str, name: str) -> tuple[str, str] | None:
     """(class, expected) of a name; None when the source leaves it open."""
+    own = at_own(provider_id, name.lower())
+    if own:
+        return "O", own
     provider = BY_ID.get(provider_id)
     if provider is None:
         return "X", REFUSED

@@ -1,11 +1,14 @@
-"""Compile the price list of an installed `genai-prices` into `src/aifinops/pricing/data/llm.jsonl`.
+"""Compile the bundled price lists into `src/aifinops/pricing/data/*.jsonl`.
 
     python tools/compile_prices.py                 # write
-    python tools/compile_prices.py --check         # exit 1 when the file is not what would be written
+    python tools/compile_prices.py --check         # exit 1 when a file is not what would be written
     python tools/compile_prices.py --date 2026-11-10
 
-The output is deterministic: the same version of genai-prices and the same date give the same bytes. The format is
-described in `docs/reference/prices.md`. A structure that this script does not know stops it; none is dropped in silence.
+`llm.jsonl` is the price list of an installed `genai-prices` with `tools/prices/llm.toml` laid over it; the others are made from the
+hand-maintained lists in `tools/prices/` (`own_lists.py`).
+
+The output is deterministic: the same version of genai-prices and the same date give the same bytes. The format is described in
+`docs/reference/prices.md`. A structure that this script does not know stops it; none is dropped in silence.
 """
 
 from __future__ import annotations
@@ -15,12 +18,15 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import date
 from decimal import Decimal
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
+
+import own_lists
+from own_lists import exact
 
 DATA = Path(__file__).resolve().parent.parent / "src" / "aifinops" / "pricing" / "data"
 TARGET = DATA / "llm.jsonl"
@@ -107,12 +113,6 @@ WINDOWS: Mapping[tuple[str, str], tuple[tuple[str | None, str | None, list[int] 
 
 class UnknownStructure(SystemExit):
     """The source says something that this script has no rule for."""
-
-
-def exact(value: Decimal) -> str:
-    """A price as plain digits, without exponent and trailing zeros."""
-    text = f"{value:f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def rate(value: Any, meter: str, per: int) -> Any:
@@ -282,6 +282,8 @@ def compiled(day: str) -> str:
     from genai_prices.data import providers
 
     version = distribution("genai-prices").version
+    rows = [(provider_row(one), [model_row(one.id, model) for model in one.models]) for one in providers]
+    overlays = own_lists.overlay(rows, USUAL)
     header = {
         "schema": SCHEMA,
         "id": "genai-prices",
@@ -291,12 +293,21 @@ def compiled(day: str) -> str:
         "source": f"genai-prices {version}, https://github.com/pydantic/genai-prices",
         "license": "MIT, Copyright (c) Pydantic Services Inc. 2025 to present; see LICENSE-genai-prices",
         "generated": "by tools/compile_prices.py; do not edit",
-        "models": sum(len(provider.models) for provider in providers),
+        "models": sum(len(models) for _, models in rows),
+        "overlays": overlays,
     }
-    lines = [header]
-    for provider in providers:
-        lines += [provider_row(provider), *(model_row(provider.id, model) for model in provider.models)]
+    return written([header, *(line for provider, models in rows for line in (provider, *models))])
+
+
+def written(lines: Iterable[Mapping[str, Any]]) -> str:
+    """One JSON text a line."""
     return "".join(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n" for line in lines)
+
+
+def everything(day: str) -> dict[Path, str]:
+    """Every file and what belongs in it."""
+    own = {TARGET.with_name(f"{name}.jsonl"): written(own_lists.compiled(name, USUAL)) for name in own_lists.LISTS}
+    return {TARGET: compiled(day), **own}
 
 
 def recorded_date() -> str:
@@ -308,31 +319,33 @@ def recorded_date() -> str:
     return str(header["date"])
 
 
-def write(text: str) -> None:
-    """Replace the data file and the licence notice beside it."""
+def write(files: Mapping[Path, str]) -> None:
+    """Replace the data files and the licence notice beside them."""
     DATA.mkdir(parents=True, exist_ok=True)
-    draft = TARGET.with_suffix(".tmp")
-    draft.write_text(text, "utf-8", newline="\n")
-    draft.replace(TARGET)
+    for path, text in files.items():
+        draft = path.with_suffix(".tmp")
+        draft.write_text(text, "utf-8", newline="\n")
+        draft.replace(path)
+        print(f"{path}: {len(text.encode()):,} bytes, {text.count(chr(10)):,} lines")
     licence = next(path for path in distribution("genai-prices").files or () if path.name == "LICENSE")
     shutil.copyfile(str(licence.locate()), NOTICE)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Compile the bundled price list from the installed genai-prices.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when the file is out of date")
-    parser.add_argument("--date", type=date.fromisoformat, help="release date of the source, YYYY-MM-DD")
+    parser = argparse.ArgumentParser(description="Compile the bundled price lists.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file is out of date")
+    parser.add_argument("--date", type=date.fromisoformat, help="release date of genai-prices, YYYY-MM-DD")
     options = parser.parse_args(arguments)
-    text = compiled(options.date.isoformat() if options.date else recorded_date())
-    if options.check:
-        same = TARGET.exists() and TARGET.read_text("utf-8") == text and NOTICE.exists()
-        if not same:
-            print(f"{TARGET} is out of date; run: python {sys.argv[0]}", file=sys.stderr)
-        return 0 if same else 1
-    write(text)
-    print(f"{TARGET}: {len(text.encode()):,} bytes, {text.count(chr(10)):,} lines")
-    return 0
+    files = everything(options.date.isoformat() if options.date else recorded_date())
+    if not options.check:
+        write(files)
+        return 0
+    old = [path for path, text in files.items() if not path.exists() or path.read_text("utf-8") != text]
+    old += [] if NOTICE.exists() else [NOTICE]
+    for path in old:
+        print(f"{path} is out of date; run: python {sys.argv[0]}", file=sys.stderr)
+    return 1 if old else 0
 
 
 if __name__ == "__main__":

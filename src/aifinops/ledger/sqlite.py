@@ -500,7 +500,9 @@ def _open(path: Path, timeout_s: float) -> sqlite3.Connection:
 
 def _claim(connection: sqlite3.Connection, path: Path) -> None:
     """Make the tables in an empty file; refuse a file that is not ours. BEGIN also proves that we may write."""
+    connection.execute("BEGIN")  # one view of the file: another process may be making it at this moment
     _check_owner(connection, path)
+    connection.execute("COMMIT")
     connection.execute("BEGIN IMMEDIATE")
     if not _check_owner(connection, path):
         for statement in _TABLES:

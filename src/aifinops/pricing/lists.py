@@ -18,7 +18,7 @@ from aifinops.errors import ConfigurationError
 from aifinops.pricing.match import Names, loosely, nearest, provider_id
 from aifinops.pricing.prices import Entry, read_entry
 
-__all__ = ["BUNDLED", "PriceList", "from_file", "load_bundled", "read_list"]
+__all__ = ["BUNDLED", "PriceList", "bundled_lists", "from_file", "load_bundled", "read_list"]
 
 BUNDLED = Path(__file__).with_name("data") / "llm.jsonl"
 """Written by `tools/compile_prices.py`."""
@@ -136,6 +136,12 @@ class PriceList:
 def load_bundled() -> PriceList:
     """The list that comes with this version of the package; read once."""
     return read_list(BUNDLED)
+
+
+@functools.cache
+def bundled_lists() -> tuple[PriceList, ...]:
+    """Every list that comes with this version of the package: models, then GPUs and instances, storage, vector databases."""
+    return (load_bundled(), *(read_list(BUNDLED.with_name(f"{name}.jsonl")) for name in ("gpu", "storage", "vector")))
 
 
 def read_list(path: Path) -> PriceList:

@@ -7,12 +7,16 @@ import sqlite3
 import stat
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from aifinops.errors import ConfigurationError
 from aifinops.ledger import default_path, open_ledger
+from aifinops.ledger import sqlite as sqlite_module
 from aifinops.ledger.memory import MemoryLedger
 from aifinops.ledger.sqlite import SCHEMA, SqliteLedger
 from aifinops.testing.ledger import example_charge
@@ -193,3 +197,31 @@ def test_an_old_sqlite_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 26, 0))
     with pytest.raises(ConfigurationError, match=r"needs 3\.30 or newer"):
         SqliteLedger(tmp_path / "l.db")
+
+
+def test_a_ledger_that_appears_while_we_look_is_not_taken_for_another_programs(tmp_path: Path) -> None:
+    """Mark, version and tables are read in one view: half of a file before and half after it was made is no foreign file."""
+    path = tmp_path / "l.db"
+    path.touch()
+
+    class Interrupted:
+        """A connection; after it has read the mark of the empty file, another process makes the ledger."""
+
+        def __init__(self) -> None:
+            self.real = sqlite3.connect(path, isolation_level=None)
+            self.interrupted = False
+
+        def execute(self, statement: str) -> Any:
+            rows = iter(self.real.execute(statement).fetchall())  # an open cursor would keep the other one out
+            if statement == "PRAGMA application_id" and not self.interrupted:
+                self.interrupted = True
+                with suppress(ConfigurationError):  # it may have to wait until we have looked
+                    SqliteLedger(path, timeout_s=0.01).close()
+            return SimpleNamespace(fetchone=lambda: next(rows, None))
+
+    connection = Interrupted()
+    sqlite_module._claim(connection, path)  # type: ignore[arg-type]
+    connection.real.close()
+    ledger = SqliteLedger(path)
+    assert ledger.append(example_charge(1))
+    ledger.close()
