@@ -15,12 +15,11 @@ import random
 import statistics
 import subprocess
 import sys
-import venv
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
+from environments import HERE, ROOT, Worker, environment, left_out
+
 KINDS = ("chat", "responses", "embeddings", "stream")
 CHUNKS = 200
 
@@ -38,48 +37,6 @@ ENVIRONMENTS = {
 }  # fmt: skip
 
 
-def environment(folder: Path, name: str, packages: list[str]) -> Path:
-    """The interpreter of an environment, made and filled on first use."""
-    target = folder / name
-    python = target / "bin" / "python"
-    stamp = target / "installed.json"
-    if not (stamp.exists() and json.loads(stamp.read_text()) == packages):
-        venv.create(target, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
-        stamp.write_text(json.dumps(packages))
-    elif name == "main":
-        subprocess.run(
-            [python, "-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall", str(ROOT)], check=True
-        )
-    return python
-
-
-class Worker:
-    def __init__(self, python: Path, system: str, mode: str) -> None:
-        self.process = subprocess.Popen(
-            [python, HERE / "worker.py", system, mode], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.about = self._read()
-
-    def _read(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"a worker ended with {self.process.wait()}")
-        return json.loads(line)  # type: ignore[no-any-return]
-
-    def round(self, kind: str, calls: int, switch: str) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{kind} {calls} {switch}\n")
-        self.process.stdin.flush()
-        return self._read()
-
-    def stop(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(timeout=30)
-
-
 def start(folder: Path, only: list[str], mode: str) -> dict[tuple[str, str], Worker]:
     workers = {}
     for name, (packages, systems) in ENVIRONMENTS.items():
@@ -88,9 +45,9 @@ def start(folder: Path, only: list[str], mode: str) -> dict[tuple[str, str], Wor
         try:
             python = environment(folder, name, packages)
             for system in systems:
-                workers[name, system] = Worker(python, system, mode)
+                workers[name, system] = Worker(python, HERE / "worker.py", system, mode)
         except (subprocess.CalledProcessError, RuntimeError) as error:
-            print(f"{name}: left out, {error}", file=sys.stderr)
+            left_out(name, error)
     return workers
 
 
@@ -113,11 +70,11 @@ def main() -> None:
         count = max(5, options.calls // 10) if kind == "stream" else options.calls
         figures[kind] = {key: [] for key in workers}
         for key, worker in workers.items():
-            spans[kind][key] = worker.round(kind, count, "on")["spans"] / count  # also warms up
+            spans[kind][key] = worker.ask(f"{kind} {count} on")["spans"] / count  # also warms up
         for _ in range(options.rounds):
             for key in random.sample(list(workers), len(workers)):
                 switches = ["on"] if key[1] in UNCLEAN else random.sample(["on", "off"], 2)
-                took = {switch: workers[key].round(kind, count, switch)["cpu_us"] for switch in switches}
+                took = {switch: workers[key].ask(f"{kind} {count} {switch}")["cpu_us"] for switch in switches}
                 figures[kind][key].append((took["on"], took.get("off", 0.0)))
             for key in (key for key in workers if key[1] in UNCLEAN):
                 figures[kind][key][-1] = (figures[kind][key][-1][0], figures[kind]["main", "floor"][-1][1])

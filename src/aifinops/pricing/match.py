@@ -6,6 +6,8 @@ a part (`contains`) of a name counts when what remains is a form of the same mod
 * after it: nothing, a dated snapshot (`-2025-08-07`, `-20250807`, `@20250807`, `-0613`, `-09-2025`), `-latest`, a preview of these
   (`-preview-05-06`), a version (`-v1`, `:0`, `-v2:0`, `-001`);
 * before it (`contains` and `ends_with` only): nothing, a path (`publishers/anthropic/models/`) or dotted namespaces (`us.anthropic.`).
+  A geography of Amazon Bedrock other than `us.` and `global.` has prices of its own: it counts only where the clause itself names it, or
+  for Anthropic's models, which cost the same in each but the government's.
 
 So `gpt-5.6` is never priced as `gpt-5`, nor `gpt-5-mini` as `gpt-5`.
 """
@@ -56,6 +58,8 @@ _REST = re.compile(
     rf"(?:-(?:preview|exp|experimental|beta))?(?:[-@]{_DATE})?(?:[-@](?:latest|default))?(?:-v\d+)?(?::\d+)?"
 )
 _BEFORE = re.compile(r"(?:.*/)?(?:[a-z0-9-]+\.)*")
+# LiteLLM 1.110.2, after Amazon's price pages: Nova Pro costs 0.80 by `us.`, 0.84 by `apac.`, 1.05 by `eu.`; the government a fifth more.
+_GEOGRAPHY = re.compile(r"(?:.*/)?(us-gov|apac|(?!us\.)[a-z]{2})\.(.*)")
 # A fine-tune carries the names of its owner after the dated base model.
 _TUNED = re.compile(rf"(?:[-@]{_DATE})?(?::.*)?")
 # The beginning of a date, or a dangling separator, at the end of a clause: `claude-sonnet-4-2025`, `claude-sonnet-4@`.
@@ -96,14 +100,22 @@ def _starts_with(value: str, name: str) -> bool:
 
 def _contains(value: str, name: str) -> bool:
     start = name.find(value)
-    return start >= 0 and _BEFORE.fullmatch(name, 0, start) is not None and _starts_with(value, name[start:])
+    return start >= 0 and _may_precede(value, name[:start]) and _starts_with(value, name[start:])
 
 
 def _ends_with(value: str, name: str) -> bool:
     if not name.endswith(value):
         return False
     # A clause that begins with a slash brings its own boundary.
-    return value.startswith("/") or _BEFORE.fullmatch(name, 0, len(name) - len(value)) is not None
+    return value.startswith("/") or _may_precede(value, name[: len(name) - len(value)])
+
+
+def _may_precede(value: str, before: str) -> bool:
+    """Whether what stands before a declared part leaves it the same model at the same price."""
+    if _BEFORE.fullmatch(before) is None:
+        return False
+    geography = _GEOGRAPHY.fullmatch(before)
+    return geography is None or (geography[1] != "us-gov" and f"{geography[2]}{value}".startswith("anthropic."))
 
 
 _TESTS = {"equals": _equals, "starts_with": _starts_with, "contains": _contains, "ends_with": _ends_with}

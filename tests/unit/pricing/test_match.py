@@ -70,6 +70,35 @@ def test_a_declared_part_may_follow_a_path_or_a_namespace(name: str, expected: b
 @pytest.mark.parametrize(
     ("clause", "name", "expected"),
     [
+        ({"contains": "amazon.nova-pro"}, "us.amazon.nova-pro-v1:0", True),
+        ({"contains": "amazon.nova-pro"}, "eu.amazon.nova-pro-v1:0", False),
+        ({"contains": "amazon.nova-pro"}, "apac.amazon.nova-pro-v1:0", False),
+        ({"contains": "amazon.nova-pro"}, "sa.amazon.nova-pro-v1:0", False),
+        ({"contains": "amazon.nova-pro"}, "global.amazon.nova-pro-v1:0", True),
+        ({"contains": "amazon.nova-pro"}, "us-gov.amazon.nova-pro-v1:0", False),
+        ({"contains": "eu.amazon.nova-2-lite"}, "eu.amazon.nova-2-lite-v1:0", True),
+        ({"contains": "anthropic.claude-3-7-sonnet"}, "eu.anthropic.claude-3-7-sonnet-20250219-v1:0", True),
+        ({"contains": "anthropic.claude-3-7-sonnet"}, "us-gov.anthropic.claude-3-7-sonnet-20250219-v1:0", False),
+        (
+            {"contains": "amazon.nova-pro"},
+            "arn:aws:bedrock:eu-west-1:1:inference-profile/eu.amazon.nova-pro-v1:0",
+            False,
+        ),
+        ({"contains": "claude-3-5-haiku-20241022"}, "eu.anthropic.claude-3-5-haiku-20241022-v1:0", True),
+        ({"contains": "claude-3-5-haiku-20241022"}, "us-gov.anthropic.claude-3-5-haiku-20241022-v1:0", False),
+        ({"ends_with": "openai.gpt-oss-20b-1:0"}, "us-gov.openai.gpt-oss-20b-1:0", False),
+    ],
+)
+def test_a_geography_is_part_of_a_name_where_it_has_a_price_of_its_own(
+    clause: dict[str, object], name: str, expected: bool
+) -> None:
+    """Bedrock's profiles of other geographies cost more than those of the USA, but for Anthropic's models, unless a clause names them."""
+    assert is_match(clause, name) is expected
+
+
+@pytest.mark.parametrize(
+    ("clause", "name", "expected"),
+    [
         ({"ends_with": "/kimi"}, "global/kimi", True),
         ({"ends_with": "kimi"}, "x/kimi", True),
         ({"ends_with": "kimi"}, "notkimi", False),
