@@ -31,6 +31,9 @@ HOST = "https://openaipublic.blob.core.windows.net/encodings/"
 LARGEST = 16 << 20
 """Bytes. The largest encoding has 3.6 million; nothing above this is read."""
 
+USUAL = ("o200k_base", "cl100k_base")
+"""The encodings of every model that OpenAI sells today."""
+
 TIMEOUT_S = 30.0
 """Seconds that a download may wait for the next bytes."""
 
@@ -156,9 +159,9 @@ def _read(path: Path) -> bytes:
 
 
 def faster() -> str | None:
-    """The version of `toktok-rs` when it can count here, else None."""
+    """The version of `toktok-rs` when it is installed and agrees with tiktoken, else None."""
     found = _toktok()
-    return None if found is None else found[0]
+    return found[0] if found is not None and _with_toktok("o200k_base") is not None else None
 
 
 # Counting -------------------------------------------------------------------------------------------------------------
@@ -194,9 +197,18 @@ def _load(name: str) -> Counter | None:
     return counter
 
 
+_PROOF = "It's 12345 o'clock,\r\n\tnaïve café — 東京タワー, Привет мир! 😀👩\u200d💻 <|endoftext|> def f(x): return x**2  # ok\n\n\n"
+_PROVED = {"o200k_base": 47, "o200k_harmony": 47, "cl100k_base": 54}
+"""What tiktoken counts in `_PROOF`: another tokenizer that does not agree is not used."""
+
+
+WITHIN = tuple(_PROVED)
+"""Encodings that toktok-rs has within it."""
+
+
 def _with_toktok(name: str) -> Counter | None:
     found = _toktok()
-    if found is None or name not in found[2]:
+    if found is None or name not in _PROVED:
         return None
     batch_count = found[1]
 
@@ -204,16 +216,16 @@ def _with_toktok(name: str) -> Counter | None:
         # One thread: the caller's cores are the caller's.
         return sum(batch_count([_whole(text) for text in texts], name, 1))
 
-    return counter
+    return counter if counter([_PROOF]) == _PROVED[name] else None
 
 
 @lru_cache(maxsize=1)
-def _toktok() -> tuple[str, Callable[..., list[int]], frozenset[str]] | None:
+def _toktok() -> tuple[str, Callable[..., list[int]]] | None:
     try:
         import toktok  # type: ignore[import-not-found,unused-ignore]
 
-        # The module of that name on PyPI before toktok-rs is another program.
-        return str(toktok.__version__), toktok.batch_count, frozenset({"cl100k_base", "o200k_base", "o200k_harmony"})
+        # The package of that name before toktok-rs is another program, without this function.
+        return str(toktok.__version__), toktok.batch_count
     except Exception:  # absent, or a build that does not fit this machine
         return None
 
@@ -413,7 +425,7 @@ Progress = Callable[[str, int, int | None], None]
 
 
 def fetch(
-    names: Iterable[str] = ("o200k_base", "cl100k_base"),
+    names: Iterable[str] = USUAL,
     *,
     host: str = HOST,
     timeout_s: float = TIMEOUT_S,
