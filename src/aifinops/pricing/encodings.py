@@ -10,6 +10,7 @@ from __future__ import annotations
 import binascii
 import hashlib
 import os
+import re
 import tempfile
 import zipfile
 import zlib
@@ -333,7 +334,7 @@ def _files() -> dict[str, Encoding]:
 
 
 def _is_called(name: str, file: str, one: Encoding) -> bool:
-    last = name.replace("\\", "/").rsplit("/", 1)[-1]
+    last = re.split(r"[\\/:]", name)[-1]  # of a path, of a member in an archive, or of `archive:member`
     return last.removesuffix(".gz") in {file, one.cached, file.removesuffix(".tiktoken")}
 
 
