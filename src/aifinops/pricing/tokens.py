@@ -11,10 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from json.encoder import encode_basestring_ascii
 from typing import Any, Literal, NamedTuple
 
-from aifinops.pricing import encodings, media
-from aifinops.pricing.encodings import encoding_path
-
-__all__ = ["UNBOUNDED", "PromptEstimate", "count_tokens", "encoding_path", "prompt_estimate", "text_upper_bound"]
+__all__ = ["UNBOUNDED", "PromptEstimate", "count_tokens", "prompt_estimate", "text_upper_bound"]
 
 UNBOUNDED = 1 << 40
 """Stands for "not to be told from the request" (an earlier response, a file, a stored prompt): at most the context window."""
@@ -110,8 +107,13 @@ def _points_elsewhere(body: Mapping[str, Any]) -> bool:
 def _is_hosted(tool: Mapping[str, Any]) -> bool:
     kind = tool.get("type")
     if kind is not None:
-        return kind not in _OWN_TOOLS
+        return _word(kind) not in _OWN_TOOLS
     return not ("name" in tool or "function" in tool or _OWN_TOOL_KEYS.issuperset(tool))
+
+
+def _word(value: Any) -> str:
+    """A value that is to be looked up among words; what is no text (a schema may have any key) is none of them."""
+    return value if type(value) is str else ""
 
 
 def _bound(value: Any, model: str, length: Callable[[str], int]) -> int:
@@ -184,7 +186,7 @@ def _message(item: Mapping[Any, Any], length: Callable[[str], int]) -> int | Non
             role = item.get("role")
             return length(role) + length(content) + _MESSAGE_KEYS if type(role) is str else None
         text = item.get("text")
-        if type(text) is str and item.get("type") in _PLAIN:
+        if type(text) is str and _word(item.get("type")) in _PLAIN:
             return length(text) + _MESSAGE_KEYS
     return None
 
@@ -194,20 +196,23 @@ def _attached(part: Mapping[Any, Any], model: str) -> int | None:
     counted = _attachment(part, model)
     if counted is None:
         return None
-    return UNBOUNDED if counted.most is None else counted.most + _OVERHEAD
+    return UNBOUNDED if counted[1] is None else counted[1] + _OVERHEAD
 
 
-_ENDLESS = media.Counted(0, None)
+Counted = tuple[int, int | None]
+"""Tokens expected and at most, as `media.Counted`: that module is loaded for the first picture or sound, not for text."""
+
+_ENDLESS: Counted = (0, None)
 
 
-def _attachment(part: Mapping[Any, Any], model: str) -> media.Counted | None:
+def _attachment(part: Mapping[Any, Any], model: str) -> Counted | None:
     """What a content part that is not text counts as; None when it is text, or holds others.
 
     Values must be text to count as a reference: in the schema of a tool, `image_url` and `file_id` may be names of parameters.
     """
-    kind = part.get("type")
+    kind = _word(part.get("type"))
     link = part.get("image_url")
-    if (type(kind) is str and kind in _IMAGES) or isinstance(link, str):
+    if kind in _IMAGES or isinstance(link, str):
         return _picture(part, link, model)
     if kind == "input_audio":
         sound = part.get("input_audio")
@@ -220,12 +225,12 @@ def _attachment(part: Mapping[Any, Any], model: str) -> media.Counted | None:
                 return found
     if kind == "document":
         return _document(part)
-    if (type(kind) is str and kind in _FILES) or any(isinstance(part.get(key), str) for key in _REFERENCES):
+    if kind in _FILES or any(isinstance(part.get(key), str) for key in _REFERENCES):
         return _ENDLESS
     return None
 
 
-def _picture(part: Mapping[Any, Any], link: Any, model: str) -> media.Counted:
+def _picture(part: Mapping[Any, Any], link: Any, model: str) -> Counted:
     """A picture as OpenAI (`image_url`), Anthropic and others (`source`) write it."""
     detail = part.get("detail")
     if isinstance(link, Mapping):
@@ -236,7 +241,7 @@ def _picture(part: Mapping[Any, Any], link: Any, model: str) -> media.Counted:
     return _image(link, detail if isinstance(detail, str) else "", model)
 
 
-def _enclosed(name: str, inner: Mapping[Any, Any], part: Mapping[Any, Any], model: str) -> media.Counted | None:
+def _enclosed(name: str, inner: Mapping[Any, Any], part: Mapping[Any, Any], model: str) -> Counted | None:
     """What Gemini and Bedrock put in an object of its own."""
     if name == "audio":  # an earlier answer of OpenAI's, by its id
         return _ENDLESS if isinstance(inner.get("id"), str) else None
@@ -254,18 +259,22 @@ def _enclosed(name: str, inner: Mapping[Any, Any], part: Mapping[Any, Any], mode
     return None
 
 
-def _document(part: Mapping[Any, Any]) -> media.Counted | None:
+def _document(part: Mapping[Any, Any]) -> Counted | None:
     """Anthropic's documents: text is counted, pages and addresses cannot be."""
     source = part.get("source")
-    return None if isinstance(source, Mapping) and source.get("type") in {"text", "content"} else _ENDLESS
+    return None if isinstance(source, Mapping) and _word(source.get("type")) in {"text", "content"} else _ENDLESS
 
 
-def _image(data: Any, detail: str, model: str) -> media.Counted:
+def _image(data: Any, detail: str, model: str) -> Counted:
+    from aifinops.pricing import media
+
     head = _head(data)
     return media.image_tokens(model, None if head is None else media.image_size(head[0]), detail)
 
 
-def _sound(data: Any, kind: Any, model: str) -> media.Counted:
+def _sound(data: Any, kind: Any, model: str) -> Counted:
+    from aifinops.pricing import media
+
     head = _head(data)
     return _ENDLESS if head is None else media.audio_tokens(model, *head, str(kind or ""))
 
@@ -273,7 +282,11 @@ def _sound(data: Any, kind: Any, model: str) -> media.Counted:
 def _head(data: Any) -> tuple[bytes, int] | None:
     if isinstance(data, bytes):
         return data[: 1 << 18], len(data)
-    return media.inline(data) if isinstance(data, str) else None
+    if not isinstance(data, str):
+        return None
+    from aifinops.pricing import media
+
+    return media.inline(data)
 
 
 # The number to expect -------------------------------------------------------------------------------------------------
@@ -327,7 +340,7 @@ def _visible(body: Mapping[str, Any], model: str) -> tuple[list[str], int]:
     system = False
     for item in _messages(body, model):
         count += 1
-        system = system or (isinstance(item, Mapping) and item.get("role") in _SYSTEM)
+        system = system or (isinstance(item, Mapping) and _word(item.get("role")) in _SYSTEM)
         fixed += around + _read(item, texts, model)
     if count and around:
         fixed += _PRIMING - ("gpt-5" in model)
@@ -392,7 +405,7 @@ def _read(item: Any, texts: list[str], model: str) -> int:
         elif isinstance(found, Mapping):
             counted = _attachment(found, model)
             if counted is not None:
-                total += counted.expected
+                total += counted[0]
             elif found.get("type") != "reasoning":  # earlier thoughts are sent back, and mostly left out of the prompt
                 total += _structure(found)
                 todo += [value for key, value in found.items() if key not in _HIDDEN]
@@ -405,7 +418,7 @@ def _read(item: Any, texts: list[str], model: str) -> int:
 
 def _structure(item: Mapping[Any, Any]) -> int:
     """Tokens around names and calls. Fitted to recorded requests: nobody documents them."""
-    kind = item.get("type")
+    kind = _word(item.get("type"))
     if kind in _AROUND_CALL:
         return _AROUND_CALL[kind]
     calls = item.get("tool_calls")
@@ -445,6 +458,8 @@ _CLAUDE_TOOLS = 346
 
 def _tools(tools: list[Any] | tuple[Any, ...], texts: list[str], model: str, *, system: bool) -> int:
     """Tools as the model is shown them: OpenAI's chat models read TypeScript, the others JSON."""
+    from aifinops.pricing import encodings
+
     if encodings.encoding_of(model) is None:
         texts += [_json(tool) for tool in tools]
         return _CLAUDE_TOOLS if "claude" in model else 0
@@ -507,13 +522,15 @@ class _Schema:
         if kind == "object":
             inner = self.fields(field, depth + 1)
             return "\n".join(["{", *inner, "}"]) if inner else "object"
-        return "number" if kind in {"integer", "number"} else str(kind)
+        return "number" if _word(kind) in {"integer", "number"} else str(kind)
 
 
 def count_all(texts: list[str], model: str) -> int | None:
     """Exact tokens of all texts together; None as in `count_tokens`."""
     if sum(map(len, texts)) > _MAX_TEXT:
         return None
+    from aifinops.pricing import encodings
+
     return encodings.count(texts, model)
 
 

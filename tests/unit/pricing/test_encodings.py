@@ -19,7 +19,8 @@ import pytest
 
 from aifinops.errors import ConfigurationError
 from aifinops.pricing import encodings
-from aifinops.pricing.encodings import Encoding, count, encoding_of, encoding_path, fetch, install, states
+from aifinops.pricing.encodings import Encoding, count, encoding_of, encoding_path, states
+from aifinops.pricing.supply import fetch, install
 
 RANKS = b"".join(
     base64.b64encode(token) + b" %d\n" % rank

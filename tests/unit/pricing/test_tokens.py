@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aifinops.pricing import encodings
-from aifinops.pricing.tokens import UNBOUNDED, count_tokens, encoding_path, text_upper_bound
+from aifinops.pricing.encodings import encoding_path
+from aifinops.pricing.tokens import UNBOUNDED, count_tokens, text_upper_bound
 
 
 def chat(*content: Any, **rest: Any) -> dict[str, Any]:
