@@ -55,8 +55,10 @@ _TOOL_PROMPT = 800
 
 _PLAIN = frozenset({"text", "input_text", "output_text"})
 _IMAGES = frozenset({"image_url", "input_image", "image", "computer_screenshot"})
-_FILES = frozenset({"file", "input_file", "input_video", "video_url", "video", "item_reference"})
-_REFERENCES = ("file_id", "file_url", "file_data", "video_url", "fileUri", "file_uri")
+_FILES = frozenset(
+    {"file", "input_file", "input_video", "video_url", "audio_url", "document_url", "video", "item_reference"}
+)
+_REFERENCES = ("file_id", "file_url", "file_data", "video_url", "audio_url", "document_url", "fileUri", "file_uri")
 
 _MAX_TEXT = 1_000_000
 """Characters that are tokenized at most: a byte-pair encoder is slow on very long text, and this runs before a call."""
@@ -98,9 +100,10 @@ def text_upper_bound(body: Mapping[str, Any], *, model: str = "") -> int:
 def _points_elsewhere(body: Mapping[str, Any]) -> bool:
     if not _ELSEWHERE.isdisjoint(body) and any(body.get(key) for key in _ELSEWHERE):
         return True
-    tools = body.get("tools")
-    if isinstance(tools, (list, tuple)) and any(isinstance(tool, Mapping) and _is_hosted(tool) for tool in tools):
-        return True
+    for holder in (body, body.get("toolConfig")):
+        tools = holder.get("tools") if isinstance(holder, Mapping) else None
+        if isinstance(tools, (list, tuple)) and any(isinstance(tool, Mapping) and _is_hosted(tool) for tool in tools):
+            return True
     return isinstance(body.get("prompt"), Mapping)
 
 
@@ -217,7 +220,7 @@ def _attachment(part: Mapping[Any, Any], model: str) -> Counted | None:
     if kind == "input_audio":
         sound = part.get("input_audio")
         return _sound(sound.get("data"), sound.get("format"), model) if isinstance(sound, Mapping) else _ENDLESS
-    for name in ("inline_data", "inlineData", "image", "document", "audio"):
+    for name in ("inline_data", "inlineData", "image", "document", "video", "audio"):
         inner = part.get(name)
         if isinstance(inner, Mapping):
             found = _enclosed(name, inner, part, model)
@@ -254,7 +257,7 @@ def _enclosed(name: str, inner: Mapping[Any, Any], part: Mapping[Any, Any], mode
             return _image(data, str(level or ""), model)
         return _sound(data, kind, model) if kind.startswith("audio/") else _ENDLESS
     source = inner.get("source")
-    if name in {"image", "document"} and isinstance(source, Mapping) and ("bytes" in source or "s3Location" in source):
+    if isinstance(source, Mapping) and ("bytes" in source or "s3Location" in source):
         return _image(source.get("bytes"), "", model) if name == "image" else _ENDLESS
     return None
 
@@ -491,14 +494,20 @@ class _Schema:
     DESCRIBED = 2
     """Levels whose descriptions are shown."""
 
+    MOST = 2_000
+    """Fields that are written out: one that refers to itself ten times over would be written a hundred million times."""
+
     def __init__(self, root: Mapping[str, Any]) -> None:
         found = root.get("$defs") or root.get("definitions")
         self.named = found if isinstance(found, Mapping) else {}
+        self.left = self.MOST
 
     def fields(self, schema: Mapping[str, Any], depth: int = 0) -> list[str]:
         properties, required = schema.get("properties"), schema.get("required") or ()
         lines = []
         for name, given in properties.items() if isinstance(properties, Mapping) else ():
+            if self.left < 0:
+                break
             field = given if isinstance(given, Mapping) else {}
             if depth < self.DESCRIBED and field.get("description"):
                 lines.append(f"// {field['description']}")
@@ -506,7 +515,8 @@ class _Schema:
         return lines
 
     def typed(self, field: Any, depth: int) -> str:
-        if not isinstance(field, Mapping) or depth >= self.DEEPEST:
+        self.left -= 1
+        if not isinstance(field, Mapping) or depth >= self.DEEPEST or self.left < 0:
             return "any"
         reference = field.get("$ref")
         if isinstance(reference, str):

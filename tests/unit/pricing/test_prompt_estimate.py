@@ -189,6 +189,16 @@ def test_deep_and_self_containing_bodies_end() -> None:
     assert prompt_estimate(chat(SAY, tools=[{"function": {"name": "f", "parameters": schema}}])).tokens > 0
 
 
+@pytest.mark.usefixtures("one_token_a_word")
+def test_a_schema_that_refers_to_itself_many_times_ends_soon() -> None:
+    """Ten references to itself in each of eight levels would be a hundred million fields."""
+    node = {"type": "object", "properties": {f"f{one}": {"$ref": "#/$defs/Node"} for one in range(10)}}
+    parameters = {"type": "object", "properties": {"root": {"$ref": "#/$defs/Node"}}, "$defs": {"Node": node}}
+    begun = time.perf_counter()
+    assert prompt_estimate(chat(SAY, tools=[{"function": {"name": "f", "parameters": parameters}}])).tokens > 100
+    assert time.perf_counter() - begun < 2
+
+
 @pytest.mark.parametrize("content", ["x" * 10_000_000, "é" * 5_000_000, "\ufdfa" * 100_000, "漢" * 3_000_000])
 def test_ten_megabytes_are_bounded_in_linear_time(content: str) -> None:
     """A tenth of the text takes about a tenth of the time; here, all of it well under a second."""
