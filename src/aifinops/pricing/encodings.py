@@ -181,6 +181,7 @@ def faster() -> str | None:
 Counter = Callable[[Sequence[str]], int]
 
 _counters: dict[str, Counter] = {}
+_broken: set[str] = set()
 _refused: set[tuple[str, int, int]] = set()
 
 
@@ -202,8 +203,15 @@ def count(texts: Sequence[str], model: str) -> int | None:
 
 
 def _load(name: str) -> Counter | None:
+    if name in _broken:
+        return None
     # No lock: two threads may read the same file once each, but a fork in between leaves nothing held for ever.
-    counter = _with_toktok(name) or _with_tiktoken(name)
+    try:
+        counter = _with_toktok(name) or _with_tiktoken(name)
+    except Exception:
+        # An old tiktoken, or none: it will not change while the process runs, and finding out took a third of a second.
+        _broken.add(name)
+        return None
     if counter is not None:
         _counters[name] = counter
     return counter

@@ -41,6 +41,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         {name: Encoding(name, f"{name}.tiktoken", sha, (f"{name}-model",)) for name, sha in SHA.items()},
     )
     monkeypatch.setattr(encodings, "_counters", {})
+    monkeypatch.setattr(encodings, "_broken", set())
     monkeypatch.setitem(sys.modules, "toktok", None)
     encodings._toktok.cache_clear()
     encodings.encoding_of.cache_clear()
@@ -293,6 +294,19 @@ def test_a_cache_that_cannot_be_read_gives_no_count(tmp_path: Path, cache: Path)
     assert states()[0].state == "missing"
 
 
+def test_a_tiktoken_that_does_not_know_the_encoding_is_asked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading megabytes at each call, to find the same again, would slow every call."""
+    (tmp_path / "a").write_bytes(RANKS)
+    install(tmp_path / "a")
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "tiktoken", None)
+        assert count(["hello"], "o200k_base-model") is None
+    assert encodings._broken == {"o200k_base"}
+    assert count(["hello"], "o200k_base-model") is None
+
+
 def faster(answer: int) -> types.ModuleType:
     module = types.ModuleType("toktok")
     module.__version__ = "9.9"  # type: ignore[attr-defined]
@@ -336,6 +350,8 @@ def test_models_have_the_encoding_that_tiktoken_gives_them(
     monkeypatch.undo()
     encodings.encoding_of.cache_clear()
     assert encoding_of(model) == encoding
+    if model.startswith("ft:"):  # older tiktoken takes any fine-tuned gpt-4o for a gpt-4
+        return
     tiktoken = pytest.importorskip("tiktoken")
     try:
         theirs = tiktoken.encoding_name_for_model(model.removeprefix("openai/"))

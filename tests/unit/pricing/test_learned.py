@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aifinops.errors import ConfigurationError
-from aifinops.pricing.learned import ACCURACY, Kind, Learned, Quantiles
+from aifinops.pricing.learned import ACCURACY, Kind, Learned, Quantiles, _after_fork
 from aifinops.pricing.tokens import UNBOUNDED
 
 HERE = Kind("openai", "gpt-4o", "rerank")
@@ -141,6 +141,16 @@ def test_threads_lose_no_observation() -> None:
         thread.join()
     (kind,) = learned.state()["kinds"]
     assert sum(count for _, count in kind[3]["buckets"]) == 2_000
+
+
+def test_a_lock_that_was_held_at_a_fork_does_not_stop_the_child() -> None:
+    """The thread that held it does not exist there."""
+    learned = taught()
+    held = learned._lock
+    with held:
+        _after_fork()  # what the child runs first
+        learned.update(HERE, input_bound=4_000, input_tokens=1_000, output_tokens=50)
+    assert learned.output(HERE) is not None
 
 
 def test_what_was_learned_survives_a_restart() -> None:
