@@ -12,6 +12,7 @@ import inspect
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
@@ -21,7 +22,7 @@ from aifinops.budgets.budget import ActiveBudget, Budget
 from aifinops.charges import Charge, Cost, total
 from aifinops.clock import to_ns
 from aifinops.errors import ConfigurationError, swallow
-from aifinops.pricing.tokens import text_upper_bound
+from aifinops.pricing.tokens import prompt_estimate, text_upper_bound
 from aifinops.tags import EMPTY, Tags, make_tags
 from aifinops.telemetry import names
 from aifinops.usage import Quantities, Sku, Usage, input_total, output_total, quantities
@@ -609,6 +610,9 @@ def estimate(
 ) -> Cost:
     """What a request may cost, before it is made: `.lower`, `.amount` (expected), `.upper` (sound bound).
 
+    The bound takes every byte of the prompt as a token at its dearest rate. The expected amount counts the prompt with the model's
+    tokenizer where its encoding is on this machine (`aifinops tokens status`), else by its length; `.notes` say which.
+
     Args:
         model: as in the request. messages, input: the prompt as it will be sent; tools and the like go into `**body`.
         max_tokens: the output limit; without it the model's own maximum counts. provider, tier, at: as in `price`.
@@ -618,14 +622,29 @@ def estimate(
     """
     engines = runtime.get()
     request = {key: value for key, value in {"messages": messages, "input": input, **body}.items() if value is not None}
-    return engines.book.estimate(
+    moment = engines.clock.time_ns() if at is None else to_ns(at)
+    bound = text_upper_bound(request, model=model)
+    most = engines.book.estimate(
         provider or "",
         model,
-        input_tokens_upper=text_upper_bound(request),
+        input_tokens_upper=bound,
         output_tokens_upper=max_tokens,
-        at=engines.clock.time_ns() if at is None else to_ns(at),
+        at=moment,
         tier=tier,
     )
+    if most.basis != "estimated":
+        return most
+    prompt = prompt_estimate(request, model=model, bound=bound)
+    answer = next((line.quantity for line in most.lines if line.meter == "output_tokens"), 0)
+    counts = quantities({"input_tokens": min(prompt.tokens, bound), "output_tokens": answer})
+    middle = engines.book.price(Usage(counts, Sku(provider or "", model, tier=tier), moment))
+    if middle.amount is None or most.upper is None:
+        return most
+    note = f"prompt: {prompt.tokens:,} tokens by {_TOLD_BY[prompt.by]}"
+    return replace(most, amount=min(middle.amount, most.upper), lines=middle.lines, notes=(*most.notes, note))
+
+
+_TOLD_BY = {"tokenizer": "the model's tokenizer", "learned": "earlier calls", "length": "the length of its text"}
 
 
 def report(

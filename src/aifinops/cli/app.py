@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from aifinops.cli import tokens
 from aifinops.errors import ConfigurationError
 
 __all__ = ["app"]
@@ -22,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(tokens.app, name="tokens")
 
 
 class Form(StrEnum):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import socket
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aifinops.pricing import tokens
-from aifinops.pricing.tokens import UNBOUNDED, count_tokens, encoding_path, text_upper_bound
+from aifinops.pricing import encodings
+from aifinops.pricing.encodings import encoding_path
+from aifinops.pricing.tokens import UNBOUNDED, count_tokens, text_upper_bound
 
 
 def chat(*content: Any, **rest: Any) -> dict[str, Any]:
@@ -75,9 +77,16 @@ IMAGE = "data:image/png;base64," + "A" * 500_000
         ("gpt-4o", {"type": "image_url", "image_url": {"url": IMAGE}}, 1_445, 30_000),
         ("gpt-4o-mini", {"type": "image_url", "image_url": {"url": IMAGE}}, 48_169, 50_000),
         ("gpt-4o-mini", {"type": "image_url", "image_url": {"url": IMAGE, "detail": "low"}}, 2_833, 4_000),
-        ("gpt-5", {"type": "input_image", "image_url": IMAGE}, 10_000, 30_000),
-        ("gpt-5", {"type": "input_image", "file_id": "file-1"}, 10_000, 30_000),
-        ("gpt-5", {"type": "computer_screenshot", "image_url": "https://e.test/x.png"}, 10_000, 30_000),
+        ("gpt-5.4", {"type": "input_image", "image_url": IMAGE}, 10_000, 30_000),
+        ("gpt-5.4", {"type": "input_image", "file_id": "file-1"}, 10_000, 30_000),
+        ("gpt-5", {"type": "computer_screenshot", "image_url": "https://e.test/x.png"}, 1_190, 1_500),
+        ("gpt-6-astra", {"type": "input_image", "image_url": "https://e.test/x.png"}, UNBOUNDED, UNBOUNDED),
+        ("my-deployment", {"type": "input_image", "image_url": "https://e.test/x.png"}, UNBOUNDED, UNBOUNDED),
+        ("claude-opus-4-8", {"type": "image", "source": {"type": "url", "url": "https://e.test/x"}}, 4_784, 5_100),
+        ("claude-opus-4-8", {"type": "image", "source": {"type": "base64", "data": IMAGE[22:]}}, 4_784, 5_100),
+        ("gemini-3-pro", {"inlineData": {"mimeType": "image/png", "data": IMAGE[22:]}}, 2_240, 2_500),
+        ("gemini-3-pro", {"inline_data": {"mime_type": "image/png", "data": b"\x89PNG"}}, 2_240, 2_500),
+        ("anthropic.claude-3-haiku", {"image": {"format": "png", "source": {"bytes": b"\x89PNG"}}}, 1_568, 1_900),
     ],
 )
 def test_an_image_counts_its_documented_maximum(model: str, part: dict[str, Any], least: int, most: int) -> None:
@@ -104,12 +113,61 @@ def test_audio_counts_what_its_bytes_can_hold() -> None:
         {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "file-1"}]}]},
         {"input": [{"type": "item_reference", "id": "msg_1"}]},
         {"messages": [{"role": "assistant", "audio": {"id": "audio_1"}}]},
+        {"contents": [{"parts": [{"fileData": {"fileUri": "gs://bucket/x.pdf"}}]}]},
+        {"contents": [{"parts": [{"inlineData": {"mimeType": "application/pdf", "data": "AAAA"}}]}]},
+        {"contents": [{"parts": [{"inlineData": {"mimeType": "audio/flac", "data": "AAAA"}}]}]},
+        {"contents": [], "tools": [{"googleSearch": {}}]},
+        {"messages": [], "toolConfig": {"tools": [{"systemTool": {"name": "nova_grounding"}}]}},
+        {"messages": [{"content": [{"video": {"format": "mp4", "source": {"s3Location": {"uri": "s3://a/b"}}}}]}]},
+        {"messages": [{"content": [{"type": "document_url", "document_url": "https://e.test/x.pdf"}]}]},
+        {"contents": [], "cachedContent": "cachedContents/1"},
+        {"messages": [{"content": [{"type": "document", "source": {"type": "base64", "data": "JVBERi0="}}]}]},
+        {"messages": [{"content": [{"document": {"name": "x", "source": {"bytes": b"%PDF"}}}]}]},
+        {"messages": [], "mcp_servers": [{"url": "https://e.test"}]},
         {"messages": (one for one in [])},
     ],
 )
 def test_what_lies_elsewhere_cannot_be_bounded_from_the_body(body: dict[str, Any]) -> None:
     """Earlier responses, files and finds of the provider's tools are not in the request."""
     assert text_upper_bound(body) == UNBOUNDED
+
+
+def test_a_document_of_text_counts_its_text() -> None:
+    """Anthropic's plain text documents are in the request, and so can be bounded."""
+    part = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "x" * 5_000}}
+    assert 5_000 <= text_upper_bound(chat([part])) < 5_400
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"model": "claude-opus-4-8", "tools": [{"name": "f", "description": "d", "input_schema": {"type": "object"}}]},
+        {"model": "gemini-3-pro", "tools": [{"functionDeclarations": [{"name": "f"}]}]},
+        {"model": "nova", "tools": [{"toolSpec": {"name": "f"}}]},
+    ],
+)
+def test_tools_that_the_caller_runs_are_bounded_whoever_the_maker(body: dict[str, Any]) -> None:
+    """Each maker writes them in a form of its own; what a model is told about tools in general comes on top."""
+    assert 800 < text_upper_bound(body) < 1_200
+
+
+def test_unknown_fields_count() -> None:
+    """A field that is not known to stay outside may be prompt, however new it is."""
+    assert text_upper_bound({"messages": [], "skills": ["x" * 2_000]}) > 2_000
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text())
+def test_normalised_text_is_bounded_too(text: str) -> None:
+    """Some tokenizers normalise first, which can make a text longer: one ligature becomes eighteen letters."""
+    normal = unicodedata.normalize("NFKC", text).encode("utf-8", "replace")
+    assert text_upper_bound(chat(text)) >= len(normal)
+
+
+def test_escaped_schemas_are_bounded() -> None:
+    """A provider may write tools with quotes and letters beyond ASCII escaped."""
+    tool = {"type": "function", "function": {"name": "f", "description": '"ü"' * 1_000}}
+    assert text_upper_bound(chat("hi", tools=[tool])) >= len(json.dumps([tool]))
 
 
 def test_names_of_parameters_are_no_references() -> None:
@@ -163,7 +221,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_the_encoding_on_disk_there_is_no_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """tiktoken is never asked to download."""
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(tokens, "_encoders", {})
+    monkeypatch.setattr(encodings, "_counters", {})
     assert count_tokens("hello", "gpt-4o") is None
     assert list(tmp_path.iterdir()) == []
 
@@ -172,7 +230,7 @@ def test_without_the_encoding_on_disk_there_is_no_count(tmp_path: Path, monkeypa
 def test_a_damaged_encoding_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """tiktoken would delete it and download again; it is not asked."""
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(tokens, "_encoders", {})
+    monkeypatch.setattr(encodings, "_counters", {})
     path = encoding_path("o200k_base")
     assert path is not None
     path.write_bytes(b"half a file")
@@ -184,7 +242,7 @@ def test_a_damaged_encoding_is_left_alone(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_cache_that_is_switched_off_gives_no_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """With an empty cache folder tiktoken downloads at each use; so it is not used."""
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")
-    monkeypatch.setattr(tokens, "_encoders", {})
+    monkeypatch.setattr(encodings, "_counters", {})
     assert encoding_path("o200k_base") is None
     assert count_tokens("hello", "gpt-4o") is None
 
@@ -209,9 +267,9 @@ def test_the_cache_follows_the_environment(tmp_path: Path, monkeypatch: pytest.M
 def test_known_encodings_are_those_of_tiktoken() -> None:
     """Addresses and hashes agree with the installed tiktoken, so that a good file is never taken for a damaged one."""
     source = Path(pytest.importorskip("tiktoken_ext.openai_public").__file__).read_text("utf-8")
-    for name, digest in tokens._ENCODINGS.values():
-        assert tokens._HOST + name in source
-        assert digest in source
+    for one in encodings.ENCODINGS.values():
+        assert encodings.HOST + one.file in source
+        assert one.sha256 in source
 
 
 def test_a_text_without_end_is_not_counted() -> None:
