@@ -11,7 +11,8 @@ import pytest
 from aifinops.charges import CostLine
 from aifinops.clock import to_ns
 from aifinops.meters import METERS
-from aifinops.pricing.prices import FALLBACK, Entry, Sheet, make_line, read_entry, tier_name
+from aifinops.pricing.prices import FALLBACK, Entry, Sheet, read_entry, tier_name
+from aifinops.pricing.sheet import make_line
 
 
 def at(text: str) -> int:

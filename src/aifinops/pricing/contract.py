@@ -1,0 +1,299 @@
+"""What was negotiated over list prices: discounts, commitments, markup for charge-back, exchange rates.
+
+A contract changes no price list. It is bound to an entry when a model is first looked up (`Terms`), and compiled into the entry's
+sheets, so that a call with a discount is priced as quickly as one without.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from decimal import Context, Decimal
+from fnmatch import fnmatchcase
+from typing import Any
+
+from aifinops.clock import to_datetime, to_ns
+from aifinops.pricing.match import provider_id
+from aifinops.pricing.sheet import Volume, plainly
+
+__all__ = ["Commitment", "Contract", "Discount", "Exchange", "Scope", "Terms", "read_contract"]
+
+_EXACT = Context(prec=60)
+_ZERO, _ONE, _HUNDRED = Decimal(0), Decimal(1), Decimal(100)
+_SECONDS = {"hour": 3_600, "day": 86_400}
+TermsKey = tuple[int, int, int]
+"""Which discount, commitment and exchange rate are in force: positions in `Terms`, -1 for none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What a clause of a contract is about, and when. An empty field is anything.
+
+    Attributes:
+        provider: id. model: a pattern of `fnmatch` (`gpt-5*`) over the name asked for and that of the list. service: as in `Sku`.
+        tier: as `tier_name` gives it, where the standard one is `standard`.
+        starts, ends: nanoseconds since the epoch, from inclusive, to exclusive; None is open.
+    """
+
+    provider: str = ""
+    model: str = ""
+    service: str = ""
+    tier: str = ""
+    starts: int | None = None
+    ends: int | None = None
+
+    @property
+    def timeless(self) -> bool:
+        """True when it holds at any time."""
+        return self.starts is None and self.ends is None
+
+    def covers(self, provider: str, models: Iterable[str], service: str) -> bool:
+        """Whether it is about that model, whatever the tier and the moment."""
+        return (
+            self.provider in ("", provider)
+            and self.service in ("", service)
+            and (not self.model or any(fnmatchcase(name.lower(), self.model.lower()) for name in models))
+        )
+
+    def in_force(self, at: int, tier: str) -> bool:
+        """Whether it holds at that moment for that tier."""
+        return (
+            self.tier in ("", tier or "standard")
+            and (self.starts is None or at >= self.starts)
+            and (self.ends is None or at < self.ends)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Discount:
+    """So much off the list price.
+
+    Attributes:
+        scope: of what. name: of the contract. percent: off every unit, 0 to 100. volume: instead, percentages that grow.
+        note: for people.
+    """
+
+    scope: Scope
+    name: str
+    percent: Decimal = _ZERO
+    volume: Volume | None = None
+    note: str = ""
+
+    @property
+    def factor(self) -> Decimal:
+        """What of the list price is left, by `percent`."""
+        return _EXACT.divide(_EXACT.subtract(_HUNDRED, self.percent), _HUNDRED)
+
+    @property
+    def label(self) -> str:
+        """For the note of a line."""
+        return f"discount {plainly(self.percent)} % of {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Commitment:
+    """Capacity or spend paid for whether it is used or not: provisioned throughput, reserved instances.
+
+    Attributes:
+        scope: calls that it covers; they cost nothing more. name: for notes and reports.
+        amount: in `currency`, for each `per` (`hour`, `day`, `month`, `year`), or once for the whole `term` (from, until).
+    """
+
+    scope: Scope
+    name: str
+    amount: Decimal
+    per: str
+    currency: str
+
+    def amortised(self, start: datetime, end: datetime) -> Decimal:
+        """Its cost between two moments, in `currency`: what falls on that part of each hour, day, calendar month, year or term.
+
+        Formula: amount x seconds of the overlap with the period / seconds of the period, summed over the periods (UTC).
+
+        Args:
+            start, end: aware, from inclusive, to exclusive. What lies before the commitment or after it counts nothing.
+        """
+        low = max(to_ns(start), self.scope.starts if self.scope.starts is not None else to_ns(start))
+        high = min(to_ns(end), self.scope.ends if self.scope.ends is not None else to_ns(end))
+        total = _ZERO
+        while low < high:
+            first, last = self._period(low)
+            part = min(high, last) - low
+            total = _EXACT.add(total, _EXACT.divide(_EXACT.multiply(self.amount, part), Decimal(last - first)))
+            low = last
+        return total
+
+    def _period(self, at: int) -> tuple[int, int]:
+        if self.per == "term":
+            assert self.scope.starts is not None  # noqa: S101 - the schema asks for both ends of a term
+            assert self.scope.ends is not None  # noqa: S101
+            return self.scope.starts, self.scope.ends
+        if self.per in _SECONDS:
+            size = _SECONDS[self.per] * 1_000_000_000
+            return at // size * size, at // size * size + size
+        day = to_datetime(at).date()
+        first = day.replace(day=1) if self.per == "month" else day.replace(month=1, day=1)
+        after = (first + timedelta(days=32 if self.per == "month" else 366)).replace(day=1)
+        return _midnight(first), _midnight(after if self.per == "month" else after.replace(month=1))
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One unit of `source` is `rate` units of `target`, from that day until the next rate."""
+
+    source: str
+    target: str
+    rate: Decimal
+    day: date
+
+    @property
+    def label(self) -> str:
+        """For the note of a line."""
+        return f"{self.source} to {self.target} of {self.day.isoformat()}"
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """The terms of one user list.
+
+    Attributes:
+        name: id of the list. currency: in which costs are wanted; empty leaves each in that of its list.
+        markup: percent added for charge-back, or None. discounts, commitments, exchange: in the order of the file.
+    """
+
+    name: str
+    currency: str = ""
+    markup: Decimal | None = None
+    discounts: tuple[Discount, ...] = ()
+    commitments: tuple[Commitment, ...] = ()
+    exchange: tuple[Exchange, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What of the contracts in force concerns one entry.
+
+    Attributes:
+        discounts: in order of authority; the first that is in force counts, they do not add up.
+        commitments: alike. source, target: currency of the list, and the wanted one. exchange: from the one to the other, ascending.
+        markup: factor of charge-back, or None.
+    """
+
+    discounts: tuple[Discount, ...] = ()
+    commitments: tuple[Commitment, ...] = ()
+    source: str = ""
+    target: str = ""
+    exchange: tuple[Exchange, ...] = ()
+    markup: Decimal | None = None
+
+    @classmethod
+    def of(
+        cls,
+        contracts: Iterable[Contract],
+        above: Iterable[Contract],
+        *,
+        provider: str,
+        models: tuple[str, ...],
+        service: str,
+        currency: str,
+    ) -> Terms | None:
+        """The terms for one model; None when the contracts say nothing about it.
+
+        Args:
+            contracts: all, in order of authority. above: those of lists with more authority than the one that has the model; only
+                they give discounts, since a rate that is written in a contract is the contracted one already.
+            provider, models: as asked, and every name to try. service, currency: of the entry.
+        """
+        given = tuple(contracts)
+        target = next((one.currency for one in given if one.currency), currency)
+        rates = [rate for one in given for rate in one.exchange if (rate.source, rate.target) == (currency, target)]
+        markup = next((one.markup for one in given if one.markup is not None), None)
+        discounts = tuple(d for one in above for d in one.discounts if d.scope.covers(provider, models, service))
+        commitments = tuple(c for one in given for c in one.commitments if c.scope.covers(provider, models, service))
+        if not discounts and not commitments and markup is None and target == currency:
+            return None
+        return cls(
+            discounts,
+            commitments,
+            currency,
+            target,
+            tuple(sorted(rates, key=lambda rate: rate.day)),
+            None if markup is None else _EXACT.add(_ONE, _EXACT.divide(markup, _HUNDRED)),
+        )
+
+    @property
+    def timeless(self) -> bool:
+        """True when the same holds at any time."""
+        scopes = [*(one.scope for one in self.discounts), *(one.scope for one in self.commitments)]
+        return self.source == self.target and all(scope.timeless for scope in scopes)
+
+    def key(self, at: int, tier: str) -> TermsKey | str:
+        """What is in force, or one sentence that says why there is no price: an exchange rate is missing."""
+        exchange = -1
+        if self.source != self.target:
+            day = to_datetime(at).date()
+            exchange = next((n for n in reversed(range(len(self.exchange))) if self.exchange[n].day <= day), -1)
+            if exchange < 0:
+                return (
+                    f"no exchange rate of {self.source} to {self.target} on {day.isoformat()} or before; add [[exchange]] "
+                    f'from = "{self.source}", to = "{self.target}", rate = "...", date = {day.isoformat()} to the price file'
+                )
+        discount = _first([one.scope for one in self.discounts], at, tier)
+        return discount, _first([one.scope for one in self.commitments], at, tier), exchange
+
+
+def _first(scopes: list[Scope], at: int, tier: str) -> int:
+    return next((number for number, scope in enumerate(scopes) if scope.in_force(at, tier)), -1)
+
+
+def read_contract(name: str, row: Mapping[str, Any]) -> Contract:
+    """A contract from the validated tables of a user list (see `docs/reference/prices.md`)."""
+    head = row.get("contract") or {}
+    return Contract(
+        name=name,
+        currency=head.get("currency", ""),
+        markup=head.get("markup"),
+        discounts=tuple(_read_discount(name, item) for item in row.get("discounts", ())),
+        commitments=tuple(_read_commitment(item) for item in row.get("commitments", ())),
+        exchange=tuple(
+            Exchange(item["from"], item["to"], item["rate"], item["date"]) for item in row.get("exchange", ())
+        ),
+    )
+
+
+def _read_scope(row: Mapping[str, Any]) -> Scope:
+    return Scope(
+        provider=provider_id(row.get("provider")) or "",
+        model=row.get("model", ""),
+        service=row.get("service", ""),
+        tier=row.get("tier", ""),
+        starts=_start(row.get("from")),
+        ends=_start(row.get("until")),
+    )
+
+
+def _read_discount(name: str, row: Mapping[str, Any]) -> Discount:
+    percent = row.get("percent") or _ZERO
+    tiers = row.get("tiers") or ()
+    volume = None
+    if tiers:
+        rows = sorted((item["above"], item["percent"]) for item in tiers)
+        if rows[0][0] > 0:
+            rows.insert(0, (_ZERO, percent))
+        volume = Volume(row["volume"], tuple(rows), name)
+    return Discount(_read_scope(row), name, _ZERO if volume else percent, volume, row.get("note", ""))
+
+
+def _read_commitment(row: Mapping[str, Any]) -> Commitment:
+    return Commitment(_read_scope(row), row["name"], row["amount"], row["per"], row["currency"])
+
+
+def _start(day: date | None) -> int | None:
+    return None if day is None else _midnight(day)
+
+
+@functools.lru_cache(maxsize=512)
+def _midnight(day: date) -> int:
+    return to_ns(datetime(day.year, day.month, day.day, tzinfo=UTC))
