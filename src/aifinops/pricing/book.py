@@ -168,7 +168,9 @@ class PriceBook:
         lines, amount, missing = sheet.lines(quantities, so_far)
         if missing:
             return _partial(sheet, lines, amount, missing)
-        listed = amount if sheet.listed is None else sheet.list_amount(quantities, amount, so_far)
+        listed: Decimal | None = amount
+        if sheet.listed is not None or sheet.free:
+            listed = sheet.list_amount(quantities, amount, so_far)
         if usage.estimated:
             return _estimated(self._bounded(usage), sheet, lines, amount, listed, so_far)
         return make_cost(sheet, amount, sheet.basis, amount, amount, tuple(lines), listed)

@@ -532,15 +532,14 @@ class Entry:
         self, used: list[Price], adjust: list[Adjust], common: list[tuple[Decimal, str]]
     ) -> tuple[dict[str, Rate], dict[str, str]]:
         """(meter -> rate with every factor in it, meter -> what these factors are)."""
-        rates: dict[str, Rate] = {}
+        listed: dict[str, Rate] = {}
         for price in used:
             for meter, rate in price.rates.items():
-                rates.setdefault(meter, rate)
-        whys = {}
-        for meter, rate in rates.items():
+                listed.setdefault(meter, rate)
+        rates, whys = {}, {}
+        for meter, rate in listed.items():
             factors = [*_adjusting(meter, adjust), *common]
-            for factor, _ in factors:
-                rates[meter] = rates[meter].times(factor)
+            rates[meter] = functools.reduce(Rate.times, (factor for factor, _ in factors), rate)
             whys[meter] = "; ".join(f"x {plainly(factor)} {what}" for factor, what in factors)
         return rates, whys
 

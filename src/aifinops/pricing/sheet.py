@@ -280,7 +280,8 @@ class Sheet:
     def list_amount(self, quantities: Quantities, amount: Decimal, so_far: Quantities) -> Decimal | None:
         """The same usage at list prices, before discounts; None when the list has no price for it."""
         if self.listed is None:
-            return amount
+            # Committed capacity without an on-demand price has none at list prices either.
+            return None if self.basis == "committed" else amount
         if self.plain and self.discount:
             return _divide(amount, self.discount)  # exact: the quotient is a sum of products of list rates
         _, listed, missing = self.listed.lines(quantities, so_far)

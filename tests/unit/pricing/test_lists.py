@@ -84,7 +84,7 @@ WRONG = [
     ({"id": "a b"}, ["id = 'a b'"]),
     ({"currency": "dollars"}, ["currency = 'dollars'"]),
     ({"modles": []}, ["modles", "Did you mean models?"]),
-    ({"models": []}, ["models = []"]),
+    ({"models": []}, ["write at least one of [[models]], [[discounts]]"]),
     ({"models": [{"provider": "p", "rates": {"input_tokens": "1"}}]}, ["models[0].model", "Field required"]),
     ({"models": [{"provider": "p", "model": "m"}]}, ["models[0]", "exactly one of rates, prices or free = true"]),
     (
@@ -185,7 +185,7 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     [
         ("p.toml", 'id = "x"\n[[models]\n', "line 2"),
         ("p.json", '{"id": \n nope}', "line 2 column 2"),
-        ("p.yaml", "id: x", "must end in .toml or .json, not '.yaml'"),
+        ("p.ini", "id: x", "must end in .toml, .json or .yaml, not '.ini'"),
         ("p.json", "[]", "valid dictionary"),
         ("p.json", "", "no valid JSON"),
     ],
