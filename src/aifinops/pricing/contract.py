@@ -149,6 +149,11 @@ class Exchange:
     day: date
 
     @property
+    def starts(self) -> int:
+        """The first moment of the day in UTC, nanoseconds since the epoch."""
+        return _midnight(self.day)
+
+    @property
     def label(self) -> str:
         """For the note of a line."""
         return f"{self.source} to {self.target} of {self.day.isoformat()}"
@@ -233,19 +238,30 @@ class Terms:
         """What is in force, or one sentence that says why there is no price: an exchange rate is missing."""
         exchange = -1
         if self.source != self.target:
-            day = to_datetime(at).date()
-            exchange = next((n for n in reversed(range(len(self.exchange))) if self.exchange[n].day <= day), -1)
+            for number, one in enumerate(self.exchange):
+                if at < one.starts:
+                    break
+                exchange = number
             if exchange < 0:
-                return (
-                    f"no exchange rate of {self.source} to {self.target} on {day.isoformat()} or before; add [[exchange]] "
-                    f'from = "{self.source}", to = "{self.target}", rate = "...", date = {day.isoformat()} to the price file'
-                )
-        discount = _first([one.scope for one in self.discounts], at, tier)
-        return discount, _first([one.scope for one in self.commitments], at, tier), exchange
+                return self._no_rate(at)
+        # Loops and not comprehensions: under a contract with dates this is looked at in every call.
+        discount = commitment = -1
+        for number, clause in enumerate(self.discounts):
+            if clause.scope.in_force(at, tier):
+                discount = number
+                break
+        for number, covered in enumerate(self.commitments):
+            if covered.scope.in_force(at, tier):
+                commitment = number
+                break
+        return discount, commitment, exchange
 
-
-def _first(scopes: list[Scope], at: int, tier: str) -> int:
-    return next((number for number, scope in enumerate(scopes) if scope.in_force(at, tier)), -1)
+    def _no_rate(self, at: int) -> str:
+        day = to_datetime(at).date().isoformat()
+        return (
+            f"no exchange rate of {self.source} to {self.target} on {day} or before; add [[exchange]] "
+            f'from = "{self.source}", to = "{self.target}", rate = "...", date = {day} to the price file'
+        )
 
 
 def read_contract(name: str, row: Mapping[str, Any]) -> Contract:
