@@ -8,6 +8,7 @@ multiply.
 from __future__ import annotations
 
 import functools
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
@@ -84,7 +85,7 @@ _NANO_PLACES = 9
 _DAY = 86_400
 _NS = 1_000_000_000
 _EPOCH = date(1970, 1, 1).toordinal()
-_PLANS = 256
+_CHOICES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,9 +176,12 @@ class Price:
     @property
     def unconditional(self) -> bool:
         """True when it holds at any time."""
-        return (
-            self.starts is None and self.ends is None and self.hours is None and self.days is None and not self.holidays
-        )
+        return self.starts is None and self.ends is None and not self.windowed
+
+    @property
+    def windowed(self) -> bool:
+        """True when it holds at some hours or days only."""
+        return self.hours is not None or self.days is not None or bool(self.holidays)
 
     def in_force(self, at: int) -> bool:
         """Whether it holds at that wall-clock time (nanoseconds)."""
@@ -311,9 +315,8 @@ class Entry:
     terms: Terms | None = None
     _always: Sheet | None = field(default=None, init=False, repr=False)
     _sheets: dict[object, Sheet] = field(default_factory=dict, init=False, repr=False)
-    _plans: dict[object, tuple[tuple[tuple[int, ...], Wants], ...]] = field(
-        default_factory=dict, init=False, repr=False
-    )
+    _choices: dict[object, _Choice | None] = field(default_factory=dict, init=False, repr=False)
+    _edges: tuple[int, ...] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         # The common model has one price for ever: no condition is looked at when such a call is priced.
@@ -374,13 +377,22 @@ class Entry:
 
     def _chosen(self, at: int, tier: str, region: str, options: Options) -> _Choice | None:
         """The variants that name most of what was served, with a factor for each thing that they do not name; None without."""
-        asked = (tier, region, options)
-        plan = self._plans.get(asked)
-        if plan is None:
-            if len(self._plans) >= _PLANS:
-                self._plans.clear()  # names come from answers of providers: they must not fill the memory
-            plan = self._plans[asked] = self._plan(wants(tier, region, options))
-        for variants, rest in plan:
+        edges = self._edges
+        if edges is None:
+            edges = self._edges = self._moments()
+        # Between two dates the answer to the same question is the same, unless a variant holds at some hours only.
+        asked = (tier, region, options, bisect_right(edges, at))
+        found = self._choices.get(asked)
+        if found is None:
+            found = self._choose(at, wants(tier, region, options))
+            if not any(price.windowed for price in self.variants):
+                if len(self._choices) >= _CHOICES:
+                    self._choices.clear()  # names come from answers of providers: they must not fill the memory
+                self._choices[asked] = found
+        return found
+
+    def _choose(self, at: int, asked: Wants) -> _Choice | None:
+        for variants, rest in self._plan(asked):
             used = tuple([number for number in variants if self.variants[number].in_force(at)])
             if variants and not used:
                 continue
@@ -390,6 +402,12 @@ class Entry:
             if factors is not None:
                 return _Choice(used, factors)
         return None
+
+    def _moments(self) -> tuple[int, ...]:
+        """When variants and adjustments begin and end, ascending."""
+        found = [edge for price in self.variants for edge in (price.starts, price.ends)]
+        found += [edge for factor in self.adjust for edge in (factor.starts, factor.ends)]
+        return tuple(sorted({edge for edge in found if edge is not None}))
 
     def _plan(self, asked: Wants) -> tuple[tuple[tuple[int, ...], Wants], ...]:
         """What could serve a request, best first: (variants that name the same part of it, what they leave to factors)."""
