@@ -680,7 +680,7 @@ def read_entry(row: Mapping[str, Any], **provenance: Any) -> Entry:
     """An entry from one model row of a price file (see `docs/reference/prices.md`), already validated.
 
     Args:
-        row: the table; its own `source`, `as_of`, `confidence` and `url` win over those of the list.
+        row: the table; its own `source`, `as_of`, `currency`, `confidence` and `url` win over those of the list.
         provenance: `provider`, `list_id`, `source`, `as_of` and `currency` of the list.
     """
     least = row.get("minimum_charge")
@@ -702,7 +702,7 @@ def read_entry(row: Mapping[str, Any], **provenance: Any) -> Entry:
 
 
 def _own_provenance(row: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {name: row[name] for name in ("source", "confidence", "url") if row.get(name)}
+    found: dict[str, Any] = {name: row[name] for name in ("source", "currency", "confidence", "url") if row.get(name)}
     if row.get("as_of"):
         found["as_of"] = _day(row["as_of"])
     return found

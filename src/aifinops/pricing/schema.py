@@ -22,7 +22,7 @@ from aifinops.pricing.match import is_match, provider_id
 from aifinops.pricing.prices import STANDARD_TIERS
 from aifinops.pricing.sheet import SPEND
 
-__all__ = ["read_rows", "read_user_list"]
+__all__ = ["read_row", "read_rows", "read_user_list"]
 
 
 class _Strict(BaseModel):
@@ -173,6 +173,7 @@ class _Model(_Strict):
     adjust: list[_Adjust] = []
     minimum_charge: Money | None = None
     minimum: dict[MeterName, Annotated[int, Field(gt=0)]] = {}
+    currency: Currency | None = None
     source: str = ""
     as_of: Day | None = None
     confidence: str = ""
@@ -299,6 +300,19 @@ def read_rows(raw: object, what: str, source: str) -> dict[str, Any]:
         "models": [_model_row(one) for one in given.models],
         **_terms(given),
     }
+
+
+def read_row(raw: Mapping[str, Any], what: str) -> tuple[tuple[str, str], dict[str, Any]]:
+    """((provider, model), the validated row) of one model that is given in code.
+
+    Raises:
+        ConfigurationError: naming the key, the value and what to type instead.
+    """
+    try:
+        given = _Model.model_validate(dict(raw))
+    except ValidationError as error:
+        raise ConfigurationError(_explain(what, error)) from None
+    return (provider_id(given.provider) or "", given.model.lower()), _model_row(given)
 
 
 def _terms(given: _List) -> dict[str, Any]:
