@@ -21,7 +21,7 @@ from aifinops.pricing.contract import Commitment, Contract, Terms
 from aifinops.pricing.lists import PriceList, from_file, load_bundled
 from aifinops.pricing.match import provider_id
 from aifinops.pricing.prices import PROVISIONED, Entry, Options, tier_name
-from aifinops.pricing.sheet import Sheet, make_cost
+from aifinops.pricing.sheet import Sheet, Volume, make_cost
 from aifinops.pricing.tokens import UNBOUNDED
 from aifinops.usage import EMPTY_QUANTITIES, Quantities, Usage
 
@@ -174,6 +174,15 @@ class PriceBook:
         if usage.estimated:
             return _estimated(self._bounded(usage), sheet, lines, amount, listed, so_far)
         return make_cost(sheet, amount, sheet.basis, amount, amount, tuple(lines), listed)
+
+    def volume(self, usage: Usage) -> Volume | None:
+        """The discount by volume that this usage is under, if any: the same object for everything that counts towards it."""
+        sku = usage.sku
+        found = self._lookup(sku.provider, sku.model)
+        if isinstance(found, _Missing):
+            return None
+        sheet = found.sheet(usage.at or self._clock.time_ns(), tier_name(sku.tier), sku.region, sku.options)
+        return None if isinstance(sheet, str) else sheet.volume
 
     def amounts(
         self,

@@ -8,8 +8,10 @@ from decimal import Context, Decimal
 from typing import TYPE_CHECKING
 
 from aifinops.charges import Charge, Cost
+from aifinops.clock import to_datetime
+from aifinops.meters import GROUPS
 from aifinops.money import from_nanos
-from aifinops.pricing.sheet import SPEND
+from aifinops.pricing.sheet import SPEND, Volume
 from aifinops.usage import Quantities, Quantity, Sku, Usage
 
 if TYPE_CHECKING:
@@ -21,42 +23,51 @@ _EXACT = Context(prec=60)
 
 
 class Volumes:
-    """Running totals per calendar month (UTC), provider, service and model: what graduated prices and volume discounts are read from.
+    """Running totals of each calendar month (UTC): what graduated prices and discounts by volume are read from.
 
-    Spend is added up per provider and service, since that is what contracts count; quantities per model, since that is what
-    price lists count. Charges must come in the order of time.
+    A graduated price counts the quantities of its model, a discount whatever is in its scope. Charges must come in the order of time.
     """
 
     def __init__(self) -> None:
-        self._counted: dict[tuple[str, ...], dict[str, Quantity]] = {}
+        self._models: dict[tuple[str, ...], dict[str, Quantity]] = {}
+        # By identity: two discounts may look alike and be about different providers. The value keeps the key alive.
+        self._scopes: dict[tuple[str, int], tuple[Volume, Quantity]] = {}
 
-    def so_far(self, charge: Charge) -> Quantities:
-        """What the month of that charge had before it."""
-        spend = self._counted.get(_provider_key(charge), {})
-        return {**self._counted.get(_model_key(charge), {}), **spend}
+    def so_far(self, charge: Charge, volume: Volume | None) -> Quantities:
+        """What the month of that charge had before it, for its model and for the discount that it is under."""
+        counted = self._models.get(_model_key(charge), {})
+        if volume is None:
+            return counted
+        _, size = self._scopes.get((_month(charge.at), id(volume)), (volume, 0))
+        return {**counted, volume.unit: size}
 
-    def add(self, charge: Charge, cost: Cost) -> None:
-        """Count a charge at its new list amount."""
-        counted = self._counted.setdefault(_model_key(charge), {})
+    def add(self, charge: Charge, cost: Cost, volume: Volume | None) -> None:
+        """Count a charge, at its list amount where money is counted."""
+        counted = self._models.setdefault(_model_key(charge), {})
         for meter, quantity in charge.quantities.items():
             counted[meter] = _plus(counted.get(meter, 0), quantity)
-        amount = cost.amount if cost.list_amount is None else cost.list_amount
-        if amount is not None:
-            spent = self._counted.setdefault(_provider_key(charge), {})
-            spent[SPEND] = _plus(spent.get(SPEND, 0), amount)
+        if volume is not None:
+            key = (_month(charge.at), id(volume))
+            _, before = self._scopes.get(key, (volume, 0))
+            self._scopes[key] = (volume, _plus(before, _size(charge, cost, volume)))
 
 
-def _provider_key(charge: Charge) -> tuple[str, ...]:
-    return (_month(charge.at), charge.provider, charge.service)
+def _size(charge: Charge, cost: Cost, volume: Volume) -> Quantity:
+    if volume.unit == SPEND:
+        return cost.list_amount or 0
+    counted = GROUPS.get(volume.unit, frozenset({volume.unit}))
+    size: Quantity = 0
+    for meter, quantity in charge.quantities.items():
+        if meter in counted:
+            size = _plus(size, quantity)
+    return size
 
 
 def _model_key(charge: Charge) -> tuple[str, ...]:
-    return (*_provider_key(charge), charge.response_model or charge.model)
+    return (_month(charge.at), charge.provider, charge.service, charge.response_model or charge.model)
 
 
 def _month(at: int) -> str:
-    from aifinops.clock import to_datetime
-
     return f"{to_datetime(at):%Y-%m}"
 
 
@@ -83,23 +94,24 @@ def rerate(
     for charge in charges:
         if charge.corrects:
             continue
-        cost = _again(charge, book, {} if volumes is None else volumes.so_far(charge))
+        if charge.basis == "reported" or not charge.quantities or (charge.amount is not None and not charge.price_id):
+            yield charge, charge.cost
+            continue
+        usage = _usage(charge, book)
+        volume = None if volumes is None else book.volume(usage)
+        cost = book.price(usage, {} if volumes is None else volumes.so_far(charge, volume))
         if volumes is not None:
-            volumes.add(charge, cost)
-        yield charge, cost
+            volumes.add(charge, cost, volume)
+        yield charge, _still_estimated(charge, cost) if charge.basis == "estimated" else cost
 
 
-def _again(charge: Charge, book: PriceBook, so_far: Quantities) -> Cost:
-    if charge.basis == "reported" or not charge.quantities or (charge.amount is not None and not charge.price_id):
-        return charge.cost
-    cost = Cost(None)
-    # Some servers answer with a name of their own; what was asked for may be listed.
-    for model in dict.fromkeys((charge.response_model or charge.model, charge.model)):
-        sku = Sku(charge.provider, model, charge.service, charge.tier, charge.region)
-        cost = book.price(Usage(charge.quantities, sku, charge.at), so_far)
-        if cost.amount is not None:
-            break
-    return _still_estimated(charge, cost) if charge.basis == "estimated" else cost
+def _usage(charge: Charge, book: PriceBook) -> Usage:
+    """The usage under the name that has a price: some servers answer with one of their own, and what was asked for may be listed."""
+    sku = Sku(charge.provider, charge.response_model or charge.model, charge.service, charge.tier, charge.region)
+    usage = Usage(charge.quantities, sku, charge.at)
+    if sku.model == charge.model or book.price(usage).amount is not None:
+        return usage
+    return replace(usage, sku=replace(sku, model=charge.model))
 
 
 def _still_estimated(charge: Charge, cost: Cost) -> Cost:

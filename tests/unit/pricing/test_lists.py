@@ -349,3 +349,23 @@ def test_a_wrong_dimension_is_refused_with_the_place_and_the_value(
         from_file(write(tmp_path, {"id": "mine", "models": [model]}))
     for words in named:
         assert words in str(caught.value)
+
+
+def test_the_contract_of_the_guide_says_what_the_guide_says(tmp_path: Path) -> None:
+    """The example is read, and a call under it has each of its terms."""
+    page = (Path(__file__).resolve().parents[3] / "docs" / "how-to" / "use-your-own-prices.md").read_text("utf-8")
+    example = page.partition("```toml\n")[2].partition("```")[0]
+    book = PriceBook([from_file(write(tmp_path, example, "contract.toml")), load_bundled()])
+    at = to_ns(datetime(2026, 12, 1, tzinfo=UTC))
+
+    def price(provider: str, model: str, **sku: str) -> tuple[Decimal | None, str, str]:
+        cost = book.price(Usage({"input_tokens": 1_000_000}, Sku(provider, model, **sku), at))
+        return cost.amount, cost.currency, cost.basis
+
+    assert price("openai", "gpt-4o") == (Decimal("2.5") * Decimal("0.92") * Decimal("0.95"), "EUR", "priced")
+    assert price("azure", "gpt-4o") == (0, "EUR", "committed")
+    assert price("anthropic", "claude-opus-5", region="us") == (
+        Decimal("4.5") * Decimal("1.1") * Decimal("0.92"),
+        "EUR",
+        "priced",
+    )

@@ -109,3 +109,16 @@ def test_volumes_carry_graduated_prices_on_per_model() -> None:
     rows = [{"provider": "openai", "model": name, "rates": rates} for name in ("a", "b")]
     calls = [charge("a"), charge("b"), charge("a")]
     assert under(*calls, volumes=Volumes(), models=rows) == [2, 2, 1]
+
+
+def test_a_discount_counts_what_is_in_its_scope_only() -> None:
+    """Two discounts that look alike count apart, and a discount on tokens counts those of every model."""
+    tiers = [{"above": 1_000_000, "percent": 50}]
+    terms = {
+        "discounts": [
+            {"model": "gpt-4o", "volume": "tokens", "tiers": tiers},
+            {"provider": "openai", "volume": "tokens", "tiers": tiers},
+        ]
+    }
+    calls = [charge("gpt-4o"), charge("o3"), charge("gpt-4o-mini"), charge("gpt-4o")]
+    assert under(*calls, volumes=Volumes(), **terms) == [Decimal("2.5"), 2, Decimal("0.075"), Decimal("1.25")]
