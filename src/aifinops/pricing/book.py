@@ -12,18 +12,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Context, Decimal
+from typing import TYPE_CHECKING
 
 from aifinops.charges import Amounts, Basis, Cost, CostLine
 from aifinops.clock import Clock, SystemClock
 from aifinops.errors import UnknownModel
 from aifinops.meters import METERS
-from aifinops.pricing.contract import Commitment, Contract, Terms
 from aifinops.pricing.lists import PriceList, from_file, load_bundled
 from aifinops.pricing.match import provider_id
 from aifinops.pricing.prices import PROVISIONED, Entry, Options, tier_name
-from aifinops.pricing.sheet import Sheet, Volume, make_cost
+from aifinops.pricing.sheet import Sheet, make_cost
 from aifinops.pricing.tokens import UNBOUNDED
 from aifinops.usage import EMPTY_QUANTITIES, Quantities, Usage
+
+if TYPE_CHECKING:
+    from aifinops.pricing.contract import Commitment, Contract, Volume
 
 __all__ = ["PriceBook", "from_file", "load_bundled"]
 
@@ -109,6 +112,8 @@ class PriceBook:
         contracts = self._contracts(self.lists)
         if not contracts:
             return entry
+        from aifinops.pricing.contract import Terms  # most processes have no contract
+
         terms = Terms.of(
             contracts,
             self._contracts(self.lists[:number]),

@@ -1,30 +1,94 @@
 """What was negotiated over list prices: discounts, commitments, markup for charge-back, exchange rates.
 
 A contract changes no price list. It is bound to an entry when a model is first looked up (`Terms`), and compiled into the entry's
-sheets, so that a call with a discount is priced as quickly as one without.
+sheets, so that a call with a discount is priced as quickly as one without. Imported only where there is a contract.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from decimal import Context, Decimal
+from decimal import ROUND_CEILING, Context, Decimal
 from fnmatch import fnmatchcase
 from typing import Any
 
+from aifinops.charges import CostLine
 from aifinops.clock import to_datetime, to_ns
+from aifinops.meters import GROUPS
 from aifinops.pricing.match import provider_id
-from aifinops.pricing.sheet import Volume, plainly
+from aifinops.pricing.sheet import plainly
+from aifinops.usage import Quantities
 
-__all__ = ["Commitment", "Contract", "Discount", "Exchange", "Scope", "Terms", "read_contract"]
+__all__ = ["SPEND", "Commitment", "Contract", "Discount", "Exchange", "Scope", "Terms", "Volume", "read_contract"]
 
 _EXACT = Context(prec=60)
+_multiply, _divide, _add, _subtract = _EXACT.multiply, _EXACT.divide, _EXACT.add, _EXACT.subtract
+_ATTO = Decimal("1e-18")
 _ZERO, _ONE, _HUNDRED = Decimal(0), Decimal(1), Decimal(100)
 _SECONDS = {"hour": 3_600, "day": 86_400}
+SPEND = "spend"
+"""Key of a volume so far that is money at list prices, beside meters."""
+
 TermsKey = tuple[int, int, int]
 """Which discount, commitment and exchange rate are in force: positions in `Terms`, -1 for none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A negotiated discount that grows with the volume of a period.
+
+    Attributes:
+        unit: `spend` (money at list prices), a meter, or `tokens` (all of them).
+        tiers: ascending: (n, percent off for what lies above n); the first begins at 0.
+        name: of the contract, for notes.
+    """
+
+    unit: str
+    tiers: tuple[tuple[Decimal, Decimal], ...]
+    name: str
+
+    def reduce(self, lines: list[CostLine], so_far: Quantities) -> list[CostLine]:
+        """The same lines with the discount of the tiers that they fall into, one after another from the volume so far."""
+        counted = GROUPS.get(self.unit, frozenset({self.unit}))
+        place = Decimal(so_far.get(self.unit, 0))
+        found = []
+        for line in lines:
+            size = line.amount if self.unit == SPEND else Decimal(line.quantity)
+            if self.unit != SPEND and line.meter not in counted:
+                found.append(line)
+            else:
+                found.append(self._reduced(line, place, size))
+                place = _add(place, size)
+        return found
+
+    def _reduced(self, line: CostLine, place: Decimal, size: Decimal) -> CostLine:
+        parts = [(part, percent) for part, percent in self._parts(place, _add(place, size)) if percent]
+        if not parts or not size:
+            return line
+        off, said = _ZERO, []
+        for part, percent in parts:
+            off = _add(off, _multiply(part, percent))
+            said.append(f"{plainly(percent)} % of {plainly(part)}")
+        if self.unit == SPEND:
+            amount = _subtract(line.amount, _divide(off, _HUNDRED))
+        else:
+            whole = _multiply(size, _HUNDRED)
+            amount = _share(line.amount, _subtract(whole, off), whole)
+        unit = "" if self.unit == SPEND else f" {self.unit}"
+        why = f"less {' and '.join(said)}{unit}, volume discount of {self.name}"
+        return CostLine(
+            line.meter, line.quantity, line.rate, line.per, amount, f"{line.note}; {why}" if line.note else why
+        )
+
+    def _parts(self, start: Decimal, end: Decimal) -> Iterator[tuple[Decimal, Decimal]]:
+        """(how much, percent) of what lies between two volumes."""
+        for number, (above, percent) in enumerate(self.tiers):
+            limit = self.tiers[number + 1][0] if number + 1 < len(self.tiers) else end
+            low, high = max(start, above), min(end, limit)
+            if high > low:
+                yield _subtract(high, low), percent
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +148,7 @@ class Discount:
     @property
     def factor(self) -> Decimal:
         """What of the list price is left, by `percent`."""
-        return _EXACT.divide(_EXACT.subtract(_HUNDRED, self.percent), _HUNDRED)
+        return _divide(_subtract(_HUNDRED, self.percent), _HUNDRED)
 
     @property
     def label(self) -> str:
@@ -121,7 +185,7 @@ class Commitment:
         while low < high:
             first, last = self._period(low)
             part = min(high, last) - low
-            total = _EXACT.add(total, _EXACT.divide(_EXACT.multiply(self.amount, part), Decimal(last - first)))
+            total = _add(total, _divide(_multiply(self.amount, part), Decimal(last - first)))
             low = last
         return total
 
@@ -225,7 +289,7 @@ class Terms:
             currency,
             target,
             tuple(sorted(rates, key=lambda rate: rate.day)),
-            None if markup is None else _EXACT.add(_ONE, _EXACT.divide(markup, _HUNDRED)),
+            None if markup is None else _add(_ONE, _divide(markup, _HUNDRED)),
         )
 
     @property
@@ -262,6 +326,13 @@ class Terms:
             f"no exchange rate of {self.source} to {self.target} on {day} or before; add [[exchange]] "
             f'from = "{self.source}", to = "{self.target}", rate = "...", date = {day} to the price file'
         )
+
+
+def _share(amount: Decimal, part: Decimal, whole: Decimal) -> Decimal:
+    """`amount * part / whole`, rounded up where it has no finite decimal."""
+    product = _multiply(amount, part)
+    found = _divide(product, whole)
+    return found if _multiply(found, whole) == product else found.quantize(_ATTO, ROUND_CEILING, _EXACT)
 
 
 def read_contract(name: str, row: Mapping[str, Any]) -> Contract:

@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aifinops.errors import ConfigurationError
-from aifinops.pricing.contract import Contract, read_contract
 from aifinops.pricing.match import Names, loosely, nearest, provider_id
 from aifinops.pricing.prices import Entry, read_entry
+
+if TYPE_CHECKING:
+    from aifinops.pricing.contract import Contract
 
 __all__ = ["BUNDLED", "PriceList", "from_file", "load_bundled", "read_list"]
 
@@ -211,5 +213,11 @@ def from_table(given: Mapping[str, Any]) -> PriceList:
         currency=given["currency"],
         count=len(given["models"]),
         _providers=providers,
-        contract=read_contract(given["id"], given) if terms else None,
+        contract=_contract(given) if terms else None,
     )
+
+
+def _contract(given: Mapping[str, Any]) -> Contract:
+    from aifinops.pricing.contract import read_contract  # most processes have none
+
+    return read_contract(given["id"], given)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from decimal import Context, Decimal
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aifinops.charges import Basis
 from aifinops.clock import to_datetime, to_ns
@@ -204,8 +204,7 @@ class Price:
         return "".join(parts) + _served(self.tier, self.region, self.options)
 
 
-@dataclass(frozen=True, slots=True)
-class Adjust:
+class Adjust(NamedTuple):
     """A factor on all prices of a model for a tier, a region or an option, so that their product needs no table of its own.
 
     Attributes:
@@ -261,15 +260,10 @@ def _local(at: int, zone: str) -> tuple[int, int]:
     return moment.toordinal() - _EPOCH, moment.hour * 3600 + moment.minute * 60 + moment.second
 
 
-@dataclass(frozen=True, slots=True)
-class _Choice:
-    """Which variants and adjustments serve a request: positions in the entry."""
+_Choice = tuple[tuple[int, ...], tuple[int, ...]]
+"""Which variants and which adjustments serve a request: positions in the entry."""
 
-    variants: tuple[int, ...] = ()
-    adjust: tuple[int, ...] = ()
-
-
-_STANDARD = _Choice()
+_STANDARD: _Choice = ((), ())
 
 
 @dataclass(slots=True, eq=False)
@@ -360,7 +354,7 @@ class Entry:
             return f"{self.provider}/{self.model}: {self.prices[base].unknown}"
         if choice is None:
             return self._no_variant(tier, region, options, at)
-        place = (base, choice.variants, choice.adjust, key) if choice is not _STANDARD or key else base
+        place = (base, choice, key) if choice is not _STANDARD or key else base
         sheet = self._sheets.get(place)
         if sheet is None:
             sheet = self._sheets[place] = self._compile(base, choice, key)
@@ -397,10 +391,10 @@ class Entry:
             if variants and not used:
                 continue
             if not rest:
-                return _Choice(used)
+                return used, ()
             factors = self._factors(rest, at)
             if factors is not None:
-                return _Choice(used, factors)
+                return used, factors
         return None
 
     def _moments(self) -> tuple[int, ...]:
@@ -499,8 +493,8 @@ class Entry:
         }
 
     def _compile(self, base: int, choice: _Choice, key: TermsKey | None) -> Sheet:
-        used = [*(self.variants[i] for i in choice.variants), *self.prices[base : base + 1]]
-        adjust = [self.adjust[number] for number in choice.adjust]
+        used = [*(self.variants[i] for i in choice[0]), *self.prices[base : base + 1]]
+        adjust = [self.adjust[number] for number in choice[1]]
         discount = self.terms.discounts[key[0]] if self.terms and key and key[0] >= 0 else None
         common = self._common(discount, key)
         rates, whys = self._rates(used, adjust, common)
@@ -509,7 +503,9 @@ class Entry:
         power = max((_power(price, rate.per) or 0 for rate in rates.values() for price in _prices(rate)), default=0)
         units = _units(rates, whys, vague, 0, power)
         levels = tuple((n, _units(rates, whys, vague, n + 1, power)) for n in thresholds)
-        fee = _one(units["requests"]) if "requests" in units else _ZERO
+        fee = max(
+            _dearest(one["requests"]) if "requests" in one else _ZERO for one in (units, *(row[1] for row in levels))
+        )
         least = next((price.minimum_charge for price in used if price.minimum_charge), _ZERO)
         for factor, _ in common:
             least = _multiply(least, factor)

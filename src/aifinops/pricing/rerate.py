@@ -11,7 +11,7 @@ from aifinops.charges import Charge, Cost
 from aifinops.clock import to_datetime
 from aifinops.meters import GROUPS
 from aifinops.money import from_nanos
-from aifinops.pricing.sheet import SPEND, Volume
+from aifinops.pricing.contract import SPEND, Volume
 from aifinops.usage import Quantities, Quantity, Sku, Usage
 
 if TYPE_CHECKING:

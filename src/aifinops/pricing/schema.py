@@ -18,9 +18,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from aifinops.errors import ConfigurationError
 from aifinops.meters import GROUPS, meter
+from aifinops.pricing.contract import SPEND
 from aifinops.pricing.match import is_match, provider_id
 from aifinops.pricing.prices import STANDARD_TIERS
-from aifinops.pricing.sheet import SPEND
 
 __all__ = ["read_row", "read_rows", "read_user_list"]
 

@@ -6,27 +6,27 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import date
 from decimal import ROUND_CEILING, Context, Decimal
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from aifinops.charges import Basis, Cost, CostLine, even
-from aifinops.meters import GROUPS, METERS
+from aifinops.meters import METERS
 from aifinops.money import MAX_NANOS, format_money
 from aifinops.usage import EMPTY_QUANTITIES, Quantities, Quantity
 
-__all__ = ["SPEND", "UNBILLED", "Sheet", "Unit", "Units", "Volume", "make_cost", "make_line", "plainly"]
+if TYPE_CHECKING:
+    from aifinops.pricing.contract import Volume
+
+__all__ = ["UNBILLED", "Sheet", "Unit", "Units", "make_cost", "make_line", "plainly"]
 
 UNBILLED = frozenset({"requests", "tool_calls"})
 """Meters that count without costing, unless a list gives them a price."""
-
-SPEND = "spend"
-"""Key of a volume so far that is money at list prices, beside meters."""
 
 # Our own context: the caller's may have any precision, and money must not depend on it.
 _EXACT = Context(prec=60)
 _multiply, _divide, _add, _subtract = _EXACT.multiply, _EXACT.divide, _EXACT.add, _EXACT.subtract
 _INPUTS = frozenset(name for name, row in METERS.items() if row.family == "tokens" and row.direction == "input")
 _ATTO = Decimal("1e-18")
-_ZERO, _HUNDRED = Decimal(0), Decimal(100)
+_ZERO = Decimal(0)
 
 # A frozen dataclass sets each field through `object.__setattr__`, which is most of the time of pricing a call. The slots' own
 # setters do the same in half of it; `tests/unit/pricing/test_prices.py` holds both ways equal.
@@ -111,63 +111,7 @@ class Unit(NamedTuple):
 Units = Mapping[str, Unit]
 
 
-@dataclass(frozen=True, slots=True)
-class Volume:
-    """A negotiated discount that grows with the volume of a period.
-
-    Attributes:
-        unit: `spend` (money at list prices), a meter, or `tokens` (all of them).
-        tiers: ascending: (n, percent off for what lies above n); the first begins at 0.
-        name: of the contract, for notes.
-    """
-
-    unit: str
-    tiers: tuple[tuple[Decimal, Decimal], ...]
-    name: str
-
-    def reduce(self, lines: list[CostLine], so_far: Quantities) -> list[CostLine]:
-        """The same lines with the discount of the tiers that they fall into, one after another from the volume so far."""
-        counted = GROUPS.get(self.unit, frozenset({self.unit}))
-        place = Decimal(so_far.get(self.unit, 0))
-        found = []
-        for line in lines:
-            size = line.amount if self.unit == SPEND else Decimal(line.quantity)
-            if self.unit != SPEND and line.meter not in counted:
-                found.append(line)
-            else:
-                found.append(self._reduced(line, place, size))
-                place = _add(place, size)
-        return found
-
-    def _reduced(self, line: CostLine, place: Decimal, size: Decimal) -> CostLine:
-        parts = [(part, percent) for part, percent in self._parts(place, _add(place, size)) if percent]
-        if not parts or not size:
-            return line
-        off, said = _ZERO, []
-        for part, percent in parts:
-            off = _add(off, _multiply(part, percent))
-            said.append(f"{plainly(percent)} % of {plainly(part)}")
-        if self.unit == SPEND:
-            amount = _subtract(line.amount, _divide(off, _HUNDRED))
-        else:
-            whole = _multiply(size, _HUNDRED)
-            amount = _share(line.amount, _subtract(whole, off), whole)
-        unit = "" if self.unit == SPEND else f" {self.unit}"
-        why = f"less {' and '.join(said)}{unit}, volume discount of {self.name}"
-        return CostLine(
-            line.meter, line.quantity, line.rate, line.per, amount, f"{line.note}; {why}" if line.note else why
-        )
-
-    def _parts(self, start: Decimal, end: Decimal) -> Iterator[tuple[Decimal, Decimal]]:
-        """(how much, percent) of what lies between two volumes."""
-        for number, (above, percent) in enumerate(self.tiers):
-            limit = self.tiers[number + 1][0] if number + 1 < len(self.tiers) else end
-            low, high = max(start, above), min(end, limit)
-            if high > low:
-                yield _subtract(high, low), percent
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Sheet:
     """Everything needed to price one request: made once for each price in force, then only read.
 
@@ -177,7 +121,7 @@ class Sheet:
         scale: value of one integer step, a power of ten. to_nanos: (times, by), the same in nano-units as a fraction.
         ceilings: ascending: (n, input, output), the dearest price of one token of each direction in a request with more than n
             input tokens in all; None where the list has no token price.
-        fee: what each request costs by itself. minimum_charge: what it costs at least.
+        fee: the most that a request costs by itself. minimum_charge: what it costs at least.
         minimum: meter -> least quantity that is billed when there is any.
         basis: `priced`; `free` or `committed` when nothing is charged for one more call.
         plain: True when nothing needs the careful path: a fee, a minimum, graduated prices, a discount by volume, an endless decimal.
@@ -371,13 +315,6 @@ def _prompt(quantities: Quantities) -> Quantity:
 
 def _missing(meter: str, quantity: Quantity) -> tuple[str, ...]:
     return (meter,) if quantity and meter not in UNBILLED else ()
-
-
-def _share(amount: Decimal, part: Decimal, whole: Decimal) -> Decimal:
-    """`amount * part / whole`, rounded up where it has no finite decimal."""
-    product = _multiply(amount, part)
-    found = _divide(product, whole)
-    return found if _multiply(found, whole) == product else found.quantize(_ATTO, ROUND_CEILING, _EXACT)
 
 
 def _money(quantity: Quantity, rate: Decimal, per: int, *, finite: bool) -> Decimal:

@@ -394,3 +394,42 @@ def test_more_of_anything_never_costs_less_on_any_price_table(
     grown = cost(one, {**quantities, meter: quantities.get(meter, 0) + more}, region=region)
     if less.amount is not None and grown.amount is not None:
         assert less.amount <= grown.amount
+
+
+@settings(max_examples=250, deadline=None)
+@given(
+    models,
+    st.dictionaries(
+        st.sampled_from([name for name, row in METERS.items() if row.family == "tokens"]),
+        st.integers(0, 10**6),
+        max_size=5,
+    ),
+    st.sampled_from(["", "us"]),
+    st.decimals("0", "100", places=1),
+)
+def test_the_bound_before_the_call_holds_on_any_price_table(
+    model: dict[str, Any], tokens: dict[str, int], region: str, percent: Decimal
+) -> None:
+    """No request within the token bounds costs more than what was held for it, under a discount and an exchange rate too."""
+    rate = {"from": "USD", "to": "EUR", "rate": "0.93", "date": "2026-01-01"}
+    one = PriceBook(
+        [
+            from_table(read_rows({"id": "c", "discounts": [{"percent": percent}], "exchange": [rate]}, "t", "t")),
+            price_list(model),
+        ]
+    )
+    found = cost(one, tokens, region=region)
+    directions = {name: METERS[name].direction for name in tokens}
+    bound, currency = one.bound(
+        "p",
+        "m",
+        input_tokens_upper=sum(n for name, n in tokens.items() if directions[name] == "input"),
+        output_tokens_upper=sum(n for name, n in tokens.items() if directions[name] == "output"),
+        at=AT,
+        region=region,
+    )
+    if found.amount is not None and bound is not None:
+        assert currency == found.currency == "EUR"
+        assert found.amount <= bound + Decimal("1e-16")
+        assert found.list_amount is not None
+        assert found.amount <= found.list_amount
