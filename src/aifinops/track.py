@@ -577,6 +577,7 @@ def price(
     provider: str | None = None,
     tier: str = "",
     region: str = "",
+    options: Mapping[str, str] | None = None,
     at: datetime | None = None,
     **usage: Any,
 ) -> Cost:
@@ -584,7 +585,8 @@ def price(
 
     Args:
         model: any name that a price list declares. provider: needed only where several sell the same name.
-        tier, region: as served. at: the moment whose price counts (default: now).
+        tier, region: as served. options: what else decides the price: `{"size": "1024x1792", "quality": "hd"}` of an image.
+        at: the moment whose price counts (default: now).
         **usage: disjoint quantities per meter; `input_tokens` are fresh ones, cached ones go to `cache_read_tokens`.
 
     Returns:
@@ -596,7 +598,12 @@ def price(
     engines = runtime.get()
     moment = engines.clock.time_ns() if at is None else to_ns(at)
     counts = quantities(usage)
-    return engines.book.price(Usage(counts, Sku(provider or "", model, tier=tier, region=region), moment))
+    sku = Sku(provider or "", model, tier=tier, region=region, options=_pairs(options))
+    return engines.book.price(Usage(counts, sku, moment))
+
+
+def _pairs(options: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((str(name), str(value)) for name, value in options.items())) if options else ()
 
 
 def price_self_hosted(
@@ -650,6 +657,7 @@ def estimate(
     max_tokens: int | None = None,
     provider: str | None = None,
     tier: str = "",
+    region: str = "",
     at: datetime | None = None,
     **body: Any,
 ) -> Cost:
@@ -657,7 +665,7 @@ def estimate(
 
     Args:
         model: as in the request. messages, input: the prompt as it will be sent; tools and the like go into `**body`.
-        max_tokens: the output limit; without it the model's own maximum counts. provider, tier, at: as in `price`.
+        max_tokens: the output limit; without it the model's own maximum counts. provider, tier, region, at: as in `price`.
 
     Returns:
         Basis `estimated`, or `unknown` when no list knows the model.
@@ -671,6 +679,7 @@ def estimate(
         output_tokens_upper=max_tokens,
         at=engines.clock.time_ns() if at is None else to_ns(at),
         tier=tier,
+        region=region,
     )
 
 

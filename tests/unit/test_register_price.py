@@ -117,3 +117,18 @@ def test_a_contract_is_over_the_lists_whatever_their_order(order: tuple[str, str
     assert af.price("gpt-4o-mini", provider="openai", input_tokens=MILLION).amount == Decimal("0.135")
     af.register_price("gpt-4o", provider="openai", rates={"input_tokens": 3})
     assert af.price("gpt-4o", provider="openai", input_tokens=MILLION).amount == 3
+
+
+def test_the_public_price_takes_options_and_the_estimate_a_region() -> None:
+    """An image has a size, and inference in a region may cost more."""
+    variants = [{"options": {"quality": "hd", "size": "1024x1792"}, "rates": {"images": "0.12"}}]
+    adjust = [{"region": "us", "multiply": "1.1"}]
+    af.register_price(
+        "painter", provider="p", rates={"images": "0.04", "input_tokens": 1}, variants=variants, adjust=adjust
+    )
+    large = af.price("painter", provider="p", images=1, options={"size": "1024x1792", "quality": "hd"})
+    assert large.amount == Decimal("0.12")
+    assert af.price("painter", provider="p", images=1, options={"size": "9x9"}).amount is None
+    here, there = (af.estimate("painter", input="hi", provider="p", region=region).upper for region in ("", "us"))
+    assert here is not None
+    assert there == here * Decimal("1.1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -378,9 +379,9 @@ def test_both_ways_of_pricing_agree_on_any_price_table(
         stored = Amounts.of(found)
         assert stored.amount is not None
         assert 0 <= Decimal(stored.amount) / 10**9 - found.amount < Decimal("1e-9")
-        assert found.amount >= sum(
-            (line.quantity * line.rate / line.per for line in found.lines), Decimal(0)
-        ) - Decimal("1e-15")
+        for line in found.lines:
+            exact = Fraction(line.quantity) * Fraction(line.rate) / line.per
+            assert exact <= Fraction(line.amount) < exact + Fraction(1, 10**18)
 
 
 @settings(max_examples=250, deadline=None)
