@@ -26,9 +26,9 @@ if TYPE_CHECKING:
         UnpricedCall,
     )
     from aifinops.integrations import instrument, price_response, uninstrument
-    from aifinops.runtime import flush, init, shutdown
+    from aifinops.runtime import flush, init, register_price, shutdown
     from aifinops.scope import bind
-    from aifinops.track import budget, estimate, price, record, report, tags, track, track_cost
+    from aifinops.track import budget, estimate, price, price_self_hosted, record, report, tags, track, track_cost
     from aifinops.usage import Sku, Usage
 
 __all__ = [
@@ -57,7 +57,9 @@ __all__ = [
     "instrument",
     "price",
     "price_response",
+    "price_self_hosted",
     "record",
+    "register_price",
     "report",
     "shutdown",
     "tags",
@@ -83,9 +85,9 @@ _HOMES = {
         "UnpricedCall",
     ),
     "integrations": ("instrument", "price_response", "uninstrument"),
-    "runtime": ("flush", "init", "shutdown"),
+    "runtime": ("flush", "init", "register_price", "shutdown"),
     "scope": ("bind",),
-    "track": ("budget", "estimate", "price", "record", "report", "tags", "track", "track_cost"),
+    "track": ("budget", "estimate", "price", "price_self_hosted", "record", "report", "tags", "track", "track_cost"),
     "usage": ("Sku", "Usage"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -54,6 +54,9 @@ class Cost:
         model: the canonical model that was matched, or the name that was asked for.
         notes: assumptions made, warnings, nearest names for an unknown model.
         reported: what the provider itself said it cost, kept beside ours.
+        list_amount: the same usage at list prices, before negotiated discounts; equal to `amount` without any, None when not known.
+        billed_amount: what is charged on to whoever used it: `amount` with the markup of the contract; None without one.
+        confidence: of the price, as its list says it (`high`, `low`), empty when it does not. url: the page that it was read from.
     """
 
     amount: Decimal | None
@@ -68,6 +71,10 @@ class Cost:
     model: str | None = None
     notes: tuple[str, ...] = ()
     reported: Decimal | None = None
+    list_amount: Decimal | None = None
+    billed_amount: Decimal | None = None
+    confidence: str = ""
+    url: str = ""
 
     @property
     def known(self) -> bool:
@@ -86,10 +93,17 @@ class Cost:
             )
         if self.reported is not None:
             rows.append(f"  the provider reported {format_money(self.reported, self.currency)}")
+        if self.list_amount is not None and self.list_amount != self.amount:
+            rows.append(f"  {format_money(self.list_amount, self.currency)} at list prices")
+        if self.billed_amount is not None:
+            rows.append(f"  {format_money(self.billed_amount, self.currency)} with markup")
         if self.price_id:
             rows.append(f"  price {self.price_id}" + (f", as of {self.as_of.isoformat()}" if self.as_of else ""))
         if self.source:
-            rows.append(f"  source {self.source}")
+            sure = f" (confidence {self.confidence})" if self.confidence else ""
+            rows.append(f"  source {self.source}{sure}")
+        if self.url:
+            rows.append(f"  read from {self.url}")
         rows += [f"  note: {note}" for note in self.notes]
         return "\n".join(rows)
 

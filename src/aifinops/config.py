@@ -100,7 +100,7 @@ class Setting:
 SETTINGS = (
     Setting("enabled", "AIFINOPS_ENABLED", True, _flag, "False turns metering off; budgets in force refuse nothing then."),
     Setting("ledger", "AIFINOPS_LEDGER", None, _text, "Path or URL of the ledger: `memory`, a file, `sqlite:///file`."),
-    Setting("prices", "AIFINOPS_PRICES", (), _names, "User price lists (TOML or JSON), asked before the bundled one."),
+    Setting("prices", "AIFINOPS_PRICES", (), _names, "Price lists and contracts of your own (TOML, JSON or YAML), asked before the bundled one."),
     Setting("tags", "AIFINOPS_TAGS", EMPTY, _tags, "Tags of everything in this process."),
     Setting("budgets", "", (), _budgets, "Standing budgets with `match`, enforced without a `with` block."),
     Setting("spans", "AIFINOPS_SPANS", "auto", _choice("auto", "emit", "off"), "Whether calls make spans; `off` keeps ledger and metrics."),

@@ -9,7 +9,8 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +30,9 @@ from aifinops.telemetry.spans import Spans
 if TYPE_CHECKING:
     from aifinops.ledger.base import Ledger
     from aifinops.pricing.book import PriceBook
+    from aifinops.pricing.lists import PriceList
 
-__all__ = ["Runtime", "flush", "get", "init", "on_flush", "reset", "shutdown"]
+__all__ = ["Runtime", "flush", "get", "init", "on_flush", "register_price", "reset", "shutdown"]
 
 EXIT_FLUSH_S = 2.0
 """The most that leaving the process may wait for an exporter, in seconds."""
@@ -55,9 +57,10 @@ class Runtime:
         self.export = Export()
         self._lock = threading.RLock()
         self._book: PriceBook | None = None
+        self._files: tuple[PriceList, ...] | None = None
         self._writer: Writer | None = None
         if settings.prices:
-            self._book = _book(settings.prices)  # a malformed price file is an error now, not at the first call
+            self._book = self._make_book()  # a malformed price file is an error now, not at the first call
 
     @property
     def book(self) -> PriceBook:
@@ -65,8 +68,22 @@ class Runtime:
         if self._book is None:
             with self._lock:
                 if self._book is None:
-                    self._book = _book(self.config.prices)
+                    self._book = self._make_book()
         return self._book
+
+    def _make_book(self) -> PriceBook:
+        from aifinops.pricing.book import PriceBook, load_bundled
+
+        if self._files is None:
+            self._files = (*_price_files(self.config.prices), load_bundled())
+        code = _state.prices
+        return PriceBook(self._files if code is None else (code, *self._files))
+
+    def renew_book(self) -> None:
+        """Make a new book of the same files and the prices that are registered now; calls in flight keep the old one."""
+        with self._lock:
+            if self._book is not None:
+                self._book = self._make_book()
 
     @property
     def writer(self) -> Writer:
@@ -134,10 +151,11 @@ def _policy(entry: Any) -> ActiveBudget:
     return ActiveBudget(budget)
 
 
-def _book(paths: tuple[str, ...]) -> PriceBook:
-    from aifinops.pricing.book import PriceBook, from_file, load_bundled
+def _price_files(paths: tuple[str, ...]) -> list[PriceList]:
+    """The lists of the user, contracts first whatever the order of the setting: their terms are over all other lists."""
+    from aifinops.pricing.book import from_file
 
-    return PriceBook([*(from_file(Path(path)) for path in paths), load_bundled()])
+    return sorted((from_file(Path(path)) for path in paths), key=lambda one: one.contract is None)
 
 
 class _State:
@@ -148,6 +166,8 @@ class _State:
         self.runtime: Runtime | None = None
         self.flush_hooks: list[Callable[[], None]] = []
         self.registered = False
+        self.price_rows: dict[tuple[str, str], Mapping[str, Any]] = {}
+        self.prices: PriceList | None = None
 
 
 _state = _State()
@@ -182,7 +202,7 @@ def init(
 
     Args:
         ledger: `"memory"`, a file, or `sqlite:///file`; default: `ledger.db` in the user's data directory.
-        prices: paths of price lists (TOML or JSON) that are asked before the bundled one.
+        prices: paths of price lists and contracts (TOML, JSON or YAML) that are asked before the bundled one.
         tags: tags of everything in this process, e.g. `{"team": "search"}`.
         budgets: standing budgets, each a mapping with the arguments of `budget()` and a `name`; `match` selects by tags.
         otlp: OTLP endpoint; without it `OTEL_EXPORTER_OTLP_*` decides, and without those nothing is exported.
@@ -225,6 +245,54 @@ def _install(arguments: dict[str, Any], clock: Clock | None, *, only_if_missing:
     return runtime
 
 
+def register_price(
+    model: str,
+    *,
+    provider: str,
+    rates: Mapping[str, Any] | None = None,
+    prices: Sequence[Mapping[str, Any]] = (),
+    variants: Sequence[Mapping[str, Any]] = (),
+    adjust: Sequence[Mapping[str, Any]] = (),
+    names: Sequence[str] = (),
+    currency: str = "USD",
+    source: str = "register_price()",
+    as_of: date | str | None = None,
+    **more: Any,
+) -> None:
+    """Give a model a price in code: `register_price("llama-house", provider="local", rates={"output_tokens": "0.30"})`.
+
+    It is asked before every price file and holds from now on, for every thread, until `shutdown()`; another call with the same
+    provider and model takes its place. Calls that are being priced at this moment keep the price they have.
+
+    Args:
+        model, provider: as calls name them. names: other names of it.
+        rates: meter -> price of its customary quantity (1,000,000 tokens, 1,000 requests, an hour of GPU), or
+            `{"base": ..., "per": ..., "above": {...}, "graduated": {...}}`. Money is a text, an int or a Decimal.
+        prices: instead, several sets of rates with dates and hours. variants, adjust: of tiers, regions and options.
+        currency: ISO 4217. source, as_of: provenance; the date is that of today (UTC) when none is given.
+        **more: every other key of `[[models]]` in a price file: `free=True`, `match`, `context_window`, `max_output`, `url` ...
+
+    Raises:
+        ConfigurationError: naming the key, the value and what to type; nothing is registered then.
+    """
+    from aifinops.pricing.lists import from_table
+    from aifinops.pricing.schema import read_row
+
+    given = {
+        **more, "model": model, "provider": provider, "rates": rates, "prices": list(prices), "variants": list(variants),
+        "adjust": list(adjust), "names": list(names), "currency": currency, "source": source,
+        "as_of": datetime.now(UTC).date() if as_of is None else as_of,
+    }  # fmt: skip
+    key, row = read_row(given, f"register_price({model!r})")
+    with _state.lock:
+        # The newest first: of two rows that claim a name, the earlier one of a list has it.
+        rows = {key: row, **{other: old for other, old in _state.price_rows.items() if other != key}}
+        table = {"id": "code", "version": "", "date": None, "currency": "USD", "source": "register_price()"}
+        _state.price_rows, _state.prices = rows, from_table({**table, "models": list(rows.values())})
+        if _state.runtime is not None:
+            _state.runtime.renew_book()
+
+
 def on_flush(hook: Callable[[], None]) -> None:
     """Have `hook` called before every flush (for work that waits in a queue above this floor)."""
     _state.flush_hooks.append(hook)
@@ -250,6 +318,7 @@ def reset() -> None:
     """Forget the runtime without flushing exporters (for tests)."""
     with _state.lock:
         runtime, _state.runtime = _state.runtime, None
+        _state.price_rows, _state.prices = {}, None
     if runtime is not None:
         runtime.close()
 

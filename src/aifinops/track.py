@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from datetime import datetime
+from decimal import Decimal
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
@@ -29,6 +30,7 @@ from aifinops.usage import Quantities, Sku, Usage, input_total, output_total, qu
 
 if TYPE_CHECKING:
     from aifinops.analytics.reports import Report
+    from aifinops.pricing.selfhosted import SelfHosted
 
 __all__ = [
     "BudgetBlock",
@@ -37,6 +39,7 @@ __all__ = [
     "budget",
     "estimate",
     "price",
+    "price_self_hosted",
     "record",
     "report",
     "tags",
@@ -575,6 +578,7 @@ def price(
     provider: str | None = None,
     tier: str = "",
     region: str = "",
+    options: Mapping[str, str] | None = None,
     at: datetime | None = None,
     **usage: Any,
 ) -> Cost:
@@ -582,7 +586,8 @@ def price(
 
     Args:
         model: any name that a price list declares. provider: needed only where several sell the same name.
-        tier, region: as served. at: the moment whose price counts (default: now).
+        tier, region: as served. options: what else decides the price: `{"size": "1024x1792", "quality": "hd"}` of an image.
+        at: the moment whose price counts (default: now).
         **usage: disjoint quantities per meter; `input_tokens` are fresh ones, cached ones go to `cache_read_tokens`.
 
     Returns:
@@ -594,7 +599,55 @@ def price(
     engines = runtime.get()
     moment = engines.clock.time_ns() if at is None else to_ns(at)
     counts = quantities(usage)
-    return engines.book.price(Usage(counts, Sku(provider or "", model, tier=tier, region=region), moment))
+    sku = Sku(provider or "", model, tier=tier, region=region, options=_pairs(options))
+    return engines.book.price(Usage(counts, sku, moment))
+
+
+def _pairs(options: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((str(name), str(value)) for name, value in options.items())) if options else ()
+
+
+def price_self_hosted(
+    gpu: str,
+    *,
+    count: int = 1,
+    tokens_per_second: Decimal | float | str,
+    utilisation: Decimal | float | str,
+    input_tokens_per_second: Decimal | float | str | None = None,
+    usd_per_gpu_hour: Decimal | float | str | None = None,
+    provider: str | None = None,
+    region: str = "",
+    tier: str = "",
+    at: datetime | None = None,
+) -> SelfHosted:
+    """What tokens cost on GPUs of your own: `price_self_hosted("H100", count=8, tokens_per_second=2400, utilisation=0.6)`.
+
+    Formula: price of a token = GPUs x price of a GPU hour / (tokens a second x 3600 x utilisation). GPU hours are all that is in
+    it; add the share of hosts, network and people to `usd_per_gpu_hour` if they should be.
+
+    Args:
+        gpu: name of the device in a price list, or any name beside `usd_per_gpu_hour`. count: GPUs of the deployment.
+        tokens_per_second: output tokens of the whole deployment while it serves, as measured.
+        utilisation: share of the hours paid for in which it serves so, above 0, at most 1.
+        input_tokens_per_second: prompt tokens read in the same time; then input and output tokens share the cost alike.
+        usd_per_gpu_hour: price of one GPU for an hour; without it the price lists decide, by provider, region and tier at that moment.
+        provider, region, tier: of the GPU in a price list (`tier="spot"`). at: the moment whose price counts (default: now).
+
+    Returns:
+        `.per_hour`, `.per_million_output`, `.per_million`, `.break_even(model, input_share=0.8)` against an API, and `.to_price(name)`
+        for `register_price(**...)`, so that calls of the model are priced by it.
+
+    Raises:
+        ConfigurationError: for an input that cannot be (utilisation above 1, no GPUs), or a GPU without a price: it says what to pass.
+    """
+    from aifinops.pricing.selfhosted import self_hosted
+
+    engines = runtime.get()
+    return self_hosted(
+        engines.book, gpu=gpu, count=count, tokens_per_second=tokens_per_second, utilisation=utilisation,
+        input_tokens_per_second=input_tokens_per_second, usd_per_gpu_hour=usd_per_gpu_hour, provider=provider, region=region,
+        tier=tier, at=engines.clock.time_ns() if at is None else to_ns(at),
+    )  # fmt: skip
 
 
 def estimate(
@@ -605,6 +658,7 @@ def estimate(
     max_tokens: int | None = None,
     provider: str | None = None,
     tier: str = "",
+    region: str = "",
     at: datetime | None = None,
     **body: Any,
 ) -> Cost:
@@ -615,7 +669,7 @@ def estimate(
 
     Args:
         model: as in the request. messages, input: the prompt as it will be sent; tools and the like go into `**body`.
-        max_tokens: the output limit; without it the model's own maximum counts. provider, tier, at: as in `price`.
+        max_tokens: the output limit; without it the model's own maximum counts. provider, tier, region, at: as in `price`.
 
     Returns:
         Basis `estimated`, or `unknown` when no list knows the model.
@@ -631,6 +685,7 @@ def estimate(
         output_tokens_upper=max_tokens,
         at=moment,
         tier=tier,
+        region=region,
     )
     if most.basis != "estimated":
         return most

@@ -24,7 +24,7 @@ from aifinops.budgets.stores import memory as store_memory  # noqa: E402
 from aifinops.integrations import extract  # noqa: E402
 from aifinops.integrations.seams import stainless  # noqa: E402
 from aifinops.ledger import codec, journal, sqlite, writer  # noqa: E402
-from aifinops.pricing import book, lists, match, prices, tokens  # noqa: E402
+from aifinops.pricing import book, contract, lists, match, prices, sheet, tokens  # noqa: E402
 from aifinops.telemetry import attributes, histograms, metrics, names, spans  # noqa: E402
 from aifinops.testing import FakeProvider  # noqa: E402
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 MODULES = (
     stainless, extract, metering, spans, metrics, histograms, attributes, names, writer, sqlite, journal, codec, guard, policy, store_base, store_memory,
-    book, lists, match, prices, tokens, charges, money, usage, runtime, scope,
+    book, contract, lists, match, prices, sheet, tokens, charges, money, usage, runtime, scope,
 )  # fmt: skip
 
 CONTAINERS = {

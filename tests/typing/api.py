@@ -134,6 +134,15 @@ assert_type(cost.amount, Decimal | None)
 assert_type(cost.explain(), str)
 assert_type(cost.lines, tuple[af.CostLine, ...])
 af.price("gpt-5-mini", provider="openai", tier="flex", region="eu", at=MOMENT, input_tokens=Decimal(3))
+af.register_price(
+    "house", provider="local", rates={"input_tokens": "0.10"}, adjust=[{"region": "eu", "multiply": "1.1"}]
+)
+hosted = af.price_self_hosted(
+    "H100", count=8, tokens_per_second=2400, utilisation="0.6", usd_per_gpu_hour=Decimal("2.5")
+)
+assert_type(hosted.per_million_output, Decimal)
+assert_type(hosted.break_even("gpt-4o", input_share=0.8).tokens_per_month, int | None)
+af.register_price(**hosted.to_price("house"))
 assert_type(af.price_response({"usage": {}}, provider="openai"), af.Cost)
 assert_type(af.estimate("gpt-5-mini", messages=[{"role": "user", "content": "hi"}], max_tokens=100), af.Cost)
 assert_type(af.estimate("gpt-5-mini", input="hi", tools=[]), af.Cost)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Context, Decimal
+from typing import TYPE_CHECKING
 
 from aifinops.charges import Amounts, Basis, Cost, CostLine
 from aifinops.clock import Clock, SystemClock
@@ -19,9 +20,13 @@ from aifinops.errors import UnknownModel
 from aifinops.meters import METERS
 from aifinops.pricing.lists import PriceList, from_file, load_bundled
 from aifinops.pricing.match import provider_id
-from aifinops.pricing.prices import Entry, Sheet, tier_name
+from aifinops.pricing.prices import PROVISIONED, Entry, Options, tier_name
+from aifinops.pricing.sheet import Sheet, make_cost
 from aifinops.pricing.tokens import UNBOUNDED
-from aifinops.usage import Quantities, Usage
+from aifinops.usage import EMPTY_QUANTITIES, Quantities, Usage
+
+if TYPE_CHECKING:
+    from aifinops.pricing.contract import Commitment, Contract, Volume
 
 __all__ = ["PriceBook", "from_file", "load_bundled"]
 
@@ -92,10 +97,42 @@ class PriceBook:
             if len(self._found) >= _CACHE:
                 # Names can come from users of the application: the cache must not grow without end.
                 self._found.clear()
-            entries = (one.find(provider, model) for one in self.lists)
-            found = next((entry for entry in entries if entry is not None), None) or self._missing(provider, model)
-            self._found[key] = found
+            found = self._found[key] = self._find(provider, model) or self._missing(provider, model)
         return found
+
+    def _find(self, provider: str | None, model: str) -> Entry | None:
+        for number, one in enumerate(self.lists):
+            entry = one.find(provider, model)
+            if entry is not None:
+                return self._under_contract(entry, number, provider, model)
+        return None
+
+    def _under_contract(self, entry: Entry, number: int, provider: str | None, model: str) -> Entry:
+        """The entry with what the contracts say about it; `number` is the place of its list."""
+        contracts = self._contracts(self.lists)
+        if not contracts:
+            return entry
+        from aifinops.pricing.contract import Terms  # most processes have no contract
+
+        terms = Terms.of(
+            contracts,
+            self._contracts(self.lists[:number]),
+            # A reseller's discount is not that of the maker, whose entry it shares.
+            provider=provider_id(provider) or entry.provider,
+            models=(entry.model, model),
+            service=entry.service,
+            currency=entry.currency,
+        )
+        return entry if terms is None else replace(entry, terms=terms)
+
+    @staticmethod
+    def _contracts(lists: Sequence[PriceList]) -> tuple[Contract, ...]:
+        return tuple(one.contract for one in lists if one.contract is not None)
+
+    @property
+    def commitments(self) -> tuple[Commitment, ...]:
+        """What is paid for whether it is used or not, with `.amortised(start, end)`: it is in no cost of a call."""
+        return tuple(item for one in self._contracts(self.lists) for item in one.commitments)
 
     def _missing(self, provider: str | None, model: str) -> _Missing:
         near: dict[str, None] = {}
@@ -110,54 +147,71 @@ class PriceBook:
 
     # After the call ---------------------------------------------------------------------------------------------------
 
-    def price(self, usage: Usage) -> Cost:
+    def price(self, usage: Usage, so_far: Quantities = EMPTY_QUANTITIES) -> Cost:
         """What this usage cost.
 
-        The provider, the model, the served tier and the region of `usage.sku` and the moment `usage.at` choose the price.
-        The basis is `priced`; `estimated` with bounds when the usage is; `free` when the list says so; `unknown` when the model,
-        the tier or a meter has no price: then `lower` is what is known of it, and the notes say what is not.
+        The provider, the model, the served tier, the region and the options of `usage.sku` and the moment `usage.at` choose the
+        price. The basis is `priced`; `estimated` with bounds when the usage is; `free` when the list says so; `committed` when it
+        was served by capacity that is paid for anyway; `unknown` when the model, the tier or a meter has no price: then `lower` is
+        what is known of it, and the notes say what is not.
+
+        Args:
+            usage: disjoint quantities of one SKU.
+            so_far: what the period of a graduated price or of a discount by volume had before: meter -> quantity, and `spend` ->
+                money at list prices. Nobody but the caller knows it; without it this usage is priced as the first of its period.
         """
         sku = usage.sku
         found = self._found.get((sku.provider, sku.model)) or self._lookup(sku.provider, sku.model)
         if isinstance(found, _Missing):
-            return found.cost
-        sheet = found.sheet(usage.at or self._clock.time_ns(), tier_name(sku.tier) if sku.tier else "", sku.region)
+            return found.cost if tier_name(sku.tier) != PROVISIONED else _committed(found.cost)
+        sheet = found.sheet(
+            usage.at or self._clock.time_ns(), tier_name(sku.tier) if sku.tier else "", sku.region, sku.options
+        )
         if isinstance(sheet, str):
             return _unpriced(found, sheet)
-        lines, amount, missing = sheet.lines(usage.quantities)
+        quantities = usage.quantities
+        lines, amount, missing = sheet.lines(quantities, so_far)
         if missing:
             return _partial(sheet, lines, amount, missing)
+        listed: Decimal | None = amount
+        if sheet.listed is not None or sheet.free:
+            listed = sheet.list_amount(quantities, amount, so_far)
         if usage.estimated:
-            return _estimated(self._bounded(usage), sheet, lines, amount)
-        return Cost(
-            amount,
-            sheet.currency,
-            "free" if sheet.free else "priced",
-            amount,
-            amount,
-            tuple(lines),
-            sheet.price_id,
-            sheet.as_of,
-            sheet.source,
-            sheet.model,
-            sheet.notes,
-        )
+            return _estimated(self._bounded(usage), sheet, lines, amount, listed, so_far)
+        return make_cost(sheet, amount, sheet.basis, amount, amount, tuple(lines), listed)
+
+    def volume(self, usage: Usage) -> Volume | None:
+        """The discount by volume that this usage is under, if any: the same object for everything that counts towards it."""
+        sku = usage.sku
+        found = self._lookup(sku.provider, sku.model)
+        if isinstance(found, _Missing):
+            return None
+        sheet = found.sheet(usage.at or self._clock.time_ns(), tier_name(sku.tier), sku.region, sku.options)
+        return None if isinstance(sheet, str) else sheet.volume
 
     def amounts(
-        self, provider: str, model: str, quantities: Quantities, *, at: int, tier: str = "", region: str = ""
+        self,
+        provider: str,
+        model: str,
+        quantities: Quantities,
+        *,
+        at: int,
+        tier: str = "",
+        region: str = "",
+        options: Options = (),
     ) -> Amounts | None:
         """`price` in the integers of the ledger, without its explanation, for usage that was reported.
 
         Args:
-            provider, model, tier, region: as in `Sku`. quantities, at: as in `Usage`.
+            provider, model, tier, region, options: as in `Sku`. quantities, at: as in `Usage`.
 
         Returns:
-            None where only `price` can say it: fees, minimum quantities, and everything unknown.
+            None where only `price` can say it: fees, minimums, graduated prices, discounts by volume, and everything unknown.
         """
         found = self._found.get((provider, model)) or self._lookup(provider, model)
         if isinstance(found, _Missing):
             return None
-        sheet = found.sheet(at, tier_name(tier) if tier else "", region)
+        sheet = found.sheet(at, tier_name(tier) if tier else "", region, options)
         if isinstance(sheet, str):
             return None
         counted = sheet.nanos(quantities)
@@ -188,6 +242,8 @@ class PriceBook:
         at: int,
         operation: str = "chat",
         tier: str = "",
+        region: str = "",
+        options: Options = (),
     ) -> Cost:
         """What a request will cost: an expected amount, and a bound that the call cannot pass.
 
@@ -195,7 +251,7 @@ class PriceBook:
         above any cliff that the prompt can reach), and likewise for output; what tools of the provider cost is not in it.
 
         Args:
-            provider, model, tier: as asked.
+            provider, model, tier, region, options: as asked.
             input_tokens_upper: bound of the prompt; `tokens.UNBOUNDED` stands for the model's context window.
             output_tokens_upper: the request's limit (times the number of answers), or None when it names none: then the most that
                 the model can write, else its context window.
@@ -205,18 +261,18 @@ class PriceBook:
         found = self._lookup(provider, model)
         if isinstance(found, _Missing):
             return found.cost
-        sheet = found.sheet(at or self._clock.time_ns(), tier_name(tier))
+        sheet = found.sheet(at or self._clock.time_ns(), tier_name(tier), region, options)
         if isinstance(sheet, str):
             return _unpriced(found, sheet)
         if sheet.free:
-            return _cost(sheet, _ZERO, "free", _ZERO, _ZERO)
+            return make_cost(sheet, _ZERO, sheet.basis, _ZERO, _ZERO)
         prompt, answer, upper = self._most(found, sheet, input_tokens_upper, output_tokens_upper, operation)
         if upper is None:
             return _unpriced(found, f"{found.provider}/{found.model} is not priced by tokens: no bound before the call")
         expected = answer if output_tokens_upper is not None else min(answer, _EXPECTED_OUTPUT)
         lines, amount, _ = sheet.lines({"input_tokens": prompt, "output_tokens": expected})
         notes = _NO_NOTES if output_tokens_upper is not None or not answer else (self._answer_note(found, answer),)
-        return _cost(sheet, amount, "estimated", _ZERO, max(upper, amount), lines, notes)
+        return make_cost(sheet, amount, "estimated", _ZERO, max(upper, amount), tuple(lines), notes=notes)
 
     def bound(
         self,
@@ -228,10 +284,14 @@ class PriceBook:
         at: int,
         operation: str = "chat",
         tier: str = "",
+        region: str = "",
+        options: Options = (),
     ) -> tuple[Decimal | None, str]:
         """The `upper` and the currency of `estimate`, in a third of its time; (None, "USD") where there is no bound."""
         found = self._found.get((provider, model)) or self._lookup(provider, model)
-        sheet = None if isinstance(found, _Missing) else found.sheet(at, tier_name(tier) if tier else "")
+        sheet = None
+        if not isinstance(found, _Missing):
+            sheet = found.sheet(at, tier_name(tier) if tier else "", region, options)
         if sheet is None or isinstance(sheet, str) or isinstance(found, _Missing):
             return None, "USD"
         if sheet.free:
@@ -251,7 +311,8 @@ class PriceBook:
         answer = 0
         if rate_out is not None and operation not in _WITHOUT_OUTPUT:
             answer = output_tokens_upper if output_tokens_upper is not None else self._answer(entry)
-        return prompt, answer, _bound(sheet.fee, (prompt, rate_in), (answer, rate_out or _ZERO))
+        upper = _bound(sheet.fee, (prompt, rate_in), (answer, rate_out or _ZERO))
+        return prompt, answer, max(upper, sheet.minimum_charge) if sheet.minimum_charge else upper
 
     def _answer(self, entry: Entry) -> int:
         """The most that a model can write in one answer, tokens."""
@@ -314,40 +375,33 @@ class PriceBook:
         return found
 
 
-def _cost(
+def _estimated(
+    usage: Usage,
     sheet: Sheet,
-    amount: Decimal | None,
-    basis: Basis,
-    lower: Decimal | None,
-    upper: Decimal | None,
-    lines: Sequence[CostLine] = (),
-    notes: tuple[str, ...] = (),
+    lines: Sequence[CostLine],
+    amount: Decimal,
+    listed: Decimal | None,
+    so_far: Quantities,
 ) -> Cost:
-    return Cost(
-        amount,
-        sheet.currency,
-        basis,
-        lower,
-        upper,
-        tuple(lines),
-        sheet.price_id,
-        sheet.as_of,
-        sheet.source,
-        sheet.model,
-        (*sheet.notes, *notes),
-    )
-
-
-def _estimated(usage: Usage, sheet: Sheet, lines: Sequence[CostLine], amount: Decimal) -> Cost:
-    lower = sheet.lines({**usage.quantities, **usage.lower})[1]
-    _, upper, open_end = sheet.lines({**usage.quantities, **usage.upper})
-    basis: Basis = "free" if sheet.free else "estimated"
-    return _cost(sheet, amount, basis, min(lower, amount), None if open_end else max(upper, amount), lines)
+    lower = sheet.lines({**usage.quantities, **usage.lower}, so_far)[1]
+    _, upper, open_end = sheet.lines({**usage.quantities, **usage.upper}, so_far)
+    basis: Basis = sheet.basis if sheet.free else "estimated"
+    highest = None if open_end else max(upper, amount)
+    return make_cost(sheet, amount, basis, min(lower, amount), highest, tuple(lines), listed)
 
 
 def _partial(sheet: Sheet, lines: Sequence[CostLine], known: Decimal, missing: Sequence[str]) -> Cost:
     """Some meter has no rate: the whole is unknown, and at least what is known of it."""
-    return _cost(sheet, None, "unknown", known, None, lines, (f"no rate for {', '.join(missing)}",))
+    notes = (f"no rate for {', '.join(missing)}",)
+    return make_cost(sheet, None, "unknown", known, None, tuple(lines), notes=notes)
+
+
+def _committed(cost: Cost) -> Cost:
+    """Provisioned throughput of a model that no list knows: one more call costs nothing whatever its price would be."""
+    note = "provisioned throughput: one more call costs nothing; what is paid for the capacity is apart"
+    return replace(
+        cost, amount=_ZERO, basis="committed", lower=_ZERO, upper=_ZERO, source="the served tier", notes=(note,)
+    )
 
 
 def _unpriced(entry: Entry, why: str) -> Cost:
@@ -360,6 +414,8 @@ def _unpriced(entry: Entry, why: str) -> Cost:
         source=entry.source,
         model=entry.model,
         notes=(why, *entry.notes),
+        confidence=entry.confidence,
+        url=entry.url,
     )
 
 
@@ -374,9 +430,23 @@ def _dearest(entries: Iterable[Entry]) -> _Dearest:
     window = 0
     for entry in entries:
         window = max(window, entry.context_window or 0)
+        worst = _worst(entry)
         for price in (*entry.prices, *entry.variants):
+            best["requests"] = max(best["requests"], price.minimum_charge)
             for name, rate in price.rates.items():
                 kind = METERS[name].direction if METERS[name].family == "tokens" else name
                 if kind in best:
-                    best[kind] = max(best[kind], rate.dearest)
+                    best[kind] = max(best[kind], _EXACT.multiply(rate.dearest, worst))
     return _Dearest(best["input"], best["output"], best["requests"], window)
+
+
+def _worst(entry: Entry) -> Decimal:
+    """The most that adjustments can multiply a price by: each for a thing of its own, all at once."""
+    worst: dict[object, Decimal] = {}
+    for one in entry.adjust:
+        kind = (bool(one.tier), bool(one.region), tuple(name for name, _ in one.options))
+        worst[kind] = max(worst.get(kind, Decimal(1)), one.multiply)
+    found = Decimal(1)
+    for factor in worst.values():
+        found = _EXACT.multiply(found, factor)
+    return found

@@ -12,13 +12,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aifinops.errors import ConfigurationError
 from aifinops.pricing.match import Names, loosely, nearest, provider_id
 from aifinops.pricing.prices import Entry, read_entry
 
-__all__ = ["BUNDLED", "PriceList", "bundled_lists", "from_file", "load_bundled", "read_list"]
+if TYPE_CHECKING:
+    from aifinops.pricing.contract import Contract
+
+__all__ = ["BUNDLED", "PriceList", "bundled_lists", "from_file", "from_table", "load_bundled", "read_list"]
 
 BUNDLED = Path(__file__).with_name("data") / "llm.jsonl"
 """Written by `tools/compile_prices.py`."""
@@ -58,6 +61,7 @@ class PriceList:
         source: where it is from, for people.
         currency: ISO 4217, of every price in it.
         count: number of models.
+        contract: terms over the prices of the lists after it; None without any.
     """
 
     id: str
@@ -67,6 +71,7 @@ class PriceList:
     currency: str
     count: int
     _providers: Mapping[str, _Provider] = field(repr=False)
+    contract: Contract | None = None
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -105,7 +110,12 @@ class PriceList:
             entry = self._in(other, model)
             if entry is not None:
                 note = f"{provider} has no price of its own here: the standard price of {other}, as the list says"
-                return replace(entry, variants=tuple(v for v in entry.variants if v.when), notes=(*entry.notes, note))
+                return replace(
+                    entry,
+                    variants=tuple(v for v in entry.variants if v.when),
+                    adjust=(),
+                    notes=(*entry.notes, note),
+                )
         return None
 
     def _entry(self, provider: str, row: Mapping[str, Any]) -> Entry:
@@ -184,18 +194,23 @@ def _parse(lines: Sequence[str]) -> Rows:
 
 
 def from_file(path: str | Path) -> PriceList:
-    """A user's price list (TOML or JSON; see `docs/reference/prices.md`), validated as a whole before anything is used.
+    """A user's price list (TOML, JSON or YAML; see `docs/reference/prices.md`), validated as a whole before anything is used.
 
     Raises:
         ConfigurationError: naming the file, the line or the key, the value and what to type instead.
     """
     from aifinops.pricing.schema import read_user_list
 
-    given = read_user_list(Path(path))
+    return from_table(read_user_list(Path(path)))
+
+
+def from_table(given: Mapping[str, Any]) -> PriceList:
+    """A list from its validated content, as `schema` gives it."""
     rows: dict[str, list[Mapping[str, Any]]] = {}
     for row in given["models"]:
         rows.setdefault(provider_id(row["provider"]) or "", []).append(row)
     providers = {key: _Provider({"provider": key}, functools.partial(list, found)) for key, found in rows.items()}
+    terms = any(given.get(name) for name in ("contract", "discounts", "commitments", "exchange"))
     return PriceList(
         id=given["id"],
         version=given["version"],
@@ -204,4 +219,11 @@ def from_file(path: str | Path) -> PriceList:
         currency=given["currency"],
         count=len(given["models"]),
         _providers=providers,
+        contract=_contract(given) if terms else None,
     )
+
+
+def _contract(given: Mapping[str, Any]) -> Contract:
+    from aifinops.pricing.contract import read_contract  # most processes have none
+
+    return read_contract(given["id"], given)

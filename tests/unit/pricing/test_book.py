@@ -84,7 +84,7 @@ GOLDEN = [
     ("openai", "gpt-4o", "", {"input_tokens": 1000, "web_search_requests": 4}, "0.0425"),
     ("azure.ai.openai", "gpt-4o", "", TOKENS_1000_100, "0.0035"),
     ("groq", "whisper-large-v3", "", {"audio_seconds": 3600}, "0.111"),
-    ("groq", "whisper-large-v3", "", {"audio_seconds": Decimal("1.5")}, "0.000308333333333333"),
+    ("groq", "whisper-large-v3", "", {"audio_seconds": Decimal("1.5")}, "0.000308333333333334"),
     ("perplexity", "sonar", "", TOKENS_1000_100, "0.0131"),
 ]
 

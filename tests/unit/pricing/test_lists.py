@@ -84,7 +84,7 @@ WRONG = [
     ({"id": "a b"}, ["id = 'a b'"]),
     ({"currency": "dollars"}, ["currency = 'dollars'"]),
     ({"modles": []}, ["modles", "Did you mean models?"]),
-    ({"models": []}, ["models = []"]),
+    ({"models": []}, ["write at least one of [[models]], [[discounts]]"]),
     ({"models": [{"provider": "p", "rates": {"input_tokens": "1"}}]}, ["models[0].model", "Field required"]),
     ({"models": [{"provider": "p", "model": "m"}]}, ["models[0]", "exactly one of rates, prices or free = true"]),
     (
@@ -185,7 +185,7 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     [
         ("p.toml", 'id = "x"\n[[models]\n', "line 2"),
         ("p.json", '{"id": \n nope}', "line 2 column 2"),
-        ("p.yaml", "id: x", "must end in .toml or .json, not '.yaml'"),
+        ("p.ini", "id: x", "must end in .toml, .json or .yaml, not '.ini'"),
         ("p.json", "[]", "valid dictionary"),
         ("p.json", "", "no valid JSON"),
     ],
@@ -245,3 +245,127 @@ def test_pricing_a_call_imports_nothing_heavy() -> None:
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# YAML -----------------------------------------------------------------------------------------------------------------
+
+YAML = """\
+id: mine
+models:
+  - provider: openai
+    model: house-model
+    rates: {input_tokens: 0.1, output_tokens: 2}
+    adjust:
+      - {region: eu, multiply: 1.1, from: 2026-01-01}
+"""
+
+
+def test_yaml_says_the_same_as_toml(tmp_path: Path) -> None:
+    """Numbers are read as they are written and dates as dates."""
+    pytest.importorskip("yaml")
+    book = PriceBook([from_file(write(tmp_path, YAML, "prices.yaml"))])
+    at = to_ns(datetime(2026, 11, 24, tzinfo=UTC))
+    assert book.price(Usage({"input_tokens": 3_000_000}, Sku("openai", "house-model"), at)).amount == Decimal("0.3")
+    assert book.price(Usage({"input_tokens": 10**7}, Sku("openai", "house-model", region="eu"), at)).amount == Decimal(
+        "1.1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (("id: mine", "id: [mine"), "line 2, column"),
+        (
+            ("    model: house-model", "    model: house-model\n    model: other"),
+            "'model' is there twice .at line 5, column 5",
+        ),
+        (("0.1,", ".inf,"), "no price|finite|Infinity"),
+        (("house-model", "!!python/object:os.system x"), "line 4"),
+        (("rates:", "rats:"), r"models\[0\].rats"),
+    ],
+)
+def test_a_mistake_in_yaml_is_named_with_its_place(change: tuple[str, str], named: str, tmp_path: Path) -> None:
+    """Syntax has a line and a column, content has a path; nothing is executed."""
+    pytest.importorskip("yaml")
+    with pytest.raises(ConfigurationError, match=named):
+        from_file(write(tmp_path, YAML.replace(*change), "prices.yml"))
+
+
+def test_yaml_without_its_library_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The extra is named in one sentence."""
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(ConfigurationError, match=r'needs PyYAML: pip install "aifinops\[yaml\]"'):
+        from_file(write(tmp_path, YAML, "prices.yaml"))
+
+
+WRONG_TERMS = [
+    ({"discounts": [{"provider": "openai"}]}, ["discounts[0]", "a discount needs percent"]),
+    ({"discounts": [{"percent": 101}]}, ["discounts[0].percent = 101"]),
+    ({"discounts": [{"percent": 5, "tiers": [{"above": 0, "percent": 1}]}]}, ["percent is the tier above 0"]),
+    ({"discounts": [{"tiers": [{"above": 5, "percent": 1}, {"above": 5, "percent": 2}]}]}, ["two tiers begin"]),
+    ({"discounts": [{"volume": "dollars", "percent": 1}]}, ["discounts[0].volume = 'dollars'", "unknown meter"]),
+    ({"discounts": [{"percnt": 1}]}, ["discounts[0].percnt", "Did you mean percent?"]),
+    ({"commitments": [{"name": "x", "amount": 1, "per": "term"}]}, ["give from and until"]),
+    ({"commitments": [{"name": "x", "amount": 1, "per": "week"}]}, ["commitments[0].per = 'week'"]),
+    ({"exchange": [{"from": "EUR", "to": "USD", "rate": 0, "date": "2026-11-01"}]}, ["exchange[0].rate = 0"]),
+    ({"exchange": [{"from": "EUR", "to": "USD", "rate": 1}]}, ["exchange[0].date", "Field required"]),
+    (
+        {"exchange": [{"from": "A" * 3, "to": to, "rate": 1, "date": "2026-11-01"} for to in ("USD", "EUR")]},
+        ["write [contract] currency"],
+    ),
+    ({"contract": {"markup": -1}}, ["contract.markup = -1"]),
+]
+
+
+@pytest.mark.parametrize(("tables", "named"), WRONG_TERMS)
+def test_a_wrong_contract_is_refused_with_the_place_and_the_value(
+    tables: dict[str, object], named: list[str], tmp_path: Path
+) -> None:
+    """Terms are checked like prices."""
+    with pytest.raises(ConfigurationError) as caught:
+        from_file(write(tmp_path, {"id": "mine", **tables}))
+    for words in named:
+        assert words in str(caught.value)
+
+
+WRONG_DIMENSIONS = [
+    ({"adjust": [{"multiply": 2}]}, ["models[0].adjust[0]", "an adjustment needs tier"]),
+    ({"adjust": [{"region": "us", "multiply": True}]}, ["adjust[0].multiply"]),
+    ({"adjust": [{"region": "us", "multiply": 2, "meters": ["token"]}]}, ["adjust[0].meters[0] = 'token'"]),
+    ({"rates": {"images": {"base": 1, "above": {"5": 2}, "graduated": {"5": 1}}}}, ["rates.images", "not both"]),
+    ({"rates": None, "prices": [{"tz": "Mars/Olympus", "rates": {}}]}, ["prices[0].tz = 'Mars/Olympus'", "IANA"]),
+    ({"minimum_charge": -1}, ["models[0].minimum_charge = -1"]),
+    ({"as_of": "soon"}, ["models[0].as_of = 'soon'"]),
+]
+
+
+@pytest.mark.parametrize(("change", "named"), WRONG_DIMENSIONS)
+def test_a_wrong_dimension_is_refused_with_the_place_and_the_value(
+    change: dict[str, object], named: list[str], tmp_path: Path
+) -> None:
+    """Factors, steps, clocks and provenance are checked like rates."""
+    model = {"provider": "p", "model": "m", "rates": {"input_tokens": "1"}, **change}
+    with pytest.raises(ConfigurationError) as caught:
+        from_file(write(tmp_path, {"id": "mine", "models": [model]}))
+    for words in named:
+        assert words in str(caught.value)
+
+
+def test_the_contract_of_the_guide_says_what_the_guide_says(tmp_path: Path) -> None:
+    """The example is read, and a call under it has each of its terms."""
+    page = (Path(__file__).resolve().parents[3] / "docs" / "how-to" / "use-your-own-prices.md").read_text("utf-8")
+    example = page.partition("```toml\n")[2].partition("```")[0]
+    book = PriceBook([from_file(write(tmp_path, example, "contract.toml")), load_bundled()])
+    at = to_ns(datetime(2026, 12, 1, tzinfo=UTC))
+
+    def price(provider: str, model: str, **sku: str) -> tuple[Decimal | None, str, str]:
+        cost = book.price(Usage({"input_tokens": 1_000_000}, Sku(provider, model, **sku), at))
+        return cost.amount, cost.currency, cost.basis
+
+    assert price("openai", "gpt-4o") == (Decimal("2.5") * Decimal("0.92") * Decimal("0.95"), "EUR", "priced")
+    assert price("azure", "gpt-4o") == (0, "EUR", "committed")
+    assert price("anthropic", "claude-opus-5", region="us") == (
+        Decimal("4.5") * Decimal("1.1") * Decimal("0.92"),
+        "EUR",
+        "priced",
+    )

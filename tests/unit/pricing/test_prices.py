@@ -11,7 +11,8 @@ import pytest
 from aifinops.charges import CostLine
 from aifinops.clock import to_ns
 from aifinops.meters import METERS
-from aifinops.pricing.prices import FALLBACK, Entry, Sheet, make_line, read_entry, tier_name
+from aifinops.pricing.prices import FALLBACK, Entry, Sheet, read_entry, tier_name
+from aifinops.pricing.sheet import make_line
 
 
 def at(text: str) -> int:
@@ -286,3 +287,45 @@ def test_spellings_of_the_standard_tier(tier: str) -> None:
 def test_other_tiers_are_lower_case() -> None:
     """Google writes `FLEX`, OpenAI `flex`."""
     assert tier_name("FLEX") == "flex"
+
+
+def test_the_form_of_a_compiled_list_has_texts_only() -> None:
+    """JSON knows neither dates nor decimals: factors, charges, days and provenance are read from texts."""
+    one = entry(
+        prices=[
+            {"rates": {"images": "0.04"}, "minimum_charge": "0.01"},
+            {
+                "rates": {"images": {"base": "2", "per": 100, "graduated": {"1000": "1"}}},
+                "hours": ["08:00", "12:00"],
+                "tz": "Asia/Tokyo",
+                "holidays": ["2026-01-01"],
+            },
+        ],
+        variants=[{"options": {"size": "512x512", "quality": "hd"}, "rates": {"images": "0.08"}}],
+        adjust=[
+            {"region": "eu", "multiply": "1.25", "from": "2026-01-01", "until": "2027-01-01", "meters": ["images"]}
+        ],
+        minimum_charge="0.02",
+        as_of="2026-05-24",
+        source="page",
+        confidence="low",
+        url="https://example.com",
+        service="image",
+    )
+    assert (one.source, one.confidence, one.url, one.service) == ("page", "low", "https://example.com", "image")
+    assert str(one.as_of) == "2026-05-24"
+    assert amount(one, {"images": 1}) == Decimal("0.04")
+    assert amount(one, {"images": 2000}, "2026-06-01T00:00") == 30
+    assert amount(one, {"images": 1}, "2026-01-01T00:00") == Decimal("0.04")
+    found = one.sheet(at("2026-06-01T12:00"), "", "eu", (("quality", "hd"), ("size", "512x512")))
+    assert isinstance(found, Sheet)
+    assert found.lines({"images": 1})[1] == Decimal("0.1")
+    assert [price.minimum_charge for price in one.prices] == [Decimal("0.01"), Decimal("0.02")]
+
+
+def test_a_fee_above_a_cliff_is_in_the_bound() -> None:
+    """A request that may pass the threshold holds the dearer fee, also where there is none below."""
+    one = entry(prices=[{"rates": {"input_tokens": "1", "requests": {"base": "0", "above": {"10": "5"}}}}])
+    assert sheet(one).fee == Decimal("0.005")
+    assert amount(one, {"input_tokens": 10}) == Decimal("0.00001")
+    assert amount(one, {"input_tokens": 11}) == Decimal("0.005011")
