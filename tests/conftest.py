@@ -16,11 +16,12 @@ _KEPT = frozenset({"AIFINOPS_CORPUS"})
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No setting of the machine reaches a test, and no test reaches the user's ledger."""
+    """No setting of the machine reaches a test, and no test reaches the user's ledger or price list."""
     for key in list(os.environ):
         if key.startswith(("AIFINOPS_", "OTEL_")) and key not in _KEPT:
             monkeypatch.delenv(key)
     monkeypatch.setenv("AIFINOPS_LEDGER", "memory")
+    monkeypatch.setenv("AIFINOPS_PRICE_FOLDER", os.devnull + "/none")
 
 
 @pytest.fixture(autouse=True)

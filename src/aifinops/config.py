@@ -101,6 +101,7 @@ SETTINGS = (
     Setting("enabled", "AIFINOPS_ENABLED", True, _flag, "False turns metering off; budgets in force refuse nothing then."),
     Setting("ledger", "AIFINOPS_LEDGER", None, _text, "Path or URL of the ledger: `memory`, a file, `sqlite:///file`."),
     Setting("prices", "AIFINOPS_PRICES", (), _names, "Price lists and contracts of your own (TOML, JSON or YAML), asked before the bundled one."),
+    Setting("price_folder", "AIFINOPS_PRICE_FOLDER", None, _text, "Where `aifinops prices update` keeps a refreshed list; default: the user's data directory."),
     Setting("tags", "AIFINOPS_TAGS", EMPTY, _tags, "Tags of everything in this process."),
     Setting("budgets", "", (), _budgets, "Standing budgets with `match`, enforced without a `with` block."),
     Setting("spans", "AIFINOPS_SPANS", "auto", _choice("auto", "emit", "off"), "Whether calls make spans; `off` keeps ledger and metrics."),
@@ -123,6 +124,7 @@ class Config:
     enabled: bool = True
     ledger: str | None = None
     prices: tuple[str, ...] = ()
+    price_folder: str | None = None
     tags: Tags = field(default_factory=lambda: EMPTY)
     budgets: tuple[Mapping[str, Any], ...] = ()
     spans: str = "auto"

@@ -24,6 +24,7 @@ from aifinops.charges import Amounts, Basis, Charge, Cost, nanos, new_id
 from aifinops.errors import BudgetExceeded, swallow
 from aifinops.money import to_nanos
 from aifinops.pricing import tokens
+from aifinops.pricing.learned import Kind
 from aifinops.scope import Scope, current
 from aifinops.tags import Tags, make_tags, merge
 from aifinops.telemetry import attributes as span_attributes
@@ -157,8 +158,8 @@ class Invocation:
     """One call between its beginning and its single end."""
 
     __slots__ = (
-        "_once", "_owner", "answer", "call", "engines", "first_chunk", "id", "reservation", "scope", "span", "started",
-        "tags", "upper", "wall",
+        "_once", "_owner", "answer", "call", "engines", "first_chunk", "id", "prompt_bound", "reservation", "scope", "span",
+        "started", "tags", "upper", "wall",
     )  # fmt: skip
 
     def __init__(self, engines: runtime.Runtime, call: Call, scope: Scope, tags: Tags) -> None:
@@ -171,6 +172,7 @@ class Invocation:
         self.started = engines.clock.monotonic_ns()
         self.reservation: Reservation | None = None
         self.upper: Decimal | None = None
+        self.prompt_bound = 0  # tokens; 0 is not known
         self.span: OpenSpan | None = None
         self.first_chunk: int | None = None
         self.answer: Any = None  # the transport's answer, left here by a seam for itself
@@ -198,7 +200,8 @@ class Invocation:
     def _bound(self) -> dict[str, int]:
         """The most that this call can cost, kept in `upper`, and the same in every unit that a budget may count."""
         call, book = self.call, self.engines.book
-        inputs = min(tokens.text_upper_bound(call.body or {}), book.input_limit(call.provider, call.model))
+        self.prompt_bound = tokens.text_upper_bound(call.body or {}, model=call.model)
+        inputs = min(self.prompt_bound, book.input_limit(call.provider, call.model))
         outputs = call.output_bound()
         if outputs is None and call.choices > 1:
             outputs = (book.output_limit(call.provider, call.model) or 0) * call.choices or None
@@ -260,6 +263,7 @@ class Invocation:
             charge = self._charge(reading, amounts, status, error)
             self._pay(charge)
             self._keep(charge)
+            self._learn(reading)
             self._tell(charge, reading, error)
         except Exception as failure:  # counted; the answer is the user's whatever happens to its price
             swallow("metering.settle", failure)
@@ -401,6 +405,19 @@ class Invocation:
         except Exception as failure:  # the writer keeps what a store refuses; this is what even that could not take
             swallow("metering.ledger", failure)
         give_to_trackers(self.scope, charge)
+
+    def _learn(self, reading: Reading) -> None:
+        counts = reading.quantities
+        if not counts or reading.estimated:
+            return
+        try:
+            kind = Kind(self.call.provider, self.call.model, self.tags.get("feature", ""))
+            written = None if self.call.operation in _NO_OUTPUT else output_total(counts)
+            self.engines.learned.update(
+                kind, input_bound=self.prompt_bound, input_tokens=input_total(counts), output_tokens=written
+            )
+        except Exception as failure:  # what was learned only ever serves an expectation
+            swallow("metering.learn", failure)
 
     def _tell(self, charge: Charge, reading: Reading, error: BaseException | None) -> None:
         first = None if self.first_chunk is None else (self.first_chunk - self.started) / 1e9

@@ -21,6 +21,7 @@ from aifinops.budgets.stores.memory import MemoryStore
 from aifinops.clock import Clock, SystemClock
 from aifinops.errors import ConfigurationError, swallow
 from aifinops.ledger.writer import Writer
+from aifinops.pricing.learned import Learned
 from aifinops.scope import Scope
 from aifinops.tags import EMPTY, Tags, matches, merge
 from aifinops.telemetry.metrics import Metrics
@@ -43,7 +44,7 @@ class Runtime:
 
     Attributes:
         config: the settings in force. clock: where time comes from. policies: standing budgets with their `match`.
-        spans: span maker, or None when spans are off. metrics: metric sums. export: the OTLP providers that we made.
+        spans: span maker, or None when spans are off. metrics: metric sums. export: the OTLP providers that we made. learned: what calls of a kind have used.
     """
 
     def __init__(self, settings: config.Config, clock: Clock | None = None) -> None:
@@ -55,6 +56,7 @@ class Runtime:
         self.metrics = Metrics(_version.__version__, settings.metric_tags, self._dropped)
         self.compat = "compat" in settings.dialects
         self.export = Export()
+        self.learned = Learned()
         self._lock = threading.RLock()
         self._book: PriceBook | None = None
         self._files: tuple[PriceList, ...] | None = None
@@ -72,10 +74,12 @@ class Runtime:
         return self._book
 
     def _make_book(self) -> PriceBook:
-        from aifinops.pricing.book import PriceBook, load_bundled
+        from aifinops.pricing import refresh
+        from aifinops.pricing.book import PriceBook
 
         if self._files is None:
-            self._files = (*_price_files(self.config.prices), load_bundled())
+            bundled = refresh.in_use(refresh.folder(self.config.price_folder), self.clock.time_ns())
+            self._files = (*_price_files(self.config.prices), *bundled)
         code = _state.prices
         return PriceBook(self._files if code is None else (code, *self._files))
 
@@ -187,6 +191,7 @@ def init(
     *,
     ledger: str | os.PathLike[str] | None = None,
     prices: Any = None,
+    price_folder: str | os.PathLike[str] | None = None,
     tags: Any = None,
     budgets: Any = None,
     otlp: str | None = None,
@@ -203,6 +208,7 @@ def init(
     Args:
         ledger: `"memory"`, a file, or `sqlite:///file`; default: `ledger.db` in the user's data directory.
         prices: paths of price lists and contracts (TOML, JSON or YAML) that are asked before the bundled one.
+        price_folder: where `aifinops prices update` keeps a refreshed list; default: the user's data directory.
         tags: tags of everything in this process, e.g. `{"team": "search"}`.
         budgets: standing budgets, each a mapping with the arguments of `budget()` and a `name`; `match` selects by tags.
         otlp: OTLP endpoint; without it `OTEL_EXPORTER_OTLP_*` decides, and without those nothing is exported.
@@ -218,7 +224,7 @@ def init(
         ConfigurationError: naming the value, the place and what to type; nothing is applied then.
     """
     arguments = {
-        "ledger": ledger, "prices": prices, "tags": tags, "budgets": budgets, "otlp": otlp, "spans": spans,
+        "ledger": ledger, "prices": prices, "price_folder": price_folder, "tags": tags, "budgets": budgets, "otlp": otlp, "spans": spans,
         "dialects": dialects, "metric_tags": metric_tags, "threads": threads, "enabled": enabled, **unknown,
     }  # fmt: skip
     return _install(arguments, clock, only_if_missing=False)

@@ -23,6 +23,7 @@ from aifinops.budgets.budget import ActiveBudget, Budget
 from aifinops.charges import Charge, Cost, total
 from aifinops.clock import to_ns
 from aifinops.errors import ConfigurationError, swallow
+from aifinops.pricing.learned import Kind
 from aifinops.pricing.tokens import prompt_estimate, text_upper_bound
 from aifinops.tags import EMPTY, Tags, make_tags
 from aifinops.telemetry import names
@@ -689,8 +690,13 @@ def estimate(
     )
     if most.basis != "estimated":
         return most
-    prompt = prompt_estimate(request, model=model, bound=bound)
+    seller = provider or (most.price_id or "//").split("/")[1]
+    kind = Kind(seller, model, scope.current().tags.get("feature", ""))
+    prompt = prompt_estimate(request, model=model, bound=bound, share=engines.learned.share(kind))
     answer = next((line.quantity for line in most.lines if line.meter == "output_tokens"), 0)
+    usual = engines.learned.output(kind)
+    if usual is not None:
+        answer = round(usual) if max_tokens is None else min(round(usual), max_tokens)
     counts = quantities({"input_tokens": min(prompt.tokens, bound), "output_tokens": answer})
     middle = engines.book.price(Usage(counts, Sku(provider or "", model, tier=tier), moment))
     if middle.amount is None or most.upper is None:

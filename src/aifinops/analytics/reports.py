@@ -25,7 +25,7 @@ from aifinops.ledger.base import Group, Ledger, Query, add_quantities
 from aifinops.money import decimal, format_money, from_nanos, parse_money
 from aifinops.usage import EMPTY_QUANTITIES, Quantities, Quantity
 
-__all__ = ["Report", "ReportRow", "parse_since", "report"]
+__all__ = ["Report", "ReportRow", "parse_since", "period", "report"]
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _AGO = re.compile(r"^(\d{1,6})\s*([smhdw])$")
@@ -231,9 +231,7 @@ def report(
         StoreError: when the ledger cannot be read.
     """
     now = time.time_ns() if now_ns is None else now_ns
-    query = Query(_bound(since, now), _bound(until, now), where or {})
-    if query.since_ns is not None and query.until_ns is not None and query.since_ns >= query.until_ns:
-        raise ConfigurationError(f"since={since!r} is not before until={until!r}; swap them")
+    query = period(since, until, where, now)
     keys = tuple(dict.fromkeys(_names(by)))
     groups = ledger.summarize(query, keys)
     totals = [_row((), _total(currency, groups)) for currency in {group.currency for group in groups}]
@@ -248,6 +246,23 @@ def report(
         where=MappingProxyType(dict(query.where)),
         made_ns=now,
     )
+
+
+def period(
+    since: str | datetime | date | int | None,
+    until: str | datetime | date | int | None,
+    where: Mapping[str, str | Sequence[str]] | None,
+    now_ns: int,
+) -> Query:
+    """What was typed as a query; see `report`.
+
+    Raises:
+        ConfigurationError: for a time that is none, and for a period that ends before it begins.
+    """
+    query = Query(_bound(since, now_ns), _bound(until, now_ns), where or {})
+    if query.since_ns is not None and query.until_ns is not None and query.since_ns >= query.until_ns:
+        raise ConfigurationError(f"since={since!r} is not before until={until!r}; swap them")
+    return query
 
 
 def parse_since(value: str | datetime | date | int, now_ns: int) -> int:

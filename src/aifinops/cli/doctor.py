@@ -174,10 +174,12 @@ def _ledger(settings: config.Config) -> Iterator[Finding]:
 def _prices(settings: config.Config) -> Iterator[Finding]:
     from pathlib import Path
 
-    from aifinops.pricing.book import from_file, load_bundled
+    from aifinops.pricing import refresh
+    from aifinops.pricing.lists import bundled_lists, from_file
 
     try:
-        lists = [*(from_file(Path(path)) for path in settings.prices), load_bundled()]
+        own = [from_file(Path(path)) for path in settings.prices]
+        lists = [*own, refresh.current(refresh.folder(settings.price_folder)), *bundled_lists()[1:]]
     except AIFinOpsError as error:
         yield Finding("prices", "bad", str(error))
         return

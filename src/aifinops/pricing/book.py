@@ -1,7 +1,7 @@
 """The price book: usage in, exact and explained cost out; and bounds before the call.
 
-    book = PriceBook()                                   # the bundled list
-    book = PriceBook([from_file("contract.toml"), load_bundled()])   # the first list that knows the model wins
+    book = PriceBook()                                   # the bundled lists
+    book = PriceBook([from_file("contract.toml"), *bundled_lists()])   # the first list that knows the model wins
     book.price(usage).explain()
 
 Unknown is never zero: a model, tier or meter without a price gives a `Cost` of basis `unknown`, whose notes say what is missing.
@@ -18,7 +18,7 @@ from aifinops.charges import Amounts, Basis, Cost, CostLine
 from aifinops.clock import Clock, SystemClock
 from aifinops.errors import UnknownModel
 from aifinops.meters import METERS
-from aifinops.pricing.lists import PriceList, from_file, load_bundled
+from aifinops.pricing.lists import PriceList, bundled_lists, from_file, load_bundled
 from aifinops.pricing.match import provider_id
 from aifinops.pricing.prices import PROVISIONED, Entry, Options, tier_name
 from aifinops.pricing.sheet import Sheet, make_cost
@@ -28,7 +28,7 @@ from aifinops.usage import EMPTY_QUANTITIES, Quantities, Usage
 if TYPE_CHECKING:
     from aifinops.pricing.contract import Commitment, Contract, Volume
 
-__all__ = ["PriceBook", "from_file", "load_bundled"]
+__all__ = ["PriceBook", "bundled_lists", "from_file", "load_bundled"]
 
 _CACHE = 4096
 _ZERO = Decimal(0)
@@ -62,7 +62,7 @@ class PriceBook:
     """Price lists in order of authority: contract over user over bundled. Immutable; make a new one to change prices.
 
     Args:
-        lists: asked in this order; None is the bundled list alone, which is read at the first call.
+        lists: asked in this order; None is the bundled lists, which are read at the first call.
         clock: gives the moment for usage that has none (`at == 0`).
     """
 
@@ -76,7 +76,7 @@ class PriceBook:
     def lists(self) -> tuple[PriceList, ...]:
         """The lists in order of authority, each with `id`, `version`, `date`, `source` and `count`."""
         if self._given is None:
-            self._given = (load_bundled(),)
+            self._given = bundled_lists()
         return self._given
 
     def resolve(self, provider: str | None, model: str) -> Entry:

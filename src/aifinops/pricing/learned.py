@@ -15,6 +15,7 @@ import math
 import os
 import threading
 import weakref
+from collections import deque
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -32,6 +33,9 @@ _LEAST, _MOST = 1e-6, 1e9
 
 _ENOUGH = 8
 """Calls that have to be seen before a kind says anything."""
+
+BATCH = 256
+"""Calls that wait to be taken in."""
 
 _HALVED_AT = 4_096
 """Observations after which all counts are halved, so that what a call site used to do is forgotten in time."""
@@ -141,7 +145,7 @@ _alive: weakref.WeakSet[Learned] = weakref.WeakSet()
 def _after_fork() -> None:
     # Another thread may have held a lock at the moment of the fork; in the child nobody would ever give it back.
     for one in _alive:
-        one._lock = threading.Lock()
+        one._lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
@@ -162,10 +166,13 @@ class Learned:
             raise ConfigurationError(f"kinds={kinds} leaves no room; give 1 or more")
         self._most = kinds
         self._seen: dict[Kind, tuple[Quantiles, Quantiles]] = {}
-        self._lock = threading.Lock()
+        self._waiting: deque[tuple[Kind, int, int, int | None]] = deque()
+        # Re-entrant: a signal handler of the application may make a call while this thread is in here.
+        self._lock = threading.RLock()
         _alive.add(self)
 
     def __len__(self) -> int:
+        self._digest()
         return len(self._seen)
 
     def update(self, kind: Kind, *, input_bound: int, input_tokens: int, output_tokens: int | None) -> None:
@@ -176,19 +183,32 @@ class Learned:
             input_bound: what `tokens.text_upper_bound` said of its request; 0 or `UNBOUNDED` teach nothing of prompts.
             input_tokens: all prompt tokens, cached ones too. output_tokens: all that was written, thoughts too; None is no answer.
         """
-        share = input_tokens / input_bound if 0 < input_bound < 1 << 40 and input_tokens > 0 else None
+        # Taken in together, when somebody asks or by the hundred: this runs at the end of every call.
+        self._waiting.append((kind, input_bound, input_tokens, output_tokens))
+        if len(self._waiting) >= BATCH:
+            self._digest()
+
+    def _digest(self) -> None:
         with self._lock:
-            pair = self._seen.pop(kind, None)
-            if pair is None:
-                if len(self._seen) >= self._most:
-                    # The dict keeps its order of use: the first was not used for longest.
-                    del self._seen[next(iter(self._seen))]
-                pair = Quantiles(), Quantiles()
-            self._seen[kind] = pair
-            if output_tokens is not None:
-                pair[0].update(output_tokens)
-            if share is not None:
-                pair[1].update(share)
+            while self._waiting:
+                try:
+                    self._take(*self._waiting.popleft())
+                except IndexError:  # a finalizer's call has digested the last one
+                    return
+
+    def _take(self, kind: Kind, input_bound: int, input_tokens: int, output_tokens: int | None) -> None:
+        share = input_tokens / input_bound if 0 < input_bound < 1 << 40 and input_tokens > 0 else None
+        pair = self._seen.pop(kind, None)
+        if pair is None:
+            if len(self._seen) >= self._most:
+                # The dict keeps its order of use: the first was not used for longest.
+                del self._seen[next(iter(self._seen))]
+            pair = Quantiles(), Quantiles()
+        self._seen[kind] = pair
+        if output_tokens is not None:
+            pair[0].update(output_tokens)
+        if share is not None:
+            pair[1].update(share)
 
     def output(self, kind: Kind, q: float = 0.5) -> float | None:
         """The tokens of an answer at quantile `q`; None before 8 calls of that kind."""
@@ -200,12 +220,14 @@ class Learned:
 
     def _ask(self, kind: Kind, which: int, q: float) -> float | None:
         with self._lock:
+            self._digest()
             pair = self._seen.get(kind)
             return None if pair is None or len(pair[which]) < _ENOUGH else pair[which].estimate(q)
 
     def state(self) -> dict[str, Any]:
         """All of it as numbers, text and lists, to be written as JSON: no prompt, no answer, no more than names and counts."""
         with self._lock:
+            self._digest()
             kinds = [[*kind, answers.state(), prompts.state()] for kind, (answers, prompts) in self._seen.items()]
         return {"version": self.VERSION, "kinds": kinds}
 

@@ -406,7 +406,11 @@ def test_an_update_takes_the_sources_word_where_an_overlay_no_longer_fits(monkey
     """A newer source may have learnt what we added: then ours is left out, said, and the rest is still laid on."""
     good = {**OVER, "models": ["b"], "rates": {"pages": "2"}}
     bad = {**OVER, "models": ["a"], "rates": {"input_tokens": "1"}}
-    written = {"overlays": [bad, good], "models": [{**OVER, "model": "a", "rates": {"images": "1"}}], "sources": {"page": SOURCE}}
+    written = {
+        "overlays": [bad, good],
+        "models": [{**OVER, "model": "a", "rates": {"images": "1"}}],
+        "sources": {"page": SOURCE},
+    }
     monkeypatch.setattr(own, "read", lambda path: written)
     rows, skipped = genai_rows(), list[str]()
     own.overlay(rows, compiling.USUAL, skipped)
