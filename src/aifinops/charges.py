@@ -10,7 +10,7 @@ from datetime import date
 from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
-from aifinops.money import format_money, from_nanos, to_nanos
+from aifinops.money import format_money, format_rate, from_nanos, to_nanos
 from aifinops.tags import EMPTY, Tags
 from aifinops.usage import EMPTY_QUANTITIES, Quantities, Quantity
 
@@ -110,7 +110,7 @@ class Cost:
     def _explain_line(self, line: CostLine) -> str:
         note = f"  ({line.note})" if line.note else ""
         return (
-            f"  {line.quantity:>12,} {line.meter:<26} x {format_money(line.rate, self.currency)} per {line.per:,}"
+            f"  {line.quantity:>12,} {line.meter:<26} x {format_rate(line.rate, self.currency)} per {line.per:,}"
             f" = {format_money(line.amount, self.currency, places=9)}{note}"
         )
 

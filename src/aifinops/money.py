@@ -7,7 +7,7 @@ from decimal import ROUND_CEILING, ROUND_HALF_UP, Context, Decimal, InvalidOpera
 
 from aifinops.errors import ConfigurationError
 
-__all__ = ["MAX_NANOS", "NANO", "SYMBOLS", "decimal", "format_money", "from_nanos", "parse_money", "to_nanos"]
+__all__ = ["MAX_NANOS", "NANO", "SYMBOLS", "decimal", "format_money", "format_rate", "from_nanos", "parse_money", "to_nanos"]
 
 NANO = 1_000_000_000
 MAX_NANOS = 2**63 - 1
@@ -74,6 +74,12 @@ def to_nanos(amount: Decimal) -> int:
 def from_nanos(nanos: int) -> Decimal:
     """The exact Decimal of stored nano-units."""
     return _EXACT.multiply(Decimal(nanos), _NANO_EXPONENT)
+
+
+def format_rate(rate: Decimal, currency: str = "USD") -> str:
+    """A unit price for people: every digit that it has, two places at least; prices are never rounded for show."""
+    places = max(2, -int(rate.normalize().as_tuple().exponent))
+    return format_money(rate, currency, places=places)
 
 
 def format_money(amount: Decimal | None, currency: str = "USD", *, places: int | None = None) -> str:

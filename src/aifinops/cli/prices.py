@@ -108,9 +108,9 @@ def _now() -> int:
 
 
 def _money(rate: Rate | None, currency: str) -> str:
-    from aifinops.money import format_money
+    from aifinops.money import format_rate
 
-    return "" if rate is None else format_money(rate.base, currency)
+    return "" if rate is None else format_rate(rate.base, currency)
 
 
 def _unit(meter: str, per: int) -> str:
@@ -118,7 +118,7 @@ def _unit(meter: str, per: int) -> str:
     names = {("gpu_seconds", 3600): "a GPU-hour", ("cpu_seconds", 3600): "a CPU-hour", ("gb_months", 1): "a GiB-month"}
     if (meter, per) in names:
         return names[meter, per]
-    what = meter.replace("_", " ")
+    what = "tokens" if meter.endswith("_tokens") else meter.replace("_", " ")
     return f"each of {what}" if per == 1 else f"per {per:,} {what}"
 
 
@@ -171,7 +171,7 @@ def _described(entry: Entry) -> Iterator[str]:
 
 
 def _price(price: Price, currency: str) -> Iterator[str]:
-    from aifinops.money import format_money
+    from aifinops.money import format_rate
 
     when = price.label or ("at any time" if price.unconditional else "at some hours")
     ended = f" until {_day(price.ends)}" if price.ends is not None else ""
@@ -179,11 +179,11 @@ def _price(price: Price, currency: str) -> Iterator[str]:
     if price.unknown:
         yield f"    unknown: {price.unknown}"
     for meter, rate in price.rates.items():
-        yield f"    {meter:<26} {format_money(rate.base, currency):>12} {_unit(meter, rate.per)}"
+        yield f"    {meter:<26} {format_rate(rate.base, currency):>12} {_unit(meter, rate.per)}"
         for least, dearer in rate.above:
-            yield f"    {'':<26} {format_money(dearer, currency):>12} with a prompt above {least:,} tokens"
+            yield f"    {'':<26} {format_rate(dearer, currency):>12} with a prompt above {least:,} tokens"
         for least, marginal in rate.graduated:
-            yield f"    {'':<26} {format_money(marginal, currency):>12} for what a month has above {least:,}"
+            yield f"    {'':<26} {format_rate(marginal, currency):>12} for what a month has above {least:,}"
 
 
 def _day(moment: int) -> str:

@@ -26,6 +26,9 @@ __all__ = ["BUNDLED", "PriceList", "bundled_lists", "from_file", "from_table", "
 BUNDLED = Path(__file__).with_name("data") / "llm.jsonl"
 """Written by `tools/compile_prices.py`."""
 
+NOWHERE = {"regex": "(?!)"}
+"""The `home` of services whose names say nothing without their provider: `standard`, `serverless`."""
+
 _SCHEMA = 1
 Rows = Sequence[Mapping[str, Any]]
 
@@ -88,8 +91,15 @@ class PriceList:
         wanted = provider_id(provider)
         if wanted is None:
             found = [entry for home in self._homes(model) if (entry := self._in(home, model)) is not None]
-            return found[0] if len(found) == 1 else None
+            return found[0] if len(found) == 1 else (self._only(model) if not found else None)
         return self._in(wanted, model) or self._fallback(wanted, model)
+
+    def _only(self, model: str) -> Entry | None:
+        """The entry of a name that exactly one provider has, to the letter: `dall-e-3` looks like nobody's but is sold by one."""
+        name = model.lower()
+        named = {key: one for key, one in self._providers.items() if one.row.get("home") != NOWHERE}
+        owners = [key for key, one in named.items() if name in one.index()[1].exact]
+        return self._in(owners[0], model) if len(owners) == 1 else None
 
     def _homes(self, model: str) -> list[str]:
         """Providers whose own models have names like this; in a list that declares none of that, all of them."""

@@ -725,7 +725,8 @@ def _read_price(row: Mapping[str, Any], least: Any) -> Price:
 
 
 def _read_adjust(row: Mapping[str, Any]) -> Adjust:
-    named = [GROUPS.get(name, frozenset({name})) for name in row.get("meters") or ()]
+    meters = row.get("meters") or ()
+    named = [GROUPS.get(name, frozenset({name})) for name in ((meters,) if isinstance(meters, str) else meters)]
     return Adjust(
         multiply=Decimal(row["multiply"]),
         **_read_served(row),

@@ -73,8 +73,9 @@ def _say(topic: str, text: str) -> None:
 
 
 def is_newer(one: PriceList, other: PriceList) -> bool:
-    """By its date; of one date, by its version."""
-    return (one.date or date.min, _version(one.version)) > (other.date or date.min, _version(other.version))
+    """By its version; of one version, by its date."""
+    mine, theirs = _version(one.version), _version(other.version)
+    return mine > theirs or (mine == theirs and (one.date or date.min) > (other.date or date.min))
 
 
 def _version(text: str) -> tuple[int, ...]:
@@ -97,7 +98,10 @@ def installed(day: date) -> tuple[PriceList, str, list[str]]:
         text = genai.compiled(day.isoformat(), skipped)
     except ImportError:
         raise ConfigurationError("genai-prices is not installed: pip install -U genai-prices") from None
-    return _read(text), text, skipped
+    found = _read(text)
+    # Of the same version we know the release day better than whoever says "today".
+    bundled = load_bundled()
+    return (bundled if found.version == bundled.version else found), text, skipped
 
 
 def from_text(path: Path) -> tuple[PriceList, str]:

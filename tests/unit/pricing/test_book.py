@@ -166,7 +166,7 @@ def test_an_unknown_model_is_unknown_and_never_zero() -> None:
     assert (cost.amount, cost.lower, cost.upper, cost.basis) == (None, None, None, "unknown")
     assert cost.model == "gpt-5-mimi"
     assert (
-        "no price for model 'gpt-5-mimi' of provider 'openai' (asked: genai-prices). Nearest names: gpt-5-mini"
+        "no price for model 'gpt-5-mimi' of provider 'openai' (asked: genai-prices, aifinops-gpu, aifinops-storage, aifinops-vector). Nearest names: gpt-5-mini"
         in cost.notes[0]
     )
     assert "$0" not in cost.explain()
@@ -184,7 +184,7 @@ def test_resolve_names_the_lists_and_the_nearest_models() -> None:
     assert BOOK.resolve("openai", "gpt-4o").model == "gpt-4o"
     with pytest.raises(UnknownModel, match="Nearest names: claude-opus-5") as caught:
         BOOK.resolve("anthropic", "claude-opus-55")
-    assert caught.value.lists == ("genai-prices",)
+    assert caught.value.lists == ("genai-prices", "aifinops-gpu", "aifinops-storage", "aifinops-vector")
     assert caught.value.provider == "anthropic"
     assert "claude-opus-5" in caught.value.nearest
 
@@ -199,8 +199,9 @@ def test_an_unknown_tier_is_never_the_standard_price() -> None:
 
 
 def test_a_region_without_a_rule_is_never_the_standard_price() -> None:
-    """US-only inference costs more at Anthropic; until a list says how much, the cost is unknown."""
-    assert BOOK.price(usage("anthropic", "claude-opus-5", TOKENS_1000_100, region="us")).amount is None
+    """US-only inference costs a tenth more at Anthropic, as the list says; of any other region it says nothing."""
+    assert BOOK.price(usage("anthropic", "claude-opus-5", TOKENS_1000_100, region="us")).amount == Decimal("0.00825")
+    assert BOOK.price(usage("anthropic", "claude-opus-5", TOKENS_1000_100, region="eu")).amount is None
 
 
 def test_tiers_of_a_resold_model_are_not_assumed() -> None:
@@ -314,7 +315,8 @@ def test_an_unknown_model_names_every_list(tmp_path: Path) -> None:
 
 def test_lists_tell_what_they_are() -> None:
     """Id, version, date and count are there for `aifinops doctor`."""
-    [bundled] = BOOK.lists
+    bundled, *others = BOOK.lists
+    assert [one.id for one in others] == ["aifinops-gpu", "aifinops-storage", "aifinops-vector"]
     assert (bundled.id, bundled.version, bundled.currency) == ("genai-prices", "0.2.3", "USD")
     assert bundled.date == date(2026, 11, 10)
     assert bundled.count == sum(1 for _ in bundled.entries()) > 2000

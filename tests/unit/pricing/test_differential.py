@@ -7,12 +7,10 @@ here with its reason.
 from __future__ import annotations
 
 import random
-import tomllib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +18,7 @@ import pytest
 from aifinops.clock import to_ns
 from aifinops.meters import METERS
 from aifinops.pricing.book import PriceBook
+from aifinops.pricing.compiling import own
 from aifinops.pricing.lists import load_bundled
 from aifinops.pricing.prices import Entry, Sheet
 from aifinops.usage import Sku, Usage, input_total, output_total
@@ -47,7 +46,7 @@ WINDOWED = {"deepseek-flash", "deepseek-v4-flash", "deepseek-v4-pro"}
 UNDECIDED = {("openrouter", "mistralai/mistral-large-4-0"), ("perplexity", "perplexity/sonar")}
 
 # What `tools/prices/llm.toml` adds: models and prices of which genai-prices knows nothing.
-OVERLAY = tomllib.loads((Path(__file__).resolve().parents[3] / "tools" / "prices" / "llm.toml").read_text("utf-8"))
+OVERLAY = own.read(own.OVERLAYS)
 REPRICED = {name for one in OVERLAY["overlays"] if "rates" in one for name in one.get("models", ())}
 ADDED_METERS = {"code_interpreter_sessions"}
 

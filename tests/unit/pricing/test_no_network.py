@@ -78,7 +78,8 @@ af.init(prices=[path])
 said.append(str(af.price("llama-house", provider="local", input_tokens=1_000_000).amount))
 """,
     "tokens": """
-from aifinops.pricing.tokens import count_tokens, encoding_path, text_upper_bound
+from aifinops.pricing.encodings import encoding_path
+from aifinops.pricing.tokens import count_tokens, text_upper_bound
 said.append(str(count_tokens("hello", "gpt-4o")))
 said.append(str(count_tokens("hello", "no-such-model")))
 said.append(str(encoding_path("o200k_base") is not None))

@@ -413,7 +413,6 @@ def test_speech_is_priced_by_the_character(model: str, characters: int, amount: 
 OPUS = {"input_tokens": 1000, "output_tokens": 100}
 
 
-@pytest.mark.xfail(strict=True, reason="graduated, adjust and options of a price row are not read yet")
 @pytest.mark.parametrize(
     ("quantities", "provider", "model", "sku", "amount"),
     [
@@ -438,7 +437,7 @@ OPUS = {"input_tokens": 1000, "output_tokens": 100}
         ({"images": 3}, "openai", "dall-e-2", {"options": (("size", "256x256"),)}, "0.048"),
     ],
 )
-def test_steps_factors_and_options_once_the_engine_reads_them(
+def test_steps_factors_and_options(
     quantities: dict[str, int], provider: str, model: str, sku: dict[str, Any], amount: str
 ) -> None:
     """Graduated prices, the factor of data residency, and images by size and quality."""

@@ -19,13 +19,13 @@ from statistics import median
 from typing import Any
 
 from aifinops.errors import PricingError
+from aifinops.pricing.lists import NOWHERE
 
 OVERLAYS = Path(__file__).parent.parent / "data" / "llm.toml"
 SCHEMA = 1
 
 HOUR = 3600
 GIB = 1 << 30
-NOWHERE = {"regex": "(?!)"}
 CONFIDENCE = {"high", "medium", "low"}
 ACCELERATOR = "accelerator"
 _CENTS = Decimal("0.0001")
