@@ -501,7 +501,9 @@ def _joined(costs: Sequence[tuple[str, Cost]]) -> Cost:
     upper = _sum(cost.amount if cost.upper is None else cost.upper for cost in every)
     amount = _sum(cost.amount for cost in every)
     bases = {cost.basis for cost in every} - {"free"}
-    basis: Basis = "unknown" if amount is None else "estimated" if "estimated" in bases else "priced" if bases else "free"
+    basis: Basis = (
+        "unknown" if amount is None else "estimated" if "estimated" in bases else "priced" if bases else "free"
+    )
     return replace(told, amount=amount, basis=basis, lower=lower, upper=upper)
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Mapping
+from copy import copy
 from decimal import Decimal
+from enum import Enum
 from typing import Any
 
 from aifinops.errors import ImpossibleUsage
 from aifinops.integrations.paths import (
     MOST,
     Expression,
+    Getter,
     Names,
     compiled,
     count,
@@ -71,23 +74,38 @@ class _Counter:
             if whole in usage and (inside := tuple(name for name in parts if name in kept))
         ] + [
             (total, rest, tuple(name for name in sorted(kept) if name != rest and _direction(name) == direction))
-            for total, direction, rest in (("input_total", "input", "input_tokens"), ("output_total", "output", _OUTPUT))
+            for total, direction, rest in (
+                ("input_total", "input", "input_tokens"),
+                ("output_total", "output", _OUTPUT),
+            )
             if total in usage
         ]
+        split_up = {name for name, _, _ in self._wholes}
         self._renamed = [
             (whole, WHOLES[whole][0])
             for whole in usage
-            if whole in WHOLES and whole not in {name for name, _, _ in self._wholes}
+            if whole in WHOLES and whole not in split_up and whole != WHOLES[whole][0]
         ]
 
-    def counts(self, body: Any) -> _Counts | None:
+    def below(self, root: str) -> _Counter | None:
+        """The same for what is below a name of the body, when all plain paths begin with it."""
+        if [name for name, _, _ in self._tree] != [root]:
+            return None
+        inner = copy(self)
+        inner._tree = self._tree[0][2]
+        return inner
+
+    def counts(self, body: Any, within: Any = None) -> _Counts | None:
         """Disjoint counts, without zeros; None when the body reports none at all.
+
+        Args:
+            body: the answer, or an entry of a list in it. within: what the tree starts from, when that is not the body.
 
         Raises:
             ImpossibleUsage: when parts are above their whole, or a count is no count.
         """
         found: _Counts = {}
-        _walk(body, self._tree, found)
+        _walk(body if within is None else within, self._tree, found)
         for meter, expression in self._late:
             if meter not in found:
                 value = expression.number(meter, body)
@@ -117,6 +135,7 @@ class _Parts:
     def __init__(self, row: Parts) -> None:
         self.row = row
         self._path = compiled(row.path)
+        self.roots = self._path.roots()
         self._counter = _Counter(row.usage)
         self._kind = split(row.kind)
         self._model = split(row.model)
@@ -124,7 +143,11 @@ class _Parts:
 
     def read(self, body: Any, own_model: str) -> list[tuple[bool, Part]]:
         """(whether it is inside the counts of the answer itself, the part) for each billed entry."""
-        entries = [entry for found in self._path.values(body) for entry in (found if isinstance(found, (list, tuple)) else (found,))]
+        entries = [
+            entry
+            for found in self._path.values(body)
+            for entry in (found if isinstance(found, (list, tuple)) else (found,))
+        ]
         if not entries:
             return []
         row = self.row
@@ -137,7 +160,9 @@ class _Parts:
             if not counts:
                 continue
             model = word(plain(entry, self._model)) or named
-            billed = kind != row.unbilled or row.served not in kinds or any(_direction(name) == "output" for name in counts)
+            billed = (
+                kind != row.unbilled or row.served not in kinds or any(_direction(name) == "output" for name in counts)
+            )
             inside = "*" in row.inside or kind in row.inside
             read.append((inside, Part(counts if billed else {}, model, kind, counts)))
         return read
@@ -154,7 +179,9 @@ class Reader:
         self.route = route
         self._provider = provider
         self._counter = _Counter(route.usage)
-        self._tools = [(meter, compiled(text)) for meter, text in route.tools.items()]
+        self._below = self._counter.below(route.raw)
+        self._has_late = bool(self._counter._late)
+        self._tools = [(meter, compiled(text), compiled(text).roots()) for meter, text in route.tools.items()]
         self._parts = [_Parts(row) for row in route.parts]
         self._model = _place(route.model)
         self._id = _place(route.response_id)
@@ -163,12 +190,13 @@ class Reader:
         self._options = [(name, compiled(text)) for name, text in sorted(route.options.items())]
         self._reported = compiled(route.reported) if route.reported else None
         self._notes = [(compiled(text), note) for text, note in route.notes.items()]
+        self._more = self._region is not None or self._reported is not None or bool(self._options or self._notes)
         self._created = compiled(route.created) if route.created else None
         self._finish = split(route.finish)
         self._event = split(route.event)
         self._text = tuple(split(text) for text in route.text)
         self._raw = split(route.raw)
-        self._also = [(root, twin(root)) for root in route.also]
+        self._also = route.also
         self._known = _known(route)
 
     def read(self, body: Any) -> Reading | None:
@@ -177,26 +205,48 @@ class Reader:
         Raises:
             ImpossibleUsage: when parts are above their whole, or a count is no count.
         """
-        counts = self._counter.counts(body)
-        if counts is None:
-            return None
-        for meter, expression in self._tools:
-            value = expression.number(meter, body)
-            if value:
-                counts[meter] = value
-        reading = self._complete(Reading(counts, self._kept(body)), body)
-        if self._parts:
-            found = [part for parts in self._parts for part in parts.read(body, reading.model)]
-            if found:
-                _join(reading, found)
-        return reading
+        return self._read(body, self._kept(body))
 
     def tolerant(self, body: Any) -> Reading | None:
         """`read`, but counts that contradict each other are a problem of the reading: cost unknown, raw usage kept."""
+        raw = self._kept(body)
         try:
-            return self.read(body)
+            return self._read(body, raw)
         except ImpossibleUsage as error:
-            return self._complete(Reading(raw=self._kept(body), problem=str(error)), body)
+            return self._complete(Reading(raw=raw, problem=str(error)), body)
+
+    def _read(self, body: Any, raw: dict[str, Any] | None) -> Reading | None:
+        # The kept copy is plain dicts: reading that is faster than asking the SDK's objects a second time.
+        if self._below is not None:
+            counts = (
+                None
+                if raw is None and not self._has_late
+                else self._below.counts(body, _NOTHING if raw is None else raw)
+            )
+        else:
+            counts = self._counter.counts(body)
+        if counts is None:
+            return None
+        reading = self._complete(Reading(counts, raw), body)
+        if self._tools or self._parts:
+            self._beside(reading, counts, body)
+        return reading
+
+    def _beside(self, reading: Reading, counts: _Counts, body: Any) -> None:
+        """What is counted outside the usage object: tools, and parts of several models."""
+        ask = getter(body)
+        if ask is None:
+            return
+        for meter, expression, roots in self._tools:
+            if any(map(ask, roots)):
+                value = expression.number(meter, body)
+                if value:
+                    counts[meter] = value
+        found = [
+            part for parts in self._parts if any(map(ask, parts.roots)) for part in parts.read(body, reading.model)
+        ]
+        if found:
+            _join(reading, found)
 
     def describe(self, body: Any) -> Reading:
         """Model, id and tier of a body without usage."""
@@ -212,36 +262,44 @@ class Reader:
         return None
 
     def _complete(self, reading: Reading, body: Any) -> Reading:
+        ask = body.get if type(body) is dict else getter(body)
+        if ask is None:
+            return reading
         route = self.route
-        reading.model = _said(self._model, body, _NO_NAMES)
+        reading.model = _said(self._model, ask, body, _NO_NAMES)
         if self._id is not None:
-            reading.response_id = _said(self._id, body, _NO_NAMES)
+            reading.response_id = _said(self._id, ask, body, _NO_NAMES)
         if self._tier is not None:
-            reading.tier = _said(self._tier, body, route.tiers)
-        if self._region is not None:
-            reading.region = _said(self._region, body, route.regions)
+            reading.tier = _said(self._tier, ask, body, route.tiers)
         if self._finish:
-            reading.finish_reasons = tuple(_texts(body, self._finish))
-        if self._reported is not None:
-            reading.reported = _money(self._reported, body)
-        if self._options:
-            found = ((name, expression.word(body, _NO_NAMES)) for name, expression in self._options)
-            reading.options = tuple((name, value) for name, value in found if value)
-        if self._notes:
-            reading.notes = tuple(note for expression, note in self._notes if next(expression.values(body), None))
+            reading.finish_reasons = _finishes(self._finish, ask, body)
+        if self._more:
+            self._complete_more(reading, ask, body)
         return reading
 
-    def _kept(self, body: Any) -> Mapping[str, Any] | None:
+    def _complete_more(self, reading: Reading, ask: Getter, body: Any) -> None:
+        """What only some providers have."""
+        if self._region is not None:
+            reading.region = _said(self._region, ask, body, self.route.regions)
+        if self._reported is not None:
+            reading.reported = _money(self._reported, body)
+        found = ((name, expression.word(body, _NO_NAMES)) for name, expression in self._options)
+        reading.options = tuple((name, value) for name, value in found if value)
+        reading.notes = tuple(note for expression, note in self._notes if next(expression.values(body), None))
+
+    def _kept(self, body: Any) -> dict[str, Any] | None:
         """The provider's usage object as a dict, with what no path knows counted."""
         raw = _plain(plain(body, self._raw)) if self._raw else _roots(body, self._known)
-        if not isinstance(raw, dict):
+        if type(raw) is not dict:
             return None
-        if not self._known.covers(raw):
-            self._known.count(self._provider, raw)
-        for root, other in self._also:
-            more = plain(body, ((root, other),))
-            if more is not None:
-                raw[root] = _plain(more)
+        known = self._known
+        if not (raw.keys() <= known.names and (not known.inner or known.covers(raw))):
+            known.count(self._provider, raw)
+        if self._also and (ask := getter(body)) is not None:
+            for root in self._also:
+                more = ask(root)
+                if more is not None:
+                    raw[root] = _plain(more)
         return raw
 
     def event_body(self, event: Any) -> Any:
@@ -254,22 +312,41 @@ class Reader:
 
 
 _NO_NAMES: Mapping[str, str] = {}
+_NOTHING: dict[str, Any] = {}
 _FIRST, _LAST = 1_500_000_000, 10_000_000_000
 """Seconds since the epoch that can be the moment of an answer: 2017 to 2286, which no count of milliseconds falls into."""
 
 
-def _place(text: str) -> Names | Expression | None:
-    """Where a word stands: a plain path, which is the fast way, or an expression."""
+def _place(text: str) -> str | Names | Expression | None:
+    """Where a word stands: one name or a plain path, which are the fast ways, or an expression."""
     if not text:
         return None
-    return split(text) if simple(text) else compiled(text)
+    if not simple(text):
+        return compiled(text)
+    path = split(text)
+    return text if path == ((text, ""),) else path
 
 
-def _said(place: Names | Expression | None, body: Any, names: Mapping[str, str]) -> str:
-    if type(place) is tuple:
+def _said(place: str | Names | Expression | None, ask: Getter, body: Any, names: Mapping[str, str]) -> str:
+    if type(place) is str:
+        found = ask(place)
+        text = found if type(found) is str else word(found)
+    elif type(place) is tuple:
         text = word(plain(body, place))
-        return names.get(text, text) if names else text
-    return place.word(body, names) if isinstance(place, Expression) else ""
+    else:
+        return place.word(body, names) if isinstance(place, Expression) else ""
+    return names.get(text, text) if names else text
+
+
+def _finishes(path: Names, ask: Getter, body: Any) -> tuple[str, ...]:
+    """Why each answer ended; the usual list of choices is gone through without generators."""
+    if len(path) == 2:
+        entries = ask(path[0][0])
+        if type(entries) is list:
+            name = path[1][0]
+            asked = [inner(name) for entry in entries if (inner := getter(entry)) is not None]
+            return tuple([found if type(found) is str else text for found in asked if (text := word(found))])
+    return tuple(_texts(body, path))
 
 
 def _money(expression: Expression, body: Any) -> Decimal | None:
@@ -286,7 +363,9 @@ def _join(reading: Reading, found: list[tuple[bool, Part]]) -> None:
     own = dict(reading.quantities)
     inside = [part for is_inside, part in found if is_inside]
     if inside:
-        _spread_reasoning(own, [part for part in inside if part.quantities and part.model in {reading.model, ""}] or inside)
+        _spread_reasoning(
+            own, [part for part in inside if part.quantities and part.model in {reading.model, ""}] or inside
+        )
         for part in inside:
             for name, value in part.counted.items():
                 own[name] = max(own.get(name, 0) - value, 0)
@@ -345,9 +424,8 @@ def _walk(value: Any, tree: _Tree, found: _Counts) -> None:
         return
     for name, other, node in tree:
         inner = ask(name)
-        if inner is None:
-            if not other or (inner := ask(other)) is None:
-                continue
+        if inner is None and (not other or (inner := ask(other)) is None):
+            continue
         if type(node) is not str:
             _walk(inner, node, found)
         elif type(inner) is int and 0 <= inner <= MOST:
@@ -360,43 +438,45 @@ def _walk(value: Any, tree: _Tree, found: _Counts) -> None:
 
 # --- raw usage, and what in it no path knows ----------------------------------------------------------------------------
 
-_SCALARS = frozenset({int, str, float, bool, type(None)})
+_SCALARS = frozenset({int, str, float, bool})
 _DEEP = 8
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
     """A copy as plain JSON: perhaps the user's own dict, which may change before it is in the ledger."""
-    kind = type(value)
-    if kind is dict:
-        return {name: inner if type(inner) in _SCALARS else _plain(inner, depth + 1) for name, inner in value.items()} if depth < _DEEP else {}
-    if kind in _SCALARS:
+    fields = value if type(value) is dict else _fields(value)
+    if fields is None:
+        return _plain_other(value, depth)
+    if depth >= _DEEP:
+        return None
+    whole = fields is value
+    copied = dict(fields) if whole else {name: inner for name, inner in fields.items() if inner is not None}
+    for name, inner in fields.items():
+        if inner is not None and type(inner) not in _SCALARS:
+            copied[name] = _plain(inner, depth + 1)
+    return copied
+
+
+def _plain_other(value: Any, depth: int) -> Any:
+    if type(value) in _SCALARS:
         return value
     if isinstance(value, (list, tuple)):
-        return [_plain(item, depth + 1) for item in value] if depth < _DEEP else []
-    text = word(value)
-    if text:
-        return text
-    fields = _fields(value)
-    if fields is None or depth >= _DEEP:
-        return None
-    return {
-        name: inner if type(inner) in _SCALARS else _plain(inner, depth + 1)
-        for name, inner in fields.items()
-        if inner is not None and type(inner).__name__ != "Unset"
-    }
+        return [_plain(item, depth + 1) for item in value] if depth < _DEEP else None
+    return word(value) or None
 
 
 def _fields(value: Any) -> Mapping[str, Any] | None:
+    """The named values of an SDK's object; None for what has none, and for its mark of an absent field."""
     extra = getattr(value, "__pydantic_extra__", _NO_NAMES)
     if extra is not _NO_NAMES:
         inner: dict[str, Any] = value.__dict__
-        return {**inner, **extra} if extra else inner
+        if extra:
+            return {**inner, **extra}
+        return inner if inner or type(value).__name__ != "Unset" else None
     if isinstance(value, Mapping):
         return value
-    dump = getattr(value, "model_dump", None) or getattr(value, "dict", None) or getattr(value, "to_dict", None)
-    if callable(dump):
-        found = dump()
-        return found if isinstance(found, dict) else None
+    if isinstance(value, (str, int, float, list, tuple, bytes, Decimal, Enum)) or value is None:
+        return None
     found = getattr(value, "__dict__", None)
     return {name: inner for name, inner in found.items() if name[:1] != "_"} if isinstance(found, dict) else None
 
@@ -511,7 +591,7 @@ def read_events(data: bytes, reader: Reader) -> tuple[Reading | None, StreamText
     Returns:
         The last usage that was reported (later reports replace earlier ones), or None; and, for that case, the text that came.
     """
-    found = _last_usage(data, reader)
+    found = _merged_usage(data, reader) if reader.route.merge else _last_usage(data, reader)
     if found is not None:
         return found, StreamText()
     lines = _data_lines(data)
@@ -536,6 +616,33 @@ def _last_usage(data: bytes, reader: Reader) -> Reading | None:
                 return found
         end = start
     return None
+
+
+def _merged_usage(data: bytes, reader: Reader) -> Reading | None:
+    """The usage of a stream whose events add to one another: of each field the newest value that is not null.
+
+    None when no event after the first has a usage: what the first says of the output is only a beginning.
+    """
+    body: dict[str, Any] = {}
+    final = False
+    for line in data.splitlines():
+        if not line.startswith(b"data:") or b'"usage"' not in line:
+            continue
+        event = _json(line[5:])
+        for source, target in reader.route.merge:
+            piece = plain(event, split(source))
+            if piece is not None:
+                _overlay(body, {target: piece} if target else piece)
+                final = final or target == reader.route.raw
+    return reader.tolerant(body) if final else None
+
+
+def _overlay(body: dict[str, Any], newer: Any) -> None:
+    for name, value in newer.items() if isinstance(newer, dict) else ():
+        if isinstance(value, dict) and isinstance(body.get(name), dict):
+            _overlay(body[name], value)
+        elif value is not None:
+            body[name] = value
 
 
 def _whole(body: Any, reader: Reader) -> StreamText:

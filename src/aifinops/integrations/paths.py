@@ -151,6 +151,9 @@ class _Term:
                 yield from self.reach(entry, at + 1)
 
     def number(self, meter: str, body: Any) -> int | Decimal | None:
+        """What is there, added up or counted; None when nothing is, except that nothing is counted as 0."""
+        if self.mode and len(self.steps) == 1:
+            return self._tally(body)
         values = self.reach(body)
         if self.mode:
             there = sum(len(value) if isinstance(value, (list, tuple)) else 1 for value in values)
@@ -165,12 +168,24 @@ class _Term:
         exact = Decimal(total) / self.per
         return int(exact) if exact == int(exact) else exact
 
+    def _tally(self, body: Any) -> int:
+        """How many entries of a list of the body hold the tests: asked of every answer with output items, so without generators."""
+        ask = getter(body)
+        name, other, tests = self.steps[0]
+        entries = None if ask is None else ask(name) or (ask(other) if other else None)
+        if not isinstance(entries, (list, tuple)):
+            return 0
+        number = len(entries) if not tests else sum([all(_holds(test, entry) for test in tests) for entry in entries])
+        return min(number, 1) if self.mode == "?" else number
+
 
 def _holds(test: Test, entry: Any) -> bool:
     path, equal, wanted = test
     if not path:
         return True
     found = plain(entry, path)
+    if found == wanted:
+        return equal
     text = str(found) if isinstance(found, (bool, int)) else word(found)
     return (text.casefold() == wanted) is equal
 
@@ -198,6 +213,11 @@ class Expression:
             if values:
                 return sum(values)
         return None
+
+    def roots(self) -> tuple[str, ...]:
+        """The names of the body that any path begins with, in every spelling: without one of them nothing is there."""
+        first = [term.steps[0][:2] for terms in self.alternatives for term in terms]
+        return tuple(dict.fromkeys(name for spellings in first for name in spellings if name))
 
     def values(self, body: Any) -> Iterator[Any]:
         """Every value, in the order of the alternatives."""

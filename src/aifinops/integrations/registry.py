@@ -16,7 +16,7 @@ from aifinops.integrations.provider import Provider
 from aifinops.pricing.match import PROVIDERS as SPELLINGS
 from aifinops.pricing.match import provider_id
 
-__all__ = ["ANSWERS", "PROVIDERS", "answers", "instrument", "provider", "state", "uninstrument"]
+__all__ = ["ANSWERS", "PROVIDERS", "answers", "instrument", "knows", "provider", "state", "uninstrument"]
 
 _ROWS = "aifinops.integrations.providers."
 
@@ -85,9 +85,16 @@ def answers(name: str) -> tuple[str, Provider]:
     if reference is None:
         near = difflib.get_close_matches(given, [*ANSWERS, *SPELLINGS], n=1, cutoff=0.6)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ConfigurationError(f"no provider {name!r} whose answers are known.{hint} There are: {', '.join(ANSWERS)}.")
+        raise ConfigurationError(
+            f"no provider {name!r} whose answers are known.{hint} There are: {', '.join(ANSWERS)}."
+        )
     row: Provider = _load(reference)
     return given, row
+
+
+def knows(name: str) -> bool:
+    """Whether `answers` has a row for a name."""
+    return provider_id(name) in ANSWERS
 
 
 @lru_cache(maxsize=64)

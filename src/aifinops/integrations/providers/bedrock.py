@@ -36,9 +36,10 @@ _CONVERSE = Route(
 BEDROCK = Provider(
     "aws.bedrock",
     routes={
+        # The id of the request (`us.`, `global.`) decides the price, not the maker's own name for the model in the body.
+        "InvokeModel claude": replace(MESSAGE, model=""),
+        "InvokeModel openai": replace(CHAT, model=""),
         "Converse": _CONVERSE,
         "ConverseStream": replace(_CONVERSE, signs=("metadata.usage",), event="metadata"),
-        "InvokeModel claude": MESSAGE,
-        "InvokeModel openai": CHAT,
     },
 )

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from aifinops.integrations.provider import Parts, Provider
-from aifinops.integrations.providers.openai import CHAT, COMPLETION_KNOWN, COMPLETION_USAGE, COMPLETIONS, EMBEDDINGS, RESPONSES
+from aifinops.integrations.providers.openai import (
+    CHAT,
+    COMPLETION_KNOWN,
+    COMPLETION_USAGE,
+    COMPLETIONS,
+    EMBEDDINGS,
+    RESPONSES,
+)
 
 _ALL = {
     "/chat/completions": CHAT, "/responses": RESPONSES, "response": replace(RESPONSES, signs=("object=response",), event=""),

@@ -39,7 +39,10 @@ MISTRAL = Provider(
             "embeddings", {"input_total": "usage.prompt_tokens"}, ("object=list",), created="", tier="",
             known=("usage.total_tokens", "usage.completion_tokens", "usage.prompt_audio_seconds"),
         ),
-        "transcription": replace(_CHAT, signs=("text", "usage"), response_id="", created=""),
+        "transcription": Route(  # billed by the minute: the tokens are told and cost nothing more
+            "transcription", {"audio_seconds": "usage.prompt_audio_seconds"}, ("text", "usage.prompt_audio_seconds"),
+            response_id="", created="", tier="", known=("usage.total_tokens", "usage.prompt_tokens", "usage.completion_tokens"),
+        ),
         "ocr": Route(
             "ocr", {"pages": "usage_info.pages_processed"}, ("usage_info.pages_processed",), response_id="", created="", tier="",
             raw="usage_info", known=("usage_info.doc_size_bytes",),

@@ -143,7 +143,10 @@ ANSWERED = {
     "batch line": replace(CHAT, signs=("custom_id", f"{_LINE}.object=chat.completion"), event=_LINE, tier="=batch"),
     "batch line of responses": replace(RESPONSES, signs=("custom_id", f"{_LINE}.object=response"), event=_LINE, tier="=batch"),
     "batch line of embeddings": replace(EMBEDDINGS, signs=("custom_id", f"{_LINE}.object=list"), event=_LINE, tier="=batch"),
-    "agent turn": replace(RESPONSES, signs=("type=turn.completed",), event="", parts=(), tools={}, tier=""),
+    "agent turn": replace(
+        RESPONSES, signs=("type=agent.session.turn.completed,agent.session.turn.failed,agent.session.turn.cancelled", "usage"),
+        event="", parts=(), tools={}, response_id="turn_id", created="turn.completed_at", tier="", finish="turn.status",
+    ),
     "decision": replace(RESPONSES, signs=("answers", "usage"), event="", parts=(), tools={}, response_id="", tier=""),
 }  # fmt: skip
 
