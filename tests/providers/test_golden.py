@@ -370,7 +370,7 @@ def test_a_redeemed_credit_is_noted(body: Callable[[str], Any]) -> None:
 def test_the_model_of_an_image_tool_is_never_guessed(body: Callable[[str], Any]) -> None:
     """Without a name for it the cost is unknown, and at least what the answer's own model cost."""
     answer = body("openai/response_image_tool")
-    answer["tools"] = []
+    answer["tools"] = [{"type": "image_generation"}]
     cost = af.price_response(answer, "openai", AT)
     assert (cost.amount, cost.lower) == (None, Decimal("0.00045"))
 

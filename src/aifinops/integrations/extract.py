@@ -34,7 +34,7 @@ __all__ = ["Reader", "StreamText", "dig", "drift", "first_event", "read_events"]
 
 _Tree = tuple[tuple[str, str, Any], ...]
 _Counts = dict[str, Quantity]
-_OUTPUT, _REASONING = "output_tokens", "reasoning_tokens"
+_OUTPUT, _REASONING, _CACHED = "output_tokens", "reasoning_tokens", "cache_read_tokens"
 
 
 def dig(value: Any, path: tuple[str, ...]) -> Any:
@@ -122,11 +122,25 @@ class _Counter:
                 for name in names:
                     if name in found:
                         rest -= found[name]
+                if rest < 0 and self._overlap(found, names, -rest):
+                    rest = 0
                 if rest < 0:  # raises, naming the numbers
                     parts = {name: found[name] for name in names if name in found}
                     leaves(total, parts, whole_name=self._usage.get(whole, whole))
                 found[rest_of_it] = rest
         return {name: value for name, value in found.items() if value}
+
+
+    def _overlap(self, found: _Counts, names: tuple[str, ...], excess: Quantity) -> bool:
+        """Cached tokens that are not told by modality may be those of audio or images: as many are as must be."""
+        for modality in ("audio", "image", "video"):
+            fresh, cached = f"input_{modality}_tokens", f"cache_read_{modality}_tokens"
+            if fresh in names and cached not in names and min(found.get(fresh, 0), found.get(_CACHED, 0)) >= excess:
+                found[fresh] -= excess
+                found[_CACHED] -= excess
+                found[cached] = excess
+                return True
+        return False
 
 
 class _Parts:
@@ -182,6 +196,7 @@ class Reader:
         self._below = self._counter.below(route.raw)
         self._has_late = bool(self._counter._late)
         self._tools = [(meter, compiled(text), compiled(text).roots()) for meter, text in route.tools.items()]
+        self._offered = route.offered
         self._parts = [_Parts(row) for row in route.parts]
         self._model = _place(route.model)
         self._id = _place(route.response_id)
@@ -196,6 +211,7 @@ class Reader:
         self._event = split(route.event)
         self._text = tuple(split(text) for text in route.text)
         self._raw = split(route.raw)
+        self._raw_name = route.raw if self._raw == ((route.raw, ""),) else ""
         self._also = route.also
         self._known = _known(route)
 
@@ -205,38 +221,36 @@ class Reader:
         Raises:
             ImpossibleUsage: when parts are above their whole, or a count is no count.
         """
-        return self._read(body, self._kept(body))
+        ask = body.get if type(body) is dict else getter(body)
+        return None if ask is None else self._read(ask, body, self._kept(ask, body))
 
     def tolerant(self, body: Any) -> Reading | None:
         """`read`, but counts that contradict each other are a problem of the reading: cost unknown, raw usage kept."""
-        raw = self._kept(body)
+        ask = body.get if type(body) is dict else getter(body)
+        if ask is None:
+            return None
+        raw = self._kept(ask, body)
         try:
-            return self._read(body, raw)
+            return self._read(ask, body, raw)
         except ImpossibleUsage as error:
-            return self._complete(Reading(raw=raw, problem=str(error)), body)
+            return self._complete(Reading(raw=raw, problem=str(error)), ask, body)
 
-    def _read(self, body: Any, raw: dict[str, Any] | None) -> Reading | None:
-        # The kept copy is plain dicts: reading that is faster than asking the SDK's objects a second time.
-        if self._below is not None:
-            counts = (
-                None
-                if raw is None and not self._has_late
-                else self._below.counts(body, _NOTHING if raw is None else raw)
-            )
-        else:
+    def _read(self, ask: Getter, body: Any, raw: dict[str, Any] | None) -> Reading | None:
+        if self._below is None:
             counts = self._counter.counts(body)
+        elif raw is None and not self._has_late:
+            return None
+        else:  # the kept copy is plain dicts: reading that is faster than asking the SDK's objects a second time
+            counts = self._below.counts(body, _NOTHING if raw is None else raw)
         if counts is None:
             return None
-        reading = self._complete(Reading(counts, raw), body)
-        if self._tools or self._parts:
-            self._beside(reading, counts, body)
+        reading = self._complete(Reading(counts, raw), ask, body)
+        if (self._tools or self._parts) and (not self._offered or ask(self._offered) != []):
+            self._beside(reading, counts, ask, body)
         return reading
 
-    def _beside(self, reading: Reading, counts: _Counts, body: Any) -> None:
+    def _beside(self, reading: Reading, counts: _Counts, ask: Getter, body: Any) -> None:
         """What is counted outside the usage object: tools, and parts of several models."""
-        ask = getter(body)
-        if ask is None:
-            return
         for meter, expression, roots in self._tools:
             if any(map(ask, roots)):
                 value = expression.number(meter, body)
@@ -250,7 +264,8 @@ class Reader:
 
     def describe(self, body: Any) -> Reading:
         """Model, id and tier of a body without usage."""
-        return self._complete(Reading(), body)
+        ask = getter(body)
+        return Reading() if ask is None else self._complete(Reading(), ask, body)
 
     def created(self, body: Any) -> int | None:
         """When the answer says that it was made, nanoseconds since the epoch; None when it does not."""
@@ -261,10 +276,7 @@ class Reader:
             return int(found) * 1_000_000_000
         return None
 
-    def _complete(self, reading: Reading, body: Any) -> Reading:
-        ask = body.get if type(body) is dict else getter(body)
-        if ask is None:
-            return reading
+    def _complete(self, reading: Reading, ask: Getter, body: Any) -> Reading:
         route = self.route
         reading.model = _said(self._model, ask, body, _NO_NAMES)
         if self._id is not None:
@@ -287,19 +299,20 @@ class Reader:
         reading.options = tuple((name, value) for name, value in found if value)
         reading.notes = tuple(note for expression, note in self._notes if next(expression.values(body), None))
 
-    def _kept(self, body: Any) -> dict[str, Any] | None:
+    def _kept(self, ask: Getter, body: Any) -> dict[str, Any] | None:
         """The provider's usage object as a dict, with what no path knows counted."""
-        raw = _plain(plain(body, self._raw)) if self._raw else _roots(body, self._known)
+        if self._raw_name:
+            raw = _plain(ask(self._raw_name))
+        else:
+            raw = _plain(plain(body, self._raw)) if self._raw else _roots(body, self._known)
         if type(raw) is not dict:
             return None
-        known = self._known
-        if not (raw.keys() <= known.names and (not known.inner or known.covers(raw))):
-            known.count(self._provider, raw)
-        if self._also and (ask := getter(body)) is not None:
-            for root in self._also:
-                more = ask(root)
-                if more is not None:
-                    raw[root] = _plain(more)
+        if not self._known.covers(raw):
+            self._known.count(self._provider, raw)
+        for root in self._also:
+            more = ask(root)
+            if more is not None:
+                raw[root] = _plain(more)
         return raw
 
     def event_body(self, event: Any) -> Any:
@@ -439,6 +452,7 @@ def _walk(value: Any, tree: _Tree, found: _Counts) -> None:
 # --- raw usage, and what in it no path knows ----------------------------------------------------------------------------
 
 _SCALARS = frozenset({int, str, float, bool})
+_FLAT = _SCALARS | {type(None)}
 _DEEP = 8
 
 
@@ -449,12 +463,17 @@ def _plain(value: Any, depth: int = 0) -> Any:
         return _plain_other(value, depth)
     if depth >= _DEEP:
         return None
-    whole = fields is value
-    copied = dict(fields) if whole else {name: inner for name, inner in fields.items() if inner is not None}
-    for name, inner in fields.items():
-        if inner is not None and type(inner) not in _SCALARS:
-            copied[name] = _plain(inner, depth + 1)
-    return copied
+    if fields is value:
+        copied = dict(fields)
+        for name, inner in fields.items():
+            if type(inner) not in _FLAT:
+                copied[name] = _plain(inner, depth + 1)
+        return copied
+    return {
+        name: inner if type(inner) in _SCALARS else _plain(inner, depth + 1)
+        for name, inner in fields.items()
+        if inner is not None
+    }
 
 
 def _plain_other(value: Any, depth: int) -> Any:
@@ -505,11 +524,11 @@ class _Known:
 
     def covers(self, raw: dict[str, Any]) -> bool:
         """Whether every name is known; cheap, since it is asked of every answer."""
-        if not raw.keys() <= self.names:
+        names = raw.keys()
+        if not names <= self.names:
             return False
         for name, known in self.inner.items():
-            value = raw.get(name)
-            if type(value) is dict and not known.covers(value):
+            if name in names and type(value := raw[name]) is dict and not known.covers(value):
                 return False
         return True
 

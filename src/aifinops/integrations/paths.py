@@ -175,8 +175,19 @@ class _Term:
         entries = None if ask is None else ask(name) or (ask(other) if other else None)
         if not isinstance(entries, (list, tuple)):
             return 0
-        number = len(entries) if not tests else sum([all(_holds(test, entry) for test in tests) for entry in entries])
+        number = len(entries) if not tests else sum([_all_hold(tests, entry) for entry in entries])
         return min(number, 1) if self.mode == "?" else number
+
+
+def _all_hold(tests: tuple[Test, ...], entry: Any) -> bool:
+    """Whether an entry satisfies every test; most fail the first, which is mostly of one name that every entry has."""
+    path, equal, wanted = tests[0]
+    if equal and len(path) == 1:
+        name = path[0][0]
+        found = entry.get(name) if type(entry) is dict else getattr(entry, name, None)
+        if type(found) is str and found != wanted and found.casefold() != wanted:
+            return False
+    return all(_holds(test, entry) for test in tests)
 
 
 def _holds(test: Test, entry: Any) -> bool:

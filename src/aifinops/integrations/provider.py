@@ -57,7 +57,8 @@ class Route:
         operation: OpenTelemetry's `gen_ai.operation.name`.
         usage: meter, or name of an inclusive count -> where; what is absent was not reported. An answer without any has no usage.
         signs: by which a body is known without its path, all of them: `path`, `!path` (not there), `path=value,value`.
-        tools: meters that are counted beside the usage, of an answer that has some.
+        tools: meters that are counted beside the usage, of an answer that has some. offered: the list of tools that the answer repeats
+            from the request; when it is empty none were used, and nobody looks for them.
         parts: usage of several models in one answer.
         event: where a stream's event keeps the body (`response` for the Responses API), empty for the event itself.
         merge: stream events that add to one another, and where each keeps its piece of the body; empty when the last one says all.
@@ -76,6 +77,7 @@ class Route:
     usage: Mapping[str, str]
     signs: tuple[str, ...] = ()
     tools: Mapping[str, str] = field(default_factory=dict)
+    offered: str = ""
     parts: tuple[Parts, ...] = ()
     event: str = ""
     merge: tuple[tuple[str, str], ...] = ()

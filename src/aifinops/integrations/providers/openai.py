@@ -87,7 +87,7 @@ CHAT = Route(
     finish="choices.finish_reason", known=COMPLETION_KNOWN, facts={"openai.api.type": "chat_completions"},
 )  # fmt: skip
 RESPONSES = Route(
-    "chat", _RESPONSE_USAGE, ("object=response",), _RESPONSE_TOOLS, (_IMAGE_TOOL,), event="response",
+    "chat", _RESPONSE_USAGE, ("object=response",), _RESPONSE_TOOLS, "tools", (_IMAGE_TOOL,), event="response",
     text=("output.content.text", "delta"), limits=("max_output_tokens",), created="created_at", tiers=TIERS, finish="status",
     also=("tool_usage",), known=("usage.total_tokens",), facts={"openai.api.type": "responses"},
 )  # fmt: skip
