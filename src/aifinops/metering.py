@@ -471,9 +471,12 @@ def price(book: PriceBook, usage: Usage, parts: Sequence[Part] = (), *, asked: s
         return _priced(book, usage, asked)
     costs = []
     for part in parts:
-        sku = replace(usage.sku, model=part.model or usage.sku.model)
-        name = " ".join(word for word in (part.kind, "by", sku.model) if word and (word != "by" or part.kind))
-        costs.append((name, _priced(book, replace(usage, quantities=part.quantities, sku=sku), asked)))
+        own = part.model in {"", usage.sku.model}
+        sku = usage.sku if own else replace(usage.sku, model=part.model)
+        name = f"{part.kind} by {sku.model}" if part.kind else sku.model
+        # What was asked for stands in for a strange name of the answer, never for another model that it names.
+        cost = _priced(book, replace(usage, quantities=part.quantities, sku=sku), asked if own else "")
+        costs.append((name, cost))
     return _joined(costs)
 
 

@@ -126,10 +126,9 @@ class _Counter:
                     rest = 0
                 if rest < 0:  # raises, naming the numbers
                     parts = {name: found[name] for name in names if name in found}
-                    leaves(total, parts, whole_name=self._usage.get(whole, whole))
+                    leaves(total, parts, whole_name=self._usage[whole].split(" |")[0])
                 found[rest_of_it] = rest
         return {name: value for name, value in found.items() if value}
-
 
     def _overlap(self, found: _Counts, names: tuple[str, ...], excess: Quantity) -> bool:
         """Cached tokens that are not told by modality may be those of audio or images: as many are as must be."""

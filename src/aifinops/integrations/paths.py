@@ -103,7 +103,7 @@ def count(meter: str, value: Any) -> int | Decimal | None:
     if type(value) is int:
         if 0 <= value <= MOST:
             return value
-    elif isinstance(value, (float, Decimal)) and 0 <= value <= MOST:  # NaN is in no range
+    elif isinstance(value, (float, Decimal)) and value == value and 0 <= value <= MOST:  # noqa: PLR0124 (NaN is not itself)
         if value == int(value):
             return int(value)
         if meter not in METERS or METERS[meter].family not in _WHOLE:
