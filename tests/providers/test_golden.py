@@ -277,12 +277,12 @@ def test_the_cost_of_a_body(case: Case, body: Callable[[str], Any]) -> None:
 @every
 def test_parts_are_told_apart(case: Case, body: Callable[[str], Any]) -> None:
     """Each part has its own model; together they are all that was used, and every line names the part that it is of."""
-    from aifinops.integrations.responses import _usage
+    from aifinops.integrations.responses import _read
 
-    usage, reading = _usage(body(case.name), case.provider, case.asked)
+    reading = _read(body(case.name), case.provider)[0]
     assert [(part.model, part.kind, dict(part.quantities)) for part in reading.parts] == case.parts
     if reading.parts:
-        assert extract.added(part.quantities for part in reading.parts) == usage.quantities
+        assert extract.added(part.quantities for part in reading.parts) == reading.quantities
         cost = af.price_response(body(case.name), case.provider, AT, model=case.asked)
         assert all(any((model or case.asked) in line.note for model, _, _ in case.parts) for line in cost.lines)
 

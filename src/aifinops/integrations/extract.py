@@ -294,9 +294,10 @@ class Reader:
             reading.region = _said(self._region, ask, body, self.route.regions)
         if self._reported is not None:
             reading.reported = _money(self._reported, body)
-        found = ((name, expression.word(body, _NO_NAMES)) for name, expression in self._options)
-        reading.options = tuple((name, value) for name, value in found if value)
-        reading.notes = tuple(note for expression, note in self._notes if next(expression.values(body), None))
+        if self._options:
+            found = ((name, expression.word(body, _NO_NAMES)) for name, expression in self._options)
+            reading.options = tuple((name, value) for name, value in found if value)
+        reading.notes = tuple([note for expression, note in self._notes if expression.any(body)])
 
     def _kept(self, ask: Getter, body: Any) -> dict[str, Any] | None:
         """The provider's usage object as a dict, with what no path knows counted."""

@@ -123,11 +123,25 @@ def _shown(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Term:
-    """One path with its tests, how its values count, and what they are divided by."""
+    """One path with its tests, how its values count, and what they are divided by.
+
+    Attributes:
+        lead: the names up to the first test: most answers have nothing there, and that is seen fast.
+        direct: True when the path has no tests, so that its value is what `lead` leads to.
+    """
 
     steps: tuple[tuple[str, str, tuple[Test, ...]], ...]
     mode: str
     per: int
+    lead: Names
+    direct: bool
+
+    def values(self, body: Any) -> Iterator[Any]:
+        """Every value at the path."""
+        first = plain(body, self.lead)
+        if first is None:
+            return iter(())
+        return iter((first,)) if self.direct else self.reach(body)
 
     def reach(self, value: Any, at: int = 0) -> Iterator[Any]:
         """Every value at the path."""
@@ -154,6 +168,11 @@ class _Term:
         """What is there, added up or counted; None when nothing is, except that nothing is counted as 0."""
         if self.mode and len(self.steps) == 1:
             return self._tally(body)
+        first = plain(body, self.lead)
+        if first is None:
+            return 0 if self.mode else None
+        if self.direct and not self.mode and self.per == 1:
+            return count(meter, first)
         values = self.reach(body)
         if self.mode:
             there = sum(len(value) if isinstance(value, (list, tuple)) else 1 for value in values)
@@ -222,8 +241,16 @@ class Expression:
         for terms in self.alternatives:
             values = [value for term in terms if (value := term.number(meter, body)) is not None]
             if values:
-                return sum(values)
+                return values[0] if len(values) == 1 else sum(values)
         return None
+
+    def any(self, body: Any) -> bool:
+        """Whether there is a value anywhere."""
+        for terms in self.alternatives:
+            for term in terms:
+                if plain(body, term.lead) is not None and (term.direct or next(term.reach(body), None) is not None):
+                    return True
+        return False
 
     def roots(self) -> tuple[str, ...]:
         """The names of the body that any path begins with, in every spelling: without one of them nothing is there."""
@@ -234,17 +261,19 @@ class Expression:
         """Every value, in the order of the alternatives."""
         for terms in self.alternatives:
             for term in terms:
-                yield from (value for value in term.reach(body) if value is not None)
+                yield from (value for value in term.values(body) if value is not None)
 
     def word(self, body: Any, names: Mapping[str, str]) -> str:
         """The first value that is a text and is not empty under its standard name."""
         if self.literal:
             return self.literal
-        for value in self.values(body):
-            text = word(value)
-            text = names.get(text, text)
-            if text:
-                return text
+        for terms in self.alternatives:
+            for term in terms:
+                for value in (plain(body, term.lead),) if term.direct else term.values(body):
+                    text = word(value)
+                    text = names.get(text, text)
+                    if text:
+                        return text
         return ""
 
 
@@ -279,4 +308,6 @@ def _term(text: str) -> _Term:
             for test in _TEST.finditer(found["tests"])
         )
         steps.append((found["name"], twin(found["name"]), tests))
-    return _Term(tuple(steps), mode, int(divisor) if divisor else 1)
+    tested = next((number for number, (_, _, tests) in enumerate(steps, 1) if tests), 0)
+    lead = tuple((name, other) for name, other, _ in steps[: tested or len(steps)])
+    return _Term(tuple(steps), mode, int(divisor) if divisor else 1, lead, not tested)

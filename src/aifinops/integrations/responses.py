@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import datetime
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
@@ -14,6 +16,7 @@ from aifinops.errors import ConfigurationError
 from aifinops.integrations import registry
 from aifinops.integrations.extract import Reader
 from aifinops.integrations.paths import Names, plain, split, word
+from aifinops.integrations.provider import Route
 from aifinops.metering import Reading, price
 from aifinops.money import format_money
 from aifinops.usage import Sku, Usage
@@ -21,6 +24,7 @@ from aifinops.usage import Sku, Usage
 __all__ = ["price_response", "read_response"]
 
 _DAY = 86_400 * 1_000_000_000
+_Sign = tuple[Names, bool, frozenset[str]]
 
 
 def price_response(body: Any, provider: str, at: datetime | None = None, *, model: str = "") -> Cost:
@@ -41,13 +45,16 @@ def price_response(body: Any, provider: str, at: datetime | None = None, *, mode
         ConfigurationError: for an unknown provider or a body without usage. ImpossibleUsage: for counts that contradict each other.
     """
     engines = runtime.get()
-    usage, reading = _usage(body, provider, model)
-    now = engines.clock.time_ns()
-    moment = to_ns(at) if at is not None else usage.at if 0 < usage.at <= now + _DAY else now
-    cost = price(engines.book, replace(usage, at=moment), reading.parts)
+    reading, form, name, inner = _read(body, provider)
+    if at is not None:
+        moment = to_ns(at)
+    else:
+        now, created = engines.clock.time_ns(), form.reader.created(inner)
+        moment = created if created is not None and created <= now + _DAY else now
+    cost = price(engines.book, _as_usage(reading, name, model, moment), reading.parts)
     if reading.notes:
         cost = replace(cost, notes=(*cost.notes, *reading.notes))
-    return cost if reading.reported is None else _as_reported(cost, reading)
+    return cost if reading.reported is None else _as_reported(cost, reading.reported)
 
 
 def read_response(body: Any, provider: str, *, model: str = "") -> Usage:
@@ -62,30 +69,32 @@ def read_response(body: Any, provider: str, *, model: str = "") -> Usage:
     Raises:
         ConfigurationError, ImpossibleUsage: as `price_response`.
     """
-    return _usage(body, provider, model)[0]
+    reading, form, name, inner = _read(body, provider)
+    return _as_usage(reading, name, model, form.reader.created(inner) or 0)
 
 
-def _usage(body: Any, provider: str, model: str) -> tuple[Usage, Reading]:
-    name, forms = _forms(provider)
-    for form in forms:
-        if form.fits(body):
-            inner = form.reader.event_body(body)
-            reading = form.reader.read(inner)
-            if reading is not None:
-                sku = Sku(
-                    name, reading.model or model, "llm", reading.tier, reading.region, reading.options
-                )  # fmt: skip
-                return Usage(reading.quantities, sku, form.reader.created(inner) or 0, reading.raw), reading
+def _read(body: Any, provider: str) -> tuple[Reading, _Form, str, Any]:
+    """(what the answer says, the form that it has, its provider, what of the body the form is about)."""
+    forms = _forms(provider)
+    for form in forms.of(body):
+        inner = form.reader.event_body(body)
+        reading = form.reader.read(inner)
+        if reading is not None:
+            return reading, form, forms.provider, inner
     raise ConfigurationError(
         f"an answer with {_described(body)} has no usage that {provider} is known to report; known: "
-        + "; ".join(dict.fromkeys(form.text for form in forms))
+        + "; ".join(dict.fromkeys(form.text for form in forms.every))
     )
 
 
-def _as_reported(cost: Cost, reading: Reading) -> Cost:
+def _as_usage(reading: Reading, provider: str, model: str, at: int) -> Usage:
+    sku = Sku(provider, reading.model or model, "llm", reading.tier, reading.region, reading.options)
+    return Usage(reading.quantities, sku, at, reading.raw)
+
+
+def _as_reported(cost: Cost, charged: Decimal) -> Cost:
     """The provider's own amount in place of ours, which is told beside it."""
     ours = f"priced from usage: {format_money(cost.amount, cost.currency, places=9)} by {cost.price_id or 'no price'}"
-    charged = reading.reported
     return replace(
         cost, amount=charged, currency="USD", basis="reported", lower=charged, upper=charged, lines=(), source="provider",
         notes=(*cost.notes, ours), reported=charged,
@@ -98,27 +107,54 @@ class _Form:
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
         self.text = " and ".join(reader.route.signs)
-        self._signs = [_sign(text) for text in reader.route.signs]
-
-    def fits(self, body: Any) -> bool:
-        return all(_is(sign, body) for sign in self._signs)
+        self.signs = [_sign(text) for text in reader.route.signs]
 
 
-def _sign(text: str) -> tuple[Names, bool, frozenset[str]]:
+class _Forms:
+    """The forms of a provider's answers. Those of one `object` and `type` are looked for once."""
+
+    def __init__(self, provider: str, routes: Iterable[Route]) -> None:
+        self.provider = provider
+        self.every = [_Form(Reader(route, provider)) for route in routes]
+        self._by_kind: dict[tuple[str, str], list[tuple[_Form, list[_Sign]]]] = {}
+
+    def of(self, body: Any) -> Iterator[_Form]:
+        """The forms that a body may have, in their order."""
+        kind = (word(plain(body, _OBJECT)), word(plain(body, _TYPE)))
+        found = self._by_kind.get(kind) or self._kind(kind)
+        return (form for form, signs in found if all(_is(sign, body) for sign in signs))
+
+    def _kind(self, kind: tuple[str, str]) -> list[tuple[_Form, list[_Sign]]]:
+        said = {"object": kind[0] or None, "type": kind[1] or None}
+        found = [
+            (form, [sign for sign in form.signs if sign[0] not in {_OBJECT, _TYPE}])
+            for form in self.every
+            if all(_is(sign, said) for sign in form.signs if sign[0] in {_OBJECT, _TYPE})
+        ]
+        if len(self._by_kind) < _KINDS:  # the words come from outside
+            self._by_kind[kind] = found
+        return found
+
+
+_OBJECT, _TYPE = split("object"), split("type")
+_KINDS = 200
+
+
+def _sign(text: str) -> _Sign:
     path, _, values = text.removeprefix("!").partition("=")
     return split(path), not text.startswith("!"), frozenset(values.split(",")) if values else frozenset()
 
 
-def _is(sign: tuple[Names, bool, frozenset[str]], body: Any) -> bool:
+def _is(sign: _Sign, body: Any) -> bool:
     path, there, values = sign
     found = plain(body, path)
     return word(found) in values if values else (found is not None) is there
 
 
 @lru_cache(maxsize=64)
-def _forms(provider: str) -> tuple[str, tuple[_Form, ...]]:
+def _forms(provider: str) -> _Forms:
     name, row = registry.answers(provider)
-    return name, tuple(_Form(Reader(route, name)) for route in row.routes.values() if route.signs)
+    return _Forms(name, row.routes.values())
 
 
 def _described(body: Any) -> str:
