@@ -34,6 +34,8 @@ __all__ = ["Reader", "StreamText", "dig", "drift", "first_event", "read_events"]
 
 _Tree = tuple[tuple[str, str, Any], ...]
 _Counts = dict[str, Quantity]
+_ANY: frozenset[str] = frozenset()
+"""Of an expression: it may find something whatever the usage object has."""
 _OUTPUT, _REASONING, _CACHED = "output_tokens", "reasoning_tokens", "cache_read_tokens"
 
 
@@ -65,7 +67,7 @@ class _Counter:
         first = {meter: text.split("|")[0].strip() for meter, text in usage.items()}
         self._tree = _tree({meter: text for meter, text in first.items() if simple(text)})
         # What one plain path does not say: sums, tests, and alternatives of a path that was not there.
-        self._late = [(meter, compiled(text)) for meter, text in usage.items() if not simple(text)]
+        self._late = [(meter, compiled(text), _ANY) for meter, text in usage.items() if not simple(text)]
         kept = {WHOLES[name][0] if name in WHOLES else TOTALS.get(name, name) for name in usage}
         # (inclusive count, the meter that keeps its rest, the meters that are parts of it); inner wholes come first.
         self._wholes = [
@@ -93,6 +95,7 @@ class _Counter:
             return None
         inner = copy(self)
         inner._tree = self._tree[0][2]
+        inner._late = [(meter, expression, expression.needs(root) or _ANY) for meter, expression, _ in self._late]
         return inner
 
     def counts(self, body: Any, within: Any = None) -> _Counts | None:
@@ -106,8 +109,8 @@ class _Counter:
         """
         found: _Counts = {}
         _walk(body if within is None else within, self._tree, found)
-        for meter, expression in self._late:
-            if meter not in found:
+        for meter, expression, needs in self._late:
+            if meter not in found and (needs is _ANY or not needs.isdisjoint(within)):
                 value = expression.number(meter, body)
                 if value is not None:
                     found[meter] = value
@@ -143,12 +146,12 @@ class _Counter:
 
 
 class _Parts:
-    """The compiled form of `provider.Parts`."""
+    """The compiled form of `provider.Parts`; `root` is the name of the usage object."""
 
-    def __init__(self, row: Parts) -> None:
+    def __init__(self, row: Parts, root: str) -> None:
         self.row = row
         self._path = compiled(row.path)
-        self.roots = self._path.roots()
+        self.roots, self.needs = self._path.roots(), self._path.needs(root)
         self._counter = _Counter(row.usage)
         self._kind = split(row.kind)
         self._model = split(row.model)
@@ -194,16 +197,20 @@ class Reader:
         self._counter = _Counter(route.usage)
         self._below = self._counter.below(route.raw)
         self._has_late = bool(self._counter._late)
-        self._tools = [(meter, compiled(text), compiled(text).roots()) for meter, text in route.tools.items()]
+        self._tools = [
+            (meter, expression, expression.roots(), expression.needs(route.raw))
+            for meter, text in route.tools.items()
+            for expression in (compiled(text),)
+        ]
         self._offered = route.offered
-        self._parts = [_Parts(row) for row in route.parts]
+        self._parts = [_Parts(row, route.raw) for row in route.parts]
         self._model = _place(route.model)
         self._id = _place(route.response_id)
         self._tier = _place(route.tier)
         self._region = _place(route.region)
         self._options = [(name, compiled(text)) for name, text in sorted(route.options.items())]
         self._reported = compiled(route.reported) if route.reported else None
-        self._notes = [(compiled(text), note) for text, note in route.notes.items()]
+        self._notes = [(compiled(text), note, compiled(text).needs(route.raw)) for text, note in route.notes.items()]
         self._more = self._region is not None or self._reported is not None or bool(self._options or self._notes)
         self._created = compiled(route.created) if route.created else None
         self._finish = split(route.finish)
@@ -250,8 +257,9 @@ class Reader:
 
     def _beside(self, reading: Reading, counts: _Counts, ask: Getter, body: Any) -> None:
         """What is counted outside the usage object: tools, and parts of several models."""
-        for meter, expression, roots in self._tools:
-            if any(map(ask, roots)):
+        kept = reading.raw or _NOTHING
+        for meter, expression, roots, needs in self._tools:
+            if any(map(ask, roots)) if needs is None else not needs.isdisjoint(kept):
                 value = expression.number(meter, body)
                 if value:
                     counts[meter] = value
@@ -297,7 +305,13 @@ class Reader:
         if self._options:
             found = ((name, expression.word(body, _NO_NAMES)) for name, expression in self._options)
             reading.options = tuple((name, value) for name, value in found if value)
-        reading.notes = tuple([note for expression, note in self._notes if expression.any(body)])
+        reading.notes = tuple(
+            [
+                note
+                for expression, note, needs in self._notes
+                if (needs is None or not needs.isdisjoint(reading.raw or _NOTHING)) and expression.any(body)
+            ]
+        )
 
     def _kept(self, ask: Getter, body: Any) -> dict[str, Any] | None:
         """The provider's usage object as a dict, with what no path knows counted."""

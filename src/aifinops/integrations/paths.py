@@ -257,6 +257,16 @@ class Expression:
         first = [term.steps[0][:2] for terms in self.alternatives for term in terms]
         return tuple(dict.fromkeys(name for spellings in first for name in spellings if name))
 
+    def needs(self, root: str) -> frozenset[str] | None:
+        """The names below `root` of which one must be there for anything to be found; None when paths begin elsewhere too."""
+        names: set[str] = set()
+        for terms in self.alternatives:
+            for term in terms:
+                if term.mode or len(term.steps) < 2 or term.steps[0] != (root, twin(root), ()):
+                    return None
+                names.update(filter(None, term.steps[1][:2]))
+        return frozenset(names)
+
     def values(self, body: Any) -> Iterator[Any]:
         """Every value, in the order of the alternatives."""
         for terms in self.alternatives:

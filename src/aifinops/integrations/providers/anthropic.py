@@ -52,7 +52,7 @@ MESSAGE = Route(
     regions={"global": "", "not_available": ""},
     finish="stop_reason",
     notes={
-        "usage[fallback_credit.status.type=redeemed]": "a fallback credit was redeemed: what it moved between rates is not in the usage",
+        "usage.fallback_credit[status.type=redeemed]": "a fallback credit was redeemed: what it moved between rates is not in the usage",
     },
 )  # fmt: skip
 
