@@ -52,7 +52,10 @@ def _listed(value: object) -> str:
 def _meters() -> str:
     from aifinops.meters import METERS
 
-    rows = ["| meter | unit | family | of what | cache | tool | a listed price is for |", "|---|---|---|---|---|---|---|"]
+    rows = [
+        "| meter | unit | family | of what | cache | tool | a listed price is for |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in METERS.values():
         cache = f"{row.cache} {row.ttl}".strip()
         what = f"{row.direction} {row.modality}".strip()
@@ -70,7 +73,13 @@ def _providers() -> str:
     lines = []
     for names in seen.values():
         row = answers(names[0])[1]
-        lines += ["", f"### {', '.join(f'`{name}`' for name in names)}", "", "| answer | known by | read |", "|---|---|---|"]
+        lines += [
+            "",
+            f"### {', '.join(f'`{name}`' for name in names)}",
+            "",
+            "| answer | known by | read |",
+            "|---|---|---|",
+        ]
         for form, route in row.routes.items():
             read = {**route.usage, **route.tools, **{f"parts of `{part.path}`": part.model for part in route.parts}}
             read |= {"tier": route.tier, "region": route.region, "reported cost": route.reported}

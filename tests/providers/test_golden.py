@@ -383,6 +383,25 @@ def test_counts_that_iterations_do_not_account_for_are_kept(body: Callable[[str]
     assert usage.quantities == {"input_tokens": 51_500, "output_tokens": 2100}
 
 
+def test_an_iteration_of_an_unknown_kind_is_never_left_out_and_is_noted(body: Callable[[str], Any]) -> None:
+    """A new kind is taken as beside the counts above it: rather too much than too little, and it is said."""
+    answer = body("anthropic/compaction")
+    answer["usage"]["iterations"][0]["type"] = "oracle_message"
+    cost = af.price_response(answer, "anthropic", AT)
+    assert cost.amount == Decimal("0.3075")
+    assert any("oracle_message" in note for note in cost.notes)
+
+
+def test_usage_outside_its_usual_place_is_kept_raw(body: Callable[[str], Any]) -> None:
+    """Groq's last chunk has its usage under a name of Groq's, beside which the prompt may stand."""
+    answer = body("groq/last_chunk")
+    answer["x_groq"]["debug"] = {"input_tokens": ["my", " secret"]}
+    usage = read_response(answer, "groq")
+    assert usage.raw is not None
+    assert usage.raw["x_groq.usage"]["prompt_tokens"] == 1000
+    assert "secret" not in str(usage.raw)
+
+
 def test_a_call_is_priced_at_the_moment_of_its_answer(body: Callable[[str], Any]) -> None:
     """The answer's own time counts where it has one; `at` wins over it."""
     answer = body("deepseek/saturday")

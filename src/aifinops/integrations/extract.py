@@ -183,6 +183,10 @@ class _Parts:
             read.append((inside, Part(counts if billed else {}, model, kind, counts)))
         return read
 
+    def strange(self, found: list[tuple[bool, Part]]) -> list[Part]:
+        """Parts of a kind that the row does not know."""
+        return [part for inside, part in found if not inside and part.kind not in self.row.beside]
+
 
 class Reader:
     """One route's row, compiled.
@@ -218,7 +222,7 @@ class Reader:
         self._text = tuple(split(text) for text in route.text)
         self._raw = split(route.raw)
         self._raw_name = route.raw if self._raw == ((route.raw, ""),) else ""
-        self._also = route.also
+        self._also = [(path, split(path) if "." in path else None) for path in route.also]
         self._known = _known(route)
 
     def read(self, body: Any) -> Reading | None:
@@ -264,10 +268,17 @@ class Reader:
                 if value:
                     counts[meter] = value
         found = [
-            part for parts in self._parts if any(map(ask, parts.roots)) for part in parts.read(body, reading.model)
+            part
+            for parts in self._parts
+            if (any(map(ask, parts.roots)) if parts.needs is None else not parts.needs.isdisjoint(kept))
+            for part in parts.read(body, reading.model)
         ]
         if found:
             _join(reading, found)
+            strange = {part.kind for parts in self._parts if parts.row.beside for part in parts.strange(found)}
+            if strange:
+                note = f"counted beside the rest, being of a kind that is not known: {', '.join(sorted(strange))}"
+                reading.notes = (*reading.notes, note)
 
     def describe(self, body: Any) -> Reading:
         """Model, id and tier of a body without usage."""
@@ -320,14 +331,14 @@ class Reader:
         else:
             raw = _plain(plain(body, self._raw)) if self._raw else _roots(body, self._known)
         if type(raw) is not dict:
-            return None
-        if not self._known.covers(raw):
+            raw = {}
+        elif not self._known.covers(raw):
             self._known.count(self._provider, raw)
-        for root in self._also:
-            more = ask(root)
+        for name, path in self._also:
+            more = ask(name) if path is None else plain(body, path)
             if more is not None:
-                raw[root] = _plain(more)
-        return raw
+                raw[name] = _plain(more)
+        return raw or None
 
     def event_body(self, event: Any) -> Any:
         """The body inside a stream's event: the event itself, or the object that it carries."""

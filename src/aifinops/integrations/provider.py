@@ -35,7 +35,8 @@ class Parts:
     Attributes:
         path: the list, or one object. usage: as in `Route`, from the entry. model: in the entry; the answer's own where it has none.
         model_in_body: where the answer names the model of all entries. kind: where an entry says what it is.
-        inside: kinds whose entries are what the counts of the answer itself consist of; `*` for all. Others are beside them.
+        inside: kinds whose entries are what the counts of the answer itself consist of; `*` for all. beside: kinds that are not in
+            them. A kind that is neither is taken as beside, which is never too little, and noted on the cost.
         unbilled: a kind whose entries are not billed when they have no output and an entry of the kind `served` is there.
     """
 
@@ -45,6 +46,7 @@ class Parts:
     model_in_body: str = ""
     kind: str = "type"
     inside: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
     unbilled: str = ""
     served: str = ""
 
@@ -68,7 +70,7 @@ class Route:
         tier, region: in the body; the first that is not empty. tiers, regions: provider's word -> ours, empty for the standard.
         options: option of the price -> where.
         reported: what the provider says it cost, USD.
-        raw: the usage object; `also` are further roots to keep with it. known: what is read and needs no meter (totals and the like).
+        raw: the usage object; `also` are further paths to keep with it, of numbers only: never of what was said. known: what is read and needs no meter (totals and the like).
         notes: where -> what to say on the cost when something is there.
         facts: fixed span attributes.
     """

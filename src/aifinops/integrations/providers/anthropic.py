@@ -38,7 +38,12 @@ MESSAGE = Route(
     },
     parts=(
         Parts(
-            "usage.iterations", _usage(""), inside=("message", "fallback_message"), unbilled="message", served="fallback_message",
+            "usage.iterations",
+            _usage(""),
+            inside=("message", "fallback_message"),
+            beside=("compaction", "advisor_message"),
+            unbilled="message",
+            served="fallback_message",
         ),
     ),
     merge=(("message", ""), ("usage", "usage"), ("delta.stop_reason", "stop_reason")),

@@ -38,7 +38,7 @@ _GROQ_MODELS = Parts(
     "usage_breakdown.models | x_groq.usage_breakdown.models", COMPLETION_USAGE, kind="", inside=("*",)
 )  # fmt: skip
 _GROQ_CHAT = replace(
-    CHAT, usage=_GROQ_USAGE, parts=(_GROQ_MODELS,), also=("usage_breakdown", "x_groq"),
+    CHAT, usage=_GROQ_USAGE, parts=(_GROQ_MODELS,), also=("usage_breakdown", "x_groq.usage", "x_groq.usage_breakdown"),
     known=(*COMPLETION_KNOWN, "usage.queue_time", "usage.prompt_time", "usage.completion_time", "usage.total_time"),
 )  # fmt: skip
 GROQ = Provider("groq", routes={**_ALL, "/chat/completions": _GROQ_CHAT})
