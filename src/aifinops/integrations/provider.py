@@ -70,7 +70,8 @@ class Route:
         tier, region: in the body; the first that is not empty. tiers, regions: provider's word -> ours, empty for the standard.
         options: option of the price -> where.
         reported: what the provider says it cost, USD.
-        raw: the usage object; `also` are further paths to keep with it, of numbers only: never of what was said. known: what is read and needs no meter (totals and the like).
+        raw: the usage object. also: further paths to keep with it, of numbers only, never of what was said. known: numbers that need
+            no meter (totals and the like).
         notes: where -> what to say on the cost when something is there.
         facts: fixed span attributes.
     """
