@@ -1,4 +1,4 @@
-"""Sphinx settings. Tables of settings and meters are drawn from the code, so that a page cannot lag behind it."""
+"""Sphinx settings. Tables of settings, meters and providers are drawn from the code, so that a page cannot lag behind it."""
 
 from __future__ import annotations
 
@@ -52,12 +52,51 @@ def _listed(value: object) -> str:
 def _meters() -> str:
     from aifinops.meters import METERS
 
-    rows = ["| meter | unit | family | a listed price is for |", "|---|---|---|---|"]
-    rows += [f"| `{row.name}` | `{row.unit}` | {row.family} | {row.per:,} |" for row in METERS.values()]
+    rows = [
+        "| meter | unit | family | of what | cache | tool | a listed price is for |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in METERS.values():
+        cache = f"{row.cache} {row.ttl}".strip()
+        what = f"{row.direction} {row.modality}".strip()
+        tool = f"`{row.tool}`" if row.tool else ""
+        rows.append(f"| `{row.name}` | `{row.unit}` | {row.family} | {what} | {cache} | {tool} | {row.per:,} |")
     return "\n".join(rows)
 
 
-_TABLES: dict[str, Callable[[], str]] = {"<!-- table: settings -->": _settings, "<!-- table: meters -->": _meters}
+def _providers() -> str:
+    from aifinops.integrations.registry import ANSWERS, answers
+
+    seen: dict[int, list[str]] = {}
+    for name in ANSWERS:
+        seen.setdefault(id(answers(name)[1]), []).append(name)
+    lines = []
+    for names in seen.values():
+        row = answers(names[0])[1]
+        lines += [
+            "",
+            f"### {', '.join(f'`{name}`' for name in names)}",
+            "",
+            "| answer | known by | read |",
+            "|---|---|---|",
+        ]
+        for form, route in row.routes.items():
+            read = {**route.usage, **route.tools, **{f"parts of `{part.path}`": part.model for part in route.parts}}
+            read |= {"tier": route.tier, "region": route.region, "reported cost": route.reported}
+            told = "<br>".join(f"{what}: {_code(path)}" for what, path in read.items() if path)
+            lines.append(f"| {form} | {' and '.join(map(_code, route.signs))} | {told} |")
+    return "\n".join(lines)
+
+
+def _code(text: str) -> str:
+    return "`" + text.replace("|", "\\|") + "`"
+
+
+_TABLES: dict[str, Callable[[], str]] = {
+    "<!-- table: settings -->": _settings,
+    "<!-- table: meters -->": _meters,
+    "<!-- table: providers -->": _providers,
+}
 
 
 def _draw_tables(app: Sphinx, docname: str, source: list[str]) -> None:

@@ -22,6 +22,8 @@ class Meter:
         direction: `input`, `output` or empty.
         modality: `text`, `audio`, `image`, `video` or empty.
         cache: `read`, `write` or empty; a cached token is billed in place of a fresh one, never beside it.
+        ttl: how long a written token is kept (`5m`, `1h`); `default` is the provider's shortest or only one.
+        tool: the provider's own tool that is counted, else empty.
         per: the customary quantity that one listed price is for (1,000,000 tokens, 1,000 requests, 1 hour = 3600 s).
     """
 
@@ -32,19 +34,25 @@ class Meter:
     modality: str = ""
     cache: str = ""
     per: int = 1
+    ttl: str = ""
+    tool: str = ""
 
 
-def _token(name: str, direction: str, modality: str = "text", cache: str = "") -> Meter:
-    return Meter(name, "{token}", "tokens", direction, modality, cache, per=1_000_000)
+def _token(name: str, direction: str, modality: str = "text", cache: str = "", ttl: str = "") -> Meter:
+    return Meter(name, "{token}", "tokens", direction, modality, cache, per=1_000_000, ttl=ttl)
+
+
+def _tool(name: str, tool: str, unit: str = "{request}", per: int = 1000) -> Meter:
+    return Meter(name, unit, "calls", per=per, tool=tool)
 
 
 _TABLE = (
     _token("input_tokens", "input"),
     _token("cache_read_tokens", "input", cache="read"),
-    _token("cache_write_tokens", "input", cache="write"),
-    _token("cache_write_1h_tokens", "input", cache="write"),
-    _token("cache_write_30m_tokens", "input", cache="write"),
-    _token("cache_write_12h_tokens", "input", cache="write"),
+    _token("cache_write_tokens", "input", cache="write", ttl="default"),
+    _token("cache_write_1h_tokens", "input", cache="write", ttl="1h"),
+    _token("cache_write_30m_tokens", "input", cache="write", ttl="30m"),
+    _token("cache_write_12h_tokens", "input", cache="write", ttl="12h"),
     _token("input_audio_tokens", "input", "audio"),
     _token("cache_read_audio_tokens", "input", "audio", "read"),
     _token("input_image_tokens", "input", "image"),
@@ -58,14 +66,22 @@ _TABLE = (
     _token("output_video_tokens", "output", "video"),
     Meter("requests", "{request}", "calls", per=1000),
     Meter("tool_calls", "{call}", "calls", per=1000),
-    Meter("web_search_requests", "{request}", "calls", per=1000),
-    Meter("file_search_requests", "{request}", "calls", per=1000),
-    Meter("code_interpreter_sessions", "{session}", "calls"),
+    _tool("web_search_requests", "web_search"),
+    _tool("web_fetch_requests", "web_fetch"),
+    _tool("image_search_requests", "image_search"),
+    _tool("file_search_requests", "file_search"),
+    _tool("maps_requests", "maps"),
+    _tool("code_execution_requests", "code_execution"),
+    _tool("code_interpreter_sessions", "code_interpreter", "{session}", per=1),
     Meter("search_units", "{unit}", "calls", per=1000),
+    Meter("classifications", "{classification}", "calls", per=1000),
     Meter("images", "{image}", "other", "output", "image"),
+    Meter("input_images", "{image}", "other", "input", "image"),
     Meter("characters", "{character}", "other", per=1_000_000),
     Meter("pages", "{page}", "other", per=1000),
-    Meter("audio_seconds", "s", "time", per=60),
+    Meter("audio_seconds", "s", "time", modality="audio", per=60),
+    Meter("session_seconds", "s", "time", per=60),
+    Meter("video_seconds", "s", "time", "output", "video"),
     Meter("gpu_seconds", "s", "time", per=3600),
     Meter("cpu_seconds", "s", "time", per=3600),
     Meter("gb_months", "GiB.mo", "storage"),

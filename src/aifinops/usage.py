@@ -109,7 +109,7 @@ def _quantity(name: str, value: object) -> Quantity:
     return number
 
 
-def leaves(whole: int, parts: Mapping[str, int], *, whole_name: str) -> int:
+def leaves(whole: Quantity, parts: Mapping[str, Quantity], *, whole_name: str) -> Quantity:
     """What is left of an inclusive total when its parts are taken out: the fresh, plain leaf.
 
     Raises:

@@ -25,6 +25,20 @@ def test_only_input_is_cached() -> None:
     assert {row.direction for row in METERS.values() if row.cache} == {"input"}
 
 
+def test_written_tokens_say_how_long_they_are_kept() -> None:
+    """Each lifetime has a meter of its own, and nothing else has a lifetime."""
+    times = {row.name: row.ttl for row in METERS.values() if row.ttl}
+    assert set(times) == {row.name for row in METERS.values() if row.cache == "write"}
+    assert len(set(times.values())) == len(times)
+
+
+def test_tools_are_counted_by_calls() -> None:
+    """A tool has one meter, named after it."""
+    tools = [row for row in METERS.values() if row.tool]
+    assert all(row.family == "calls" and row.name.startswith(row.tool) for row in tools)
+    assert len({row.tool for row in tools}) == len(tools)
+
+
 def test_the_table_cannot_be_changed() -> None:
     """Facts are read-only."""
     with pytest.raises(TypeError):

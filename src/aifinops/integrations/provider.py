@@ -1,8 +1,8 @@
-"""A provider as data: which path is which operation, and where an answer says what was used.
+"""A provider as data: which path is which operation, and where an answer says what was used and what decides its price.
 
-A row has no code. Paths are dotted names into a JSON body or an SDK object; a list on the way is walked through. `input_total` and
-`output_total` are inclusive counts, of which the meters of the same direction are parts; a provider that reports the parts without
-a total names the meters only.
+A row has no code. Where it names a place in an answer, it does so in the language of `aifinops.integrations.paths`.
+`input_total` and `output_total` are inclusive counts, of which the meters of the same direction are parts; a provider that reports the
+parts without a total names the meters only. `WHOLES` has the other inclusive counts.
 """
 
 from __future__ import annotations
@@ -10,58 +10,118 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["TOTALS", "Provider", "Route"]
+__all__ = ["TOTALS", "WHOLES", "Parts", "Provider", "Route"]
 
 TOTALS = {"input_total": "input_tokens", "output_total": "output_tokens"}
 """Inclusive count -> the meter that keeps what its parts leave over."""
 
+WHOLES = {
+    "cache_write_tokens": ("cache_write_tokens", ("cache_write_1h_tokens", "cache_write_30m_tokens", "cache_write_12h_tokens")),
+    "cache_read_total": (
+        "cache_read_tokens",
+        ("cache_read_audio_tokens", "cache_read_image_tokens", "cache_read_video_tokens"),
+    ),
+    "input_audio_total": ("input_audio_tokens", ("cache_read_audio_tokens",)),
+    "input_image_total": ("input_image_tokens", ("cache_read_image_tokens",)),
+    "input_video_total": ("input_video_tokens", ("cache_read_video_tokens",)),
+}  # fmt: skip
+"""Inner inclusive count -> (the meter that keeps what its parts leave over, its parts)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A list in an answer whose entries have usage of their own, perhaps of another model.
+
+    Attributes:
+        path: the list, or one object. usage: as in `Route`, from the entry. model: in the entry; the answer's own where it has none.
+        model_in_body: where the answer names the model of all entries. kind: where an entry says what it is.
+        inside: kinds whose entries are what the counts of the answer itself consist of; `*` for all. beside: kinds that are not in
+            them. A kind that is neither is taken as beside, which is never too little, and noted on the cost.
+        unbilled: a kind whose entries are not billed when they have no output and an entry of the kind `served` is there.
+    """
+
+    path: str
+    usage: Mapping[str, str]
+    model: str = "model"
+    model_in_body: str = ""
+    kind: str = "type"
+    inside: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+    unbilled: str = ""
+    served: str = ""
+
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One endpoint.
+    """One endpoint, or one form of its answers.
 
     Attributes:
         operation: OpenTelemetry's `gen_ai.operation.name`.
-        usage: meter, `input_total` or `output_total` -> path; what is absent was not reported.
-        kind: value of the body's `object` field, by which a body is recognised without its path.
+        usage: meter, or name of an inclusive count -> where; what is absent was not reported. An answer without any has no usage.
+        signs: by which a body is known without its path, all of them: `path`, `!path` (not there), `path=value,value`.
+        tools: meters that are counted beside the usage, of an answer that has some. offered: the list of tools that the answer repeats
+            from the request; when it is empty none were used, and nobody looks for them.
+        parts: usage of several models in one answer.
         event: where a stream's event keeps the body (`response` for the Responses API), empty for the event itself.
+        merge: stream events that add to one another, and where each keeps its piece of the body; empty when the last one says all.
         text: paths of generated text, in bodies and stream events; counted when a stream ends without usage.
         limits: request fields that state the output limit, first one wins. choices: the field that multiplies it.
-        model, response_id, tier, finish: paths in the body. facts: fixed span attributes.
+        model, response_id, created, finish: in the body.
+        tier, region: in the body; the first that is not empty. tiers, regions: provider's word -> ours, empty for the standard.
+        options: option of the price -> where.
+        reported: what the provider says it cost, USD.
+        raw: the usage object. also: further paths to keep with it, of numbers only, never of what was said. known: numbers that need
+            no meter (totals and the like).
+        notes: where -> what to say on the cost when something is there.
+        facts: fixed span attributes.
     """
 
     operation: str
     usage: Mapping[str, str]
-    kind: str
+    signs: tuple[str, ...] = ()
+    tools: Mapping[str, str] = field(default_factory=dict)
+    offered: str = ""
+    parts: tuple[Parts, ...] = ()
     event: str = ""
+    merge: tuple[tuple[str, str], ...] = ()
     text: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
     choices: str = "n"
     model: str = "model"
     response_id: str = "id"
+    created: str = "created"
     tier: str = "service_tier"
+    tiers: Mapping[str, str] = field(default_factory=dict)
+    region: str = ""
+    regions: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
+    reported: str = ""
     finish: str = ""
+    raw: str = "usage"
+    also: tuple[str, ...] = ()
+    known: tuple[str, ...] = ()
+    notes: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """One client library and what it reaches.
+    """One client library and what it reaches, or one way of answering.
 
     Attributes:
         name: the provider when the host is none of `hosts`. module: patched when this is imported.
-        minimum: lowest version that is tested. seam: name of the module in `seams/`.
-        routes: request path -> route.
+        minimum: lowest version that is tested. seam: name of the module in `seams/`; empty for answers that are only read.
+        routes: request path -> route. A key that is no path (no leading slash) is a form of answers that no call has of its own.
         hosts: host, or `.suffix` of hosts -> provider name; one client library reaches many providers.
         package: what to install, for the error that says so.
     """
 
     name: str
-    module: str
-    package: str
-    minimum: str
-    seam: str
     routes: Mapping[str, Route]
+    module: str = ""
+    package: str = ""
+    minimum: str = ""
+    seam: str = ""
     hosts: Mapping[str, str] = field(default_factory=dict)
 
     def provider_at(self, host: str) -> str:

@@ -13,11 +13,39 @@ from aifinops import runtime, scope
 from aifinops.errors import ConfigurationError
 from aifinops.integrations.patching import Patch, Patches
 from aifinops.integrations.provider import Provider
+from aifinops.pricing.match import PROVIDERS as SPELLINGS
+from aifinops.pricing.match import provider_id
 
-__all__ = ["PROVIDERS", "instrument", "provider", "state", "uninstrument"]
+__all__ = ["ANSWERS", "PROVIDERS", "answers", "instrument", "knows", "provider", "state", "uninstrument"]
 
-PROVIDERS = {"openai": "aifinops.integrations.providers.openai:OPENAI"}
-"""Name -> where its row is."""
+_ROWS = "aifinops.integrations.providers."
+
+PROVIDERS = {"openai": f"{_ROWS}openai:OPENAI"}
+"""Name -> row of a client library that can be instrumented."""
+
+ANSWERS = {
+    "openai": f"{_ROWS}openai:OPENAI",
+    "azure": f"{_ROWS}openai:AZURE",
+    "anthropic": f"{_ROWS}anthropic:ANTHROPIC",
+    "google": f"{_ROWS}google:GOOGLE",
+    "aws": f"{_ROWS}bedrock:BEDROCK",
+    "mistral": f"{_ROWS}mistral:MISTRAL",
+    "cohere": f"{_ROWS}cohere:COHERE",
+    "ollama": f"{_ROWS}ollama:OLLAMA",
+    "deepseek": f"{_ROWS}compatible:DEEPSEEK",
+    "groq": f"{_ROWS}compatible:GROQ",
+    "openrouter": f"{_ROWS}compatible:OPENROUTER",
+    "perplexity": f"{_ROWS}compatible:PERPLEXITY",
+    "x-ai": f"{_ROWS}compatible:XAI",
+    **dict.fromkeys(
+        (
+            "baseten", "cerebras", "databricks", "fireworks", "meta", "minimax", "moonshotai", "novita", "ovhcloud", "sglang",
+            "together", "vllm", "zai", "zhipuai",
+        ),
+        f"{_ROWS}compatible:COMPATIBLE",
+    ),
+}  # fmt: skip
+"""Provider, by its id in the price list -> row of how it answers."""
 
 _SEAMS = {"stainless": "aifinops.integrations.seams.stainless:Seam"}
 
@@ -43,6 +71,30 @@ def provider(name: str) -> Provider:
         raise ConfigurationError(f"no integration {name!r}.{hint} There are: {', '.join(PROVIDERS)}.")
     row: Provider = _load(reference)
     return row
+
+
+@lru_cache(maxsize=256)
+def answers(name: str) -> tuple[str, Provider]:
+    """(the name without surrounding space and capitals, the row of how that provider answers), for any of its spellings.
+
+    Raises:
+        ConfigurationError: for an unknown name, with the nearest.
+    """
+    given = name.strip().lower() if isinstance(name, str) else ""
+    reference = ANSWERS.get(provider_id(given) or "")
+    if reference is None:
+        near = difflib.get_close_matches(given, [*ANSWERS, *SPELLINGS], n=1, cutoff=0.6)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ConfigurationError(
+            f"no provider {name!r} whose answers are known.{hint} There are: {', '.join(ANSWERS)}."
+        )
+    row: Provider = _load(reference)
+    return given, row
+
+
+def knows(name: str) -> bool:
+    """Whether `answers` has a row for a name."""
+    return provider_id(name) in ANSWERS
 
 
 @lru_cache(maxsize=64)

@@ -1,45 +1,162 @@
-"""Pricing a raw answer that was not metered: a log, a queue, another process."""
+"""Pricing a raw answer that was not metered: a log, a queue, a batch file, another process."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from datetime import datetime
+from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
 from aifinops import runtime
 from aifinops.charges import Cost
 from aifinops.clock import to_ns
 from aifinops.errors import ConfigurationError
-from aifinops.integrations.extract import Reader, dig
-from aifinops.integrations.registry import provider as find_provider
+from aifinops.integrations import registry
+from aifinops.integrations.extract import Reader
+from aifinops.integrations.paths import Names, plain, split, word
+from aifinops.integrations.provider import Route
+from aifinops.metering import Reading, price
+from aifinops.money import format_money
 from aifinops.usage import Sku, Usage
 
-__all__ = ["price_response"]
+__all__ = ["price_response", "read_response"]
+
+_DAY = 86_400 * 1_000_000_000
+_Sign = tuple[Names, bool, frozenset[str]]
 
 
-def price_response(body: Any, provider: str, at: datetime | None = None) -> Cost:
-    """What one answer cost, read from the answer alone: model, tier, cached and reasoning tokens.
+def price_response(body: Any, provider: str, at: datetime | None = None, *, model: str = "") -> Cost:
+    """What one answer cost, read from the answer alone: model, served tier, speed, region, cache, tools, models of its parts.
+
+    What the provider says it charged wins; ours is then in the notes.
 
     Args:
-        body: the JSON body as a dict, or the SDK's object. provider: `"openai"`. at: when it was made (default: now).
+        body: the JSON body as a dict, or the SDK's object; also a line of a batch's output file, or a final stream event.
+        provider: `"openai"`, `"anthropic"`, `"bedrock"` and so on; OpenTelemetry's names are understood as well.
+        at: when it was made; by default the answer's own time of creation where it has one, else now.
+        model: what was asked for, for answers that do not name their model (images, transcriptions, Bedrock, Cohere).
 
     Returns:
-        The cost; basis `unknown` when no list knows the model.
+        The cost; basis `unknown` when no list knows the model, tier or region.
 
     Raises:
         ConfigurationError: for an unknown provider or a body without usage. ImpossibleUsage: for counts that contradict each other.
     """
-    row = find_provider(provider)
-    kind = dig(body, ("object",))
-    for route in row.routes.values():
-        if route.kind != kind:
-            continue
-        reading = Reader(route).read(body)
+    engines = runtime.get()
+    reading, form, name, inner = _read(body, provider)
+    if at is not None:
+        moment = to_ns(at)
+    else:
+        now, created = engines.clock.time_ns(), form.reader.created(inner)
+        moment = created if created is not None and created <= now + _DAY else now
+    cost = price(engines.book, _as_usage(reading, name, model, moment), reading.parts)
+    if reading.notes:
+        cost = replace(cost, notes=(*cost.notes, *reading.notes))
+    return cost if reading.reported is None else _as_reported(cost, reading.reported)
+
+
+def read_response(body: Any, provider: str, *, model: str = "") -> Usage:
+    """The usage of one answer and what decides its price, without pricing it.
+
+    Args:
+        body, provider, model: as in `price_response`.
+
+    Returns:
+        Usage of the SKU that was served; `at` is the answer's own time of creation, 0 when it has none.
+
+    Raises:
+        ConfigurationError, ImpossibleUsage: as `price_response`.
+    """
+    reading, form, name, inner = _read(body, provider)
+    return _as_usage(reading, name, model, form.reader.created(inner) or 0)
+
+
+def _read(body: Any, provider: str) -> tuple[Reading, _Form, str, Any]:
+    """(what the answer says, the form that it has, its provider, what of the body the form is about)."""
+    forms = _forms(provider)
+    for form in forms.of(body):
+        inner = form.reader.event_body(body)
+        reading = form.reader.read(inner)
         if reading is not None:
-            engines = runtime.get()
-            sku = Sku(row.name, reading.model, tier=reading.tier)
-            moment = engines.clock.time_ns() if at is None else to_ns(at)
-            return engines.book.price(Usage(reading.quantities, sku, moment, reading.raw))
+            return reading, form, forms.provider, inner
     raise ConfigurationError(
-        f"a body with object={kind!r} has no usage that {provider} is known to report; "
-        f"known: {', '.join(route.kind for route in row.routes.values())}"
+        f"an answer with {_described(body)} has no usage that {provider} is known to report; known: "
+        + "; ".join(dict.fromkeys(form.text for form in forms.every))
     )
+
+
+def _as_usage(reading: Reading, provider: str, model: str, at: int) -> Usage:
+    sku = Sku(provider, reading.model or model, "llm", reading.tier, reading.region, reading.options)
+    return Usage(reading.quantities, sku, at, reading.raw)
+
+
+def _as_reported(cost: Cost, charged: Decimal) -> Cost:
+    """The provider's own amount in place of ours, which is told beside it."""
+    ours = f"priced from usage: {format_money(cost.amount, cost.currency, places=9)} by {cost.price_id or 'no price'}"
+    return replace(
+        cost, amount=charged, currency="USD", basis="reported", lower=charged, upper=charged, lines=(), source="provider",
+        notes=(*cost.notes, ours), reported=charged,
+    )  # fmt: skip
+
+
+class _Form:
+    """A route, and by what one sees that a body is one of its answers."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+        self.text = " and ".join(reader.route.signs)
+        self.signs = [_sign(text) for text in reader.route.signs]
+
+
+class _Forms:
+    """The forms of a provider's answers. Those of one `object` and `type` are looked for once."""
+
+    def __init__(self, provider: str, routes: Iterable[Route]) -> None:
+        self.provider = provider
+        self.every = [_Form(Reader(route, provider)) for route in routes]
+        self._by_kind: dict[tuple[str, str], list[tuple[_Form, list[_Sign]]]] = {}
+
+    def of(self, body: Any) -> Iterator[_Form]:
+        """The forms that a body may have, in their order."""
+        kind = (word(plain(body, _OBJECT)), word(plain(body, _TYPE)))
+        found = self._by_kind.get(kind) or self._kind(kind)
+        return (form for form, signs in found if all(_is(sign, body) for sign in signs))
+
+    def _kind(self, kind: tuple[str, str]) -> list[tuple[_Form, list[_Sign]]]:
+        said = {"object": kind[0] or None, "type": kind[1] or None}
+        found = [
+            (form, [sign for sign in form.signs if sign[0] not in {_OBJECT, _TYPE}])
+            for form in self.every
+            if all(_is(sign, said) for sign in form.signs if sign[0] in {_OBJECT, _TYPE})
+        ]
+        if len(self._by_kind) < _KINDS:  # the words come from outside
+            self._by_kind[kind] = found
+        return found
+
+
+_OBJECT, _TYPE = split("object"), split("type")
+_KINDS = 200
+
+
+def _sign(text: str) -> _Sign:
+    path, _, values = text.removeprefix("!").partition("=")
+    return split(path), not text.startswith("!"), frozenset(values.split(",")) if values else frozenset()
+
+
+def _is(sign: _Sign, body: Any) -> bool:
+    path, there, values = sign
+    found = plain(body, path)
+    return word(found) in values if values else (found is not None) is there
+
+
+@lru_cache(maxsize=64)
+def _forms(provider: str) -> _Forms:
+    name, row = registry.answers(provider)
+    return _Forms(name, row.routes.values())
+
+
+def _described(body: Any) -> str:
+    said = [f"{key}={found!r}" for key in ("object", "type") if (found := word(plain(body, split(key))))]
+    return " ".join(said) or f"neither object nor type ({type(body).__name__})"

@@ -1,10 +1,16 @@
-"""OpenAI and everything that its client reaches by `base_url`. Inclusion rules: https://platform.openai.com/docs/api-reference."""
+"""OpenAI and everything that its client reaches by `base_url`. Inclusion rules: https://platform.openai.com/docs/api-reference.
+
+Cached, written, audio and image tokens are inside `prompt_tokens` and `input_tokens`; reasoning, audio and predictions, also rejected
+ones, inside `completion_tokens`. `tool_usage` is outside `usage`. The tier is the one that was served.
+"""
 
 from __future__ import annotations
 
-from aifinops.integrations.provider import Provider, Route
+from dataclasses import replace
 
-_COMPLETION_USAGE = {
+from aifinops.integrations.provider import Parts, Provider, Route
+
+COMPLETION_USAGE = {
     "input_total": "usage.prompt_tokens",
     "cache_read_tokens": "usage.prompt_tokens_details.cached_tokens",
     "cache_write_tokens": "usage.prompt_tokens_details.cache_write_tokens",
@@ -14,6 +20,10 @@ _COMPLETION_USAGE = {
     "reasoning_tokens": "usage.completion_tokens_details.reasoning_tokens",
     "output_audio_tokens": "usage.completion_tokens_details.audio_tokens",
 }
+COMPLETION_KNOWN = (
+    "usage.total_tokens", "usage.prompt_tokens_details.text_tokens", "usage.completion_tokens_details.text_tokens",
+    "usage.completion_tokens_details.accepted_prediction_tokens", "usage.completion_tokens_details.rejected_prediction_tokens",
+)  # fmt: skip
 
 _RESPONSE_USAGE = {
     "input_total": "usage.input_tokens",
@@ -23,8 +33,122 @@ _RESPONSE_USAGE = {
     "cache_write_12h_tokens": "usage.input_tokens_details.cache_write_tokens_details.ttl_12h_tokens",
     "output_total": "usage.output_tokens",
     "reasoning_tokens": "usage.output_tokens_details.reasoning_tokens",
-    "web_search_requests": "tool_usage.web_search.num_requests",
 }
+_RESPONSE_TOOLS = {
+    "web_search_requests": "tool_usage.web_search.num_requests | #output[type=web_search_call][action.type=search]",
+    "file_search_requests": "#output[type=file_search_call]",
+}
+_IMAGE_TOOL = Parts(  # the tool's tokens are of a model of its own, which the answer repeats from the request
+    "tool_usage.image_gen",
+    {
+        "input_total": "input_tokens",
+        "input_image_total": "input_tokens_details.image_tokens",
+        "cache_read_total": "cached_tokens",
+        "cache_read_image_tokens": "cached_tokens_details.cached_image_tokens",
+        "output_total": "output_tokens",
+        "output_image_tokens": "output_tokens_details.image_tokens",
+    },
+    model="", model_in_body="tools[type=image_generation].model", kind="",
+)  # fmt: skip
+_REALTIME_USAGE = {
+    "input_total": "usage.input_tokens",
+    "input_audio_total": "usage.input_token_details.audio_tokens",
+    "input_image_total": "usage.input_token_details.image_tokens",
+    "cache_read_total": "usage.input_token_details.cached_tokens",
+    "cache_read_audio_tokens": "usage.input_token_details.cached_tokens_details.audio_tokens",
+    "cache_read_image_tokens": "usage.input_token_details.cached_tokens_details.image_tokens",
+    "output_total": "usage.output_tokens",
+    "output_audio_tokens": "usage.output_token_details.audio_tokens",
+    "reasoning_tokens": "usage.output_token_details.reasoning_tokens",
+}
+_TRANSCRIPTION_USAGE = {
+    "input_total": "usage.input_tokens",
+    "input_audio_tokens": "usage.input_token_details.audio_tokens",
+    "output_total": "usage.output_tokens",
+    "audio_seconds": "usage.seconds",
+}
+_IMAGE_USAGE = {
+    "input_total": "usage.input_tokens",
+    "input_image_tokens": "usage.input_tokens_details.image_tokens",
+    "output_total": "usage.output_tokens",
+    "output_image_tokens": "usage.output_tokens_details.image_tokens",
+}
+_SVG = Parts(
+    "svg_usage",
+    {"input_tokens": "input_tokens", "output_total": "output_tokens", "reasoning_tokens": "reasoning_tokens"}, kind="",
+)  # fmt: skip
+
+# Capacity that was bought beforehand has no price by the token.
+TIERS = {"scale": "provisioned"}
+
+CHAT = Route(
+    "chat", COMPLETION_USAGE, ("object=chat.completion,chat.completion.chunk",),
+    text=("choices.message.content", "choices.delta.content"), limits=("max_completion_tokens", "max_tokens"), tiers=TIERS,
+    finish="choices.finish_reason", known=COMPLETION_KNOWN, facts={"openai.api.type": "chat_completions"},
+)  # fmt: skip
+RESPONSES = Route(
+    "chat", _RESPONSE_USAGE, ("object=response",), _RESPONSE_TOOLS, "tools", (_IMAGE_TOOL,), event="response",
+    text=("output.content.text", "delta"), limits=("max_output_tokens",), created="created_at", tiers=TIERS, finish="status",
+    also=("tool_usage",), known=("usage.total_tokens",), facts={"openai.api.type": "responses"},
+)  # fmt: skip
+COMPLETIONS = Route(
+    "text_completion", COMPLETION_USAGE, ("object=text_completion",), text=("choices.text",), limits=("max_tokens",),
+    finish="choices.finish_reason", known=COMPLETION_KNOWN,
+)  # fmt: skip
+EMBEDDINGS = Route(
+    "embeddings", {"input_total": "usage.prompt_tokens"}, ("object=list",), response_id="", created="", tier="",
+    known=("usage.total_tokens",),
+)  # fmt: skip
+
+_IMAGES = Route(
+    "image_generation", _IMAGE_USAGE, ("data", "usage", "!object"), parts=(_SVG,), response_id="", tier="", also=("svg_usage",),
+    known=("usage.total_tokens", "usage.input_tokens_details.text_tokens", "usage.output_tokens_details.text_tokens"),
+)  # fmt: skip
+_TRANSCRIPTION = Route(
+    "transcription", _TRANSCRIPTION_USAGE, ("text", "usage.type=tokens,duration"), response_id="", created="", tier="",
+    known=("usage.total_tokens", "usage.input_token_details.text_tokens"),
+)  # fmt: skip
+_REALTIME = Route(
+    "chat", _REALTIME_USAGE, ("type=response.done",), event="response", finish="status", created="", tier="",
+    known=(
+        "usage.total_tokens", "usage.input_token_details.text_tokens", "usage.output_token_details.text_tokens",
+        "usage.input_token_details.cached_tokens_details.text_tokens",
+    ),
+)  # fmt: skip
+_LINE = "response.body"
+
+ANSWERED = {
+    "/chat/completions": CHAT, "/responses": RESPONSES, "/completions": COMPLETIONS, "/embeddings": EMBEDDINGS,
+    "response event": replace(RESPONSES, signs=("type=response.completed,response.incomplete,response.failed",)),
+    "response": replace(RESPONSES, signs=("object=response", "usage"), event=""),
+    "compaction": replace(RESPONSES, signs=("object=response.compaction",), event="", parts=(), tools={}),
+    "images": _IMAGES,
+    "images by number": Route(  # dall-e reports no tokens: number, quality and size make the price
+        "image_generation", {"images": "#data"}, ("data", "!usage", "!object"), response_id="", tier="", raw="",
+        options={"quality": "quality", "size": "size"},
+    ),
+    "image event": replace(
+        _IMAGES, signs=("type=image_generation.completed,image_edit.completed",), parts=(), created="created_at",
+    ),
+    "transcription": _TRANSCRIPTION,
+    "transcription event": replace(
+        _TRANSCRIPTION, signs=("type=transcript.text.done,conversation.item.input_audio_transcription.completed", "usage"),
+    ),
+    "realtime": _REALTIME,
+    "live": Route(  # cumulative: the newest event is the session, and is never added to an older one
+        "chat", {"session_seconds": "usage.seconds"}, ("type=session.usage.updated,session.closed",), model="session.model",
+        response_id="session.id", created="", tier="", known=("usage.active_seconds", "usage.paused_seconds"),
+    ),
+    "batch": replace(RESPONSES, signs=("object=batch",), event="", parts=(), tools={}, tier="=batch", created="completed_at"),
+    "batch line": replace(CHAT, signs=("custom_id", f"{_LINE}.object=chat.completion"), event=_LINE, tier="=batch"),
+    "batch line of responses": replace(RESPONSES, signs=("custom_id", f"{_LINE}.object=response"), event=_LINE, tier="=batch"),
+    "batch line of embeddings": replace(EMBEDDINGS, signs=("custom_id", f"{_LINE}.object=list"), event=_LINE, tier="=batch"),
+    "agent turn": replace(
+        RESPONSES, signs=("type=agent.session.turn.completed,agent.session.turn.failed,agent.session.turn.cancelled", "usage"),
+        event="", parts=(), tools={}, response_id="turn_id", created="turn.completed_at", tier="", finish="turn.status",
+    ),
+    "decision": replace(RESPONSES, signs=("answers", "usage"), event="", parts=(), tools={}, response_id="", tier=""),
+}  # fmt: skip
 
 OPENAI = Provider(
     name="openai",
@@ -32,22 +156,7 @@ OPENAI = Provider(
     package="openai",
     minimum="1.50",
     seam="stainless",
-    routes={
-        "/chat/completions": Route(
-            "chat", _COMPLETION_USAGE, "chat.completion", text=("choices.message.content", "choices.delta.content"),
-            limits=("max_completion_tokens", "max_tokens"), finish="choices.finish_reason",
-            facts={"openai.api.type": "chat_completions"},
-        ),
-        "/responses": Route(
-            "chat", _RESPONSE_USAGE, "response", event="response", text=("output.content.text", "delta"),
-            limits=("max_output_tokens",), finish="status", facts={"openai.api.type": "responses"},
-        ),
-        "/completions": Route(
-            "text_completion", _COMPLETION_USAGE, "text_completion", text=("choices.text",), limits=("max_tokens",),
-            finish="choices.finish_reason",
-        ),
-        "/embeddings": Route("embeddings", {"input_total": "usage.prompt_tokens"}, "list", response_id="", tier=""),
-    },
+    routes=ANSWERED,
     hosts={
         "api.openai.com": "openai", ".openai.azure.com": "azure.ai.openai", ".services.ai.azure.com": "azure.ai.inference",
         "api.deepseek.com": "deepseek", "api.groq.com": "groq", "api.x.ai": "x_ai", "api.mistral.ai": "mistral_ai",
@@ -55,3 +164,5 @@ OPENAI = Provider(
         "api.perplexity.ai": "perplexity", "generativelanguage.googleapis.com": "gcp.gemini",
     },
 )  # fmt: skip
+
+AZURE = Provider("azure.ai.openai", routes=ANSWERED)

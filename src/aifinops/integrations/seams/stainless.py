@@ -21,6 +21,7 @@ from aifinops.errors import BudgetExceeded, swallow
 from aifinops.integrations.extract import Reader, first_event, read_events
 from aifinops.integrations.patching import Patch
 from aifinops.integrations.provider import Provider, Route
+from aifinops.integrations.registry import answers, knows
 from aifinops.metering import Call, Invocation, Reading
 
 __all__ = ["Seam"]
@@ -62,7 +63,7 @@ class Seam:
 
     def __init__(self, row: Provider) -> None:
         self._row = row
-        self._readers = {path: Reader(route) for path, route in row.routes.items()}
+        self._readers: dict[tuple[str, str], Reader] = {}
         self._targets: weakref.WeakKeyDictionary[Any, tuple[str, dict[str, Any]]] = weakref.WeakKeyDictionary()
 
     def patch_module(self, module: Any) -> list[Patch]:
@@ -122,13 +123,21 @@ class Seam:
         route = self._row.routes.get(path)
         if route is None or options.method.lower() != "post":
             return None
-        opened = _Open(self._readers[path])
+        opened = _Open(self._reader(self._target(client)[0], path))
         # Last, so that nothing can fail between opening an invocation and handing it over.
         invocation = metering.begin(self._call(client, options, route))
         if invocation is None:
             return None
         opened.invocation = invocation
         return opened
+
+    def _reader(self, provider: str, path: str) -> Reader:
+        """How this provider's answers are read: one client library reaches many, and each adds something of its own."""
+        found = self._readers.get((provider, path))
+        if found is None:
+            route = answers(provider)[1].routes.get(path) if knows(provider) else None
+            found = self._readers[provider, path] = Reader(route or self._row.routes[path], provider)
+        return found
 
     def _call(self, client: Any, options: Any, route: Route) -> Call:
         body = options.json_data

@@ -1,0 +1,97 @@
+"""Gemini, on its own API and on Vertex AI. Inclusion rules: https://ai.google.dev/api/generate-content#UsageMetadata.
+
+Cached tokens are inside the prompt; thoughts and prompts of tools are outside candidates and prompt. Documents count as text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from aifinops.integrations.provider import Provider, Route
+from aifinops.integrations.providers.anthropic import MESSAGE
+
+_U = "usageMetadata."
+
+
+def _modality(name: str, *lists: str) -> str:
+    return " + ".join(f"{_U}{one}[modality={name}].tokenCount" for one in lists)
+
+
+_PROMPT = ("promptTokensDetails", "toolUsePromptTokensDetails")
+_ANSWER = ("candidatesTokensDetails", "responseTokensDetails")
+_USAGE = {
+    "input_total": f"{_U}promptTokenCount + {_U}toolUsePromptTokenCount",
+    "input_audio_total": _modality("AUDIO", *_PROMPT),
+    "input_image_total": _modality("IMAGE", *_PROMPT),
+    "input_video_total": _modality("VIDEO", *_PROMPT),
+    "cache_read_total": f"{_U}cachedContentTokenCount",
+    "cache_read_audio_tokens": _modality("AUDIO", "cacheTokensDetails"),
+    "cache_read_image_tokens": _modality("IMAGE", "cacheTokensDetails"),
+    "cache_read_video_tokens": _modality("VIDEO", "cacheTokensDetails"),
+    # A Live message has `response...` in place of `candidates...`.
+    "output_total": f"{_U}candidatesTokenCount + {_U}responseTokenCount + {_U}thoughtsTokenCount",
+    "reasoning_tokens": f"{_U}thoughtsTokenCount",
+    "output_audio_tokens": _modality("AUDIO", *_ANSWER),
+    "output_image_tokens": _modality("IMAGE", *_ANSWER),
+    "output_video_tokens": _modality("VIDEO", *_ANSWER),
+}
+_TIERS = {
+    "TRAFFIC_TYPE_UNSPECIFIED": "", "ON_DEMAND": "", "ON_DEMAND_PRIORITY": "priority", "ON_DEMAND_FLEX": "flex",
+    "ON_DEMAND_OFFPEAK": "offpeak", "PROVISIONED_THROUGHPUT": "provisioned", "PRIORITY": "priority", "FLEX": "flex",
+    "OFFPEAK": "offpeak", "unspecified": "", "standard": "",
+}  # fmt: skip
+_GROUNDED = "candidates[].groundingMetadata"
+
+# https://ai.google.dev/gemini-api/docs/pricing: from Gemini 3 on each search is billed, before that each prompt with searches.
+_CONTENT = Route(
+    "generate_content", _USAGE, ("usageMetadata",),
+    tools={
+        "web_search_requests": f"#{_GROUNDED}.webSearchQueries", "image_search_requests": f"#{_GROUNDED}.imageSearchQueries",
+        "maps_requests": f"?{_GROUNDED}.googleMapsWidgetContextToken",
+    },
+    text=("candidates.content.parts.text",), model="modelVersion", response_id="responseId", created="", choices="",
+    tier=f"{_U}trafficType | {_U}serviceTier", tiers=_TIERS, finish="candidates.finishReason", raw="usageMetadata",
+    known=(f"{_U}totalTokenCount",),
+)  # fmt: skip
+_OLDER = {**_CONTENT.tools, "web_search_requests": f"?{_GROUNDED}.webSearchQueries[]"}
+_OLD = ("gemini-2.5-flash", "gemini-2.5-flash-lite", "gemini-2.5-pro", "gemini-2.0-flash", "gemini-2.0-flash-lite")
+
+_I = "usage."
+_INTERACTION = Route(
+    "generate_content",
+    {
+        "input_total": f"{_I}total_input_tokens + {_I}total_tool_use_tokens",
+        "input_audio_total": f"{_I}input_tokens_by_modality[modality=audio].tokens",
+        "input_image_total": f"{_I}input_tokens_by_modality[modality=image].tokens",
+        "input_video_total": f"{_I}input_tokens_by_modality[modality=video].tokens",
+        "cache_read_total": f"{_I}total_cached_tokens",
+        "cache_read_audio_tokens": f"{_I}cached_tokens_by_modality[modality=audio].tokens",
+        "cache_read_image_tokens": f"{_I}cached_tokens_by_modality[modality=image].tokens",
+        "cache_read_video_tokens": f"{_I}cached_tokens_by_modality[modality=video].tokens",
+        "output_total": f"{_I}total_output_tokens + {_I}total_thought_tokens",
+        "reasoning_tokens": f"{_I}total_thought_tokens",
+        "output_audio_tokens": f"{_I}output_tokens_by_modality[modality=audio].tokens",
+        "output_image_tokens": f"{_I}output_tokens_by_modality[modality=image].tokens",
+    },
+    ("usage.total_input_tokens",),
+    tools={
+        "web_search_requests": f"{_I}grounding_tool_count[type=google_search].count",
+        "maps_requests": f"{_I}grounding_tool_count[type=google_maps].count",
+    },
+    created="", tier="", known=(f"{_I}total_tokens", f"{_I}initial_input_tokens", f"{_I}tool_use_tokens_by_modality"),
+)  # fmt: skip
+
+GOOGLE = Provider(
+    "gcp.gemini",
+    routes={
+        "generateContent before 3": replace(_CONTENT, signs=("usageMetadata", f"modelVersion={','.join(_OLD)}"), tools=_OLDER),
+        "generateContent": _CONTENT,
+        "interactions": _INTERACTION,
+        "batch line": replace(_CONTENT, signs=("response.usageMetadata",), event="response", tier="=batch"),
+        "embedContent": Route(  # Vertex bills characters, and tells them beside the vectors
+            "embeddings", {"characters": "metadata.billableCharacterCount"}, ("metadata.billableCharacterCount",),
+            response_id="", created="", tier="", raw="metadata",
+        ),
+        "claude": MESSAGE,
+    },
+)  # fmt: skip

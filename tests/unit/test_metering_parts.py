@@ -1,0 +1,87 @@
+"""An answer that several models have served is one charge, each part at its own price."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from aifinops import metering, runtime
+from aifinops.charges import Charge
+from aifinops.metering import Call, Part, Reading
+from aifinops.money import from_nanos
+from aifinops.testing import capture_charges
+from aifinops.usage import Sku, Usage
+
+
+def settled(reading: Reading, *, asked: str = "claude-haiku-4-5") -> Charge:
+    """The one charge of a call that ended with this reading."""
+    with capture_charges() as charges:
+        invocation = metering.begin(Call("anthropic", "chat", asked))
+        assert invocation is not None
+        invocation.leave()
+        invocation.settle(reading)
+    (charge,) = charges
+    return charge
+
+
+def reading(*parts: Part, **more: Any) -> Reading:
+    total: dict[str, Any] = {}
+    for part in parts:
+        for name, value in part.quantities.items():
+            total[name] = total.get(name, 0) + value
+    return Reading(total, model="claude-haiku-4-5", parts=parts, **more)
+
+
+HAIKU = Part({"input_tokens": 1000, "output_tokens": 100}, "claude-haiku-4-5", "message")
+OPUS = Part({"input_tokens": 900, "output_tokens": 1500}, "claude-opus-5", "advisor_message")
+UNKNOWN = Part({"input_tokens": 10}, "claude-99", "advisor_message")
+
+
+def test_parts_are_one_charge_whose_lines_add_up() -> None:
+    """1000 x 1 + 100 x 5 + 900 x 5 + 1500 x 25 millionths, under each meter once."""
+    charge = settled(reading(HAIKU, OPUS))
+    assert from_nanos(charge.amount or 0) == Decimal("0.0435")
+    assert dict(charge.quantities) == {"input_tokens": 1900, "output_tokens": 1600}
+    assert sum(amount for _, amount in charge.lines) == charge.amount
+    assert [meter for meter, _ in charge.lines] == ["input_tokens", "output_tokens"]
+    assert charge.basis == "priced"
+
+
+def test_a_part_without_a_price_makes_the_whole_unknown_from_below() -> None:
+    """What is known of it is the lower bound."""
+    charge = settled(reading(HAIKU, UNKNOWN))
+    assert (charge.amount, charge.upper, charge.basis) == (None, None, "unknown")
+    assert from_nanos(charge.lower or 0) == Decimal("0.0015")
+
+
+def test_a_part_without_a_model_is_of_the_answer_s_own() -> None:
+    """The model of the answer prices it."""
+    charge = settled(reading(Part({"input_tokens": 1000})))
+    assert from_nanos(charge.amount or 0) == Decimal("0.001")
+
+
+def test_the_tier_of_the_answer_is_that_of_its_parts() -> None:
+    """A batch is a batch for every model in it."""
+    charge = settled(reading(HAIKU, OPUS, tier="batch"))
+    assert from_nanos(charge.amount or 0) == Decimal("0.02175")
+
+
+def test_what_the_provider_says_it_charged_is_exact() -> None:
+    """A reported amount is its own bounds, also where nothing else is known."""
+    charge = settled(reading(HAIKU, UNKNOWN, reported=Decimal("0.5")))
+    assert {charge.amount, charge.lower, charge.upper} == {500_000_000}
+    assert charge.basis == "reported"
+    charge = settled(Reading(reported=Decimal("0.25")))
+    assert (charge.amount, charge.basis) == (250_000_000, "reported")
+
+
+@pytest.mark.parametrize("models", [("claude-opus-5", "claude-haiku-4-5"), ("claude-opus-5", "claude-opus-5")])
+def test_every_line_names_its_part(models: tuple[str, str]) -> None:
+    """A cost of several models can be explained."""
+    parts = [Part({"input_tokens": 10}, model, "message") for model in models]
+    usage = Usage({"input_tokens": 20}, Sku("anthropic", "claude-opus-5"))
+    cost = metering.price(runtime.get().book, usage, parts)
+    assert [line.note for line in cost.lines] == [f"message by {model}" for model in models]
+    assert sum(line.amount for line in cost.lines) == cost.amount
