@@ -9,8 +9,9 @@ import pytest
 
 from aifinops import metering, runtime
 from aifinops.charges import Charge
-from aifinops.metering import Call, Part, Reading
+from aifinops.metering import Call
 from aifinops.money import from_nanos
+from aifinops.reading import Part, Reading
 from aifinops.testing import capture_charges
 from aifinops.usage import Sku, Usage
 

@@ -26,8 +26,8 @@ from aifinops.integrations.paths import (
     word,
 )
 from aifinops.integrations.provider import TOTALS, WHOLES, Parts, Route
-from aifinops.metering import Part, Reading
 from aifinops.meters import METERS
+from aifinops.reading import Part, Reading
 from aifinops.usage import Quantity, leaves
 
 __all__ = ["Reader", "StreamText", "dig", "drift", "first_event", "read_events"]

@@ -17,8 +17,8 @@ from aifinops.integrations import registry
 from aifinops.integrations.extract import Reader
 from aifinops.integrations.paths import Names, plain, split, word
 from aifinops.integrations.provider import Route
-from aifinops.metering import Reading, price
 from aifinops.money import format_money
+from aifinops.reading import Reading, price
 from aifinops.usage import Sku, Usage
 
 __all__ = ["price_response", "read_response"]
