@@ -123,7 +123,12 @@ def test_every_command_and_option_is_told_about() -> None:
     assert set(re.findall(r"^## `aifinops (\w+)`", text, re.MULTILINE)) == set(commands)
     for name, command in commands.items():
         section = text.split(f"## `aifinops {name}`")[1].split("\n## ")[0]
-        options = {option for item in command.params for option in item.opts if option.startswith("--")} - {"--help"}
+        under = [command, *getattr(command, "commands", {}).values()]
+        given = {option for one in under for item in one.params for option in item.opts}
+        options = {option for option in given if option.startswith("--")} - {"--help"}
+        assert set(getattr(command, "commands", ())) == set(re.findall(rf"^\| `{name} (\w+)", section, re.MULTILINE)), (
+            name
+        )
         assert set(re.findall(r"(?<![-|])(--[a-z][a-z-]*)", section)) == options, name
 
 

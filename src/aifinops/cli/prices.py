@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from datetime import UTC, date, datetime
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, date, datetime, time
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aifinops.errors import ConfigurationError
+from aifinops.errors import ConfigurationError, PricingError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from aifinops.cli.doctor import Finding
+    from aifinops.pricing.changes import Change
     from aifinops.pricing.lists import PriceList
-    from aifinops.pricing.prices import Entry, Price, Rate
+    from aifinops.pricing.prices import Adjust, Entry, Price, Rate
 
-__all__ = ["app"]
+__all__ = ["app", "price_list"]
 
 app = typer.Typer(
     help="Price lists: look a price up, compare lists, refresh the list of models, check files of your own.",
@@ -30,6 +33,11 @@ app = typer.Typer(
 
 _MOST = 40
 _COLUMNS = {"input": "input_tokens", "cached": "cache_read_tokens", "output": "output_tokens"}
+_KINDS = 2
+_NAMED = 20
+_METER = 44
+
+Form = Annotated[str, typer.Option("--format", metavar="table|json", help="Written as.")]
 
 
 @app.command()
@@ -39,27 +47,69 @@ def search(
     ],
     provider: Annotated[str | None, typer.Option(help="Only of this provider.")] = None,
     limit: Annotated[int, typer.Option(min=1, metavar="N", help="The most rows.")] = _MOST,
+    form: Form = "table",
 ) -> None:
     """Models, GPUs, storage and databases whose name has all the words, with their price of today."""
     from aifinops.cli import show
 
-    found = list(_matching(words, provider))
-    if not found:
-        print(f"nothing in the price lists is called {' '.join(words)!r}; try fewer or shorter words", file=sys.stderr)
-        raise typer.Exit(1)
-    out = show.console()
-    out.print(_hits(found[:limit]))
+    _check_form(form)
+    _check_provider(provider)
+    entries = (*_declared(words, provider), *_matching(words, provider))
+    found = list({(entry.provider, entry.model): entry for entry in entries}.values())
+    if form == "json":
+        sys.stdout.write(json.dumps([_plain(entry) for entry in found[:limit]], indent=1) + "\n")
+    elif found:
+        out = show.console()
+        out.print(_hits(found[:limit], out.width))
+        out.print(_legend(found[:limit]), style="dim")
+    else:
+        whose = f" of {provider}" if provider else ""
+        print(
+            f"nothing{whose} in the price lists is called {' '.join(words)!r}; try fewer or shorter words",
+            file=sys.stderr,
+        )
     if len(found) > limit:
-        out.print(f"{len(found) - limit:,} more: give another word, --provider, or --limit {len(found)}", style="dim")
+        more = f"{len(found) - limit:,} more: give another word, --provider, or --limit {len(found)}"
+        print(more, file=sys.stderr)
+    if not found:
+        raise typer.Exit(1)
+
+
+def _check_form(form: str) -> None:
+    if form not in ("table", "json"):
+        raise ConfigurationError(f"--format {form!r} is unknown; write table or json")
+
+
+def _check_provider(provider: str | None) -> None:
+    from aifinops.pricing.match import nearest, provider_id
+
+    known = sorted({key for one in _lists() for key in one.providers})
+    if provider is not None and provider_id(provider) not in known:
+        near = ", ".join(nearest(provider, known))
+        hint = f"; did you mean {near}?" if near else f"; the lists have {', '.join(known)}"
+        raise ConfigurationError(f"--provider {provider!r} is in no price list{hint}")
 
 
 def _matching(words: Iterable[str], provider: str | None) -> Iterator[Entry]:
+    """Of what several lists have, the entry of the first, by which calls are priced."""
     wanted = [word.lower() for word in words]
+    seen = set()
     for one in _lists():
         for entry in one.entries(provider):
+            key = (entry.provider, entry.model)
             text = f"{entry.provider} {entry.model} {entry.name}".lower()
-            if all(word in text for word in wanted):
+            if key not in seen and all(word in text for word in wanted):
+                seen.add(key)
                 yield entry
+
+
+def _declared(words: Sequence[str], provider: str | None) -> Iterator[Entry]:
+    """The model that declares the word as one of its names, such as a dated snapshot."""
+    from aifinops import runtime
+
+    if len(words) == 1:
+        with suppress(PricingError):
+            yield runtime.get().book.resolve(provider, words[0])
 
 
 def _lists() -> tuple[PriceList, ...]:
@@ -68,30 +118,78 @@ def _lists() -> tuple[PriceList, ...]:
     return runtime.get().book.lists
 
 
-def _hits(entries: Iterable[Entry]) -> Table:
+def _plain(entry: Entry) -> dict[str, Any]:
+    return {
+        "provider": entry.provider,
+        "model": entry.model,
+        "name": entry.name or entry.model,
+        "list": entry.list_id,
+        "as_of": entry.as_of.isoformat() if entry.as_of else None,
+        "currency": entry.currency,
+        "free": entry.free,
+        "rates": {meter: {"price": f"{rate.base:f}", "per": rate.per} for meter, rate in _standing(entry).items()},
+        "also_priced": list(dict.fromkeys(_kinds(entry))),
+    }
+
+
+def _hits(entries: Sequence[Entry], width: int) -> Table:
+    """Only the columns that something is in, so that names stay on one line."""
     from rich.table import Table
 
     from aifinops.cli.show import plain
 
+    rows = [_cells(entry) for entry in entries]
+    names = ["provider", "model", *(name for name in _OPTIONAL if any(row[name] for row in rows))]
+    if len({row["as of"] for row in rows}) == 1:
+        names = [name for name in names if name != "as of"]  # the legend says it
+    for least in ("also priced", "as of"):
+        if least in names and _width(rows, names) > width:
+            names.remove(least)
+    fits = _width(rows, names) <= width
     table = Table(box=None)
-    for name in ("provider", "model"):
-        table.add_column(name, overflow="fold")
-    for name in (*_COLUMNS, "other"):
-        table.add_column(name, justify="right")
-    for name in ("also priced", "as of"):
-        table.add_column(name, overflow="fold")
-    for entry in entries:
-        rates = _standing(entry)
-        cells = [_money(rates.get(meter), entry.currency) for meter in _COLUMNS.values()]
-        other = next((name for name in rates if name not in _COLUMNS.values()), None) if not any(cells) else None
-        cells.append(
-            "" if other is None else f"{_money(rates[other], entry.currency)} {_unit(other, rates[other].per)}"
+    for name in names:
+        table.add_column(
+            name,
+            justify="right" if name in (*_COLUMNS, "other") else "left",
+            no_wrap=fits or name != "model",
+            overflow="fold",
         )
-        state = "free" if entry.free else ("" if rates else "no price")
-        also = ", ".join(dict.fromkeys([*filter(None, [state]), *_kinds(entry)]))
-        day = entry.as_of.isoformat() if entry.as_of else ""
-        table.add_row(plain(entry.provider), plain(entry.model), *cells, also, day)
+    for row in rows:
+        table.add_row(*(plain(row[name]) if row[name] else "" for name in names))
     return table
+
+
+_OPTIONAL = (*_COLUMNS, "other", "also priced", "as of")
+
+
+def _width(rows: Sequence[Mapping[str, str]], names: Sequence[str]) -> int:
+    return sum(max(len(name), *(len(row[name]) for row in rows)) + 2 for name in names)
+
+
+def _cells(entry: Entry) -> dict[str, str]:
+    rates = _standing(entry)
+    cells = {name: _usual(meter, rates.get(meter), entry.currency) for name, meter in _COLUMNS.items()}
+    other = next((name for name in rates if name not in _COLUMNS.values()), None) if not any(cells.values()) else None
+    cells["other"] = "" if other is None else f"{_money(rates[other], entry.currency)} {_unit(other, rates[other].per)}"
+    state = "free" if entry.free else ("" if rates else "no price now")
+    kinds = list(dict.fromkeys([*filter(None, [state]), *_kinds(entry)]))
+    more = f" +{len(kinds) - _KINDS}" if len(kinds) > _KINDS else ""
+    return cells | {
+        "provider": entry.provider,
+        "model": entry.model,
+        "also priced": ", ".join(kinds[:_KINDS]) + more,
+        "as of": entry.as_of.isoformat() if entry.as_of else "",
+    }
+
+
+def _legend(entries: Sequence[Entry]) -> str:
+    days = {entry.as_of for entry in entries}
+    said = []
+    if any(meter in _standing(entry) for entry in entries for meter in _COLUMNS.values()):
+        said.append("for a million tokens")
+    if len(days) == 1 and (day := days.pop()):
+        said.append(f"as of {day.isoformat()}")
+    return ", ".join([*said, "at list prices; all of one: aifinops prices show MODEL"])
 
 
 def _standing(entry: Entry) -> Mapping[str, Rate]:
@@ -103,8 +201,22 @@ def _standing(entry: Entry) -> Mapping[str, Rate]:
 
 def _now() -> int:
     from aifinops import runtime
+    from aifinops.clock import SystemClock
 
-    return runtime.get().clock.time_ns()
+    try:
+        return runtime.get().clock.time_ns()
+    except ConfigurationError:  # a wrong price file of the settings is what `check` is there to tell
+        return SystemClock().time_ns()
+
+
+def _usual(meter: str, rate: Rate | None, currency: str) -> str:
+    """The price of the quantity that is customary for the meter, whatever the list counts in."""
+    from aifinops.meters import METERS
+    from aifinops.money import format_rate
+
+    if rate is None:
+        return ""
+    return format_rate(rate.times(Decimal(METERS[meter].per) / Decimal(rate.per)).base, currency)
 
 
 def _money(rate: Rate | None, currency: str) -> str:
@@ -113,23 +225,35 @@ def _money(rate: Rate | None, currency: str) -> str:
     return "" if rate is None else format_rate(rate.base, currency)
 
 
+_UNITS = {
+    ("gpu_seconds", 3600): "a GPU-hour",
+    ("cpu_seconds", 3600): "a CPU-hour",
+    ("audio_seconds", 3600): "an hour of audio",
+    ("audio_seconds", 60): "a minute of audio",
+    ("gb_months", 1): "a GiB-month",
+    ("bytes_egress", 1_000_000_000): "a GB of egress",
+}
+
+
 def _unit(meter: str, per: int) -> str:
-    """What one price is for: `an hour of GPU`, `1M characters`."""
-    names = {("gpu_seconds", 3600): "a GPU-hour", ("cpu_seconds", 3600): "a CPU-hour", ("gb_months", 1): "a GiB-month"}
-    if (meter, per) in names:
-        return names[meter, per]
-    what = "tokens" if meter.endswith("_tokens") else meter.replace("_", " ")
-    return f"each of {what}" if per == 1 else f"per {per:,} {what}"
+    """What one price is for: `a GPU-hour`, `per 1,000,000 characters`."""
+    if (meter, per) in _UNITS:
+        return _UNITS[meter, per]
+    if per == 1:
+        return "each"
+    return f"per {per:,} {'tokens' if meter.endswith('_tokens') else meter.replace('_', ' ')}"
 
 
 def _kinds(entry: Entry) -> Iterator[str]:
-    """What else has a price: tiers, regions, options, dates, hours, steps."""
-    for tier, region, options in ((one.tier, one.region, one.options) for one in entry.variants):
+    """What else has a price: tiers, regions, options, long prompts, hours, volume."""
+    served = [(one.tier, one.region, one.options) for one in entry.variants]
+    for tier, region, options in [*served, *((one.tier, one.region, one.options) for one in entry.adjust)]:
         yield from filter(None, (tier, region, *(name for name, _ in options)))
-    for tier, region, options in ((one.tier, one.region, one.options) for one in entry.adjust):
-        yield from filter(None, (tier, region, *(name for name, _ in options)))
-    if any(rate.above for price in entry.prices for rate in price.rates.values()):
+    rates = [rate for price in entry.prices for rate in price.rates.values()]
+    if any(rate.above for rate in rates):
         yield "long prompts"
+    if any(rate.graduated for rate in rates):
+        yield "volume"
     if any(price.windowed for price in entry.prices):
         yield "hours"
 
@@ -158,24 +282,54 @@ def _described(entry: Entry) -> Iterator[str]:
     for what, count in (("context window", entry.context_window), ("longest answer", entry.max_output)):
         if count:
             yield f"  {what} {count:,} tokens"
-    if entry.free:
-        yield "  free"
-    if entry.provisioned:
-        yield "  capacity that is paid for by the hour: one more call costs nothing"
-    for price in (*entry.prices, *entry.variants):
+    yield from (f"  {line}" for line in _facts(entry))
+    standing = [price for price in entry.prices if price.in_force(_now())]
+    for price in entry.prices:
+        now = len(entry.prices) > 1 and price is standing[-1] if standing else False
+        yield from _price(price, entry.currency, now=now)
+    for price in entry.variants:
         yield from _price(price, entry.currency)
     for factor in entry.adjust:
+        what = ", ".join(sorted(factor.meters)) or "all prices of it"
         note = f"  ({factor.note})" if factor.note else ""
-        yield f"  {factor.label}: all prices x {factor.multiply}{note}"
+        yield f"  {factor.label}{_dates(factor)}: {what} x {factor.multiply}{note}"
+    yield from _terms(entry)
     yield from (f"  note: {note}" for note in entry.notes)
 
 
-def _price(price: Price, currency: str) -> Iterator[str]:
-    from aifinops.money import format_rate
+def _facts(entry: Entry) -> Iterator[str]:
+    if entry.free:
+        yield "free"
+    if entry.provisioned:
+        yield "capacity that is paid for by the hour: one more call costs nothing"
+    if not (entry.free or entry.provisioned or entry.prices):
+        yield "no price: the list knows the model only"
+    for meter, least in entry.minimum.items():
+        yield f"at least {least:,} {meter} are billed for a request"
+    for name in entry.unmetered:
+        yield f"also sold, and counted by no meter: {name}"
 
-    when = price.label or ("at any time" if price.unconditional else "at some hours")
-    ended = f" until {_day(price.ends)}" if price.ends is not None else ""
-    yield f"  {when}{ended}{f', if {price.when}' if price.when else ''}" + (f"  ({price.note})" if price.note else "")
+
+def _terms(entry: Entry) -> Iterator[str]:
+    """What a contract of the settings makes of these prices."""
+    terms = entry.terms
+    if terms is None:
+        return
+    for discount in terms.discounts:
+        off = "by volume" if discount.volume else f"{discount.percent} %"
+        yield f"  your contract: discount {discount.name} {off}"
+    for commitment in terms.commitments:
+        yield f"  your contract: commitment {commitment.name}"
+    if terms.markup is not None:
+        yield f"  your contract: markup x {terms.markup}, in billed amounts only"
+    if terms.target and terms.target != terms.source:
+        yield f"  your contract: costs are in {terms.target}"
+
+
+def _price(price: Price, currency: str, *, now: bool = False) -> Iterator[str]:
+    from aifinops.money import format_money, format_rate
+
+    yield f"  {_when(price)}" + ("  <- now" if now else "") + (f"  ({price.note})" if price.note else "")
     if price.unknown:
         yield f"    unknown: {price.unknown}"
     for meter, rate in price.rates.items():
@@ -184,12 +338,32 @@ def _price(price: Price, currency: str) -> Iterator[str]:
             yield f"    {'':<26} {format_rate(dearer, currency):>12} with a prompt above {least:,} tokens"
         for least, marginal in rate.graduated:
             yield f"    {'':<26} {format_rate(marginal, currency):>12} for what a month has above {least:,}"
+    if price.minimum_charge:
+        yield f"    {'a request at least':<26} {format_money(price.minimum_charge, currency):>12}"
+
+
+def _when(price: Price) -> str:
+    """What must be so for a price to hold: `tier batch, from 2026-10-14`."""
+    from aifinops.pricing.changes import window
+
+    named = [("tier", price.tier), ("region", price.region), *price.options]
+    parts = [f"{name} {value}" for name, value in named if value]
+    parts += [part for part in (_dates(price).strip(), window(price) if price.windowed else "") if part]
+    if price.when:
+        parts.append(f"only if {price.when}, which no usage tells")
+    return ", ".join(parts) or "at any time"
+
+
+def _dates(price: Price | Adjust) -> str:
+    start = f" from {_day(price.starts)}" if price.starts is not None else ""
+    return start + (f" until {_day(price.ends)}" if price.ends is not None else "")
 
 
 def _day(moment: int) -> str:
     from aifinops.clock import to_datetime
 
-    return to_datetime(moment).date().isoformat()
+    found = to_datetime(moment)
+    return found.date().isoformat() if found.time() == time() else f"{found:%Y-%m-%d %H:%M} UTC"
 
 
 # --- compare ----------------------------------------------------------------------------------------------------------
@@ -201,32 +375,41 @@ def diff(
         str, typer.Argument(metavar="OLD", help="'current', 'bundled', 'installed' (genai-prices), or a file.")
     ],
     new: Annotated[str, typer.Argument(metavar="NEW", help="Likewise.")],
-    form: Annotated[str, typer.Option("--format", metavar="table|json", help="Written as.")] = "table",
+    form: Form = "table",
 ) -> None:
-    """What changed between two price lists: models that came and went, and every price that moved."""
+    """What changed between two price lists: models that came and went, and every price that moved. Discounts are left out."""
     from aifinops.pricing.changes import changes
 
-    found = changes(_named(old), _named(new), at=_now())
+    _check_form(form)
+    before, after = price_list(old), price_list(new)
+    found = changes(before, after, at=_now())
     if form == "json":
         sys.stdout.write(json.dumps([one.as_dict() for one in found], indent=1) + "\n")
-    elif form == "table":
-        _tell(found)
     else:
-        raise ConfigurationError(f"--format {form!r} is unknown; write table or json")
+        _tell(found)
+    if before.contract or after.contract:
+        print("discounts, commitments and exchange rates of a contract are not compared", file=sys.stderr)
 
 
-def _named(name: str) -> PriceList:
+def price_list(name: str) -> PriceList:
+    """The list that was meant: `current`, `bundled`, `installed`, or a file of one's own or a compiled one.
+
+    Raises:
+        ConfigurationError: when there is none, or it is wrong.
+    """
     from aifinops.pricing import refresh
-    from aifinops.pricing.lists import from_file, load_bundled, read_list
+    from aifinops.pricing.lists import from_file, load_bundled
 
     if name == "bundled":
         return load_bundled()
     if name == "current":
         return refresh.current(_folder())
     if name == "installed":
-        return refresh.installed(_today())[0]
+        found, _, skipped = refresh.installed(_today())
+        _tell_skipped(skipped)
+        return found
     path = Path(name).expanduser()
-    return read_list(path) if path.suffix == ".jsonl" else from_file(path)
+    return refresh.compiled(path) if path.suffix == ".jsonl" else from_file(path)
 
 
 def _folder() -> Path:
@@ -237,39 +420,53 @@ def _folder() -> Path:
 
 
 def _today() -> date:
-    return datetime.fromtimestamp(_now() / 1e9, UTC).date()
+    return datetime.fromtimestamp(_now() // 1_000_000_000, UTC).date()
 
 
-def _tell(found: Any) -> None:
-    from rich.table import Table
-
-    from aifinops.cli import show
-
-    out = show.console()
-    moved = [one for one in found if one.kind == "changed"]
-    if moved:
-        table = Table(box=None)
-        for name in ("provider", "model", "price"):
-            table.add_column(name, overflow="fold")
-        for name in ("before", "after", "change"):
-            table.add_column(name, justify="right")
-        for one in moved:
-            table.add_row(
-                show.plain(one.provider),
-                show.plain(one.model),
-                one.meter,
-                one.before or "-",
-                one.after or "-",
-                one.percent,
-            )
-        out.print(table)
-    counts = {
-        kind: len({(one.provider, one.model) for one in found if one.kind == kind}) for kind in ("added", "removed")
-    }
-    models = len({(one.provider, one.model) for one in moved})
-    out.print(
-        f"{counts['added']:,} models added, {counts['removed']:,} removed, {len(moved):,} prices of {models:,} changed"
+def _tell(found: Sequence[Change]) -> None:
+    """Plain lines, a model's prices below its name: no name is broken, whatever the width."""
+    lines = [_cleaned(line) for line in _changed([one for one in found if one.kind == "changed"])]
+    for kind, sign in (("added", "+"), ("removed", "-")):
+        names = [f"{one.provider}/{one.model}" for one in found if one.kind == kind]
+        lines += [_cleaned(f"{sign} {name}") for name in names[:_NAMED]]
+        if len(names) > _NAMED:
+            lines.append(f"{sign} and {len(names) - _NAMED:,} more: aifinops prices diff OLD NEW --format json")
+    counts = {kind: sum(one.kind == kind for one in found) for kind in ("added", "removed", "changed")}
+    models = len({(one.provider, one.model) for one in found if one.kind == "changed"})
+    lines.append(
+        f"{_counted(counts['added'], 'model')} added, {counts['removed']:,} removed,"
+        f" {_counted(counts['changed'], 'price')} of {_counted(models, 'model')} changed"
     )
+    print("\n".join(lines))
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
+
+
+def _changed(moved: Sequence[Change]) -> Iterator[str]:
+    if not moved:
+        return
+    widths = [max(len(getattr(one, name)) for one in moved) for name in ("meter", "before", "after", "percent")]
+    name, before, after, percent = (max(width, least) for width, least in zip(widths, (5, 6, 5, 6), strict=True))
+    name = min(name, _METER)  # a longer name pushes its own numbers only
+    yield f"  {'':<{name}}  {'before':>{before}}  {'after':>{after}}  {'change':>{percent}}"
+    last = None
+    for one in moved:
+        if last != (last := (one.provider, one.model)):
+            yield f"{one.provider}/{one.model}"
+        cells = (one.before or "-", one.after or "-", one.percent)
+        yield f"  {one.meter:<{name}}  {cells[0]:>{before}}  {cells[1]:>{after}}  {cells[2]:>{percent}}".rstrip()
+
+
+def _cleaned(text: str) -> str:
+    """Names come from files: no escape sequences for the terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _tell_skipped(skipped: Iterable[str]) -> None:
+    for reason in skipped:
+        print(f"left out of our corrections: {reason}", file=sys.stderr)
 
 
 # --- refresh ----------------------------------------------------------------------------------------------------------
@@ -303,13 +500,12 @@ def update(
     now = refresh.current(place)
     if not refresh.is_newer(fresh, now):
         print(
-            f"{fresh.id} {fresh.version} of {fresh.date} is not newer than what is in use ({now.version} of {now.date})"
-            + ("" if source else ": pip install -U genai-prices")
+            f"{fresh.id} {fresh.version} of {fresh.date} is not newer than what is in use ({now.version} of {now.date}); "
+            + ("nothing was changed" if source else "for a newer one: pip install -U genai-prices")
         )
         return
     _tell(changes(now, fresh, at=_now()))
-    for reason in skipped:
-        print(f"left out, the new list decides: {reason}", file=sys.stderr)
+    _tell_skipped(skipped)
     if dry_run:
         print("nothing was written")
         return
@@ -345,26 +541,45 @@ def _examined(files: list[Path] | None) -> Iterator[Finding]:
     from aifinops.cli.doctor import Finding
     from aifinops.config import load
     from aifinops.errors import AIFinOpsError
-    from aifinops.pricing import refresh
-    from aifinops.pricing.lists import bundled_lists
 
     own = [Path(path) for path in load({}).prices] if files is None else files
     for path in own:
         try:
-            yield _age(_named(str(path)), str(path))
+            yield _age(price_list(str(path)), str(path))
         except AIFinOpsError as error:
             yield Finding(path.name, "bad", str(error))
     if files is None:
-        current = refresh.current(_folder())
-        for one in (current, *bundled_lists()[1:]):
-            yield _age(one, one.source)
+        yield from _in_use()
+
+
+def _in_use() -> Iterator[Finding]:
+    from aifinops.cli.doctor import Finding
+    from aifinops.pricing import refresh
+    from aifinops.pricing.lists import bundled_lists
+
+    used = bundled = bundled_lists()[0]
+    try:
+        fresh = refresh.refreshed(_folder())
+    except ConfigurationError as error:
+        yield Finding(
+            "refreshed", "bad", f"{error}; the bundled list is used: aifinops prices update, or update --undo"
+        )
+    else:
+        if fresh is not None and refresh.is_newer(fresh, bundled):
+            used = fresh
+        elif fresh is not None:
+            old = f"{fresh.version} of {fresh.date} is not newer than the bundled {bundled.version} and not used"
+            yield Finding("refreshed", "note", f"{old}: aifinops prices update --undo deletes it")
+    for one in (used, *bundled_lists()[1:]):
+        yield _age(one, one.source)
 
 
 def _age(one: PriceList, where: str) -> Finding:
     from aifinops.cli.doctor import Finding
     from aifinops.pricing.refresh import STALE_DAYS
 
-    said = f"{one.count:,} entries" + (f" and a contract of {one.id}" if one.contract else "") + f", {where}"
+    said = ("1 entry" if one.count == 1 else f"{one.count:,} entries") + (" and a contract" if one.contract else "")
+    said += f", {where}"
     if one.date is None:
         return Finding(one.id, "note", f"{said}; no date: add date = YYYY-MM-DD, so that its age can be told")
     days = (_today() - one.date).days

@@ -6,16 +6,33 @@ list is looked for once, when the price book is made.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
+import re
+import time
 from contextlib import suppress
 from datetime import UTC, date, datetime
 from pathlib import Path
 
-from aifinops.errors import ConfigurationError
+from aifinops._version import __version__
+from aifinops.errors import AIFinOpsError, ConfigurationError, PricingError
 from aifinops.pricing.lists import PriceList, bundled_lists, load_bundled, read_list
 
-__all__ = ["STALE_DAYS", "current", "folder", "from_text", "in_use", "installed", "is_newer", "put", "undo"]
+__all__ = [
+    "STALE_DAYS",
+    "compiled",
+    "current",
+    "folder",
+    "from_text",
+    "in_use",
+    "installed",
+    "is_newer",
+    "put",
+    "refreshed",
+    "undo",
+]
 
 logger = logging.getLogger("aifinops")
 
@@ -23,6 +40,8 @@ STALE_DAYS = 180
 """Age from which a list is said to be stale, days: model prices moved several times in as long."""
 
 _NAME = "llm.jsonl"
+_ANEW = "aifinops prices update, or aifinops prices update --undo"
+_FORGOTTEN_S = 3600
 _said: set[str] = set()
 
 
@@ -41,11 +60,61 @@ def current(place: Path) -> PriceList:
     if not path.is_file():
         return bundled
     try:
-        fresh = read_list(path)
+        fresh = refreshed(place)
     except ConfigurationError as error:  # pricing goes on with what the package brought
-        _say(f"unreadable {path}", f"{error} The bundled list is used; make it anew with: aifinops prices update")
+        _say(f"unreadable {path}", f"{error}; the bundled list is used. Make it anew: {_ANEW}")
         return bundled
-    return fresh if is_newer(fresh, bundled) else bundled
+    return fresh if fresh is not None and is_newer(fresh, bundled) else bundled
+
+
+def refreshed(place: Path) -> PriceList | None:
+    """The list that `put` wrote there, newer or not; None when there is none.
+
+    Raises:
+        ConfigurationError: when it is damaged.
+    """
+    path = place / _NAME
+    if not path.is_file():
+        return None
+    try:
+        header, _, rest = path.read_bytes().partition(b"\n")
+        seal = json.loads(header).get("seal")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigurationError(f"the refreshed price list {path} cannot be read: {error}") from error
+    if seal == _seal(rest):
+        return _opened(path)
+    if seal is not None and str(seal).split(" ")[-1] == _seal(rest).split(" ")[-1]:
+        return _checked(path)  # whole, but another version of the package looked through it
+    if seal is None:
+        return _checked(path)  # put there by hand
+    raise ConfigurationError(f"the refreshed price list {path} is damaged: it is not what was written")
+
+
+def _seal(rest: bytes) -> str:
+    """Proves that a list is whole and was looked through by this version; reading every row at each start would take too long."""
+    return f"{__version__} {hashlib.sha256(rest).hexdigest()}"
+
+
+def _opened(path: Path) -> PriceList:
+    try:
+        return read_list(path)
+    except ConfigurationError as error:
+        why = error.__cause__
+        raise ConfigurationError(f"{path} is no compiled price list: {why}" if why else str(error)) from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigurationError(f"{path} is no compiled price list: its header is wrong ({error!r})") from error
+
+
+def _checked(path: Path) -> PriceList:
+    """A list whose every row was read."""
+    found = _opened(path)
+    try:
+        count = sum(1 for _ in found.entries())
+    except (AIFinOpsError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise ConfigurationError(f"{path} is no compiled price list: a row is wrong ({error!r})") from error
+    if count != found.count:
+        raise ConfigurationError(f"{path} has {count:,} of the {found.count:,} models of its header: it was cut off")
+    return found
 
 
 def in_use(place: Path, now: int) -> tuple[PriceList, ...]:
@@ -78,7 +147,8 @@ def is_newer(one: PriceList, other: PriceList) -> bool:
 
 
 def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(".") if part.isdecimal())
+    """`0.2.3` -> (0, 2, 3); of `0.2.4rc1` the digits at the beginning of each part."""
+    return tuple(int(found[0]) for part in text.split(".") if (found := re.match(r"\d+", part)))
 
 
 def installed(day: date) -> tuple[PriceList, str, list[str]]:
@@ -88,7 +158,8 @@ def installed(day: date) -> tuple[PriceList, str, list[str]]:
         day: its release day, the date of the list.
 
     Raises:
-        ConfigurationError: when it is not installed. PricingError: when it has a structure that is not known here.
+        ConfigurationError: when it is not installed.
+        PricingError: when it has a structure that this version of aifinops does not know.
     """
     try:
         from aifinops.pricing.compiling import genai
@@ -97,6 +168,11 @@ def installed(day: date) -> tuple[PriceList, str, list[str]]:
         text = genai.compiled(day.isoformat(), skipped)
     except ImportError:
         raise ConfigurationError("genai-prices is not installed: pip install -U genai-prices") from None
+    except (PricingError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise PricingError(
+            f"the installed genai-prices has something that this version of aifinops cannot read ({error}): "
+            "pip install -U aifinops, or an older genai-prices"
+        ) from error
     found = _read(text)
     # Of the same version we know the release day better than whoever says "today".
     bundled = load_bundled()
@@ -113,22 +189,31 @@ def from_text(path: Path) -> tuple[PriceList, str]:
         raise ConfigurationError(
             f"{path} is no compiled list (.jsonl); a list of your own needs no update: AIFINOPS_PRICES={path}"
         )
-    found = read_list(path)
+    found = compiled(path)
     if found.id != load_bundled().id:
         raise ConfigurationError(f"{path} is the list {found.id!r}; {load_bundled().id!r} is what can be refreshed")
     return found, path.read_text("utf-8")
 
 
-def _read(text: str) -> PriceList:
-    from tempfile import NamedTemporaryFile  # here and not above: pricing a call loads this module
+def compiled(path: Path) -> PriceList:
+    """A compiled list in a file (.jsonl), every row of it read.
 
-    with NamedTemporaryFile("w", encoding="utf-8", suffix=".jsonl") as file:
-        file.write(text)
-        file.flush()
-        found = read_list(Path(file.name))
-        for provider in found.providers:  # every row is parsed now, since the file goes away
-            next(iter(found.entries(provider)), None)
-        return found
+    Raises:
+        ConfigurationError: when it cannot be read, or is none.
+    """
+    return _checked(path)
+
+
+def _read(text: str) -> PriceList:
+    from tempfile import TemporaryDirectory  # here and not above: pricing a call loads this module
+
+    try:
+        with TemporaryDirectory() as place:
+            path = Path(place) / _NAME
+            path.write_text(text, "utf-8", newline="\n")
+            return _checked(path)
+    except OSError as error:
+        raise ConfigurationError(f"no room for a temporary file: {error.strerror or error}") from error
 
 
 def put(place: Path, text: str) -> Path:
@@ -138,11 +223,13 @@ def put(place: Path, text: str) -> Path:
         ConfigurationError: when it cannot be written; the list in use stays.
     """
     path = place / _NAME
-    draft = path.with_suffix(f".{os.getpid()}.tmp")
+    draft = path.with_suffix(f".{os.getpid()}-{os.urandom(4).hex()}.tmp")
     try:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        draft.write_text(text, "utf-8", newline="\n")
-        with draft.open("rb") as file:
+        _sweep(place)
+        with draft.open("xb") as file:
+            file.write(_sealed(text))
+            file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
     except OSError as error:
@@ -152,10 +239,31 @@ def put(place: Path, text: str) -> Path:
     return path
 
 
+def _sealed(text: str) -> bytes:
+    first, _, rest = text.partition("\n")
+    header = {**json.loads(first), "seal": _seal(rest.encode())}
+    return f"{json.dumps(header, ensure_ascii=False, separators=(',', ':'))}\n{rest}".encode()
+
+
+def _sweep(place: Path) -> None:
+    """Drafts of updates that were killed; a younger one may be an update at work."""
+    for draft in place.glob("llm.*.tmp"):
+        with suppress(OSError):
+            if time.time() - draft.stat().st_mtime > _FORGOTTEN_S:
+                draft.unlink()
+
+
 def undo(place: Path) -> bool:
-    """Take a refreshed list out of use; False when there was none."""
+    """Take a refreshed list out of use; False when there was none.
+
+    Raises:
+        ConfigurationError: when it cannot be deleted.
+    """
     path = place / _NAME
-    if not path.exists():
+    try:
+        path.unlink()
+    except (FileNotFoundError, NotADirectoryError):
         return False
-    path.unlink()
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be deleted: {error.strerror or error}") from error
     return True

@@ -17,7 +17,7 @@ from aifinops.usage import Quantities, Quantity, Sku, Usage
 if TYPE_CHECKING:
     from aifinops.pricing.book import PriceBook
 
-__all__ = ["Volumes", "rerate"]
+__all__ = ["Volumes", "is_kept", "rerate"]
 
 _EXACT = Context(prec=60)
 
@@ -94,7 +94,7 @@ def rerate(
     for charge in charges:
         if charge.corrects:
             continue
-        if charge.basis == "reported" or not charge.quantities or (charge.amount is not None and not charge.price_id):
+        if is_kept(charge):
             yield charge, charge.cost
             continue
         usage = _usage(charge, book)
@@ -103,6 +103,11 @@ def rerate(
         if volumes is not None:
             volumes.add(charge, cost, volume)
         yield charge, _still_estimated(charge, cost) if charge.basis == "estimated" else cost
+
+
+def is_kept(charge: Charge) -> bool:
+    """Whether no price list decided what this charge costs, so that none can change it."""
+    return charge.basis == "reported" or not charge.quantities or (charge.amount is not None and not charge.price_id)
 
 
 def _usage(charge: Charge, book: PriceBook) -> Usage:
