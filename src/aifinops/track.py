@@ -698,7 +698,7 @@ def estimate(
     if usual is not None:
         answer = round(usual) if max_tokens is None else min(round(usual), max_tokens)
     counts = quantities({"input_tokens": min(prompt.tokens, bound), "output_tokens": answer})
-    middle = engines.book.price(Usage(counts, Sku(provider or "", model, tier=tier), moment))
+    middle = engines.book.price(Usage(counts, Sku(provider or "", model, tier=tier, region=region), moment))
     if middle.amount is None or most.upper is None:
         return most
     note = f"prompt: {prompt.tokens:,} tokens by {_TOLD_BY[prompt.by]}"
