@@ -183,7 +183,7 @@ class Invocation:
     """One call between its beginning and its single end."""
 
     __slots__ = (
-        "_once", "_owner", "answer", "call", "engines", "first_chunk", "id", "prompt_bound", "reservation", "scope", "span",
+        "_once", "_owner", "answer", "call", "currency", "engines", "first_chunk", "id", "prompt_bound", "reservation", "scope", "span",
         "started", "tags", "upper", "wall",
     )  # fmt: skip
 
@@ -197,6 +197,7 @@ class Invocation:
         self.started = engines.clock.monotonic_ns()
         self.reservation: Reservation | None = None
         self.upper: Decimal | None = None
+        self.currency = "USD"
         self.prompt_bound = 0  # tokens; 0 is not known
         self.span: OpenSpan | None = None
         self.first_chunk: int | None = None
@@ -230,7 +231,7 @@ class Invocation:
         outputs = call.output_bound()
         if outputs is None and call.choices > 1:
             outputs = (book.output_limit(call.provider, call.model) or 0) * call.choices or None
-        self.upper, currency = book.bound(
+        self.upper, self.currency = book.bound(
             call.provider,
             call.model,
             input_tokens_upper=inputs,
@@ -241,7 +242,7 @@ class Invocation:
         )
         amounts = {"requests": MICRO, "input_tokens": inputs * MICRO}
         if self.upper is not None:
-            amounts[currency] = to_nanos(self.upper)
+            amounts[self.currency] = to_nanos(self.upper)
         else:
             dearest = book.dearest(call.provider, input_tokens_upper=inputs, output_tokens_upper=outputs)
             amounts["USD:dearest"] = to_nanos(dearest)
@@ -347,7 +348,7 @@ class Invocation:
     def _amounts(self, reading: Reading) -> Amounts:
         """What an answer cost, in the integers of the ledger."""
         if reading.reported is None and (reading.problem or not reading.quantities):
-            return Amounts(None, "USD", "unknown", None, nanos(self.upper))
+            return Amounts(None, self.currency, "unknown", None, nanos(self.upper))
         try:
             return self._quick(reading) or amounts_of(self._price(reading), reading.reported)
         except Exception as failure:  # losing the price never loses the usage
@@ -377,7 +378,8 @@ class Invocation:
                 self._bound()
             except Exception as failure:  # the bound is a courtesy here: the row itself says that the cost is unknown
                 swallow("metering.bound", failure)
-        return Cost(None, basis="unknown", lower=Decimal(0), upper=self.upper, notes=("failed after it was sent",))
+        notes = ("failed after it was sent",)
+        return Cost(None, self.currency, "unknown", lower=Decimal(0), upper=self.upper, notes=notes)
 
     def _charge(self, reading: Reading, amounts: Amounts, status: str, error: BaseException | None) -> Charge:
         call, span = self.call, self.span
@@ -549,7 +551,11 @@ def amounts_of(cost: Cost, reported: Decimal | None) -> Amounts:
         for meter, value in amounts.lines:
             merged[meter] = merged.get(meter, 0) + value
         amounts = amounts._replace(lines=tuple(merged.items()))
-    return amounts if reported is None else amounts._replace(lower=amounts.amount, upper=amounts.amount)
+    if reported is None:
+        return amounts
+    # Providers tell USD: lines of a contract in another currency are no parts of it.
+    lines = amounts.lines if amounts.currency == "USD" else ()
+    return amounts._replace(currency="USD", lines=lines, lower=amounts.amount, upper=amounts.amount)
 
 
 def _about(text: str, model: str) -> int:
