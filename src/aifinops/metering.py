@@ -21,7 +21,7 @@ from aifinops import runtime
 from aifinops.budgets.budget import ActiveBudget, to_units
 from aifinops.budgets.guard import Reservation
 from aifinops.charges import Amounts, Basis, Charge, Cost, nanos, new_id
-from aifinops.errors import BudgetExceeded, swallow
+from aifinops.errors import BudgetExceeded, UnknownModel, swallow
 from aifinops.money import to_nanos
 from aifinops.pricing import tokens
 from aifinops.pricing.learned import Kind
@@ -61,6 +61,7 @@ class Call:
         stream: True when the answer comes in pieces.
         max_output: the output limit that the caller stated, tokens; None for none. choices: answers asked for.
         service: `llm` and so on. facts: further span attributes.
+        region: that the request was sent to, where its address says so; the answer's own word wins.
     """
 
     provider: str
@@ -73,6 +74,7 @@ class Call:
     tier: str = ""
     service: str = "llm"
     facts: dict[str, Any] = field(default_factory=dict)
+    region: str = ""
 
     def output_bound(self) -> int | None:
         """The most output tokens, over all choices; None when the request states no limit."""
@@ -239,6 +241,7 @@ class Invocation:
             at=self.wall,
             operation=call.operation,
             tier=call.tier,
+            region=_regional(book, call.provider, call.model, call.region) if call.region else "",
         )
         amounts = {"requests": MICRO, "input_tokens": inputs * MICRO}
         if self.upper is not None:
@@ -285,6 +288,8 @@ class Invocation:
             return
         _busy.on = True
         try:
+            if self.call.region and not reading.region:
+                self._place(reading)
             amounts = self._amounts(reading) if reading.quantities or error is None else Amounts.of(self._at_most())
             charge = self._charge(reading, amounts, status, error)
             self._pay(charge)
@@ -354,6 +359,11 @@ class Invocation:
         except Exception as failure:  # losing the price never loses the usage
             swallow("metering.price", failure)
             return Amounts(None, "USD", "unknown", None, None)
+
+    def _place(self, reading: Reading) -> None:
+        """The region of the request for an answer that names none, where it decides the price."""
+        call, book = self.call, self.engines.book
+        reading.region = _regional(book, call.provider, reading.model or call.model, call.region)
 
     def _quick(self, reading: Reading) -> Amounts | None:
         if reading.estimated or reading.reported is not None or reading.parts or reading.options:
@@ -478,6 +488,16 @@ class Invocation:
             "input_tokens": tokens.text_upper_bound(call.body) if call.body else 0,
             "output_tokens": max(size, allowance, output_mid),
         }
+
+
+def _regional(book: PriceBook, provider: str, model: str, region: str) -> str:
+    """The region where the list has a price of the model for it; elsewhere the model costs what it costs everywhere."""
+    try:
+        entry = book.resolve(provider, model)
+    except UnknownModel:
+        return ""
+    known = {*(one.region for one in entry.variants), *(one.region for one in entry.adjust)}
+    return region if region in known else ""
 
 
 def price(book: PriceBook, usage: Usage, parts: Sequence[Part] = (), *, asked: str = "") -> Cost:
@@ -622,8 +642,6 @@ def _was_refused(error: BaseException) -> bool:
 
 
 def _unknown_model(invocation: Invocation) -> Any:
-    from aifinops.errors import UnknownModel
-
     call, book = invocation.call, invocation.engines.book
     try:
         book.resolve(call.provider, call.model)
