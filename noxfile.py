@@ -16,7 +16,7 @@ nox.needs_version = ">=2024.10"
 nox.options.default_venv_backend = "virtualenv"
 nox.options.error_on_missing_interpreters = False  # "each installed Python": a missing one is skipped, also in CI
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["lint", "types", "tests", "tests_openai", "docs", "examples", "wheel", "minimums"]
+nox.options.sessions = ["lint", "types", "tests", "tests_openai", "providers", "docs", "examples", "wheel", "minimums"]
 
 ROOT = Path(__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -80,6 +80,13 @@ def tests_openai(session: nox.Session, major: str) -> None:
     session.install("-e", ".[test]", OPENAI[major])
     places = ["tests/integrations", "tests/corpus", "tests/unit/integrations", "tests/unit/testing", "tests/unit/cli"]
     _pytest(session, *(place for place in places if (ROOT / place).exists()))
+
+
+@nox.session(python=OLDEST)
+def providers(session: nox.Session) -> None:
+    """The golden answers, each accepted by its own SDK's types."""
+    session.install("-e", ".[test]", *_group("providers"))
+    _pytest(session, "tests/providers")
 
 
 @nox.session(python=OLDEST)
@@ -154,5 +161,8 @@ def wheel(session: nox.Session) -> None:
 @nox.session(python=OLDEST)
 def bench(session: nox.Session) -> None:
     """The benchmarks, beside their peers, in one run; the script makes the peers' environments itself."""
+    session.install("-e", ".[openai]")
     envs = Path(session.create_tmp()) / "peers"
     session.run("python", "benchmarks/run.py", "--envs", str(envs), *session.posargs)
+    session.run("python", "benchmarks/stream_layer.py")
+    session.run("python", "benchmarks/pricing.py", "--envs", str(envs / "pricing"))

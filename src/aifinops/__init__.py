@@ -26,9 +26,10 @@ if TYPE_CHECKING:
         UnpricedCall,
     )
     from aifinops.integrations import instrument, price_response, uninstrument
+    from aifinops.quote import estimate, price, price_self_hosted
     from aifinops.runtime import flush, init, register_price, shutdown
     from aifinops.scope import bind
-    from aifinops.track import budget, estimate, price, price_self_hosted, record, report, tags, track, track_cost
+    from aifinops.track import budget, record, report, tags, track, track_cost
     from aifinops.usage import Sku, Usage
 
 __all__ = [
@@ -87,7 +88,8 @@ _HOMES = {
     "integrations": ("instrument", "price_response", "uninstrument"),
     "runtime": ("flush", "init", "register_price", "shutdown"),
     "scope": ("bind",),
-    "track": ("budget", "estimate", "price", "price_self_hosted", "record", "report", "tags", "track", "track_cost"),
+    "quote": ("estimate", "price", "price_self_hosted"),
+    "track": ("budget", "record", "report", "tags", "track", "track_cost"),
     "usage": ("Sku", "Usage"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

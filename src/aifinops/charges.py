@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import date
 from decimal import Decimal
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from aifinops.money import format_money, format_rate, from_nanos, to_nanos
 from aifinops.tags import EMPTY, Tags
@@ -38,7 +38,7 @@ class CostLine:
     note: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Cost:
     """An amount of money that knows how sure it is and where it comes from.
 
@@ -64,7 +64,7 @@ class Cost:
     basis: Basis = "priced"
     lower: Decimal | None = None
     upper: Decimal | None = None
-    lines: tuple[CostLine, ...] = ()
+    lines: tuple[CostLine, ...] = field(default_factory=tuple)
     price_id: str | None = None
     as_of: date | None = None
     source: str | None = None
@@ -75,6 +75,19 @@ class Cost:
     billed_amount: Decimal | None = None
     confidence: str = ""
     url: str = ""
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            # Whoever prices by the thousand asks for the amount. The lines are worked out when somebody asks for them.
+            later = self.__dict__.get("_later") if name == "lines" else None
+            if later is None:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            found = self.__dict__[name] = later()
+            return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {one.name: getattr(self, one.name) for one in fields(self)}
 
     @property
     def known(self) -> bool:

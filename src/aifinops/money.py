@@ -7,7 +7,17 @@ from decimal import ROUND_CEILING, ROUND_HALF_UP, Context, Decimal, InvalidOpera
 
 from aifinops.errors import ConfigurationError
 
-__all__ = ["MAX_NANOS", "NANO", "SYMBOLS", "decimal", "format_money", "format_rate", "from_nanos", "parse_money", "to_nanos"]
+__all__ = [
+    "MAX_NANOS",
+    "NANO",
+    "SYMBOLS",
+    "decimal",
+    "format_money",
+    "format_rate",
+    "from_nanos",
+    "parse_money",
+    "to_nanos",
+]
 
 NANO = 1_000_000_000
 MAX_NANOS = 2**63 - 1

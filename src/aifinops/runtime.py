@@ -15,23 +15,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aifinops import _version, config
-from aifinops.budgets.budget import ActiveBudget, Budget
-from aifinops.budgets.guard import Guard
-from aifinops.budgets.stores.memory import MemoryStore
 from aifinops.clock import Clock, SystemClock
 from aifinops.errors import ConfigurationError, swallow
-from aifinops.ledger.writer import Writer
-from aifinops.pricing.learned import Learned
-from aifinops.scope import Scope
 from aifinops.tags import EMPTY, Tags, matches, merge
-from aifinops.telemetry.metrics import Metrics
 from aifinops.telemetry.setup import Export, set_up
-from aifinops.telemetry.spans import Spans
 
 if TYPE_CHECKING:
+    from aifinops.budgets.budget import ActiveBudget
+    from aifinops.budgets.guard import Guard
     from aifinops.ledger.base import Ledger
+    from aifinops.ledger.writer import Writer
     from aifinops.pricing.book import PriceBook
+    from aifinops.pricing.learned import Learned
     from aifinops.pricing.lists import PriceList
+    from aifinops.scope import Scope
+    from aifinops.telemetry.metrics import Metrics
+    from aifinops.telemetry.spans import Spans
 
 __all__ = ["Runtime", "flush", "get", "init", "on_flush", "register_price", "reset", "shutdown"]
 
@@ -39,30 +38,59 @@ EXIT_FLUSH_S = 2.0
 """The most that leaving the process may wait for an exporter, in seconds."""
 
 
+_ENGINES = frozenset({"guard", "learned", "metrics", "policies", "spans"})
+
+
 class Runtime:
     """One process's engines. Make it through `init()` or `get()`.
 
     Attributes:
         config: the settings in force. clock: where time comes from. policies: standing budgets with their `match`.
-        spans: span maker, or None when spans are off. metrics: metric sums. export: the OTLP providers that we made. learned: what calls of a kind have used.
+        spans: span maker, or None when spans are off. metrics: metric sums. export: the OTLP providers that we made.
+        learned: what calls of a kind have used.
     """
+
+    guard: Guard
+    learned: Learned
+    metrics: Metrics
+    policies: tuple[ActiveBudget, ...]
+    spans: Spans | None
 
     def __init__(self, settings: config.Config, clock: Clock | None = None) -> None:
         self.config = settings
         self.clock: Clock = clock or SystemClock()
-        self.guard = Guard(MemoryStore(), self.clock)
-        self.policies = tuple(_policy(entry) for entry in settings.budgets)
-        self.spans = None if settings.spans == "off" else Spans(_version.__version__)
-        self.metrics = Metrics(_version.__version__, settings.metric_tags, self._dropped)
         self.compat = "compat" in settings.dialects
         self.export = Export()
-        self.learned = Learned()
         self._lock = threading.RLock()
         self._book: PriceBook | None = None
         self._files: tuple[PriceList, ...] | None = None
         self._writer: Writer | None = None
         if settings.prices:
             self._book = self._make_book()  # a malformed price file is an error now, not at the first call
+        if settings.budgets:
+            self._make_engines()  # likewise
+
+    def __getattr__(self, name: str) -> Any:
+        # What only metering needs is made, and its modules are loaded, at the first call: a price takes none of it.
+        if name not in _ENGINES:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        with self._lock:
+            if name not in self.__dict__:
+                self._make_engines()
+        return self.__dict__[name]
+
+    def _make_engines(self) -> None:
+        from aifinops.budgets.guard import Guard
+        from aifinops.budgets.stores.memory import MemoryStore
+        from aifinops.pricing.learned import Learned
+        from aifinops.telemetry.metrics import Metrics
+        from aifinops.telemetry.spans import Spans
+
+        self.policies = tuple(_policy(entry) for entry in self.config.budgets)
+        self.spans = None if self.config.spans == "off" else Spans(_version.__version__)
+        self.metrics = Metrics(_version.__version__, self.config.metric_tags, self._dropped)
+        self.learned = Learned()
+        self.guard = Guard(MemoryStore(), self.clock)
 
     @property
     def book(self) -> PriceBook:
@@ -101,6 +129,7 @@ class Runtime:
             with self._lock:
                 if self._writer is None:
                     from aifinops.ledger import open_ledger
+                    from aifinops.ledger.writer import Writer
 
                     self._writer = Writer(open_ledger(self.config.ledger))
         return self._writer
@@ -137,8 +166,9 @@ class Runtime:
     def reset_after_fork(self) -> None:
         """In a forked child: nothing of the parent's is ours to write, to hold or to export."""
         self._lock = threading.RLock()
-        self.metrics.reset_after_fork()
-        self.guard.reset_after_fork()
+        if "guard" in self.__dict__:
+            self.metrics.reset_after_fork()
+            self.guard.reset_after_fork()
         if self._writer is not None:
             self._writer.reset_after_fork()
 
@@ -147,6 +177,8 @@ class Runtime:
 
 
 def _policy(entry: Any) -> ActiveBudget:
+    from aifinops.budgets.budget import ActiveBudget, Budget
+
     try:
         budget = Budget.parse(**entry)
     except TypeError as error:

@@ -1,4 +1,4 @@
-"""What people write: `@track_cost`, `with track(...)`, `with tags(...)`, `with budget(...)`, `record`, `price`, `estimate`, `report`.
+"""What people write: `@track_cost`, `with track(...)`, `with tags(...)`, `with budget(...)`, `record`, `report`.
 
 One idea in several spellings: a block pushes tags, a budget or a tracker into the scope; decorators open a fresh block for every
 call. A block never stays in force while a generator is suspended: it is left at each `yield` and entered again at each step.
@@ -12,9 +12,7 @@ import inspect
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import replace
 from datetime import datetime
-from decimal import Decimal
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
@@ -23,24 +21,18 @@ from aifinops.budgets.budget import ActiveBudget, Budget
 from aifinops.charges import Charge, Cost, total
 from aifinops.clock import to_ns
 from aifinops.errors import ConfigurationError, swallow
-from aifinops.pricing.learned import Kind
-from aifinops.pricing.tokens import prompt_estimate, text_upper_bound
 from aifinops.tags import EMPTY, Tags, make_tags
 from aifinops.telemetry import names
-from aifinops.usage import Quantities, Sku, Usage, input_total, output_total, quantities
+from aifinops.usage import Quantities, input_total, output_total
 
 if TYPE_CHECKING:
     from aifinops.analytics.reports import Report
-    from aifinops.pricing.selfhosted import SelfHosted
 
 __all__ = [
     "BudgetBlock",
     "TagBlock",
     "Track",
     "budget",
-    "estimate",
-    "price",
-    "price_self_hosted",
     "record",
     "report",
     "tags",
@@ -571,141 +563,6 @@ def record(
         usage=usage, cost=cost, model=model, provider=provider, operation=operation, service=service, tier=tier,
         region=region, at=None if at is None else to_ns(at), response_id=response_id, tags=tags,
     )  # fmt: skip
-
-
-def price(
-    model: str,
-    *,
-    provider: str | None = None,
-    tier: str = "",
-    region: str = "",
-    options: Mapping[str, str] | None = None,
-    at: datetime | None = None,
-    **usage: Any,
-) -> Cost:
-    """What a usage costs: `price("gpt-5-mini", input_tokens=1000, output_tokens=200)`.
-
-    Args:
-        model: any name that a price list declares. provider: needed only where several sell the same name.
-        tier, region: as served. options: what else decides the price: `{"size": "1024x1792", "quality": "hd"}` of an image.
-        at: the moment whose price counts (default: now).
-        **usage: disjoint quantities per meter; `input_tokens` are fresh ones, cached ones go to `cache_read_tokens`.
-
-    Returns:
-        The exact cost; basis `unknown` with the nearest names when no list knows the model. `.explain()` tells why.
-
-    Raises:
-        ConfigurationError: for an unknown meter. ImpossibleUsage: for a negative or NaN quantity.
-    """
-    engines = runtime.get()
-    moment = engines.clock.time_ns() if at is None else to_ns(at)
-    counts = quantities(usage)
-    sku = Sku(provider or "", model, tier=tier, region=region, options=_pairs(options))
-    return engines.book.price(Usage(counts, sku, moment))
-
-
-def _pairs(options: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted((str(name), str(value)) for name, value in options.items())) if options else ()
-
-
-def price_self_hosted(
-    gpu: str,
-    *,
-    count: int = 1,
-    tokens_per_second: Decimal | float | str,
-    utilisation: Decimal | float | str,
-    input_tokens_per_second: Decimal | float | str | None = None,
-    usd_per_gpu_hour: Decimal | float | str | None = None,
-    provider: str | None = None,
-    region: str = "",
-    tier: str = "",
-    at: datetime | None = None,
-) -> SelfHosted:
-    """What tokens cost on GPUs of your own: `price_self_hosted("H100", count=8, tokens_per_second=2400, utilisation=0.6)`.
-
-    Formula: price of a token = GPUs x price of a GPU hour / (tokens a second x 3600 x utilisation). GPU hours are all that is in
-    it; add the share of hosts, network and people to `usd_per_gpu_hour` if they should be.
-
-    Args:
-        gpu: name of the device in a price list, or any name beside `usd_per_gpu_hour`. count: GPUs of the deployment.
-        tokens_per_second: output tokens of the whole deployment while it serves, as measured.
-        utilisation: share of the hours paid for in which it serves so, above 0, at most 1.
-        input_tokens_per_second: prompt tokens read in the same time; then input and output tokens share the cost alike.
-        usd_per_gpu_hour: price of one GPU for an hour; without it the price lists decide, by provider, region and tier at that moment.
-        provider, region, tier: of the GPU in a price list (`tier="spot"`). at: the moment whose price counts (default: now).
-
-    Returns:
-        `.per_hour`, `.per_million_output`, `.per_million`, `.break_even(model, input_share=0.8)` against an API, and `.to_price(name)`
-        for `register_price(**...)`, so that calls of the model are priced by it.
-
-    Raises:
-        ConfigurationError: for an input that cannot be (utilisation above 1, no GPUs), or a GPU without a price: it says what to pass.
-    """
-    from aifinops.pricing.selfhosted import self_hosted
-
-    engines = runtime.get()
-    return self_hosted(
-        engines.book, gpu=gpu, count=count, tokens_per_second=tokens_per_second, utilisation=utilisation,
-        input_tokens_per_second=input_tokens_per_second, usd_per_gpu_hour=usd_per_gpu_hour, provider=provider, region=region,
-        tier=tier, at=engines.clock.time_ns() if at is None else to_ns(at),
-    )  # fmt: skip
-
-
-def estimate(
-    model: str,
-    *,
-    messages: Any = None,
-    input: Any = None,
-    max_tokens: int | None = None,
-    provider: str | None = None,
-    tier: str = "",
-    region: str = "",
-    at: datetime | None = None,
-    **body: Any,
-) -> Cost:
-    """What a request may cost, before it is made: `.lower`, `.amount` (expected), `.upper` (sound bound).
-
-    The bound takes every byte of the prompt as a token at its dearest rate. The expected amount counts the prompt with the model's
-    tokenizer where its encoding is on this machine (`aifinops tokens status`), else by its length; `.notes` say which.
-
-    Args:
-        model: as in the request. messages, input: the prompt as it will be sent; tools and the like go into `**body`.
-        max_tokens: the output limit; without it the model's own maximum counts. provider, tier, region, at: as in `price`.
-
-    Returns:
-        Basis `estimated`, or `unknown` when no list knows the model.
-    """
-    engines = runtime.get()
-    request = {key: value for key, value in {"messages": messages, "input": input, **body}.items() if value is not None}
-    moment = engines.clock.time_ns() if at is None else to_ns(at)
-    bound = text_upper_bound(request, model=model)
-    most = engines.book.estimate(
-        provider or "",
-        model,
-        input_tokens_upper=bound,
-        output_tokens_upper=max_tokens,
-        at=moment,
-        tier=tier,
-        region=region,
-    )
-    if most.basis != "estimated":
-        return most
-    seller = provider or (most.price_id or "//").split("/")[1]
-    kind = Kind(seller, model, scope.current().tags.get("feature", ""))
-    prompt = prompt_estimate(request, model=model, bound=bound, share=engines.learned.share(kind))
-    answer = next((line.quantity for line in most.lines if line.meter == "output_tokens"), 0)
-    usual = engines.learned.output(kind)
-    if usual is not None:
-        answer = round(usual) if max_tokens is None else min(round(usual), max_tokens)
-    counts = quantities({"input_tokens": min(prompt.tokens, bound), "output_tokens": answer})
-    middle = engines.book.price(Usage(counts, Sku(provider or "", model, tier=tier, region=region), moment))
-    if middle.amount is None or most.upper is None:
-        return most
-    note = f"prompt: {prompt.tokens:,} tokens by {_TOLD_BY[prompt.by]}"
-    return replace(most, amount=min(middle.amount, most.upper), lines=middle.lines, notes=(*most.notes, note))
-
-
-_TOLD_BY = {"tokenizer": "the model's tokenizer", "learned": "earlier calls", "length": "the length of its text"}
 
 
 def report(

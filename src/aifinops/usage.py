@@ -83,8 +83,9 @@ def quantities(values: Mapping[str, object]) -> dict[str, Quantity]:
     """
     clean: dict[str, Quantity] = {}
     for name, value in values.items():
-        meter(name)
-        number = _quantity(name, value)
+        if name not in METERS:
+            meter(name)  # raises, with the nearest names
+        number = value if type(value) is int and value >= 0 else _quantity(name, value)
         if number:
             clean[name] = number
     return clean

@@ -17,7 +17,7 @@ import pytest
 openai = pytest.importorskip("openai")
 
 import aifinops as af  # noqa: E402
-from aifinops import charges, errors, metering, money, runtime, scope, usage  # noqa: E402
+from aifinops import charges, errors, metering, money, reading, runtime, scope, usage  # noqa: E402
 from aifinops.budgets import guard, policy  # noqa: E402
 from aifinops.budgets.stores import base as store_base  # noqa: E402
 from aifinops.budgets.stores import memory as store_memory  # noqa: E402
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 MODULES = (
     stainless, extract, metering, spans, metrics, histograms, attributes, names, writer, sqlite, journal, codec, guard, policy, store_base, store_memory,
-    book, contract, lists, match, prices, sheet, tokens, charges, money, usage, runtime, scope,
+    book, contract, lists, match, prices, sheet, tokens, charges, money, reading, usage, runtime, scope,
 )  # fmt: skip
 
 CONTAINERS = {

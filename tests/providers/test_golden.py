@@ -199,8 +199,8 @@ CASES = [
          sdk="botocore:ConverseStreamOutput"),
     Case("bedrock/converse_router", q(input_tokens=1000, output_tokens=200), None,
          "arn:aws:bedrock:us-east-1::foundation-model/amazon.nova-pro-v1:0", tier="flex", sdk="botocore:ConverseResponse"),
-    Case("bedrock/converse_tiers", q(input_tokens=100, output_tokens=200), "0", asked="amazon.nova-pro-v1:0", tier="provisioned",
-         options=(("latency", "optimized"),), basis="committed", sdk="botocore:ConverseResponse"),
+    Case("bedrock/converse_tiers", q(input_tokens=100, output_tokens=200), "0", asked="amazon.nova-pro-v1:0", tier="provisioned", basis="committed",
+         options=(("latency", "optimized"),), sdk="botocore:ConverseResponse"),
     Case("bedrock/invoke_claude", q(input_tokens=100, output_tokens=200), "0.00363",
          asked="us.anthropic.claude-sonnet-4-5-20250929-v1:0", sdk=MESSAGE),
     # --- Mistral: extra fields; connectors beside prompt and completion; pages; minutes

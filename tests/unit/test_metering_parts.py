@@ -12,8 +12,9 @@ import pytest
 import aifinops as af
 from aifinops import metering, runtime
 from aifinops.charges import Charge
-from aifinops.metering import Call, Part, Reading
+from aifinops.metering import Call
 from aifinops.money import from_nanos, to_nanos
+from aifinops.reading import Part, Reading
 from aifinops.testing import capture_charges
 from aifinops.usage import Sku, Usage
 

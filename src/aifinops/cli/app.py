@@ -107,7 +107,7 @@ def price(
     at: Annotated[str | None, typer.Option(metavar="DATE", help="The day whose price counts (default: now).")] = None,
 ) -> None:
     """What a usage costs, with every rate, source and date that made the number."""
-    from aifinops.track import price as price_of
+    from aifinops.quote import price as price_of
 
     counts: dict[str, Any] = {
         "input_tokens": fresh,

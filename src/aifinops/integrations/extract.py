@@ -27,8 +27,8 @@ from aifinops.integrations.paths import (
     word,
 )
 from aifinops.integrations.provider import TOTALS, WHOLES, Parts, Route
-from aifinops.metering import Part, Reading
 from aifinops.meters import METERS
+from aifinops.reading import Part, Reading
 from aifinops.usage import Quantity, leaves
 
 __all__ = ["Reader", "StreamText", "dig", "drift", "first_event", "read_events"]
@@ -218,6 +218,7 @@ class Reader:
         self._notes = [(compiled(text), note, compiled(text).needs(route.raw)) for text, note in route.notes.items()]
         self._more = self._region is not None or self._reported is not None or bool(self._options or self._notes)
         self._created = compiled(route.created) if route.created else None
+        self._created_name = route.created if _place(route.created) == route.created else ""
         self._finish = split(route.finish)
         self._event = split(route.event)
         self._text = tuple(split(text) for text in route.text)
@@ -226,14 +227,17 @@ class Reader:
         self._also = [(path, split(path) if "." in path else None) for path in route.also]
         self._known = _known(route)
 
-    def read(self, body: Any) -> Reading | None:
+    def read(self, body: Any, *, brief: bool = False) -> Reading | None:
         """What a body says, or None when it has no usage.
+
+        Args:
+            body: the answer. brief: leave out what decides no price: the id, why it ended, and a copy of the usage object.
 
         Raises:
             ImpossibleUsage: when parts are above their whole, or a count is no count.
         """
         ask = body.get if type(body) is dict else getter(body)
-        return None if ask is None else self._read(ask, body, self._kept(ask, body))
+        return None if ask is None else self._read(ask, body, self._kept(ask, body, brief=brief), brief=brief)
 
     def tolerant(self, body: Any) -> Reading | None:
         """`read`, but counts that contradict each other are a problem of the reading: cost unknown, raw usage kept."""
@@ -246,7 +250,7 @@ class Reader:
         except ImpossibleUsage as error:
             return self._complete(Reading(raw=raw, problem=str(error)), ask, body)
 
-    def _read(self, ask: Getter, body: Any, raw: dict[str, Any] | None) -> Reading | None:
+    def _read(self, ask: Getter, body: Any, raw: dict[str, Any] | None, *, brief: bool = False) -> Reading | None:
         if self._below is None:
             counts = self._counter.counts(body)
         elif raw is None and not self._has_late:
@@ -255,7 +259,7 @@ class Reader:
             counts = self._below.counts(body, _NOTHING if raw is None else raw)
         if counts is None:
             return None
-        reading = self._complete(Reading(counts, raw), ask, body)
+        reading = self._complete(Reading(counts, raw), ask, body, brief=brief)
         if (self._tools or self._parts) and (not self._offered or ask(self._offered) != []):
             self._beside(reading, counts, ask, body)
         return reading
@@ -290,19 +294,22 @@ class Reader:
         """When the answer says that it was made, nanoseconds since the epoch; None when it does not."""
         if self._created is None:
             return None
-        found = next(self._created.values(body), None)
+        if self._created_name and type(body) is dict:
+            found = body.get(self._created_name)
+        else:
+            found = next(self._created.values(body), None)
         if isinstance(found, (int, float)) and not isinstance(found, bool) and _FIRST <= found <= _LAST:
             return int(found) * 1_000_000_000
         return None
 
-    def _complete(self, reading: Reading, ask: Getter, body: Any) -> Reading:
+    def _complete(self, reading: Reading, ask: Getter, body: Any, *, brief: bool = False) -> Reading:
         route = self.route
         reading.model = _said(self._model, ask, body, _NO_NAMES)
-        if self._id is not None:
+        if self._id is not None and not brief:
             reading.response_id = _said(self._id, ask, body, _NO_NAMES)
         if self._tier is not None:
             reading.tier = _said(self._tier, ask, body, route.tiers)
-        if self._finish:
+        if self._finish and not brief:
             reading.finish_reasons = _finishes(self._finish, ask, body)
         if self._more:
             self._complete_more(reading, ask, body)
@@ -325,10 +332,11 @@ class Reader:
             ]
         )
 
-    def _kept(self, ask: Getter, body: Any) -> dict[str, Any] | None:
-        """The provider's usage object as a dict, with what no path knows counted."""
+    def _kept(self, ask: Getter, body: Any, *, brief: bool = False) -> dict[str, Any] | None:
+        """The provider's usage object as a dict, with what no path knows counted; `brief`: the object itself where it is one."""
         if self._raw_name:
-            raw = _plain(ask(self._raw_name))
+            raw = ask(self._raw_name)
+            raw = raw if brief and type(raw) is dict and not self._also else _plain(raw)
         else:
             raw = _plain(plain(body, self._raw)) if self._raw else _roots(body, self._known)
         if type(raw) is not dict:

@@ -6,8 +6,6 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import wrapt
-
 __all__ = ["Patch", "Patches"]
 
 Wrapper = Callable[[Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]], Any]
@@ -17,6 +15,8 @@ class Patch:
     """One attribute of one object, replaced by a wrapper around it."""
 
     def __init__(self, owner: Any, name: str, wrapper: Wrapper) -> None:
+        import wrapt  # here and not above: pricing an answer loads the registry, which loads this
+
         self._owner = owner
         self._name = name
         # What the owner itself holds: getattr would find an inherited attribute, and undoing must delete ours then.
@@ -56,6 +56,8 @@ class Patches:
         if hooked:  # after an undo: the hook of the first time has fired or still waits, and looks into `_wanted`
             self._apply_if_loaded(key, module)
         else:
+            import wrapt
+
             wrapt.register_post_import_hook(lambda loaded: self._on_import(key, loaded), module)
 
     def _apply_if_loaded(self, key: str, module: str) -> None:

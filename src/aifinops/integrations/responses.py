@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
@@ -17,8 +17,8 @@ from aifinops.integrations import registry
 from aifinops.integrations.extract import Reader
 from aifinops.integrations.paths import Names, plain, split, word
 from aifinops.integrations.provider import Route
-from aifinops.metering import Reading, price
 from aifinops.money import format_money
+from aifinops.reading import Reading, price
 from aifinops.usage import Sku, Usage
 
 __all__ = ["price_response", "read_response"]
@@ -45,13 +45,24 @@ def price_response(body: Any, provider: str, at: datetime | None = None, *, mode
         ConfigurationError: for an unknown provider or a body without usage. ImpossibleUsage: for counts that contradict each other.
     """
     engines = runtime.get()
-    reading, form, name, inner = _read(body, provider)
+    reading, form, name, inner = _read(body, provider, brief=True)
     if at is not None:
         moment = to_ns(at)
     else:
         now, created = engines.clock.time_ns(), form.reader.created(inner)
         moment = created if created is not None and created <= now + _DAY else now
-    cost = price(engines.book, _as_usage(reading, name, model, moment), reading.parts)
+    if reading.parts:
+        cost = price(engines.book, _as_usage(reading, name, model, moment), reading.parts)
+    else:
+        cost = engines.book.cost(
+            name,
+            reading.model or model,
+            reading.quantities,
+            at=moment,
+            tier=reading.tier,
+            region=reading.region,
+            options=reading.options,
+        )
     if reading.notes:
         cost = replace(cost, notes=(*cost.notes, *reading.notes))
     return cost if reading.reported is None else _as_reported(cost, reading.reported)
@@ -73,12 +84,14 @@ def read_response(body: Any, provider: str, *, model: str = "") -> Usage:
     return _as_usage(reading, name, model, form.reader.created(inner) or 0)
 
 
-def _read(body: Any, provider: str) -> tuple[Reading, _Form, str, Any]:
-    """(what the answer says, the form that it has, its provider, what of the body the form is about)."""
+def _read(body: Any, provider: str, *, brief: bool = False) -> tuple[Reading, _Form, str, Any]:
+    """(what the answer says, the form that it has, its provider, what of the body the form is about); `brief` as in `Reader.read`."""
     forms = _forms(provider)
-    for form in forms.of(body):
+    for form, signs in forms.of(body):
+        if signs and not all(_is(sign, body) for sign in signs):
+            continue
         inner = form.reader.event_body(body)
-        reading = form.reader.read(inner)
+        reading = form.reader.read(inner, brief=brief)
         if reading is not None:
             return reading, form, forms.provider, inner
     raise ConfigurationError(
@@ -118,11 +131,13 @@ class _Forms:
         self.every = [_Form(Reader(route, provider)) for route in routes]
         self._by_kind: dict[tuple[str, str], list[tuple[_Form, list[_Sign]]]] = {}
 
-    def of(self, body: Any) -> Iterator[_Form]:
-        """The forms that a body may have, in their order."""
-        kind = (word(plain(body, _OBJECT)), word(plain(body, _TYPE)))
-        found = self._by_kind.get(kind) or self._kind(kind)
-        return (form for form, signs in found if all(_is(sign, body) for sign in signs))
+    def of(self, body: Any) -> list[tuple[_Form, list[_Sign]]]:
+        """The forms of bodies with this `object` and `type`, in their order, each with what else such a body must have."""
+        if type(body) is dict:
+            kind = (word(body.get("object")), word(body.get("type")))
+        else:
+            kind = (word(plain(body, _OBJECT)), word(plain(body, _TYPE)))
+        return self._by_kind.get(kind) or self._kind(kind)
 
     def _kind(self, kind: tuple[str, str]) -> list[tuple[_Form, list[_Sign]]]:
         said = {"object": kind[0] or None, "type": kind[1] or None}

@@ -22,9 +22,8 @@ from aifinops.meters import METERS
 from aifinops.pricing.lists import PriceList, bundled_lists, from_file, load_bundled
 from aifinops.pricing.match import provider_id
 from aifinops.pricing.prices import PROVISIONED, Entry, Options, tier_name
-from aifinops.pricing.sheet import Sheet, make_cost
-from aifinops.pricing.tokens import UNBOUNDED
-from aifinops.usage import EMPTY_QUANTITIES, Quantities, Usage
+from aifinops.pricing.sheet import UNBOUNDED, Sheet, make_cost
+from aifinops.usage import EMPTY_QUANTITIES, Quantities, Sku, Usage
 
 if TYPE_CHECKING:
     from aifinops.pricing.contract import Commitment, Contract, Volume
@@ -170,6 +169,30 @@ class PriceBook:
         return _Missing(error, Cost(None, basis="unknown", model=model, notes=tuple(notes)))
 
     # After the call ---------------------------------------------------------------------------------------------------
+
+    def cost(
+        self,
+        provider: str,
+        model: str,
+        quantities: Quantities,
+        *,
+        at: int,
+        tier: str = "",
+        region: str = "",
+        options: Options = (),
+    ) -> Cost:
+        """`price` of usage that was reported, without making a `Usage` of it first.
+
+        Args:
+            provider, model, tier, region, options: as in `Sku`. quantities, at: as in `Usage`.
+        """
+        found = self._found.get((provider, model)) or self._lookup(provider, model)
+        if not isinstance(found, _Missing):
+            sheet = found.sheet(at or self._clock.time_ns(), tier_name(tier) if tier else "", region, options)
+            quick = None if isinstance(sheet, str) else sheet.cost(quantities)
+            if quick is not None:
+                return quick
+        return self.price(Usage(quantities, Sku(provider, model, "llm", tier, region, options), at))
 
     def price(self, usage: Usage, so_far: Quantities = EMPTY_QUANTITIES) -> Cost:
         """What this usage cost.

@@ -11,7 +11,6 @@ import os
 from contextlib import suppress
 from datetime import UTC, date, datetime
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 from aifinops.errors import ConfigurationError
 from aifinops.pricing.lists import PriceList, bundled_lists, load_bundled, read_list
@@ -121,6 +120,8 @@ def from_text(path: Path) -> tuple[PriceList, str]:
 
 
 def _read(text: str) -> PriceList:
+    from tempfile import NamedTemporaryFile  # here and not above: pricing a call loads this module
+
     with NamedTemporaryFile("w", encoding="utf-8", suffix=".jsonl") as file:
         file.write(text)
         file.flush()

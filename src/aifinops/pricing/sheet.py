@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import date
 from decimal import ROUND_CEILING, Context, Decimal
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aifinops.charges import Basis, Cost, CostLine, even
 from aifinops.meters import METERS
@@ -16,10 +17,13 @@ from aifinops.usage import EMPTY_QUANTITIES, Quantities, Quantity
 if TYPE_CHECKING:
     from aifinops.pricing.contract import Volume
 
-__all__ = ["UNBILLED", "Sheet", "Unit", "Units", "make_cost", "make_line", "plainly"]
+__all__ = ["UNBILLED", "UNBOUNDED", "Sheet", "Unit", "Units", "make_cost", "make_line", "plainly"]
 
 UNBILLED = frozenset({"requests", "tool_calls"})
 """Meters that count without costing, unless a list gives them a price."""
+
+UNBOUNDED = 1 << 40
+"""Stands for "not to be told from the request" (an earlier response, a file, a stored prompt): at most the context window."""
 
 # Our own context: the caller's may have any precision, and money must not depend on it.
 _EXACT = Context(prec=60)
@@ -29,15 +33,11 @@ _ATTO = Decimal("1e-18")
 _ZERO = Decimal(0)
 
 # A frozen dataclass sets each field through `object.__setattr__`, which is most of the time of pricing a call. The slots' own
-# setters do the same in half of it; `tests/unit/pricing/test_prices.py` holds both ways equal.
+# setters (of a `CostLine`) and the dict (of a `Cost`) do the same in half of it and less; tests hold both ways equal.
 _new = object.__new__
 _set_meter, _set_quantity, _set_rate, _set_per, _set_amount, _set_note = (
     vars(CostLine)[one.name].__set__ for one in fields(CostLine)
 )
-(
-    _set_total, _set_currency, _set_basis, _set_lower, _set_upper, _set_lines, _set_price_id, _set_as_of, _set_source,
-    _set_model, _set_notes, _set_reported, _set_list, _set_billed, _set_confidence, _set_url,
-) = (vars(Cost)[one.name].__set__ for one in fields(Cost))  # fmt: skip
 
 
 def make_line(meter: str, quantity: Quantity, rate: Decimal, per: int, amount: Decimal, note: str) -> CostLine:
@@ -63,24 +63,33 @@ def make_cost(
     notes: tuple[str, ...] = (),
 ) -> Cost:
     """A `Cost` with the provenance of a sheet, quicker than by its constructor."""
-    markup = sheet.markup
+    cost = _bare(sheet, amount, basis, lower, upper, listed)
+    inside = cost.__dict__
+    inside["lines"] = lines
+    if notes:
+        inside["notes"] = (*sheet.notes, *notes)
+    return cost
+
+
+def _bare(
+    sheet: Sheet,
+    amount: Decimal | None,
+    basis: Basis,
+    lower: Decimal | None,
+    upper: Decimal | None,
+    listed: Decimal | None,
+) -> Cost:
+    """A `Cost` without its lines. What is not set has the value of its default, which the class has."""
     cost = _new(Cost)
-    _set_total(cost, amount)
-    _set_currency(cost, sheet.currency)
-    _set_basis(cost, basis)
-    _set_lower(cost, lower)
-    _set_upper(cost, upper)
-    _set_lines(cost, lines)
-    _set_price_id(cost, sheet.price_id)
-    _set_as_of(cost, sheet.as_of)
-    _set_source(cost, sheet.source)
-    _set_model(cost, sheet.model)
-    _set_notes(cost, (*sheet.notes, *notes) if notes else sheet.notes)
-    _set_reported(cost, None)
-    _set_list(cost, listed)
-    _set_billed(cost, None if markup is None or amount is None else _multiply(amount, markup))
-    _set_confidence(cost, sheet.confidence)
-    _set_url(cost, sheet.url)
+    inside = cost.__dict__
+    inside.update(sheet.provenance)
+    inside["amount"] = amount
+    inside["basis"] = basis
+    inside["lower"] = lower
+    inside["upper"] = upper
+    inside["list_amount"] = listed
+    if sheet.markup is not None and amount is not None:
+        inside["billed_amount"] = _multiply(amount, sheet.markup)
     return cost
 
 
@@ -127,7 +136,8 @@ class Sheet:
         plain: True when nothing needs the careful path: a fee, a minimum, graduated prices, a discount by volume, an endless decimal.
         discount: the factor of a discount in all units, None without one. listed: the sheet without discounts, None when it is this one.
         volume: a discount that depends on the volume of the period. markup: factor of charge-back, None without one.
-        price_id, as_of, source, model, notes, currency, confidence, url: provenance, as in `Cost`. as_of_text: ISO form of the date.
+        price_id, as_of, source, model, notes, currency, confidence, url: provenance, as in `Cost`, together in `provenance`.
+        as_of_text: ISO form of the date.
     """
 
     units: Units
@@ -153,6 +163,11 @@ class Sheet:
     listed: Sheet | None = None
     volume: Volume | None = None
     markup: Decimal | None = None
+    provenance: Mapping[str, Any] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        told = ("currency", "price_id", "as_of", "source", "model", "notes", "confidence", "url")
+        object.__setattr__(self, "provenance", {name: getattr(self, name) for name in told})
 
     @property
     def free(self) -> bool:
@@ -193,6 +208,28 @@ class Sheet:
                 total += steps
                 found.append(make_line(meter, quantity, rate, per, _multiply(steps, scale), note))
         return found, _multiply(total, scale), missing
+
+    def cost(self, quantities: Quantities) -> Cost | None:
+        """What a plain sheet says of whole quantities, with lines that are made when they are asked for; None where only `lines` can
+        say it."""
+        if not self.plain or self.listed is not None:
+            return None
+        units = self.level(_prompt(quantities)) if self.levels else self.units
+        steps = 0
+        for meter, quantity in quantities.items():
+            unit = units.get(meter)
+            if unit is None:
+                if quantity and meter not in UNBILLED:
+                    return None
+            elif type(quantity) is int:
+                steps += unit.number * quantity
+            else:
+                return None
+        amount = _multiply(steps, self.scale)
+        cost = _bare(self, amount, "priced", amount, amount, amount)
+        # The caller may change its quantities afterwards.
+        cost.__dict__["_later"] = partial(_lines, units, tuple(quantities.items()), self.scale)
+        return cost
 
     def nanos(self, quantities: Quantities) -> tuple[int, tuple[tuple[str, int], ...]] | None:
         """`lines` in integer nano-units, each rounded up, for a plain sheet and whole quantities: a tenth of the time.
@@ -280,6 +317,17 @@ class Sheet:
             if total_input > row[0]:
                 reached = row
         return reached[1], reached[2]
+
+
+def _lines(units: Units, quantities: tuple[tuple[str, Any], ...], scale: Decimal) -> tuple[CostLine, ...]:
+    """The lines of `Sheet.cost`."""
+    found = []
+    for meter, quantity in quantities:
+        unit = units.get(meter)
+        if unit is not None and quantity:
+            amount = _multiply(unit.number * quantity, scale)
+            found.append(make_line(meter, quantity, unit.rate, unit.per, amount, unit.note))
+    return tuple(found)
 
 
 def _graduated(meter: str, quantity: Quantity, unit: Unit, before: Quantity, note: str) -> Iterator[CostLine]:

@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from json.encoder import encode_basestring_ascii
 from typing import Any, Literal, NamedTuple
 
-__all__ = ["UNBOUNDED", "PromptEstimate", "count_tokens", "prompt_estimate", "text_upper_bound"]
+from aifinops.pricing.sheet import UNBOUNDED
 
-UNBOUNDED = 1 << 40
-"""Stands for "not to be told from the request" (an earlier response, a file, a stored prompt): at most the context window."""
+__all__ = ["UNBOUNDED", "PromptEstimate", "count_tokens", "prompt_estimate", "text_upper_bound"]
 
 _NOT_SHOWN = frozenset(
     {

@@ -22,7 +22,8 @@ from aifinops.integrations.extract import Reader, first_event, read_events
 from aifinops.integrations.patching import Patch
 from aifinops.integrations.provider import Provider, Route
 from aifinops.integrations.registry import answers, knows
-from aifinops.metering import Call, Invocation, Reading
+from aifinops.metering import Call, Invocation
+from aifinops.reading import Reading
 
 __all__ = ["Seam"]
 
