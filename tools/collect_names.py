@@ -51,7 +51,7 @@ HEADER = """\
 #   W  the source would take the name for a model whose name it only begins with or contains: another word follows, so it is another model.
 #   X  no list has the provider.
 #   A  an ARN of Amazon Bedrock; the name in it decides, an application inference profile names none.
-#   G  a path or prefix of a gateway before a name of E to T; it may be refused, but never be another model.
+#   G  a path or prefix of a gateway before a name of E to T; after a prefix alone it is that model, with a place after it it may be refused.
 #   H  written by hand from the providers' documentation.
 #   S  made up: a beginning or part that the source declares, with the date of a snapshot.
 #   V  made up: a known name with a word, letter or number that no provider has. Every one is refused.
@@ -191,6 +191,8 @@ def at_own(provider_id: str, name: str) -> str:
 
 def expect(provider_id: str, name: str) -> tuple[str, str] | None:
     """(class, expected) of a name; None when the source leaves it open."""
+    if provider_id == "google":
+        name = name.removeprefix("models/")  # a resource name of the API
     own = at_own(provider_id, name.lower())
     if own:
         return "O", own
@@ -263,7 +265,8 @@ def of_litellm(table: dict[str, Any]) -> Iterator[Row]:
             and where.model != key
             and expect(where.provider, key) in {("N", REFUSED), ("W", REFUSED)}
         ):
-            yield Row(where.provider, "G", f"{expected}?", key)
+            # Only the prefix itself is declared; a place after it may have prices of its own.
+            yield Row(where.provider, "G", expected if key.partition("/")[2] == where.model else f"{expected}?", key)
 
 
 def _same_price(row: dict[str, Any], provider: str, model: str) -> bool:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from aifinops.errors import ConfigurationError
@@ -73,6 +74,18 @@ def _tags(value: object) -> Tags:
     raise ValueError('write a table of tags, or "team=search,feature=rerank"')
 
 
+def _model_map(value: object) -> Mapping[str, str]:
+    if isinstance(value, str):
+        value = dict(part.rpartition("=")[::2] for part in value.split(","))
+    if isinstance(value, Mapping):
+        pairs = {str(name).strip(): text.strip() if isinstance(text, str) else "" for name, text in value.items()}
+        if all(name and text for name, text in pairs.items()):
+            return MappingProxyType(pairs)
+    raise ValueError(
+        'write a table of your names and the models they are, { "my-deployment" = "gpt-4o" }, or "my-deployment=gpt-4o"'
+    )
+
+
 def _budgets(value: object) -> tuple[Mapping[str, Any], ...]:
     if not isinstance(value, (list, tuple)) or not all(isinstance(item, Mapping) and "limit" in item for item in value):
         raise ValueError('write a list of tables that each have a limit, e.g. [[budgets]] limit = "$50", per = "day"')
@@ -101,6 +114,7 @@ SETTINGS = (
     Setting("ledger", "AIFINOPS_LEDGER", None, _text, "Path or URL of the ledger: `memory`, a file, `sqlite:///file`."),
     Setting("prices", "AIFINOPS_PRICES", (), _names, "Price lists and contracts of your own (TOML, JSON or YAML), asked before the bundled one."),
     Setting("price_folder", "AIFINOPS_PRICE_FOLDER", None, _text, "Where `aifinops prices update` keeps a refreshed list; default: the user's data directory."),
+    Setting("model_map", "AIFINOPS_MODEL_MAP", EMPTY, _model_map, "Which models your own names are: Azure deployments, inference profiles of Bedrock."),
     Setting("tags", "AIFINOPS_TAGS", EMPTY, _tags, "Tags of everything in this process."),
     Setting("budgets", "", (), _budgets, "Standing budgets with `match`, enforced without a `with` block."),
     Setting("spans", "AIFINOPS_SPANS", "auto", _choice("auto", "emit", "off"), "Whether calls make spans; `off` keeps ledger and metrics."),
@@ -124,6 +138,7 @@ class Config:
     ledger: str | None = None
     prices: tuple[str, ...] = ()
     price_folder: str | None = None
+    model_map: Mapping[str, str] = field(default_factory=lambda: EMPTY)
     tags: Tags = field(default_factory=lambda: EMPTY)
     budgets: tuple[Mapping[str, Any], ...] = ()
     spans: str = "auto"

@@ -15,13 +15,13 @@ from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from decimal import Decimal
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aifinops import runtime
 from aifinops.budgets.budget import ActiveBudget, to_units
 from aifinops.budgets.guard import Reservation
 from aifinops.charges import Amounts, Basis, Charge, Cost, nanos, new_id
-from aifinops.errors import BudgetExceeded, swallow
+from aifinops.errors import BudgetExceeded, UnknownModel, swallow
 from aifinops.money import to_nanos
 from aifinops.pricing import tokens
 from aifinops.pricing.learned import Kind
@@ -32,6 +32,9 @@ from aifinops.telemetry import attributes as span_attributes
 from aifinops.telemetry import names
 from aifinops.telemetry.spans import OpenSpan, Spans, error_type, guarded_finish
 from aifinops.usage import Sku, Usage, input_total, output_total, quantities
+
+if TYPE_CHECKING:
+    from aifinops.pricing.book import PriceBook
 
 __all__ = ["Call", "Invocation", "begin", "drain", "enqueue", "in_flight", "record", "settle_later"]
 
@@ -57,6 +60,7 @@ class Call:
         stream: True when the answer comes in pieces.
         max_output: the output limit that the caller stated, tokens; None for none. choices: answers asked for.
         service: `llm` and so on. facts: further span attributes.
+        region: that the request was sent to, where its address says so; the answer's own word wins.
     """
 
     provider: str
@@ -69,6 +73,7 @@ class Call:
     tier: str = ""
     service: str = "llm"
     facts: dict[str, Any] = field(default_factory=dict)
+    region: str = ""
 
     def output_bound(self) -> int | None:
         """The most output tokens, over all choices; None when the request states no limit."""
@@ -134,7 +139,7 @@ class Invocation:
     """One call between its beginning and its single end."""
 
     __slots__ = (
-        "_once", "_owner", "answer", "call", "engines", "first_chunk", "id", "prompt_bound", "reservation", "scope", "span",
+        "_once", "_owner", "answer", "call", "currency", "engines", "first_chunk", "id", "prompt_bound", "reservation", "scope", "span",
         "started", "tags", "upper", "wall",
     )  # fmt: skip
 
@@ -148,6 +153,7 @@ class Invocation:
         self.started = engines.clock.monotonic_ns()
         self.reservation: Reservation | None = None
         self.upper: Decimal | None = None
+        self.currency = "USD"
         self.prompt_bound = 0  # tokens; 0 is not known
         self.span: OpenSpan | None = None
         self.first_chunk: int | None = None
@@ -181,7 +187,7 @@ class Invocation:
         outputs = call.output_bound()
         if outputs is None and call.choices > 1:
             outputs = (book.output_limit(call.provider, call.model) or 0) * call.choices or None
-        self.upper, currency = book.bound(
+        self.upper, self.currency = book.bound(
             call.provider,
             call.model,
             input_tokens_upper=inputs,
@@ -189,10 +195,11 @@ class Invocation:
             at=self.wall,
             operation=call.operation,
             tier=call.tier,
+            region=_regional(book, call.provider, call.model, call.region) if call.region else "",
         )
         amounts = {"requests": MICRO, "input_tokens": inputs * MICRO}
         if self.upper is not None:
-            amounts[currency] = to_nanos(self.upper)
+            amounts[self.currency] = to_nanos(self.upper)
         else:
             dearest = book.dearest(call.provider, input_tokens_upper=inputs, output_tokens_upper=outputs)
             amounts["USD:dearest"] = to_nanos(dearest)
@@ -235,6 +242,8 @@ class Invocation:
             return
         _busy.on = True
         try:
+            if self.call.region and not reading.region:
+                self._place(reading)
             amounts = self._amounts(reading) if reading.quantities or error is None else Amounts.of(self._at_most())
             charge = self._charge(reading, amounts, status, error)
             self._pay(charge)
@@ -298,12 +307,17 @@ class Invocation:
     def _amounts(self, reading: Reading) -> Amounts:
         """What an answer cost, in the integers of the ledger."""
         if reading.reported is None and (reading.problem or not reading.quantities):
-            return Amounts(None, "USD", "unknown", None, nanos(self.upper))
+            return Amounts(None, self.currency, "unknown", None, nanos(self.upper))
         try:
             return self._quick(reading) or amounts_of(self._price(reading), reading.reported)
         except Exception as failure:  # losing the price never loses the usage
             swallow("metering.price", failure)
             return Amounts(None, "USD", "unknown", None, None)
+
+    def _place(self, reading: Reading) -> None:
+        """The region of the request for an answer that names none, where it decides the price."""
+        call, book = self.call, self.engines.book
+        reading.region = _regional(book, call.provider, reading.model or call.model, call.region)
 
     def _quick(self, reading: Reading) -> Amounts | None:
         if reading.estimated or reading.reported is not None or reading.parts or reading.options:
@@ -328,7 +342,8 @@ class Invocation:
                 self._bound()
             except Exception as failure:  # the bound is a courtesy here: the row itself says that the cost is unknown
                 swallow("metering.bound", failure)
-        return Cost(None, basis="unknown", lower=Decimal(0), upper=self.upper, notes=("failed after it was sent",))
+        notes = ("failed after it was sent",)
+        return Cost(None, self.currency, "unknown", lower=Decimal(0), upper=self.upper, notes=notes)
 
     def _charge(self, reading: Reading, amounts: Amounts, status: str, error: BaseException | None) -> Charge:
         call, span = self.call, self.span
@@ -429,6 +444,16 @@ class Invocation:
         }
 
 
+def _regional(book: PriceBook, provider: str, model: str, region: str) -> str:
+    """The region where the list has a price of the model for it; elsewhere the model costs what it costs everywhere."""
+    try:
+        entry = book.resolve(provider, model)
+    except UnknownModel:
+        return ""
+    known = {*(one.region for one in entry.variants), *(one.region for one in entry.adjust)}
+    return region if region in known else ""
+
+
 def _about(text: str, model: str) -> int:
     """Tokens of a text: exact where a tokenizer is on disk, else a quarter of its UTF-8 bytes."""
     exact = tokens.count_tokens(text, model) if text else 0
@@ -493,8 +518,6 @@ def _was_refused(error: BaseException) -> bool:
 
 
 def _unknown_model(invocation: Invocation) -> Any:
-    from aifinops.errors import UnknownModel
-
     call, book = invocation.call, invocation.engines.book
     try:
         book.resolve(call.provider, call.model)

@@ -132,4 +132,8 @@ def amounts_of(cost: Cost, reported: Decimal | None) -> Amounts:
         for meter, value in amounts.lines:
             merged[meter] = merged.get(meter, 0) + value
         amounts = amounts._replace(lines=tuple(merged.items()))
-    return amounts if reported is None else amounts._replace(lower=amounts.amount, upper=amounts.amount)
+    if reported is None:
+        return amounts
+    # Providers tell USD: lines of a contract in another currency are no parts of it.
+    lines = amounts.lines if amounts.currency == "USD" else ()
+    return amounts._replace(currency="USD", lines=lines, lower=amounts.amount, upper=amounts.amount)

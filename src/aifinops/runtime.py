@@ -109,7 +109,8 @@ class Runtime:
             bundled = refresh.in_use(refresh.folder(self.config.price_folder), self.clock.time_ns())
             self._files = (*_price_files(self.config.prices), *bundled)
         code = _state.prices
-        return PriceBook(self._files if code is None else (code, *self._files))
+        lists = self._files if code is None else (code, *self._files)
+        return PriceBook(lists, model_map=self.config.model_map)
 
     def renew_book(self) -> None:
         """Make a new book of the same files and the prices that are registered now; calls in flight keep the old one."""
@@ -224,6 +225,7 @@ def init(
     ledger: str | os.PathLike[str] | None = None,
     prices: Any = None,
     price_folder: str | os.PathLike[str] | None = None,
+    model_map: Any = None,
     tags: Any = None,
     budgets: Any = None,
     otlp: str | None = None,
@@ -241,6 +243,7 @@ def init(
         ledger: `"memory"`, a file, or `sqlite:///file`; default: `ledger.db` in the user's data directory.
         prices: paths of price lists and contracts (TOML, JSON or YAML) that are asked before the bundled one.
         price_folder: where `aifinops prices update` keeps a refreshed list; default: the user's data directory.
+        model_map: which models your own names are, e.g. `{"my-deployment": "gpt-4o"}`.
         tags: tags of everything in this process, e.g. `{"team": "search"}`.
         budgets: standing budgets, each a mapping with the arguments of `budget()` and a `name`; `match` selects by tags.
         otlp: OTLP endpoint; without it `OTEL_EXPORTER_OTLP_*` decides, and without those nothing is exported.
@@ -256,7 +259,7 @@ def init(
         ConfigurationError: naming the value, the place and what to type; nothing is applied then.
     """
     arguments = {
-        "ledger": ledger, "prices": prices, "price_folder": price_folder, "tags": tags, "budgets": budgets, "otlp": otlp, "spans": spans,
+        "ledger": ledger, "prices": prices, "price_folder": price_folder, "model_map": model_map, "tags": tags, "budgets": budgets, "otlp": otlp, "spans": spans,
         "dialects": dialects, "metric_tags": metric_tags, "threads": threads, "enabled": enabled, **unknown,
     }  # fmt: skip
     return _install(arguments, clock, only_if_missing=False)

@@ -34,13 +34,40 @@ def call() -> Callable[[str, str], Any]:
         kinds = [kind.__module__.partition(".")[0] for kind in type(probe._client).__mro__]
     http = pytest.importorskip(next(name for name in kinds if name.startswith("httpx")))
 
-    def made(url: str, name: str) -> Any:
+    def made(url: str, name: str, model: str = "", during: Callable[[], Any] = lambda: None) -> Any:
         body = json.loads((BODIES / f"{name}.json").read_text(encoding="utf-8"))
-        transport = http.MockTransport(lambda request: http.Response(200, json=body))
+        body["model"] = model or body["model"]
+
+        def answer(request: Any) -> Any:
+            during()
+            return http.Response(200, json=body)
+
+        transport = http.MockTransport(answer)
         with openai.OpenAI(base_url=url, api_key="test", http_client=http.Client(transport=transport)) as client:
             return client.chat.completions.create(model=body["model"], messages=MESSAGES)
 
     return made
+
+
+@pytest.mark.parametrize(
+    ("model", "ratio", "region"),
+    [("gpt-5.4", "1.1", "eu"), ("gpt-4o", "1", "")],
+    ids=["dearer there", "the same there"],
+)
+def test_a_regional_endpoint_is_priced_and_held_where_it_decides_the_price(
+    call: Callable[..., Any], model: str, ratio: str, region: str
+) -> None:
+    """No answer says that it was kept in Europe: the address does, and costs a tenth more for models since March 2026."""
+    held = []
+    with capture_charges() as charges:
+        for url in ("https://api.openai.com/v1", "https://eu.api.openai.com/v1"):
+            with af.budget("$50") as block:
+                call(url, "openai/chat_cached", model=model, during=lambda: held.append(block.reserved))
+    plain, regional = charges
+    assert (plain.region, regional.region) == ("", region)
+    assert plain.amount
+    assert regional.amount == plain.amount * Decimal(ratio)
+    assert held[1] == held[0] * Decimal(ratio) > 0
 
 
 @pytest.mark.parametrize(

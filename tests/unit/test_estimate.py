@@ -57,6 +57,18 @@ def test_the_model_decides_what_a_picture_costs() -> None:
     assert small.upper >= 48_169 * Decimal("0.15") / 1_000_000
 
 
+def test_the_region_raises_what_is_expected_as_it_raises_the_bound() -> None:
+    """A regional endpoint costs a tenth more, in the middle of the estimate too."""
+    plain, regional = (
+        af.estimate("gpt-5.4", messages=MESSAGES, max_tokens=100, provider="openai", region=region)
+        for region in ("", "eu")
+    )
+    assert plain.amount is not None
+    assert plain.upper is not None
+    assert regional.amount == plain.amount * Decimal("1.1")
+    assert regional.upper == plain.upper * Decimal("1.1")
+
+
 def test_an_unknown_model_has_no_estimate() -> None:
     """Unknown is never zero."""
     cost = af.estimate("no-such-model", messages=MESSAGES)

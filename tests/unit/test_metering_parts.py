@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import aifinops as af
 from aifinops import metering, runtime
 from aifinops.charges import Charge
 from aifinops.metering import Call
-from aifinops.money import from_nanos
+from aifinops.money import from_nanos, to_nanos
 from aifinops.reading import Part, Reading
 from aifinops.testing import capture_charges
 from aifinops.usage import Sku, Usage
@@ -33,6 +36,13 @@ def reading(*parts: Part, **more: Any) -> Reading:
         for name, value in part.quantities.items():
             total[name] = total.get(name, 0) + value
     return Reading(total, model="claude-haiku-4-5", parts=parts, **more)
+
+
+def in_euros(folder: Path) -> None:
+    """A contract by which a dollar is half a euro."""
+    contract = folder / "contract.toml"
+    contract.write_text('id = "ours"\n[[exchange]]\nfrom = "USD"\nto = "EUR"\nrate = "0.5"\ndate = 2020-01-01\n')
+    runtime.init(ledger="memory", prices=[str(contract)])
 
 
 HAIKU = Part({"input_tokens": 1000, "output_tokens": 100}, "claude-haiku-4-5", "message")
@@ -86,3 +96,29 @@ def test_every_line_names_its_part(models: tuple[str, str]) -> None:
     cost = metering.price(runtime.get().book, usage, parts)
     assert [line.note for line in cost.lines] == [f"message by {model}" for model in models]
     assert sum(line.amount for line in cost.lines) == cost.amount
+
+
+def test_what_the_provider_charged_is_dollars_also_under_a_contract_in_euros(tmp_path: Path) -> None:
+    """The reported amount is in USD; lines in another currency cannot be its parts."""
+    in_euros(tmp_path)
+    charge = settled(replace(reading(HAIKU), reported=Decimal("0.01")))
+    assert (charge.amount, charge.currency, charge.basis, charge.lines) == (10_000_000, "USD", "reported", ())
+    assert (charge.lower, charge.upper) == (10_000_000, 10_000_000)
+
+
+@pytest.mark.parametrize("spoilt", ["failed", "impossible"])
+def test_the_bound_of_an_unknown_cost_is_in_the_currency_of_its_price(tmp_path: Path, spoilt: str) -> None:
+    """A bound in euros that is called dollars would be another amount."""
+    in_euros(tmp_path)
+    with capture_charges() as charges, af.budget("5 EUR"):
+        invocation = metering.begin(Call("anthropic", "chat", "claude-haiku-4-5", body={}, max_output=100))
+        assert invocation is not None
+        if spoilt == "failed":
+            invocation.fail(TimeoutError())
+        else:
+            invocation.leave()
+            invocation.settle(Reading(problem="reasoning above output"))
+    (charge,) = charges
+    assert (charge.amount, charge.currency) == (None, "EUR")
+    assert invocation.upper is not None
+    assert charge.upper == to_nanos(invocation.upper)

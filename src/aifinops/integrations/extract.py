@@ -19,6 +19,7 @@ from aifinops.integrations.paths import (
     compiled,
     count,
     getter,
+    number,
     plain,
     simple,
     split,
@@ -137,7 +138,7 @@ class _Counter:
         """Cached tokens that are not told by modality may be those of audio or images: as many are as must be."""
         for modality in ("audio", "image", "video"):
             fresh, cached = f"input_{modality}_tokens", f"cache_read_{modality}_tokens"
-            if fresh in names and cached not in names and min(found.get(fresh, 0), found.get(_CACHED, 0)) >= excess:
+            if fresh in names and cached not in found and min(found.get(fresh, 0), found.get(_CACHED, 0)) >= excess:
                 found[fresh] -= excess
                 found[_CACHED] -= excess
                 found[cached] = excess
@@ -477,9 +478,9 @@ def _walk(value: Any, tree: _Tree, found: _Counts) -> None:
         elif type(inner) is int and 0 <= inner <= MOST:
             found[node] = inner
         else:
-            number = count(node, inner)
-            if number is not None:
-                found[node] = number
+            counted = count(node, inner)
+            if counted is not None:
+                found[node] = counted
 
 
 # --- raw usage, and what in it no path knows ----------------------------------------------------------------------------
@@ -514,7 +515,9 @@ def _plain_other(value: Any, depth: int) -> Any:
         return value
     if isinstance(value, (list, tuple)):
         return [_plain(item, depth + 1) for item in value] if depth < _DEEP else None
-    return word(value) or None
+    # A count that is dropped here is a count that is not billed: databases and numerical libraries have numbers of their own.
+    counted = number(value)
+    return (word(value) or None) if counted is None else counted
 
 
 def _fields(value: Any) -> Mapping[str, Any] | None:
@@ -527,7 +530,7 @@ def _fields(value: Any) -> Mapping[str, Any] | None:
         return inner if inner or type(value).__name__ != "Unset" else None
     if isinstance(value, Mapping):
         return value
-    if isinstance(value, (str, int, float, list, tuple, bytes, Decimal, Enum)) or value is None:
+    if isinstance(value, (str, int, float, list, tuple, bytes, Decimal, Enum)) or hasattr(type(value), "__index__"):
         return None
     found = getattr(value, "__dict__", None)
     return {name: inner for name, inner in found.items() if name[:1] != "_"} if isinstance(found, dict) else None

@@ -17,6 +17,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from typing import Any
 from aifinops.errors import ImpossibleUsage
 from aifinops.meters import METERS
 
-__all__ = ["MOST", "Expression", "Getter", "compiled", "count", "getter", "plain", "split", "twin", "word"]
+__all__ = ["MOST", "Expression", "Getter", "compiled", "count", "getter", "number", "plain", "split", "twin", "word"]
 
 MOST = 2**53
 """No answer counts more than this of anything: above it a number is damaged (and no longer exact in JSON)."""
@@ -94,26 +95,38 @@ def word(value: Any) -> str:
     return str(inner) if isinstance(inner, str) else ""
 
 
+def number(value: Any) -> int | float | None:
+    """A number of a database or a numerical library as one of JSON; None for what is none."""
+    if isinstance(value, Decimal):
+        return int(value) if value.is_finite() and value == value.to_integral_value() else float(str(value).lstrip("s"))
+    if isinstance(value, float):
+        return float(value)
+    return operator.index(value) if hasattr(type(value), "__index__") else None
+
+
 def count(meter: str, value: Any) -> int | Decimal | None:
     """A reported number as a quantity: whole, except for time and the like. None for an SDK's mark of an absent field.
 
     Raises:
         ImpossibleUsage: for a bool, a text, a negative, fractional, infinite or absurdly large number; it names meter and value.
     """
+    if type(value) not in _PLAIN and (other := number(value)) is not None:
+        value = other
     if type(value) is int:
         if 0 <= value <= MOST:
             return value
-    elif isinstance(value, (float, Decimal)) and value == value and 0 <= value <= MOST:  # noqa: PLR0124 (NaN is not itself)
+    elif isinstance(value, float) and value == value and 0 <= value <= MOST:  # noqa: PLR0124 (NaN is not itself)
         if value == int(value):
             return int(value)
         if meter not in METERS or METERS[meter].family not in _WHOLE:
-            return Decimal(repr(value)) if isinstance(value, float) else value
+            return Decimal(repr(value))
     elif type(value).__name__ == "Unset":
         return None
     raise ImpossibleUsage(f"{meter}={_shown(value)} is no count")
 
 
 _WHOLE = frozenset({"tokens", "calls"})
+_PLAIN = frozenset({int, float, str, bool, dict, list})
 
 
 def _shown(value: Any) -> str:

@@ -113,6 +113,7 @@ class Provider:
         minimum: lowest version that is tested. seam: name of the module in `seams/`; empty for answers that are only read.
         routes: request path -> route. A key that is no path (no leading slash) is a form of answers that no call has of its own.
         hosts: host, or `.suffix` of hosts -> provider name; one client library reaches many providers.
+        residency: host -> region that it keeps requests in, of which answers say nothing.
         package: what to install, for the error that says so.
     """
 
@@ -123,6 +124,7 @@ class Provider:
     minimum: str = ""
     seam: str = ""
     hosts: Mapping[str, str] = field(default_factory=dict)
+    residency: Mapping[str, str] = field(default_factory=dict)
 
     def provider_at(self, host: str) -> str:
         """The provider's OpenTelemetry name for a host."""

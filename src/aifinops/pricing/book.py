@@ -9,9 +9,10 @@ Unknown is never zero: a model, tier or meter without a price gives a `Cost` of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Context, Decimal
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from aifinops.charges import Amounts, Basis, Cost, CostLine
@@ -37,6 +38,7 @@ _EXPECTED_OUTPUT = 1_000
 
 _WITHOUT_OUTPUT = frozenset({"embeddings"})
 _NO_NOTES: tuple[str, ...] = ()
+_NO_NAMES: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +65,17 @@ class PriceBook:
     Args:
         lists: asked in this order; None is the bundled lists, which are read at the first call.
         clock: gives the moment for usage that has none (`at == 0`).
+        model_map: declared name -> model that it stands for; a key may begin with its provider (`azure/gpt-4`).
     """
 
-    def __init__(self, lists: Sequence[PriceList] | None = None, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        lists: Sequence[PriceList] | None = None,
+        *,
+        clock: Clock | None = None,
+        model_map: Mapping[str, str] = _NO_NAMES,
+    ) -> None:
+        self._names = {name.lower(): target for name, target in model_map.items()}
         self._given = None if lists is None else tuple(lists)
         self._clock = clock or SystemClock()
         self._found: dict[tuple[str | None, str], Entry | _Missing] = {}
@@ -96,8 +106,22 @@ class PriceBook:
             if len(self._found) >= _CACHE:
                 # Names can come from users of the application: the cache must not grow without end.
                 self._found.clear()
-            found = self._found[key] = self._find(provider, model) or self._missing(provider, model)
+            found = self._found[key] = self._named(provider, model) if self._names else self._asked(provider, model)
         return found
+
+    def _asked(self, provider: str | None, model: str) -> Entry | _Missing:
+        return self._find(provider, model) or self._missing(provider, model)
+
+    def _named(self, provider: str | None, model: str) -> Entry | _Missing:
+        """The same, of the model that a declared name stands for: at its provider, else at the one that it names."""
+        name = model.lower()
+        target = self._names.get(f"{provider_id(provider)}/{name}") or self._names.get(name)
+        if target is None:
+            return self._asked(provider, model)
+        found = self._find(provider, target) or ("/" in target and self._find(None, target))
+        if not found:
+            return self._missing(provider, target)
+        return replace(found, notes=(*found.notes, f"{model} is {target} by model_map"))
 
     def _find(self, provider: str | None, model: str) -> Entry | None:
         for number, one in enumerate(self.lists):

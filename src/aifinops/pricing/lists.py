@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aifinops.errors import ConfigurationError
-from aifinops.pricing.match import Names, loosely, nearest, provider_id
+from aifinops.pricing.match import Names, loosely, nearest, provider_id, without_prefix
 from aifinops.pricing.prices import Entry, read_entry
 
 if TYPE_CHECKING:
@@ -89,6 +89,15 @@ class PriceList:
             model: as the provider names it; case does not matter.
         """
         wanted = provider_id(provider)
+        prefixed = without_prefix(wanted, model)
+        if prefixed is None:
+            return self._find(wanted, model)
+        # Without a provider the prefix is the only one who says it; with one, a name with a slash may be the provider's own.
+        if wanted is None:
+            return self._find(*prefixed) or self._find(None, model)
+        return self._find(wanted, model) or self._find(*prefixed)
+
+    def _find(self, wanted: str | None, model: str) -> Entry | None:
         if wanted is None:
             found = [entry for home in self._homes(model) if (entry := self._in(home, model)) is not None]
             return found[0] if len(found) == 1 else (self._only(model) if not found else None)

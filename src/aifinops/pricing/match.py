@@ -7,7 +7,10 @@ a part (`contains`) of a name counts when what remains is a form of the same mod
   (`-preview-05-06`), a version (`-v1`, `:0`, `-v2:0`, `-001`);
 * before it (`contains` and `ends_with` only): nothing, a path (`publishers/anthropic/models/`) or dotted namespaces (`us.anthropic.`).
   A geography of Amazon Bedrock other than `us.` and `global.` has prices of its own: it counts only where the clause itself names it, or
-  for Anthropic's models, which cost the same in each but the government's.
+  for Anthropic's models, which cost the same in each but the government's. Likewise a region in a path or an ARN, where no geography
+  of an inference profile decides instead.
+
+A name after a declared prefix (`PREFIXES`) is looked up at the provider that the prefix names.
 
 So `gpt-5.6` is never priced as `gpt-5`, nor `gpt-5-mini` as `gpt-5`.
 """
@@ -22,7 +25,7 @@ from datetime import date
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["PROVIDERS", "Names", "is_match", "nearest", "provider_id"]
+__all__ = ["PREFIXES", "PROVIDERS", "Names", "is_match", "nearest", "provider_id", "without_prefix"]
 
 PROVIDERS: Mapping[str, str] = MappingProxyType(
     {
@@ -53,6 +56,51 @@ PROVIDERS: Mapping[str, str] = MappingProxyType(
 )
 """Provider names whose meaning is certain. Any other name must be the list's own id: a provider is never guessed."""
 
+PREFIXES: Mapping[str, str] = MappingProxyType(
+    {
+        # The first part of LiteLLM's names (https://docs.litellm.ai/docs/providers) -> id in the bundled list.
+        "anthropic": "anthropic",
+        "azure": "azure",
+        "azure_ai": "azure",
+        "azure_text": "azure",
+        "baseten": "baseten",
+        "bedrock": "aws",
+        "bedrock_mantle": "aws",
+        "bigmodel": "zhipuai",
+        "cerebras": "cerebras",
+        "cloudflare": "cloudflare",
+        "codestral": "mistral",
+        "cohere": "cohere",
+        "cohere_chat": "cohere",
+        "databricks": "databricks",
+        "deepseek": "deepseek",
+        "fireworks_ai": "fireworks",
+        "gemini": "google",
+        "github_copilot": "github-copilot",
+        "groq": "groq",
+        "meta": "meta",
+        "minimax": "minimax",
+        "mistral": "mistral",
+        "moonshot": "moonshotai",
+        "novita": "novita",
+        "openai": "openai",
+        "openrouter": "openrouter",
+        "ovhcloud": "ovhcloud",
+        "perplexity": "perplexity",
+        "text-completion-codestral": "mistral",
+        "text-completion-openai": "openai",
+        "together_ai": "together",
+        "vertex_ai": "google",
+        "voyage": "voyageai",
+        "xai": "x-ai",
+        "zai": "zai",
+        # The resource names of Gemini's API: `models/gemini-2.5-flash`.
+        "models": "google",
+        "publishers/google/models": "google",
+    }
+)
+"""What may stand before a name and says who sells it. A place in between (`azure/eu/`, `bedrock/eu-west-1/`) has prices of its own."""
+
 _DATE = r"(?:20\d\d-\d\d-\d\d|20\d{6}|\d\d-20\d\d|\d\d-\d\d|\d{6}|\d{3,4})"
 _REST = re.compile(
     rf"(?:-(?:preview|exp|experimental|beta))?(?:[-@]{_DATE})?(?:[-@](?:latest|default))?(?:-v\d+)?(?::\d+)?"
@@ -60,6 +108,13 @@ _REST = re.compile(
 _BEFORE = re.compile(r"(?:.*/)?(?:[a-z0-9-]+\.)*")
 # LiteLLM 1.110.2, after Amazon's price pages: Nova Pro costs 0.80 by `us.`, 0.84 by `apac.`, 1.05 by `eu.`; the government a fifth more.
 _GEOGRAPHY = re.compile(r"(?:.*/)?(us-gov|apac|(?!us\.)[a-z]{2})\.(.*)")
+# Regions that have the prices of the list are those of the United States without the government's.
+_REGION = re.compile(r"(?<![a-z0-9])(?!us-[a-z]+-\d)[a-z]{2}(?:-(?:gov|iso[a-z]?))?-[a-z]+-\d(?!\d)")
+_APART = re.compile(r"(?<![a-z0-9])(?:us-gov|aws-us-gov|aws-cn|us-iso[a-z]?)(?![a-z0-9])")
+# A foundation model has the price of its region, a profile that of the geography in its name.
+_ARN = re.compile(r"arn:aws:bedrock:([a-z0-9-]+):\d*:(foundation-model|inference-profile)/")
+_MODES = re.compile(r"(?i:converse_like|converse|invoke)/")
+_PLACES = re.compile(r"(?i:global-standard|global)/")
 # A fine-tune carries the names of its owner after the dated base model.
 _TUNED = re.compile(rf"(?:[-@]{_DATE})?(?::.*)?")
 # The beginning of a date, or a dangling separator, at the end of a clause: `claude-sonnet-4-2025`, `claude-sonnet-4@`.
@@ -73,6 +128,36 @@ def provider_id(provider: str | None) -> str | None:
         return None
     name = provider.strip().lower()
     return PROVIDERS.get(name, name)
+
+
+def without_prefix(provider: str | None, model: str) -> tuple[str, str] | None:
+    """(provider, name) of a name that a declared prefix stands before; None without one, or where it is of another provider.
+
+    Args:
+        provider: id in the list, or None when the caller named none: then the prefix decides. model: the name as it was given.
+    """
+    arn = _ARN.match(model.lower())
+    if arn is not None:
+        name = model.lower()[arn.end() :]
+        at_home = arn[2] == "inference-profile" or arn[1].startswith("us-") or name.startswith("anthropic.")
+        return ("aws", name) if at_home and provider in (None, "aws") else None
+    first, slash, name = model.partition("/")
+    seller = PREFIXES.get(first.lower())
+    if seller is None and first.lower() == "publishers":
+        first, slash, name = model[:24], model[24:25], model[25:]
+        seller = PREFIXES.get(first.lower())
+    if not slash or not name or seller is None or provider not in (None, seller):
+        return None
+    if seller in _INSIDE:
+        found = _INSIDE[seller].match(name)
+        name = name[found.end() :] if found else name
+        if "/" in name:  # a place, whose prices are its own
+            return None
+    return seller, name
+
+
+_INSIDE = {"aws": _MODES, "azure": _PLACES}
+"""What LiteLLM writes between prefix and name without another price."""
 
 
 def is_match(clause: Mapping[str, Any], name: str) -> bool:
@@ -112,10 +197,16 @@ def _ends_with(value: str, name: str) -> bool:
 
 def _may_precede(value: str, before: str) -> bool:
     """Whether what stands before a declared part leaves it the same model at the same price."""
-    if _BEFORE.fullmatch(before) is None:
+    if _BEFORE.fullmatch(before) is None or (_APART.search(before) and not value.startswith("us-gov.")):
+        return False
+    if ":inference-profile/" not in before and _REGION.search(before) and not _is_anthropic(before, value):
         return False
     geography = _GEOGRAPHY.fullmatch(before)
     return geography is None or (geography[1] != "us-gov" and f"{geography[2]}{value}".startswith("anthropic."))
+
+
+def _is_anthropic(before: str, value: str) -> bool:
+    return "anthropic." in f"{before}{value}"
 
 
 _TESTS = {"equals": _equals, "starts_with": _starts_with, "contains": _contains, "ends_with": _ends_with}

@@ -112,11 +112,18 @@ def is_kept(charge: Charge) -> bool:
 
 def _usage(charge: Charge, book: PriceBook) -> Usage:
     """The usage under the name that has a price: some servers answer with one of their own, and what was asked for may be listed."""
-    sku = Sku(charge.provider, charge.response_model or charge.model, charge.service, charge.tier, charge.region)
+    model = charge.response_model or charge.model
+    sku = Sku(charge.provider, model, charge.service, charge.tier, charge.region, _options(charge.price_id or ""))
     usage = Usage(charge.quantities, sku, charge.at)
     if sku.model == charge.model or book.price(usage).amount is not None:
         return usage
     return replace(usage, sku=replace(sku, model=charge.model))
+
+
+def _options(price_id: str) -> tuple[tuple[str, str], ...]:
+    """The options that decided a price, which is all that a charge keeps of them: `...+quality=hd+size=1024x1792`."""
+    named = [word.partition("=") for word in price_id.split("+")[1:] if "=" in word]
+    return tuple(sorted((name, value) for name, _, value in named))
 
 
 def _still_estimated(charge: Charge, cost: Cost) -> Cost:

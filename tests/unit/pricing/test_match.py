@@ -224,3 +224,60 @@ def test_declared_beginnings_of_the_bundled_list_admit_no_sibling() -> None:
             siblings = (f"{text}-mini", f"{text}.6", f"{text}x") if text and "ft" not in text else ()
             wrong += [(key, one) for one in siblings if names.find(one) == number and one.lower() not in names.exact]
     assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("provider", "name", "expected"),
+    [
+        (None, "openai/gpt-4o", "openai/gpt-4o"),
+        ("openai", "OpenAI/gpt-4o-2024-08-06", "openai/gpt-4o"),
+        (
+            None,
+            "azure/gpt-4o",
+            "openai/gpt-4o",
+        ),  # where Azure's own list has no price, the list falls back to the maker's
+        ("azure", "azure/global-standard/gpt-4o-2024-08-06", "openai/gpt-4o"),
+        (None, "bedrock/converse/amazon.nova-pro-v1:0", "aws/amazon.nova-pro-v1:0"),
+        (None, "vertex_ai/gemini-2.5-pro", "google/gemini-2.5-pro"),
+        (None, "models/gemini-2.5-flash", "google/gemini-2.5-flash"),
+        ("google", "publishers/google/models/gemini-2.5-flash", "google/gemini-2.5-flash"),
+        (None, "anthropic/claude-sonnet-4-5", "anthropic/claude-sonnet-4-5"),
+        ("openrouter", "openai/gpt-4o", "openrouter/openai/gpt-4o"),
+        (None, "openrouter/openai/gpt-4o", "openrouter/openai/gpt-4o"),
+        ("openrouter", "openrouter/openai/gpt-4o", "openrouter/openai/gpt-4o"),
+        ("azure", "azure/eu/gpt-4o", None),
+        (None, "azure/us/gpt-4o", None),
+        ("anthropic", "openai/gpt-4o", None),
+        (None, "litellm_proxy/gpt-4o", None),
+        (None, "openai/", None),
+        (None, "openai/gpt-99", None),
+        (None, "publishers/", None),
+    ],
+)
+def test_a_declared_prefix_says_who_sells_a_model(provider: str | None, name: str, expected: str | None) -> None:
+    """LiteLLM's prefixes are a table; a place after one, another provider and an undeclared one are refused."""
+    entry = load_bundled().find(provider, name)
+    assert (entry and f"{entry.provider}/{entry.model}") == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "priced"),
+    [
+        ("arn:aws:bedrock:us-west-2::foundation-model/amazon.nova-pro-v1:0", True),
+        ("arn:aws:bedrock:eu-west-1::foundation-model/amazon.nova-pro-v1:0", False),
+        ("arn:aws-us-gov:bedrock:us-gov-west-1::foundation-model/amazon.nova-pro-v1:0", False),
+        ("arn:aws-us-gov:bedrock:us-gov-west-1::foundation-model/anthropic.claude-sonnet-4-5-20250929-v1:0", False),
+        ("bedrock/us-gov-east-1/anthropic.claude-sonnet-4-5-20250929-v1:0", False),
+        ("arn:aws:bedrock:eu-west-1::foundation-model/anthropic.claude-sonnet-4-5-20250929-v1:0", True),
+        ("arn:aws:bedrock:us-east-1::foundation-model/anthropic.claude-sonnet-4-5-20250929-v1:0", True),
+        (
+            "arn:aws-us-gov:bedrock:us-gov-west-1:123456789012:inference-profile/us-gov.anthropic.claude-sonnet-4-5-20250929-v1:0",
+            True,
+        ),
+        ("arn:aws:bedrock:eu-west-1:123456789012:inference-profile/us.amazon.nova-pro-v1:0", True),
+        ("arn:aws:bedrock:eu-west-1:123456789012:inference-profile/eu.amazon.nova-pro-v1:0", False),
+    ],
+)
+def test_a_region_with_prices_of_its_own_is_not_priced_as_the_united_states(name: str, *, priced: bool) -> None:
+    """The list has prices of US regions; Nova costs more in Europe, and the government's have a price where a clause names them."""
+    assert (load_bundled().find("aws", name) is not None) is priced

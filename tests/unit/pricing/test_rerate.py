@@ -6,8 +6,11 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
+import pytest
+
 from aifinops.charges import Amounts, Charge
 from aifinops.clock import to_ns
+from aifinops.money import from_nanos
 from aifinops.pricing.book import PriceBook, load_bundled
 from aifinops.pricing.lists import from_table
 from aifinops.pricing.rerate import Volumes, rerate
@@ -122,3 +125,17 @@ def test_a_discount_counts_what_is_in_its_scope_only() -> None:
     }
     calls = [charge("gpt-4o"), charge("o3"), charge("gpt-4o-mini"), charge("gpt-4o")]
     assert under(*calls, volumes=Volumes(), **terms) == [Decimal("2.5"), 2, Decimal("0.075"), Decimal("1.25")]
+
+
+@pytest.mark.parametrize(
+    ("options", "nanos"),
+    [((("quality", "hd"), ("size", "1024x1792")), 120_000_000), ((), 40_000_000)],
+    ids=["large and fine", "as it comes"],
+)
+def test_the_options_that_decided_a_price_decide_it_again(options: tuple[tuple[str, str], ...], nanos: int) -> None:
+    """A fine large picture costs three times the plain one, also when it is priced a second time."""
+    at = day("2026-11-24")
+    first = BUNDLED.price(Usage({"images": 1}, Sku("openai", "dall-e-3", options=options), at))
+    made = Charge("a", at, "openai", "image_generation", "dall-e-3", {"images": 1}, nanos, price_id=first.price_id)
+    ((_, again),) = rerate([made], BUNDLED)
+    assert again.amount == first.amount == from_nanos(nanos)

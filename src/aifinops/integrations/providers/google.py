@@ -54,7 +54,14 @@ _CONTENT = Route(
     known=(f"{_U}totalTokenCount",),
 )  # fmt: skip
 _OLDER = {**_CONTENT.tools, "web_search_requests": f"?{_GROUNDED}.webSearchQueries[]"}
-_OLD = ("gemini-2.5-flash", "gemini-2.5-flash-lite", "gemini-2.5-pro", "gemini-2.0-flash", "gemini-2.0-flash-lite")
+# Every snapshot by name: what is not named is taken for a newer model, where each search is billed.
+_OLD = (
+    "gemini-2.0-flash", "gemini-2.0-flash-001", "gemini-2.0-flash-exp", "gemini-2.0-flash-lite", "gemini-2.0-flash-lite-001",
+    "gemini-2.0-pro-exp-02-05", "gemini-2.5-flash", "gemini-2.5-flash-preview-04-17", "gemini-2.5-flash-preview-05-20",
+    "gemini-2.5-flash-preview-09-2025", "gemini-2.5-flash-lite", "gemini-2.5-flash-lite-preview-06-17",
+    "gemini-2.5-flash-lite-preview-09-2025", "gemini-2.5-pro", "gemini-2.5-pro-exp-03-25", "gemini-2.5-pro-preview-03-25",
+    "gemini-2.5-pro-preview-05-06", "gemini-2.5-pro-preview-06-05",
+)  # fmt: skip
 
 _I = "usage."
 _INTERACTION = Route(
@@ -87,6 +94,9 @@ GOOGLE = Provider(
         "generateContent before 3": replace(_CONTENT, signs=("usageMetadata", f"modelVersion={','.join(_OLD)}"), tools=_OLDER),
         "generateContent": _CONTENT,
         "interactions": _INTERACTION,
+        "batch line before 3": replace(
+            _CONTENT, signs=("response.usageMetadata", f"response.modelVersion={','.join(_OLD)}"), event="response", tier="=batch", tools=_OLDER,
+        ),
         "batch line": replace(_CONTENT, signs=("response.usageMetadata",), event="response", tier="=batch"),
         "embedContent": Route(  # Vertex bills characters, and tells them beside the vectors
             "embeddings", {"characters": "metadata.billableCharacterCount"}, ("metadata.billableCharacterCount",),

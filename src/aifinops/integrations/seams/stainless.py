@@ -160,6 +160,7 @@ class Seam:
             choices=choices if isinstance(choices, int) and choices > 0 else 1,
             tier=_DEARER_TIERS.get(body.get("service_tier"), ""),  # type: ignore[arg-type]
             facts={**facts, **route.facts} if route.facts else facts,
+            region=self._row.residency.get(facts["server.address"], ""),
         )
 
     def _target(self, client: Any) -> tuple[str, dict[str, Any]]:
