@@ -80,21 +80,39 @@ def _json(text: str) -> Any:
 
 def recorded_usage(item: dict[str, Any]) -> dict[str, Any] | None:
     """The provider's last usage object in the recorded bytes."""
+    last = None
+    for holder in holders(item):
+        last = holder.get("usage") or last
+    return last
+
+
+def holders(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The answer, or what each event of a stream holds."""
     if item["status"] >= 400:
-        return None
+        return
     body = _json(item["resp"])
     events = (
         [body]
         if isinstance(body, dict)
         else [_json(line[5:]) for line in item["resp"].splitlines() if line.startswith("data:")]
     )
-    last = None
     for event in events:
-        if not isinstance(event, dict):
-            continue
-        holder = event["response"] if isinstance(event.get("response"), dict) else event
-        last = holder.get("usage") or last
-    return last
+        if isinstance(event, dict):
+            yield event["response"] if isinstance(event.get("response"), dict) else event
+
+
+def tools(item: dict[str, Any]) -> dict[str, int]:
+    """Billed tool calls in the finished answer: each search of the web (not each page that was opened) and of files."""
+    output: list[Any] = []
+    for holder in holders(item):
+        output = holder.get("output") or output if holder.get("object") == "response" else output
+    found = {
+        "web_search_requests": sum(
+            one["type"] == "web_search_call" and (one.get("action") or {}).get("type") == "search" for one in output
+        ),
+        "file_search_requests": sum(one["type"] == "file_search_call" for one in output),
+    }
+    return {name: count for name, count in found.items() if count}
 
 
 def buckets(usage: dict[str, Any]) -> dict[str, int]:
@@ -235,7 +253,7 @@ def judge(item: dict[str, Any], rows: list[Any], same: bool, same_request: bool)
         return f"{len(rows)} rows"
     if usage is None:
         return "" if rows[0].basis in ("estimated", "unknown") else "no usage recorded, yet not marked as an estimate"
-    expected = buckets(usage)
+    expected = buckets(usage) | tools(item)
     if min(expected.values(), default=0) < 0:  # a recording edited by hand: its parts are above their whole
         return "" if rows[0].amount is None and rows[0].raw == usage else "impossible usage was believed"
     return "" if dict(rows[0].quantities) == expected else f"{dict(rows[0].quantities)} for {expected}"
