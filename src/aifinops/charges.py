@@ -83,7 +83,8 @@ class Cost:
             later = self.__dict__.get("_later") if name == "lines" else None
             if later is None:
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-            found = self.__dict__[name] = later()
+            make, *arguments = later
+            found = self.__dict__[name] = make(*arguments)
             return found
 
     def __getstate__(self) -> dict[str, Any]:

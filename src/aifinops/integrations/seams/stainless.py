@@ -124,9 +124,10 @@ class Seam:
         route = self._row.routes.get(path)
         if route is None or options.method.lower() != "post":
             return None
-        opened = _Open(self._reader(self._target(client)[0], path))
+        provider, facts = self._target(client)
+        opened = _Open(self._reader(provider, path))
         # Last, so that nothing can fail between opening an invocation and handing it over.
-        invocation = metering.begin(self._call(client, options, route))
+        invocation = metering.begin(self._call(provider, facts, options, route))
         if invocation is None:
             return None
         opened.invocation = invocation
@@ -140,14 +141,13 @@ class Seam:
             found = self._readers[provider, path] = Reader(route or self._row.routes[path], provider)
         return found
 
-    def _call(self, client: Any, options: Any, route: Route) -> Call:
+    def _call(self, provider: str, facts: dict[str, Any], options: Any, route: Route) -> Call:
         body = options.json_data
         extra = getattr(options, "extra_json", None)
         if extra and isinstance(body, dict):
             body = {**body, **extra}
         if not isinstance(body, dict):
             body = {}
-        provider, facts = self._target(client)
         limit = next((body[name] for name in route.limits if isinstance(body.get(name), int)), None)
         choices = body.get(route.choices)
         return Call(
