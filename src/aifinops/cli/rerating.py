@@ -115,13 +115,12 @@ def _book(named: Iterable[str]) -> PriceBook:
     """The lists in use, with the named ones before them, contracts first of all."""
     from aifinops import runtime
     from aifinops.cli.prices import price_list
-    from aifinops.pricing.book import PriceBook
 
     used = runtime.get().book
     own = [price_list(name) for name in named]
     if not own:
         return used
-    return PriceBook(sorted([*own, *used.lists], key=lambda one: one.contract is None))
+    return used.over(sorted([*own, *used.lists], key=lambda one: one.contract is None))
 
 
 def _run(

@@ -88,6 +88,10 @@ class PriceBook:
             self._given = bundled_lists()
         return self._given
 
+    def over(self, lists: Sequence[PriceList]) -> PriceBook:
+        """The same declared names and clock over other lists."""
+        return PriceBook(lists, clock=self._clock, model_map=self._names)
+
     def resolve(self, provider: str | None, model: str) -> Entry:
         """What the first list that knows the model says about it.
 

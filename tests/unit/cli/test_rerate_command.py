@@ -401,3 +401,14 @@ def test_rating_twice_by_one_list_gives_no_difference(calls: list[tuple[int, str
         assert sum(group.amount or 0 for group in source.summarize()) == wanted
         estimates = [one for one in calls if one[1] == "estimated"]
         assert bool(estimates and level) >= any(group.estimated for group in source.summarize())
+
+
+def test_names_of_ones_own_are_known_under_other_lists_too(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`model_map` says what a deployment is, whichever list prices it."""
+    monkeypatch.setenv("AIFINOPS_MODEL_MAP", "my-deployment=gpt-4o")
+    keep(tmp_path, [call(None, model="my-deployment")])
+    status, out, _ = run("--with", prices(tmp_path, "3"), "--format", "json")
+    assert status == 0
+    assert "0.03" in json.dumps(json.loads(out))
