@@ -25,7 +25,7 @@ from aifinops.errors import BudgetExceeded, UnknownModel, swallow
 from aifinops.money import to_nanos
 from aifinops.pricing import tokens
 from aifinops.pricing.learned import Kind
-from aifinops.reading import Reading, amounts_of, price
+from aifinops.reading import Reading, amounts_of, price, with_parts
 from aifinops.scope import Scope, current
 from aifinops.tags import Tags, make_tags, merge
 from aifinops.telemetry import attributes as span_attributes
@@ -376,7 +376,7 @@ class Invocation:
             tags=self.tags,
             trace_id="" if span is None else span.trace_id,
             span_id="" if span is None else span.span_id,
-            raw=reading.raw,
+            raw=with_parts(reading.raw, reading.parts) if reading.parts else reading.raw,
         )
 
     def _pay(self, charge: Charge) -> None:

@@ -13,7 +13,9 @@ from aifinops.usage import EMPTY_QUANTITIES, Quantities, Usage
 if TYPE_CHECKING:
     from aifinops.pricing.book import PriceBook
 
-__all__ = ["Part", "Reading", "amounts_of", "price"]
+__all__ = ["Part", "Reading", "amounts_of", "parts_of", "price", "with_parts"]
+
+_PARTS = "aifinops.parts"
 
 
 @dataclass(slots=True)
@@ -59,6 +61,25 @@ class Reading:
     options: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     parts: tuple[Part, ...] = ()
+
+
+def with_parts(raw: Mapping[str, Any] | None, parts: Sequence[Part]) -> Mapping[str, Any] | None:
+    """The usage object as the ledger keeps it: with what was told apart by model, so that it can be priced again."""
+    if not parts:
+        return raw
+    return {**(raw or {}), _PARTS: [[part.model, part.kind, dict(part.quantities)] for part in parts]}
+
+
+def parts_of(raw: Mapping[str, Any] | None) -> tuple[Part, ...]:
+    """What `with_parts` kept; empty for a usage object without, and for one that somebody has changed."""
+    try:
+        kept = (raw or {}).get(_PARTS, ())
+        return tuple(
+            Part({name: count if type(count) is int else Decimal(count) for name, count in counts.items()}, model, kind)
+            for model, kind, counts in kept
+        )
+    except (AttributeError, ArithmeticError, TypeError, ValueError):
+        return ()
 
 
 def price(book: PriceBook, usage: Usage, parts: Sequence[Part] = (), *, asked: str = "") -> Cost:

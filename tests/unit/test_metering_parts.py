@@ -12,9 +12,11 @@ import pytest
 import aifinops as af
 from aifinops import metering, runtime
 from aifinops.charges import Charge
+from aifinops.ledger import open_ledger
 from aifinops.metering import Call
 from aifinops.money import from_nanos, to_nanos
-from aifinops.reading import Part, Reading
+from aifinops.pricing.rerate import rerate
+from aifinops.reading import Part, Reading, parts_of
 from aifinops.testing import capture_charges
 from aifinops.usage import Sku, Usage
 
@@ -122,3 +124,23 @@ def test_the_bound_of_an_unknown_cost_is_in_the_currency_of_its_price(tmp_path: 
     assert (charge.amount, charge.currency) == (None, "EUR")
     assert invocation.upper is not None
     assert charge.upper == to_nanos(invocation.upper)
+
+
+def test_parts_are_priced_again_each_at_its_own_model(tmp_path: Path) -> None:
+    """The ledger keeps what was told apart, so that rating a period again gives the same cost, from a file too."""
+    charge = settled(reading(HAIKU, OPUS, raw={"input_tokens": 1000}))
+    ledger = open_ledger(tmp_path / "ledger.db")
+    ledger.append(charge)
+    ((_, cost),) = rerate(ledger.rows(), runtime.get().book)
+    ledger.close()
+    assert to_nanos(cost.amount or Decimal(0)) == charge.amount
+    assert charge.raw is not None
+    assert charge.raw["input_tokens"] == 1000
+
+
+@pytest.mark.parametrize(
+    "spoilt", [None, {}, {"aifinops.parts": 5}, {"aifinops.parts": [["m"]]}, {"aifinops.parts": [[1, 2, 3]]}]
+)
+def test_parts_that_somebody_has_spoilt_are_none(spoilt: Any) -> None:
+    """A changed usage object is no reason to fail."""
+    assert parts_of(spoilt) == ()

@@ -12,6 +12,7 @@ from aifinops.clock import to_datetime
 from aifinops.meters import GROUPS
 from aifinops.money import from_nanos
 from aifinops.pricing.contract import SPEND, Volume
+from aifinops.reading import parts_of, price
 from aifinops.usage import Quantities, Quantity, Sku, Usage
 
 if TYPE_CHECKING:
@@ -98,6 +99,10 @@ def rerate(
             yield charge, charge.cost
             continue
         usage = _usage(charge, book)
+        parts = parts_of(charge.raw)
+        if parts:
+            yield charge, price(book, usage, parts, asked=charge.model)
+            continue
         volume = None if volumes is None else book.volume(usage)
         cost = book.price(usage, {} if volumes is None else volumes.so_far(charge, volume))
         if volumes is not None:
