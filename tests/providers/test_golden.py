@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ from aifinops.integrations.responses import read_response
 BODIES = Path(__file__).parent / "bodies"
 AT = datetime(2026, 11, 10, 12, tzinfo=UTC)
 PROVIDERS = {"xai": "x_ai", "google": "gcp.gemini", "bedrock": "aws.bedrock", "mistral": "mistral_ai"}
+
+
+BODIES_OF_OPENAI = 3
+"""Major version whose types the bodies of OpenAI are true to."""
 
 
 @dataclass(frozen=True)
@@ -304,7 +309,10 @@ def test_a_body_is_true_to_the_types_of_the_sdk(case: Case, body: Callable[[str]
     if module == "botocore":
         _validated_by_botocore(name, body(case.name))
         return
-    answer = _object(pytest.importorskip(module), name, body(case.name))
+    sdk = pytest.importorskip(module)
+    if module.startswith("openai") and int(version("openai").partition(".")[0]) < BODIES_OF_OPENAI:
+        pytest.skip("the bodies have what older versions of the SDK do not know yet")
+    answer = _object(sdk, name, body(case.name))
     usage = read_response(answer, case.provider)
     assert dict(usage.quantities) == case.quantities
     assert (usage.sku.model, usage.sku.tier, usage.sku.options) == (case.model, case.tier, case.options)
