@@ -45,11 +45,12 @@ class Runtime:
     """One process's engines. Make it through `init()` or `get()`.
 
     Attributes:
-        config: the settings in force. clock: where time comes from. policies: standing budgets with their `match`.
+        config: the settings in force. clock: where time comes from. book: the price lists. policies: standing budgets with their `match`.
         spans: span maker, or None when spans are off. metrics: metric sums. export: the OTLP providers that we made.
         learned: what calls of a kind have used.
     """
 
+    book: PriceBook
     guard: Guard
     learned: Learned
     metrics: Metrics
@@ -62,21 +63,23 @@ class Runtime:
         self.compat = "compat" in settings.dialects
         self.export = Export()
         self._lock = threading.RLock()
-        self._book: PriceBook | None = None
         self._files: tuple[PriceList, ...] | None = None
         self._writer: Writer | None = None
         if settings.prices:
-            self._book = self._make_book()  # a malformed price file is an error now, not at the first call
+            self.book = self._make_book()  # a malformed price file is an error now, not at the first call
         if settings.budgets:
             self._make_engines()  # likewise
 
     def __getattr__(self, name: str) -> Any:
-        # What only metering needs is made, and its modules are loaded, at the first call: a price takes none of it.
-        if name not in _ENGINES:
+        # Made when it is first asked for, and an ordinary attribute from then on. What only metering needs is not loaded to price.
+        if name != "book" and name not in _ENGINES:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         with self._lock:
             if name not in self.__dict__:
-                self._make_engines()
+                if name == "book":
+                    self.book = self._make_book()
+                else:
+                    self._make_engines()
         return self.__dict__[name]
 
     def _make_engines(self) -> None:
@@ -92,15 +95,6 @@ class Runtime:
         self.learned = Learned()
         self.guard = Guard(MemoryStore(), self.clock)
 
-    @property
-    def book(self) -> PriceBook:
-        """The price lists, loaded at first use."""
-        if self._book is None:
-            with self._lock:
-                if self._book is None:
-                    self._book = self._make_book()
-        return self._book
-
     def _make_book(self) -> PriceBook:
         from aifinops.pricing import refresh
         from aifinops.pricing.book import PriceBook
@@ -115,8 +109,8 @@ class Runtime:
     def renew_book(self) -> None:
         """Make a new book of the same files and the prices that are registered now; calls in flight keep the old one."""
         with self._lock:
-            if self._book is not None:
-                self._book = self._make_book()
+            if "book" in self.__dict__:
+                self.book = self._make_book()
 
     @property
     def writer(self) -> Writer:

@@ -81,6 +81,11 @@ def quantities(values: Mapping[str, object]) -> dict[str, Quantity]:
         ConfigurationError: for an unknown meter (with the nearest names).
         ImpossibleUsage: for a negative, NaN or non-numeric quantity.
     """
+    for name, value in values.items():
+        if type(value) is not int or value <= 0 or name not in METERS:
+            break
+    else:
+        return dict(values)  # type: ignore[arg-type]  # as looked at just now
     clean: dict[str, Quantity] = {}
     for name, value in values.items():
         if name not in METERS:

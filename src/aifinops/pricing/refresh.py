@@ -6,7 +6,6 @@ list is looked for once, when the price book is made.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -92,6 +91,8 @@ def refreshed(place: Path) -> PriceList | None:
 
 def _seal(rest: bytes) -> str:
     """Proves that a list is whole and was looked through by this version; reading every row at each start would take too long."""
+    import hashlib  # it brings OpenSSL, and few have a refreshed list
+
     return f"{__version__} {hashlib.sha256(rest).hexdigest()}"
 
 
