@@ -157,8 +157,8 @@ _CLAUDE_OLD_MOST = 1_640
 _CLAUDE_FRAME = 64
 """Up to 40 tokens more than the patches were measured for pictures that had to be shrunk."""
 
-_CLAUDE_LARGEST = math.ceil(8000 / 28) ** 2
-"""Larger pictures than 8,000 by 8,000 pixels are refused."""
+_CLAUDE_LARGEST = max(math.ceil(8000 / 28) ** 2, math.ceil(8000 * 8000 / 750))
+"""By either rule; larger pictures than 8,000 by 8,000 pixels are refused."""
 
 
 @dataclass(frozen=True, slots=True)
