@@ -24,7 +24,6 @@ from aifinops.charges import Amounts, Basis, Charge, Cost, nanos, new_id
 from aifinops.errors import BudgetExceeded, UnknownModel, swallow
 from aifinops.money import to_nanos
 from aifinops.pricing import tokens
-from aifinops.pricing.learned import Kind
 from aifinops.reading import Reading, amounts_of, price, with_parts
 from aifinops.scope import Scope, current
 from aifinops.tags import Tags, make_tags, merge
@@ -399,10 +398,12 @@ class Invocation:
         if not counts or reading.estimated:
             return
         try:
-            kind = Kind(self.call.provider, self.call.model, self.tags.get("feature", ""))
-            written = None if self.call.operation in _NO_OUTPUT else output_total(counts)
-            self.engines.learned.update(
-                kind, input_bound=self.prompt_bound, input_tokens=input_total(counts), output_tokens=written
+            call = self.call
+            self.engines.learned.note(
+                (call.provider, call.model, self.tags.get("feature", "")),
+                self.prompt_bound,
+                counts,
+                answers=call.operation not in _NO_OUTPUT,
             )
         except Exception as failure:  # what was learned only ever serves an expectation
             swallow("metering.learn", failure)

@@ -16,10 +16,11 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from aifinops.errors import ConfigurationError
+from aifinops.usage import Quantities, input_total, output_total
 
 __all__ = ["Kind", "Learned", "Quantiles"]
 
@@ -139,6 +140,7 @@ class Kind(NamedTuple):
     site: str = ""
 
 
+_Observation = tuple[Kind, int, int, int | None]
 _alive: weakref.WeakSet[Learned] = weakref.WeakSet()
 
 
@@ -166,7 +168,7 @@ class Learned:
             raise ConfigurationError(f"kinds={kinds} leaves no room; give 1 or more")
         self._most = kinds
         self._seen: dict[Kind, tuple[Quantiles, Quantiles]] = {}
-        self._waiting: deque[tuple[Kind, int, int, int | None]] = deque()
+        self._waiting: deque[Callable[[], _Observation]] = deque()
         # Re-entrant: a signal handler of the application may make a call while this thread is in here.
         self._lock = threading.RLock()
         _alive.add(self)
@@ -183,8 +185,20 @@ class Learned:
             input_bound: what `tokens.text_upper_bound` said of its request; 0 or `UNBOUNDED` teach nothing of prompts.
             input_tokens: all prompt tokens, cached ones too. output_tokens: all that was written, thoughts too; None is no answer.
         """
+        self._keep(lambda: (kind, input_bound, input_tokens, output_tokens))
+
+    def note(self, call: tuple[str, str, str], input_bound: int, counts: Quantities, *, answers: bool) -> None:
+        """`update` with the disjoint counts of a call, which are added up later.
+
+        Args:
+            call: provider, model and site, as in `Kind`. input_bound: as in `update`. counts: must not be changed any more.
+            answers: False for calls that have no output.
+        """
+        self._keep(lambda: (Kind(*call), input_bound, input_total(counts), output_total(counts) if answers else None))
+
+    def _keep(self, observation: Callable[[], _Observation]) -> None:
         # Taken in together, when somebody asks or by the hundred: this runs at the end of every call.
-        self._waiting.append((kind, input_bound, input_tokens, output_tokens))
+        self._waiting.append(observation)
         if len(self._waiting) >= BATCH:
             self._digest()
 
@@ -192,7 +206,7 @@ class Learned:
         with self._lock:
             while self._waiting:
                 try:
-                    self._take(*self._waiting.popleft())
+                    self._take(*self._waiting.popleft()())
                 except IndexError:  # a finalizer's call has digested the last one
                     return
 
