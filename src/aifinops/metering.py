@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from aifinops import runtime
 from aifinops.budgets.budget import ActiveBudget, to_units
 from aifinops.budgets.guard import Reservation
-from aifinops.charges import Amounts, Basis, Charge, Cost, nanos, new_id
+from aifinops.charges import Amounts, Basis, Charge, Cost, make_charge, nanos, new_id
 from aifinops.errors import BudgetExceeded, UnknownModel, swallow
 from aifinops.money import to_nanos
 from aifinops.pricing import tokens
@@ -347,7 +347,7 @@ class Invocation:
     def _charge(self, reading: Reading, amounts: Amounts, status: str, error: BaseException | None) -> Charge:
         call, span = self.call, self.span
         amount, currency, basis, lower, upper, lines, price_id, as_of, source = amounts
-        return Charge(
+        return make_charge(
             id=self.id,
             at=self.wall,
             provider=call.provider,

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from datetime import date
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aifinops.charges import BASES, Charge, Cost, CostLine, nanos, new_id, total
+from aifinops.charges import BASES, Charge, Cost, CostLine, make_charge, nanos, new_id, total
 
 AMOUNTS = st.decimals(min_value=0, max_value=10_000, places=9, allow_nan=False, allow_infinity=False)
 
@@ -218,3 +220,17 @@ def test_forked_processes_never_share_an_id() -> None:
 def test_a_plain_explanation_is_one_line() -> None:
     """A cost without lines, price, source or notes has nothing more to tell."""
     assert Cost(Decimal(1)).explain() == "$1.00 (priced)"
+
+
+def test_a_charge_that_is_made_quickly_is_an_ordinary_one() -> None:
+    """Equal, with the same hash, text, copies and defaults; and as little to be changed."""
+    values: dict[str, Any] = {
+        "id": "1", "at": 5, "provider": "openai", "operation": "chat", "model": "gpt-4o", "quantities": {"input_tokens": 3}, "tags": {},
+    }  # fmt: skip
+    quick, ordinary = make_charge(**values), Charge(**values)
+    assert quick == ordinary
+    assert repr(quick) == repr(ordinary)
+    assert replace(quick, amount=7) == replace(ordinary, amount=7)
+    assert pickle.loads(pickle.dumps(quick)) == ordinary
+    with pytest.raises(FrozenInstanceError):
+        quick.amount = 5  # type: ignore[misc]

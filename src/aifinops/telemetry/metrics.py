@@ -11,7 +11,7 @@ import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from aifinops.charges import Charge
 from aifinops.errors import failures, swallow
@@ -77,16 +77,9 @@ class _Points:
         self.first_chunk: list[float] = []
 
 
-class _Waiting(NamedTuple):
-    """What of a call is still to be added up."""
-
-    series: _Series
-    error: str
-    lines: tuple[tuple[str, int], ...]
-    quantities: Quantities
-    amount: int | None
-    duration: int
-    first_chunk: float | None
+_Waiting = tuple[_Series, str, tuple[tuple[str, int], ...], Quantities, int | None, int, float | None]
+"""What of a call is still to be added up: series, error, lines, quantities, amount, duration, first chunk. A plain tuple, since
+one is made in every call."""
 
 
 class Metrics:
@@ -116,7 +109,7 @@ class Metrics:
         """Add one settled or failed call; `first_chunk` in seconds."""
         self._ready()
         self._waiting.append(
-            _Waiting(
+            (
                 self._find(charge, kind),
                 error,
                 charge.lines,
@@ -134,21 +127,20 @@ class Metrics:
         with self._lock:
             live, waiting = self._provider is not None, self._waiting
             while waiting:
-                call = waiting.popleft()
-                series, error, amount = call.series, call.error, call.amount
-                series.count(error, call.lines, call.quantities, unpriced=amount is None and not error)
+                series, error, lines, quantities, amount, duration, first_chunk = waiting.popleft()
+                series.count(error, lines, quantities, unpriced=amount is None and not error)
                 if live:
                     points = series.points.get(error) or series.points.setdefault(error, _Points())
-                    points.seconds.append(call.duration / NANO)
-                    tokens_in, tokens_out = input_total(call.quantities), output_total(call.quantities)
+                    points.seconds.append(duration / NANO)
+                    tokens_in, tokens_out = input_total(quantities), output_total(quantities)
                     if tokens_in:
                         points.tokens_in.append(tokens_in)
                     if tokens_out:
                         points.tokens_out.append(tokens_out)
                     if amount is not None:
                         points.cost.append(amount / NANO)
-                    if call.first_chunk is not None:
-                        points.first_chunk.append(call.first_chunk)
+                    if first_chunk is not None:
+                        points.first_chunk.append(first_chunk)
                     self._points += 1
             if self._points >= MAX_POINTS:
                 self._drain()
