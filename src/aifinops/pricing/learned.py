@@ -16,7 +16,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from aifinops.errors import ConfigurationError
@@ -140,7 +140,7 @@ class Kind(NamedTuple):
     site: str = ""
 
 
-_Observation = tuple[Kind, int, int, int | None]
+_Observation = tuple[tuple[str, str, str], int, Quantities | tuple[int, int | None], bool]
 _alive: weakref.WeakSet[Learned] = weakref.WeakSet()
 
 
@@ -168,7 +168,7 @@ class Learned:
             raise ConfigurationError(f"kinds={kinds} leaves no room; give 1 or more")
         self._most = kinds
         self._seen: dict[Kind, tuple[Quantiles, Quantiles]] = {}
-        self._waiting: deque[Callable[[], _Observation]] = deque()
+        self._waiting: deque[_Observation] = deque()
         # Re-entrant: a signal handler of the application may make a call while this thread is in here.
         self._lock = threading.RLock()
         _alive.add(self)
@@ -185,7 +185,7 @@ class Learned:
             input_bound: what `tokens.text_upper_bound` said of its request; 0 or `UNBOUNDED` teach nothing of prompts.
             input_tokens: all prompt tokens, cached ones too. output_tokens: all that was written, thoughts too; None is no answer.
         """
-        self._keep(lambda: (kind, input_bound, input_tokens, output_tokens))
+        self._keep((kind, input_bound, (input_tokens, output_tokens), True))
 
     def note(self, call: tuple[str, str, str], input_bound: int, counts: Quantities, *, answers: bool) -> None:
         """`update` with the disjoint counts of a call, which are added up later.
@@ -194,9 +194,9 @@ class Learned:
             call: provider, model and site, as in `Kind`. input_bound: as in `update`. counts: must not be changed any more.
             answers: False for calls that have no output.
         """
-        self._keep(lambda: (Kind(*call), input_bound, input_total(counts), output_total(counts) if answers else None))
+        self._keep((call, input_bound, counts, answers))
 
-    def _keep(self, observation: Callable[[], _Observation]) -> None:
+    def _keep(self, observation: _Observation) -> None:
         # Taken in together, when somebody asks or by the hundred: this runs at the end of every call.
         self._waiting.append(observation)
         if len(self._waiting) >= BATCH:
@@ -206,9 +206,14 @@ class Learned:
         with self._lock:
             while self._waiting:
                 try:
-                    self._take(*self._waiting.popleft()())
+                    call, bound, counts, answers = self._waiting.popleft()
                 except IndexError:  # a finalizer's call has digested the last one
                     return
+                if isinstance(counts, tuple):
+                    read, written = counts
+                else:
+                    read, written = input_total(counts), output_total(counts) if answers else None
+                self._take(Kind(*call), bound, read, written)
 
     def _take(self, kind: Kind, input_bound: int, input_tokens: int, output_tokens: int | None) -> None:
         share = input_tokens / input_bound if 0 < input_bound < 1 << 40 and input_tokens > 0 else None
