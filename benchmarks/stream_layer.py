@@ -15,8 +15,8 @@ from typing import Any
 import worker
 
 from aifinops.integrations.extract import Reader
+from aifinops.integrations.passing import Opened, Tap
 from aifinops.integrations.registry import provider
-from aifinops.integrations.seams import stainless
 
 
 class Engines:
@@ -48,9 +48,7 @@ def microseconds(streams: int, events: list[bytes], reader: Reader | None) -> fl
         answers = [http.Response(200, stream=Events()) for _ in range(streams)]
         if reader is not None:
             for answer in answers:
-                opened = stainless._Open(reader)
-                opened.invocation = Unsettled()  # type: ignore[assignment]
-                stainless._Tap(opened, answer)
+                Tap(Opened(reader, Unsettled()), answer)  # type: ignore[arg-type]
         began = time.perf_counter()
         for answer in answers:
             for _chunk in answer.iter_bytes():

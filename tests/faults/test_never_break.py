@@ -22,7 +22,7 @@ from aifinops import charges, errors, metering, money, reading, runtime, scope, 
 from aifinops.budgets import guard, policy  # noqa: E402
 from aifinops.budgets.stores import base as store_base  # noqa: E402
 from aifinops.budgets.stores import memory as store_memory  # noqa: E402
-from aifinops.integrations import extract  # noqa: E402
+from aifinops.integrations import calls, extract, passing  # noqa: E402
 from aifinops.integrations.seams import stainless  # noqa: E402
 from aifinops.ledger import codec, journal, sqlite, writer  # noqa: E402
 from aifinops.pricing import book, contract, lists, match, prices, sheet, tokens  # noqa: E402
@@ -33,14 +33,15 @@ from aifinops.testing import FakeProvider  # noqa: E402
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 
 MODULES = (
-    stainless, extract, metering, spans, metrics, histograms, attributes, names, writer, sqlite, journal, codec, guard, policy, store_base, store_memory,
+    stainless, calls, passing, extract, metering, spans, metrics, histograms, attributes, names, writer, sqlite, journal, codec, guard, policy, store_base, store_memory,
     book, contract, lists, match, prices, sheet, tokens, charges, money, reading, usage, runtime, scope,
 )  # fmt: skip
 
 CONTAINERS = {
-    "stainless.Seam._request", "stainless.Seam._arequest", "stainless._process_response", "stainless._guarded",  # the outermost wrappers
-    "stainless._Tap._iter_bytes", "stainless._Tap._aiter_bytes", "stainless._Tap._segments", "stainless._Tap._apass",  # what the user pulls on
-    "stainless._Tap._close", "stainless._Tap._aclose", "stainless._Tap._original",
+    "stainless.Seam._request", "stainless.Seam._arequest", "stainless._process_response", "passing.guarded",  # the outermost wrappers
+    "passing.Tap._iter_bytes", "passing.Tap._aiter_bytes", "passing.Tap._segments", "passing.Tap._apass",  # what the user pulls on
+    "passing.Tap._close", "passing.Tap._aclose", "passing.Tap._original",
+    "passing._watched", "passing._awatched",
     "scope.enter", "scope.leave", "scope.Scope.__init__",  # the user's own `with`, not the call
 }  # fmt: skip
 SET_UP = {"runtime.init", "runtime.reset", "runtime.shutdown", "runtime._install", "runtime.get", "runtime.flush"}

@@ -440,13 +440,13 @@ def test_a_stream_longer_than_what_is_kept_is_read_from_its_end(
     client: Any, server: FakeProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beyond the bound the oldest bytes go; the usage at the end is exact all the same, and every chunk passes."""
-    from aifinops.integrations.seams import stainless
+    from aifinops.integrations import passing
 
-    monkeypatch.setattr(stainless, "MAX_KEPT", 2_000)
-    monkeypatch.setattr(stainless, "SEGMENT", 2)
+    monkeypatch.setattr(passing, "MAX_KEPT", 2_000)
+    monkeypatch.setattr(passing, "SEGMENT", 2)
     kept = []
-    pack = stainless._Passing.pack
-    monkeypatch.setattr(stainless._Passing, "pack", lambda self, chunk: (pack(self, chunk), kept.append(self.size))[0])
+    pack = passing.Passing.pack
+    monkeypatch.setattr(passing.Passing, "pack", lambda self, chunk: (pack(self, chunk), kept.append(self.size))[0])
     text = "word " * 400
     stream = client.chat.completions.create(
         model="gpt-5-mini",

@@ -31,7 +31,7 @@ from aifinops.meters import METERS
 from aifinops.reading import Part, Reading
 from aifinops.usage import Quantity, leaves
 
-__all__ = ["Reader", "StreamText", "dig", "drift", "first_event", "read_events"]
+__all__ = ["Reader", "StreamText", "dig", "drift", "first_event", "read_events", "read_objects"]
 
 _Tree = tuple[tuple[str, str, Any], ...]
 _Counts = dict[str, Quantity]
@@ -673,20 +673,37 @@ def _last_usage(data: bytes, reader: Reader) -> Reading | None:
     return None
 
 
+def read_objects(events: list[Any], reader: Reader) -> tuple[Reading | None, StreamText]:
+    """`read_events` for a stream that its library hands out as objects, or as dicts, of which some may be lost from the beginning."""
+    found = None
+    if reader.route.merge:
+        found = _merged(iter(events), reader)
+    else:
+        found = next(filter(None, (reader.tolerant(reader.event_body(event)) for event in reversed(events))), None)
+    if found is not None:
+        return found, StreamText()
+    collected, pieces = StreamText(), list(filter(None, map(reader.text, events)))
+    collected.text, collected.pieces = "".join(pieces), len(pieces)
+    return None, collected
+
+
 def _merged_usage(data: bytes, reader: Reader) -> Reading | None:
+    lines = (line for line in data.splitlines() if line.startswith(b"data:") and b'"usage"' in line)
+    return _merged((_json(line[5:]) for line in lines), reader)
+
+
+def _merged(events: Iterator[Any], reader: Reader) -> Reading | None:
     """The usage of a stream whose events add to one another: of each field the newest value that is not null.
 
     None when no event after the first has a usage: what the first says of the output is only a beginning.
     """
     body: dict[str, Any] = {}
     final = False
-    for line in data.splitlines():
-        if not line.startswith(b"data:") or b'"usage"' not in line:
-            continue
-        event = _json(line[5:])
+    for event in events:
         for source, target in reader.route.merge:
             piece = plain(event, split(source))
             if piece is not None:
+                piece = _plain(piece) if type(piece) is not dict else piece
                 _overlay(body, {target: piece} if target else piece)
                 final = final or target == reader.route.raw
     return reader.tolerant(body) if final else None

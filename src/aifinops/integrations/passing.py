@@ -1,0 +1,275 @@
+"""An answer that comes in pieces, seen go by: what is kept of it, and its single end.
+
+Bytes of an HTTP answer of httpx pass a `Tap`: per chunk that is one append, and the user's stream object is not touched. Events that a
+library hands out as objects pass `watched` or `awatched`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import sys
+import weakref
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from itertools import chain, filterfalse, islice
+from typing import Any, TypeVar
+
+from aifinops import metering
+from aifinops.errors import BudgetExceeded, swallow
+from aifinops.integrations.extract import Reader, StreamText, first_event, read_events, read_objects
+from aifinops.metering import Invocation
+from aifinops.reading import Reading
+
+__all__ = ["Opened", "Passing", "PassingEvents", "Tap", "awatched", "finish_open_streams", "guarded", "watched"]
+
+_G = TypeVar("_G")
+
+MAX_KEPT = 8 * 1024 * 1024
+"""Bytes of a stream that are kept for reading its end; beyond it the oldest are let go."""
+
+MOST_EVENTS = 100_000
+"""Events of a stream of objects that are kept; beyond it the oldest are let go."""
+
+SEGMENT = 63
+"""Chunks that pass between two looks at how many bytes are kept."""
+
+
+class Opened:
+    """An invocation with what a seam needs to close it."""
+
+    __slots__ = ("invocation", "reader")
+
+    def __init__(self, reader: Reader, invocation: Invocation) -> None:
+        self.reader = reader
+        self.invocation = invocation
+
+
+def guarded(place: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Call something of ours; its failure is counted and is None. Only a budget's refusal gets out."""
+    try:
+        return function(*args)
+    except BudgetExceeded:
+        raise
+    except Exception as failure:  # the user's call goes on as if we were not there
+        swallow(f"integrations.{place}", failure)
+        return None
+
+
+class Passing:
+    """What is kept of an answer that is passing, and its single end. It must not refer to the answer: it outlives it."""
+
+    def __init__(self, opened: Opened) -> None:
+        self._opened = opened
+        self.kept: deque[bytes] = deque()
+        self.size = 0
+        self.newest: list[bytes] = []  # what has come since the last `pack`
+        self.done = False
+        _passing.add(self)
+
+    def pack(self, chunk: bytes) -> None:
+        """Take in one more chunk, with what has come before it, and let the oldest bytes go when there are too many."""
+        if not self.kept:
+            invocation = self._opened.invocation
+            invocation.first_chunk = invocation.engines.clock.monotonic_ns()
+        self.newest.append(chunk)
+        packed = b"".join(self.newest)
+        self.newest.clear()
+        self.kept.append(packed)
+        self.size += len(packed)
+        while self.size > MAX_KEPT:
+            self.size -= len(self.kept.popleft())
+
+    def lost(self) -> None:
+        """The answer was dropped; called by the garbage collector, anywhere, so no lock may be taken."""
+        if not self.done:
+            metering.enqueue(self.finish)
+
+    def finish(self) -> None:
+        """Settle, once; a later end is ignored."""
+        if not self.done:
+            self.done = True
+            _passing.discard(self)
+            metering.settle_later(self._settle)
+
+    def _settle(self) -> None:
+        invocation, reader = self._opened.invocation, self._opened.reader
+        try:
+            reading, came, first = self._read(reader)
+        except Exception as failure:  # recorded as a call whose cost is unknown
+            swallow("integrations.stream", failure)
+            invocation.settle(Reading())
+            return
+        if reading is not None:
+            invocation.settle(reading)
+            return
+        about = reader.describe(reader.event_body(first) or {})
+        invocation.settle_estimated(came.text, came.pieces, about, "ok" if came.finished else "abandoned")
+
+    def _read(self, reader: Reader) -> tuple[Reading | None, StreamText, Any]:
+        """(the usage that came, or else the text, the first event)."""
+        data = b"".join([*self.kept, *self.newest])
+        self.kept.clear()
+        self.newest.clear()
+        return *read_events(data, reader), first_event(data)
+
+
+class PassingEvents(Passing):
+    """The same for events that are objects."""
+
+    def __init__(self, opened: Opened) -> None:
+        super().__init__(opened)
+        self.events: deque[Any] = deque(maxlen=MOST_EVENTS)
+        self.ended = False
+
+    def first(self) -> None:
+        """The first event has come."""
+        invocation = self._opened.invocation
+        invocation.first_chunk = invocation.engines.clock.monotonic_ns()
+
+    def end(self) -> None:
+        """The stream was read to its end."""
+        self.ended = True
+        self.finish()
+
+    def _read(self, reader: Reader) -> tuple[Reading | None, StreamText, Any]:
+        events = list(self.events)
+        self.events.clear()
+        reading, came = read_objects(events, reader)
+        came.finished = came.finished or self.ended
+        return reading, came, next(iter(events), None)
+
+
+def watched(opened: Opened, events: Iterable[Any]) -> Iterator[Any]:
+    """A generator of the same events, seen go by; its end, however it comes, is the end of the call."""
+    passing = PassingEvents(opened)
+    return _until_lost(_watched(passing, events), passing)
+
+
+def awatched(opened: Opened, events: AsyncIterable[Any]) -> AsyncIterator[Any]:
+    """`watched` for an asynchronous iterable."""
+    passing = PassingEvents(opened)
+    return _until_lost(_awatched(passing, events), passing)
+
+
+def _until_lost(generator: _G, passing: Passing) -> _G:
+    # A generator that was never started gets no GeneratorExit when it is dropped.
+    weakref.finalize(generator, guarded, "lost", passing.lost).atexit = False
+    return generator
+
+
+def _watched(passing: PassingEvents, events: Iterable[Any]) -> Iterator[Any]:
+    keep, kept = passing.events.append, passing.events
+    try:
+        for event in events:
+            if not kept:
+                guarded("first", passing.first)
+            keep(event)
+            yield event
+    except GeneratorExit:
+        guarded("lost", passing.lost)  # perhaps by the garbage collector
+        raise
+    except BaseException:
+        guarded("finish", passing.finish)
+        raise
+    guarded("finish", passing.end)
+
+
+async def _awatched(passing: PassingEvents, events: AsyncIterable[Any]) -> AsyncIterator[Any]:
+    keep, kept = passing.events.append, passing.events
+    try:
+        async for event in events:
+            if not kept:
+                guarded("first", passing.first)
+            keep(event)
+            yield event
+    except GeneratorExit:
+        guarded("lost", passing.lost)
+        raise
+    except BaseException:
+        guarded("finish", passing.finish)
+        raise
+    guarded("finish", passing.end)
+
+
+class Tap:
+    """Attributes of one HTTP answer that let us see its bytes go by; its class, and every other answer, stay as they are.
+
+    The answer holds the tap and the tap the answer. The SDK's stream is such a circle already (it holds a generator of its own
+    method), so an abandoned one is freed as it was; and a weak reference would be dead when the collector lets the SDK's generator
+    close the answer.
+    """
+
+    def __init__(self, opened: Opened, http: Any) -> None:
+        self._http = http
+        self._passing = Passing(opened)
+        self._source: Any = None
+        if hasattr(http, "iter_bytes"):
+            http.iter_bytes = self._iter_bytes
+            http.close = self._close
+        if hasattr(http, "aiter_bytes"):
+            http.aiter_bytes = self._aiter_bytes
+            http.aclose = self._aclose
+        weakref.finalize(http, guarded, "lost", self._passing.lost).atexit = False
+
+    def _original(self, name: str) -> Any:
+        return getattr(type(self._http), name).__get__(self._http)
+
+    def _iter_bytes(self, *args: Any, **kwargs: Any) -> Iterator[bytes]:
+        self._source = source = self._original("iter_bytes")(*args, **kwargs)
+        return chain.from_iterable(self._segments(source))
+
+    def _segments(self, chunks: Iterator[bytes]) -> Iterator[Iterable[bytes]]:
+        """The chunks, all but one in `SEGMENT` passed on and kept without a step of Python: `append` answers None, so
+        `filterfalse` lets everything by. An interpreter's generator in their way would cost each several times as much."""
+        passing = self._passing
+        passed = filterfalse(passing.newest.append, chunks)
+        for chunk in chunks:
+            guarded("keep", passing.pack, chunk)
+            yield (chunk,)
+            yield islice(passed, SEGMENT)
+        guarded("finish", passing.finish)
+
+    def _aiter_bytes(self, *args: Any, **kwargs: Any) -> AsyncIterator[bytes]:
+        self._source = source = self._original("aiter_bytes")(*args, **kwargs)
+        return self._apass(source)
+
+    async def _apass(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        passing, newest, keep = self._passing, self._passing.newest, self._passing.newest.append
+        async for chunk in chunks:
+            if passing.kept and len(newest) < SEGMENT:
+                keep(chunk)
+            else:
+                guarded("keep", passing.pack, chunk)
+            yield chunk
+        guarded("finish", passing.finish)
+
+    def _close(self) -> None:
+        try:
+            self._original("close")()
+        finally:
+            guarded("closed", self._closed, "gi_running")
+
+    async def _aclose(self) -> None:
+        try:
+            await self._original("aclose")()
+        finally:
+            guarded("closed", self._closed, "ag_running")
+
+    def _closed(self, running: str) -> None:
+        if sys.exc_info()[0] is GeneratorExit:
+            self._passing.lost()  # a dropped generator is closed by the garbage collector
+        # httpx closes an answer itself when it has read the last bytes, before it hands them out: not the end yet.
+        elif not getattr(self._source, running, False):
+            self._passing.finish()
+
+
+_passing: set[Passing] = set()
+
+
+def finish_open_streams() -> None:
+    """At the end of the process: settle what nobody has read to its end."""
+    for item in list(_passing):
+        item.finish()
+
+
+atexit.register(finish_open_streams)
