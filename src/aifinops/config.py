@@ -7,16 +7,17 @@ says which one was probably meant; nothing is applied when anything is wrong.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aifinops.errors import ConfigurationError
 from aifinops.tags import EMPTY, Tags, make_tags, parse_tags
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["SETTINGS", "Config", "Setting", "load"]
 
@@ -34,14 +35,16 @@ def _flag(value: object) -> bool:
 
 
 def _text(value: object) -> str:
-    if not isinstance(value, (str, Path)) or not str(value).strip():
+    if not isinstance(value, (str, os.PathLike)) or not str(value).strip():
         raise ValueError("write a text that is not empty")
     return str(value)
 
 
 def _names(value: object) -> tuple[str, ...]:
     parts = value.split(",") if isinstance(value, str) else value
-    if not isinstance(parts, (list, tuple, set, frozenset)) or not all(isinstance(part, (str, Path)) for part in parts):
+    if not isinstance(parts, (list, tuple, set, frozenset)) or not all(
+        isinstance(part, (str, os.PathLike)) for part in parts
+    ):
         raise ValueError("write a list of names, or one text with commas")
     return tuple(str(part).strip() for part in parts if str(part).strip())
 
@@ -92,7 +95,7 @@ def _budgets(value: object) -> tuple[Mapping[str, Any], ...]:
     return tuple(value)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Setting:
     """One row.
 
@@ -130,7 +133,7 @@ _OTHER_ENV = ("AIFINOPS_CONFIG", "AIFINOPS_CORPUS", "AIFINOPS_TESTING")
 _FILES = ("aifinops.toml", "pyproject.toml")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Config:
     """The settings in force; see `SETTINGS` for what each does. `origin` says where each non-default came from."""
 
@@ -212,52 +215,56 @@ def _from_file(environ: Mapping[str, str], directory: Path | None) -> tuple[str,
     for name in table:
         if name not in _BY_NAME:
             raise ConfigurationError(f"{path}: no setting {name!r}.{_nearest(name, list(_BY_NAME))}")
-    return str(path), {name: (value, f"{path}: {name}") for name, value in table.items()}
+    return path, {name: (value, f"{path}: {name}") for name, value in table.items()}
 
 
-def _find_file(environ: Mapping[str, str], directory: Path | None) -> Path | None:
+def _find_file(environ: Mapping[str, str], directory: Path | None) -> str | None:
     named = environ.get("AIFINOPS_CONFIG")
     if named:
-        path = Path(named)
-        if not path.is_file():
+        if not os.path.isfile(named):
             raise ConfigurationError(
                 f"AIFINOPS_CONFIG={named!r} is no file; unset it or name an existing aifinops.toml"
             )
-        return path
-    start = Path.cwd() if directory is None else directory
-    for folder in (start, *start.parents):
+        return named
+    folder = os.getcwd() if directory is None else os.path.abspath(directory)
+    while True:
         for name in _FILES:
-            path = folder / name
-            if path.is_file() and (name == "aifinops.toml" or _mentions_us(path)):
+            path = os.path.join(folder, name)
+            if os.path.isfile(path) and (name == "aifinops.toml" or _mentions_us(path)):
                 return path
-        if (folder / ".git").exists():
+        above = os.path.dirname(folder)
+        if above == folder or os.path.exists(os.path.join(folder, ".git")):
             return None
-    return None
+        folder = above
 
 
-def _mentions_us(path: Path) -> bool:
+def _mentions_us(path: str) -> bool:
     # Cheap, and a broken pyproject.toml that never mentions us is not ours to complain about.
     try:
-        return b"[tool.aifinops" in path.read_bytes()
+        with open(path, "rb") as file:
+            return b"[tool.aifinops" in file.read()
     except OSError:
         return False
 
 
-def _table(path: Path) -> Mapping[str, Any]:
+def _table(path: str) -> Mapping[str, Any]:
     import tomllib  # most programs have no such file
 
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            content = tomllib.load(file)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} is no valid TOML: {error}") from None
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
-    table = content.get("tool", {}).get("aifinops", {}) if path.name == "pyproject.toml" else content
+    table = content.get("tool", {}).get("aifinops", {}) if os.path.basename(path) == "pyproject.toml" else content
     if not isinstance(table, Mapping):
         raise ConfigurationError(f"{path}: tool.aifinops must be a table")
     return table
 
 
 def _nearest(name: str, known: list[str]) -> str:
+    import difflib  # only to say what was wrong
+
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" Did you mean {near[0]}?" if near else f" Known: {', '.join(known)}."

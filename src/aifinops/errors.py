@@ -17,7 +17,6 @@ goes wrong inside is given to `swallow`, which counts it and logs it once per pl
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -39,8 +38,6 @@ __all__ = [
     "reraise_failures",
     "swallow",
 ]
-
-logger = logging.getLogger("aifinops")
 
 
 class AIFinOpsError(Exception):
@@ -232,7 +229,9 @@ def swallow(place: str, error: BaseException) -> None:
     if _failures.reraise:
         raise error
     if first:
-        logger.warning(
+        import logging  # not above: it takes as long as pricing a call, and most programs never need it
+
+        logging.getLogger("aifinops").warning(
             "aifinops: internal failure in %s (%s: %s). Your call is not affected; further ones here are only counted.",
             place,
             type(error).__name__,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -11,7 +10,7 @@ from aifinops.errors import ConfigurationError
 __all__ = ["GROUPS", "METERS", "UNITS", "Meter", "meter", "resolve_unit"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Meter:
     """Something countable.
 
@@ -140,5 +139,7 @@ def resolve_unit(name: str) -> tuple[str, int]:
 
 
 def _nearest(name: str, known: list[str]) -> str:
+    import difflib  # only to say what was wrong
+
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f" Did you mean {', '.join(near)}?" if near else ""

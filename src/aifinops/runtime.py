@@ -11,7 +11,6 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aifinops import _version, config
@@ -100,7 +99,7 @@ class Runtime:
         from aifinops.pricing.book import PriceBook
 
         if self._files is None:
-            bundled = refresh.in_use(refresh.folder(self.config.price_folder), self.clock.time_ns())
+            bundled = refresh.in_use(refresh.place(self.config.price_folder), self.clock.time_ns())
             self._files = (*_price_files(self.config.prices), *bundled)
         code = _state.prices
         lists = self._files if code is None else (code, *self._files)
@@ -186,7 +185,7 @@ def _price_files(paths: tuple[str, ...]) -> list[PriceList]:
     """The lists of the user, contracts first whatever the order of the setting: their terms are over all other lists."""
     from aifinops.pricing.book import from_file
 
-    return sorted((from_file(Path(path)) for path in paths), key=lambda one: one.contract is None)
+    return sorted((from_file(path) for path in paths), key=lambda one: one.contract is None)
 
 
 class _State:

@@ -67,6 +67,7 @@ class _Counter:
         self._usage = usage
         first = {meter: text.split("|")[0].strip() for meter, text in usage.items()}
         self._tree = _tree({meter: text for meter, text in first.items() if simple(text)})
+        self._level: _Level | None = None
         # What one plain path does not say: sums, tests, and alternatives of a path that was not there.
         self._late = [(meter, compiled(text), _ANY) for meter, text in usage.items() if not simple(text)]
         kept = {WHOLES[name][0] if name in WHOLES else TOTALS.get(name, name) for name in usage}
@@ -90,26 +91,41 @@ class _Counter:
             if whole in WHOLES and whole not in split_up and whole != WHOLES[whole][0]
         ]
 
-    def below(self, root: str) -> _Counter | None:
-        """The same for what is below a name of the body, when all plain paths begin with it."""
+    def below(self, root: str, known: _Known) -> _Counter | None:
+        """The same for what is below a name of the body, when all plain paths begin with it.
+
+        Args:
+            known: every name that some path of the route reads there.
+        """
         if [name for name, _, _ in self._tree] != [root]:
             return None
         inner = copy(self)
         inner._tree = self._tree[0][2]
+        inner._level = _Level(inner._tree, known)
         inner._late = [(meter, expression, expression.needs(root) or _ANY) for meter, expression, _ in self._late]
         return inner
 
-    def counts(self, body: Any, within: Any = None) -> _Counts | None:
+    def counts(self, body: Any) -> _Counts | None:
         """Disjoint counts, without zeros; None when the body reports none at all.
 
         Args:
-            body: the answer, or an entry of a list in it. within: what the tree starts from, when that is not the body.
+            body: the answer, or an entry of a list in it.
 
         Raises:
             ImpossibleUsage: when parts are above their whole, or a count is no count.
         """
         found: _Counts = {}
-        _walk(body if within is None else within, self._tree, found)
+        _walk(body, self._tree, found)
+        return self._disjoint(found, body, _NOTHING)
+
+    def counts_within(self, usage: dict[str, Any], body: Any) -> tuple[_Counts | None, bool]:
+        """(`counts` of a body whose usage object this is, whether every name in it is known); of the counter of `below`."""
+        found: _Counts = {}
+        level = self._level
+        known = level is None or level.read(usage, found)
+        return self._disjoint(found, body, usage), known
+
+    def _disjoint(self, found: _Counts, body: Any, within: dict[str, Any]) -> _Counts | None:
         for meter, expression, needs in self._late:
             if meter not in found and (needs is _ANY or not needs.isdisjoint(within)):
                 value = expression.number(meter, body)
@@ -132,7 +148,7 @@ class _Counter:
                     parts = {name: found[name] for name in names if name in found}
                     leaves(total, parts, whole_name=self._usage[whole].split(" |")[0])
                 found[rest_of_it] = rest
-        return {name: value for name, value in found.items() if value}
+        return {name: value for name, value in found.items() if value} if 0 in found.values() else found
 
     def _overlap(self, found: _Counts, names: tuple[str, ...], excess: Quantity) -> bool:
         """Cached tokens that are not told by modality may be those of audio or images: as many are as must be."""
@@ -200,7 +216,8 @@ class Reader:
         self.route = route
         self._provider = provider
         self._counter = _Counter(route.usage)
-        self._below = self._counter.below(route.raw)
+        self._known = _known(route)
+        self._below = self._counter.below(route.raw, self._known)
         self._has_late = bool(self._counter._late)
         self._tools = [
             (meter, expression, expression.roots(), expression.needs(route.raw))
@@ -225,7 +242,6 @@ class Reader:
         self._raw = split(route.raw)
         self._raw_name = route.raw if self._raw == ((route.raw, ""),) else ""
         self._also = [(path, split(path) if "." in path else None) for path in route.also]
-        self._known = _known(route)
 
     def read(self, body: Any, *, brief: bool = False) -> Reading | None:
         """What a body says, or None when it has no usage.
@@ -256,7 +272,9 @@ class Reader:
         elif raw is None and not self._has_late:
             return None
         else:  # the kept copy is plain dicts: reading that is faster than asking the SDK's objects a second time
-            counts = self._below.counts(body, _NOTHING if raw is None else raw)
+            counts, known = self._below.counts_within(_NOTHING if raw is None else raw, body)
+            if not known and raw is not None:
+                self._known.count(self._provider, raw)
         if counts is None:
             return None
         reading = self._complete(Reading(counts, raw), ask, body, brief=brief)
@@ -341,7 +359,7 @@ class Reader:
             raw = _plain(plain(body, self._raw)) if self._raw else _roots(body, self._known)
         if type(raw) is not dict:
             raw = {}
-        elif not self._known.covers(raw):
+        elif self._below is None and not self._known.covers(raw):
             self._known.count(self._provider, raw)
         for name, path in self._also:
             more = ask(name) if path is None else plain(body, path)
@@ -483,6 +501,67 @@ def _walk(value: Any, tree: _Tree, found: _Counts) -> None:
                 found[node] = counted
 
 
+class _Level:
+    """A usage object, or an object in it: which of its names are counts.
+
+    Objects of one endpoint have the same few sets of names, so what is to be done with each set is worked out once. A loop over what
+    is there takes half the time of asking for all that could be there.
+    """
+
+    __slots__ = ("_known", "_plans", "_tree")
+
+    def __init__(self, tree: _Tree, known: _Known | None) -> None:
+        self._tree = tree
+        self._known = known
+        self._plans: dict[tuple[str, ...], _Plan] = {}
+
+    def read(self, usage: dict[str, Any], found: _Counts) -> bool:
+        """Put the counts into `found`; whether every name is known.
+
+        Raises:
+            ImpossibleUsage: for a count that is none.
+        """
+        names = tuple(usage)
+        leaves, inner, known = self._plans.get(names) or self._plan(names)
+        for name, meter in leaves:
+            value = usage[name]
+            if type(value) is int and 0 <= value <= MOST:
+                found[meter] = value
+            elif value is not None and (counted := count(meter, value)) is not None:
+                found[meter] = counted
+        for name, level in inner:
+            value = usage[name]
+            if type(value) is dict:
+                known = level.read(value, found) and known
+            elif value is not None:
+                _walk(value, level._tree, found)
+        return known
+
+    def _plan(self, names: tuple[str, ...]) -> _Plan:
+        leaves: list[tuple[str, str]] = []
+        below: dict[str, _Tree] = {}
+        for name, other, node in self._tree:
+            if (said := name if name in names else other) in names:
+                if isinstance(node, str):
+                    leaves.append((said, node))
+                else:
+                    below[said] = node
+        known = self._known
+        if known is not None:
+            below.update((name, ()) for name in names if name in known.inner and name not in below)
+        inner = tuple(
+            (name, _Level(tree, known.inner.get(name) if known is not None else None)) for name, tree in below.items()
+        )
+        plan = tuple(leaves), inner, known is None or known.names.issuperset(names)
+        if len(self._plans) < _MOST_PLANS:  # the names come from outside
+            self._plans[names] = plan
+        return plan
+
+
+_Plan = tuple[tuple[tuple[str, str], ...], tuple[tuple[str, _Level], ...], bool]
+_MOST_PLANS = 100
+
+
 # --- raw usage, and what in it no path knows ----------------------------------------------------------------------------
 
 _SCALARS = frozenset({int, str, float, bool})
@@ -608,6 +687,7 @@ def _known(route: Route) -> _Known:
     known = _Known()
     texts = [*route.usage.values(), *route.tools.values(), *route.known, route.reported, route.tier, route.region]
     texts += [*(row.path for row in route.parts), *route.notes, *route.options.values()]
+    known.names.update(route.also)  # kept with it
     prefix = [*route.raw.split(".")] if route.raw else []
     for text in texts:
         for path in _paths(text):

@@ -41,7 +41,7 @@ _NO_NOTES: tuple[str, ...] = ()
 _NO_NAMES: Mapping[str, str] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class _Missing:
     """A model that no list knows: the error to raise and the cost to return."""
 
@@ -49,7 +49,7 @@ class _Missing:
     cost: Cost
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class _Dearest:
     """The highest rates of a provider: currency units for one input token, one output token, one request; and its window."""
 

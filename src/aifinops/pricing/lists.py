@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aifinops.errors import ConfigurationError
@@ -19,12 +19,16 @@ from aifinops.pricing.match import Names, loosely, nearest, provider_id, without
 from aifinops.pricing.prices import Entry, read_entry
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from aifinops.pricing.contract import Contract
 
 __all__ = ["BUNDLED", "PriceList", "bundled_lists", "from_file", "from_table", "load_bundled", "read_list"]
 
-BUNDLED = Path(__file__).with_name("data") / "llm.jsonl"
-"""Written by `tools/compile_prices.py`."""
+_DATA = os.path.join(os.path.dirname(os.path.abspath(__file__)), "data")
+
+BUNDLED = os.path.join(_DATA, "llm.jsonl")
+"""The list of models. Written by `tools/compile_prices.py`."""
 
 NOWHERE = {"regex": "(?!)"}
 """The `home` of services whose names say nothing without their provider: `standard`, `serverless`."""
@@ -33,7 +37,7 @@ _SCHEMA = 1
 Rows = Sequence[Mapping[str, Any]]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class _Provider:
     """One provider of a list; its models are read when first asked for."""
 
@@ -53,7 +57,7 @@ class _Provider:
         return None if number is None else rows[number]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class PriceList:
     """One price list.
 
@@ -170,17 +174,18 @@ def load_bundled() -> PriceList:
 @functools.cache
 def bundled_lists() -> tuple[PriceList, ...]:
     """Every list that comes with this version of the package: models, then GPUs and instances, storage, vector databases."""
-    return (load_bundled(), *(read_list(BUNDLED.with_name(f"{name}.jsonl")) for name in ("gpu", "storage", "vector")))
+    return (load_bundled(), *(read_list(os.path.join(_DATA, f"{name}.jsonl")) for name in ("gpu", "storage", "vector")))
 
 
-def read_list(path: Path) -> PriceList:
+def read_list(path: str | Path) -> PriceList:
     """A list in the form that `tools/compile_prices.py` writes.
 
     Raises:
         ConfigurationError: when the file cannot be read or is of another schema.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
+        with open(path, encoding="utf-8") as file:
+            lines = file.read().splitlines()
         header = json.loads(lines[0])
         providers = dict(_providers(lines))
     except (OSError, ValueError, IndexError, KeyError) as error:
@@ -218,6 +223,8 @@ def from_file(path: str | Path) -> PriceList:
     Raises:
         ConfigurationError: naming the file, the line or the key, the value and what to type instead.
     """
+    from pathlib import Path
+
     from aifinops.pricing.schema import read_user_list
 
     return from_table(read_user_list(Path(path)))

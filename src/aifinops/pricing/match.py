@@ -17,7 +17,6 @@ So `gpt-5.6` is never priced as `gpt-5`, nor `gpt-5-mini` as `gpt-5`.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -230,7 +229,7 @@ def loosely(clause: Mapping[str, Any], name: str) -> bool:
     }[str(kind)]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Names:
     """The names of one provider's models: row numbers by exact name, then clauses in the order of the list."""
 
@@ -278,4 +277,6 @@ def _dashed(name: str) -> str:
 def nearest(model: str, names: Iterable[str], count: int = 3) -> tuple[str, ...]:
     """Known names that look like `model`, best first. For people to read; never used to choose a price."""
     known = {name.lower(): name for name in names}
+    import difflib  # only to say what was wrong
+
     return tuple(known[name] for name in difflib.get_close_matches(model.lower(), known, n=count, cutoff=0.6))

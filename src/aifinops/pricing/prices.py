@@ -266,7 +266,7 @@ _Choice = tuple[tuple[int, ...], tuple[int, ...]]
 _STANDARD: _Choice = ((), ())
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Entry:
     """Everything that one list says about one model.
 

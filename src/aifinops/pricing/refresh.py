@@ -7,17 +7,20 @@ list is looked for once, when the price book is made.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
+import sys
 import time
 from contextlib import suppress
 from datetime import UTC, date, datetime
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aifinops._version import __version__
 from aifinops.errors import AIFinOpsError, ConfigurationError, PricingError
 from aifinops.pricing.lists import PriceList, bundled_lists, load_bundled, read_list
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = [
     "STALE_DAYS",
@@ -28,12 +31,11 @@ __all__ = [
     "in_use",
     "installed",
     "is_newer",
+    "place",
     "put",
     "refreshed",
     "undo",
 ]
-
-logger = logging.getLogger("aifinops")
 
 STALE_DAYS = 180
 """Age from which a list is said to be stale, days: model prices moved several times in as long."""
@@ -44,13 +46,26 @@ _FORGOTTEN_S = 3600
 _said: set[str] = set()
 
 
-def folder(given: str | None) -> Path:
+def place(given: str | None) -> str:
     """Where a refreshed list is: as set, else `aifinops/prices` in the user's data directory."""
-    if given:
-        return Path(given).expanduser()
+    return os.path.expanduser(given) if given else os.path.join(_user_data(), "prices")
+
+
+def folder(given: str | None) -> Path:
+    """`place` as a path."""
+    from pathlib import Path
+
+    return Path(place(given))
+
+
+def _user_data() -> str:
+    if sys.platform == "linux" and "ANDROID_DATA" not in os.environ:
+        # What platformdirs answers here, by the XDG Base Directory Specification; importing it takes longer than reading all prices.
+        home = os.environ.get("XDG_DATA_HOME", "").strip() or os.path.expanduser("~/.local/share")
+        return os.path.join(home, "aifinops")
     import platformdirs
 
-    return Path(platformdirs.user_data_dir("aifinops", appauthor=False)) / "prices"
+    return platformdirs.user_data_dir("aifinops", appauthor=False)
 
 
 def current(place: Path) -> PriceList:
@@ -118,13 +133,13 @@ def _checked(path: Path) -> PriceList:
     return found
 
 
-def in_use(place: Path, now: int) -> tuple[PriceList, ...]:
+def in_use(place: str | Path, now: int) -> tuple[PriceList, ...]:
     """Every list that is asked after the user's own: models, then GPUs, storage and databases. A stale list of models is said once.
 
     Args:
         place: see `folder`. now: wall clock, nanoseconds since the epoch.
     """
-    models = current(place)
+    models = _current(place)
     age = (datetime.fromtimestamp(now // 1_000_000_000, UTC).date() - models.date).days if models.date else 0
     if age > STALE_DAYS:
         _say(
@@ -138,7 +153,17 @@ def in_use(place: Path, now: int) -> tuple[PriceList, ...]:
 def _say(topic: str, text: str) -> None:
     if topic not in _said:
         _said.add(topic)
-        logger.warning("aifinops: %s", text)
+        import logging  # not above: it takes as long as pricing a call
+
+        logging.getLogger("aifinops").warning("aifinops: %s", text)
+
+
+def _current(place: str | Path) -> PriceList:
+    if not os.path.isfile(os.path.join(place, _NAME)):
+        return load_bundled()
+    from pathlib import Path  # few have a refreshed list
+
+    return current(Path(place))
 
 
 def is_newer(one: PriceList, other: PriceList) -> bool:
@@ -206,7 +231,8 @@ def compiled(path: Path) -> PriceList:
 
 
 def _read(text: str) -> PriceList:
-    from tempfile import TemporaryDirectory  # here and not above: pricing a call loads this module
+    from pathlib import Path  # here and not above: pricing a call loads this module
+    from tempfile import TemporaryDirectory
 
     try:
         with TemporaryDirectory() as place:

@@ -119,7 +119,7 @@ class Unit(NamedTuple):
 Units = Mapping[str, Unit]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Sheet:
     """Everything needed to price one request: made once for each price in force, then only read.
 

@@ -15,7 +15,7 @@ _SIGNALS = ("TRACES", "METRICS")
 _PROTOCOLS = ("http/protobuf", "grpc")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Export:
     """The providers that we made (those of the application are not in here, and are not ours to shut down).
 

@@ -12,9 +12,11 @@ import pytest
 
 from aifinops import runtime
 from aifinops.cli import main
-from aifinops.pricing import refresh
-from aifinops.pricing.lists import BUNDLED, load_bundled
+from aifinops.pricing import lists, refresh
+from aifinops.pricing.lists import load_bundled
 from aifinops.testing import FakeClock
+
+BUNDLED = Path(lists.BUNDLED)
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -14,9 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aifinops.pricing import lists
 from aifinops.pricing.compiling import genai as compiling
 from aifinops.pricing.compiling import own
-from aifinops.pricing.lists import BUNDLED
+
+BUNDLED = Path(lists.BUNDLED)
 
 genai = pytest.importorskip("genai_prices.types", reason="the source of the bundled list is not installed")
 

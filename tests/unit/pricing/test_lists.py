@@ -13,9 +13,12 @@ import pytest
 
 from aifinops.clock import to_ns
 from aifinops.errors import ConfigurationError
+from aifinops.pricing import lists
 from aifinops.pricing.book import PriceBook, from_file, load_bundled
-from aifinops.pricing.lists import BUNDLED, read_list
+from aifinops.pricing.lists import read_list
 from aifinops.usage import Sku, Usage
+
+BUNDLED = Path(lists.BUNDLED)
 
 GOOD = {
     "id": "mine",

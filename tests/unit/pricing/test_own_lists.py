@@ -10,15 +10,19 @@ import subprocess
 import sys
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aifinops.clock import to_ns
 from aifinops.meters import METERS
+from aifinops.pricing import lists
 from aifinops.pricing.book import PriceBook
-from aifinops.pricing.lists import BUNDLED, bundled_lists, load_bundled, read_list
+from aifinops.pricing.lists import bundled_lists, load_bundled, read_list
 from aifinops.usage import Sku, Usage
+
+BUNDLED = Path(lists.BUNDLED)
 
 AT = to_ns(datetime(2026, 11, 24, tzinfo=UTC))
 BOOK = PriceBook(bundled_lists())

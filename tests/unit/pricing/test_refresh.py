@@ -17,10 +17,11 @@ import pytest
 import aifinops
 from aifinops.clock import to_ns
 from aifinops.errors import ConfigurationError, PricingError
-from aifinops.pricing import refresh
+from aifinops.pricing import lists, refresh
 from aifinops.pricing.book import PriceBook
-from aifinops.pricing.lists import BUNDLED, load_bundled
+from aifinops.pricing.lists import load_bundled
 
+BUNDLED = Path(lists.BUNDLED)
 TODAY = to_ns(datetime(2026, 11, 24, tzinfo=UTC))
 
 
@@ -193,7 +194,7 @@ def test_a_full_disk_leaves_the_old_list(tmp_path: Path) -> None:
 import resource, signal, sys
 from pathlib import Path
 from aifinops.errors import ConfigurationError
-from aifinops.pricing import refresh
+from aifinops.pricing import lists, refresh
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 try:
@@ -214,7 +215,9 @@ def test_a_kill_before_the_rename_leaves_the_old_list(tmp_path: Path) -> None:
     program = """
 import os, signal, sys
 from pathlib import Path
-from aifinops.pricing import refresh
+from aifinops.pricing import lists, refresh
+
+BUNDLED = Path(lists.BUNDLED)
 os.fsync = lambda number: os.kill(os.getpid(), signal.SIGKILL)
 refresh.put(Path(sys.argv[1]), sys.argv[2])
 """
@@ -266,3 +269,14 @@ def test_without_genai_prices_the_error_says_what_to_install(monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "genai_prices.data", None)
     with pytest.raises(ConfigurationError, match="pip install -U genai-prices"):
         refresh.installed(date(2026, 11, 1))
+
+
+def test_where_a_refreshed_list_is_looked_for_is_where_platformdirs_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The short way of Linux answers what the library answers, whatever the environment."""
+    platformdirs = pytest.importorskip("platformdirs")
+    for home in (None, "", " ", "/somewhere/data"):
+        monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+        if home is not None:
+            monkeypatch.setenv("XDG_DATA_HOME", home)
+        assert refresh.folder(None) == Path(platformdirs.user_data_dir("aifinops", appauthor=False)) / "prices"
+    assert refresh.folder("~/lists") == Path("~/lists").expanduser()
