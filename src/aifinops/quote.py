@@ -47,7 +47,7 @@ def price(
     return engines.book.cost(
         provider or "",
         model,
-        quantities(usage),
+        quantities(usage, own=True),
         at=engines.clock.time_ns() if at is None else to_ns(at),
         tier=tier,
         region=region,

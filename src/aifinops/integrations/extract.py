@@ -35,6 +35,7 @@ __all__ = ["Reader", "StreamText", "dig", "drift", "first_event", "read_events",
 
 _Tree = tuple[tuple[str, str, Any], ...]
 _Counts = dict[str, Quantity]
+_Split = tuple[str, str, tuple[str, ...]]
 _ANY: frozenset[str] = frozenset()
 """Of an expression: it may find something whatever the usage object has."""
 _OUTPUT, _REASONING, _CACHED = "output_tokens", "reasoning_tokens", "cache_read_tokens"
@@ -68,6 +69,7 @@ class _Counter:
         first = {meter: text.split("|")[0].strip() for meter, text in usage.items()}
         self._tree = _tree({meter: text for meter, text in first.items() if simple(text)})
         self._level: _Level | None = None
+        self._splits: dict[tuple[str, ...], list[_Split]] = {}
         # What one plain path does not say: sums, tests, and alternatives of a path that was not there.
         self._late = [(meter, compiled(text), _ANY) for meter, text in usage.items() if not simple(text)]
         kept = {WHOLES[name][0] if name in WHOLES else TOTALS.get(name, name) for name in usage}
@@ -101,7 +103,8 @@ class _Counter:
             return None
         inner = copy(self)
         inner._tree = self._tree[0][2]
-        inner._level = _Level(inner._tree, known)
+        kept = frozenset({*(name for name, _, _ in self._wholes), *(meter for meter, _, _ in self._late)})
+        inner._level = _Level(inner._tree, known, kept)
         inner._late = [(meter, expression, expression.needs(root) or _ANY) for meter, expression, _ in self._late]
         return inner
 
@@ -123,7 +126,11 @@ class _Counter:
         found: _Counts = {}
         level = self._level
         known = level is None or level.read(usage, found)
-        return self._disjoint(found, body, usage), known
+        counts = self._disjoint(found, body, usage)
+        if counts is None:  # no count, or zeros only
+            _walk(usage, self._tree, found)
+            counts = {} if found else None
+        return counts, known
 
     def _disjoint(self, found: _Counts, body: Any, within: dict[str, Any]) -> _Counts | None:
         for meter, expression, needs in self._late:
@@ -136,19 +143,31 @@ class _Counter:
         for whole, name in self._renamed:
             if whole in found:
                 found[name] = found.pop(whole)
-        for whole, rest_of_it, names in self._wholes:
-            if whole in found:
-                rest = total = found.pop(whole)
-                for name in names:
-                    if name in found:
-                        rest -= found[name]
-                if rest < 0 and self._overlap(found, names, -rest):
-                    rest = 0
-                if rest < 0:  # raises, naming the numbers
-                    parts = {name: found[name] for name in names if name in found}
-                    leaves(total, parts, whole_name=self._usage[whole].split(" |")[0])
-                found[rest_of_it] = rest
-        return {name: value for name, value in found.items() if value} if 0 in found.values() else found
+        said = tuple(found)
+        for whole, rest_of_it, names in self._splits.get(said) or self._split(said):
+            rest = total = found.pop(whole)
+            for name in names:
+                rest -= found[name]
+            if rest < 0 and self._overlap(found, names, -rest):
+                rest = 0
+            if rest < 0:  # raises, naming the numbers
+                leaves(total, {name: found[name] for name in names}, whole_name=self._usage[whole].split(" |")[0])
+            found[rest_of_it] = rest
+        if 0 in found.values():
+            return {name: value for name, value in found.items() if value}
+        return found
+
+    def _split(self, said: tuple[str, ...]) -> list[_Split]:
+        """What is to be taken from what, when these were counted; worked out once for each set of them."""
+        names, splits = set(said), []
+        for whole, rest_of_it, parts in self._wholes:
+            if whole in names:
+                names.remove(whole)
+                splits.append((whole, rest_of_it, tuple(name for name in parts if name in names)))
+                names.add(rest_of_it)
+        if len(self._splits) < _MOST_PLANS:
+            self._splits[said] = splits
+        return splits
 
     def _overlap(self, found: _Counts, names: tuple[str, ...], excess: Quantity) -> bool:
         """Cached tokens that are not told by modality may be those of audio or images: as many are as must be."""
@@ -508,11 +527,12 @@ class _Level:
     is there takes half the time of asking for all that could be there.
     """
 
-    __slots__ = ("_known", "_plans", "_tree")
+    __slots__ = ("_known", "_plans", "_tree", "_zeros")
 
-    def __init__(self, tree: _Tree, known: _Known | None) -> None:
+    def __init__(self, tree: _Tree, known: _Known | None, zeros: frozenset[str]) -> None:
         self._tree = tree
         self._known = known
+        self._zeros = zeros  # counts of which 0 says something
         self._plans: dict[tuple[str, ...], _Plan] = {}
 
     def read(self, usage: dict[str, Any], found: _Counts) -> bool:
@@ -521,13 +541,14 @@ class _Level:
         Raises:
             ImpossibleUsage: for a count that is none.
         """
-        names = tuple(usage)
+        names, zeros = tuple(usage), self._zeros
         leaves, inner, known = self._plans.get(names) or self._plan(names)
         for name, meter in leaves:
             value = usage[name]
             if type(value) is int and 0 <= value <= MOST:
-                found[meter] = value
-            elif value is not None and (counted := count(meter, value)) is not None:
+                if value or meter in zeros:
+                    found[meter] = value
+            elif value is not None and (counted := count(meter, value)) is not None and (counted or meter in zeros):
                 found[meter] = counted
         for name, level in inner:
             value = usage[name]
@@ -550,7 +571,8 @@ class _Level:
         if known is not None:
             below.update((name, ()) for name in names if name in known.inner and name not in below)
         inner = tuple(
-            (name, _Level(tree, known.inner.get(name) if known is not None else None)) for name, tree in below.items()
+            (name, _Level(tree, known.inner.get(name) if known is not None else None, self._zeros))
+            for name, tree in below.items()
         )
         plan = tuple(leaves), inner, known is None or known.names.issuperset(names)
         if len(self._plans) < _MOST_PLANS:  # the names come from outside
