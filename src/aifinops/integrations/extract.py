@@ -370,21 +370,27 @@ class Reader:
         )
 
     def _kept(self, ask: Getter, body: Any, *, brief: bool = False) -> dict[str, Any] | None:
-        """The provider's usage object as a dict, with what no path knows counted; `brief`: the object itself where it is one."""
+        """The provider's usage object as a dict; `brief`: the object itself where it is one. What no path knows is counted here when
+        the counts are not read from it alone."""
         if self._raw_name:
             raw = ask(self._raw_name)
-            raw = raw if brief and type(raw) is dict and not self._also else _plain(raw)
+            if brief and type(raw) is dict and self._below is not None:
+                return (self._with_more(ask, body, raw.copy()) if self._also else raw) or None
+            raw = _plain(raw)
         else:
             raw = _plain(plain(body, self._raw)) if self._raw else _roots(body, self._known)
         if type(raw) is not dict:
             raw = {}
         elif self._below is None and not self._known.covers(raw):
             self._known.count(self._provider, raw)
+        return (self._with_more(ask, body, raw) if self._also else raw) or None
+
+    def _with_more(self, ask: Getter, body: Any, raw: dict[str, Any]) -> dict[str, Any]:
         for name, path in self._also:
             more = ask(name) if path is None else plain(body, path)
             if more is not None:
                 raw[name] = _plain(more)
-        return raw or None
+        return raw
 
     def event_body(self, event: Any) -> Any:
         """The body inside a stream's event: the event itself, or the object that it carries."""

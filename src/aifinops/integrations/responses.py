@@ -91,6 +91,8 @@ def _read(body: Any, provider: str, *, brief: bool = False) -> tuple[Reading, _F
         if signs and not all(_is(sign, body) for sign in signs):
             continue
         inner = form.reader.event_body(body)
+        if inner is None:
+            continue  # the route's streams carry it in an event, and this is none
         reading = form.reader.read(inner, brief=brief)
         if reading is not None:
             return reading, form, forms.provider, inner
