@@ -12,18 +12,16 @@ import inspect
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from aifinops import metering, runtime, scope
 from aifinops.budgets.budget import ActiveBudget, Budget
 from aifinops.charges import Charge, Cost, total
-from aifinops.clock import to_ns
 from aifinops.errors import ConfigurationError, swallow
 from aifinops.tags import EMPTY, Tags, make_tags
 from aifinops.telemetry import names
-from aifinops.usage import Quantities, input_total, output_total
+from aifinops.usage import Moment, Quantities, input_total, moment, output_total
 
 if TYPE_CHECKING:
     from aifinops.analytics.reports import Report
@@ -539,7 +537,7 @@ def record(
     service: str = "other",
     tier: str = "",
     region: str = "",
-    at: datetime | None = None,
+    at: Moment | None = None,
     response_id: str = "",
     tags: Mapping[str, Any] | None = None,
 ) -> Charge:
@@ -561,14 +559,14 @@ def record(
         raise ConfigurationError('record() needs usage={"meter": quantity} or cost="0.02 USD"')
     return metering.record(
         usage=usage, cost=cost, model=model, provider=provider, operation=operation, service=service, tier=tier,
-        region=region, at=None if at is None else to_ns(at), response_id=response_id, tags=tags,
+        region=region, at=None if at is None else moment(at), response_id=response_id, tags=tags,
     )  # fmt: skip
 
 
 def report(
     by: str | Sequence[str] = ("model",),
-    since: str | datetime | None = None,
-    until: str | datetime | None = None,
+    since: Moment | None = None,
+    until: Moment | None = None,
     where: Mapping[str, str] | None = None,
 ) -> Report:
     """Spend by tags, model or time: `report(by=["team", "model"], since="7d")`.

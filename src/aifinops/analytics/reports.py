@@ -13,17 +13,16 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
 from decimal import Decimal
 from types import MappingProxyType
 from typing import Any
 
 from aifinops.charges import Basis, Cost
-from aifinops.clock import to_datetime, to_ns
+from aifinops.clock import to_datetime
 from aifinops.errors import ConfigurationError
 from aifinops.ledger.base import Group, Ledger, Query, add_quantities
 from aifinops.money import decimal, format_money, from_nanos, parse_money
-from aifinops.usage import EMPTY_QUANTITIES, Quantities, Quantity
+from aifinops.usage import EMPTY_QUANTITIES, Moment, Quantities, Quantity, moment
 
 __all__ = ["Report", "ReportRow", "parse_since", "period", "report"]
 
@@ -211,8 +210,8 @@ class Report:
 def report(
     ledger: Ledger,
     by: str | Sequence[str] = ("model",),
-    since: str | datetime | date | int | None = None,
-    until: str | datetime | date | int | None = None,
+    since: Moment | None = None,
+    until: Moment | None = None,
     where: Mapping[str, str | Sequence[str]] | None = None,
     now_ns: int | None = None,
 ) -> Report:
@@ -249,8 +248,8 @@ def report(
 
 
 def period(
-    since: str | datetime | date | int | None,
-    until: str | datetime | date | int | None,
+    since: Moment | None,
+    until: Moment | None,
     where: Mapping[str, str | Sequence[str]] | None,
     now_ns: int,
 ) -> Query:
@@ -265,7 +264,7 @@ def period(
     return query
 
 
-def parse_since(value: str | datetime | date | int, now_ns: int) -> int:
+def parse_since(value: Moment, now_ns: int) -> int:
     """A moment as typed -> nanoseconds since the epoch.
 
     Args:
@@ -276,23 +275,16 @@ def parse_since(value: str | datetime | date | int, now_ns: int) -> int:
     Raises:
         ConfigurationError: naming the value and the forms.
     """
-    if isinstance(value, datetime):
-        return to_ns(value)
-    if isinstance(value, date):
-        return to_ns(datetime(value.year, value.month, value.day, tzinfo=UTC))
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    text = str(value).strip()
-    ago = _AGO.match(text)
+    ago = _AGO.match(value.strip()) if isinstance(value, str) else None
     if ago:
         return now_ns - int(ago[1]) * _SECONDS[ago[2]] * 1_000_000_000
     try:
-        return to_ns(datetime.fromisoformat(text))
-    except (ValueError, OverflowError):
+        return moment(value)
+    except ConfigurationError:
         raise ConfigurationError(f"{value!r} is no time; write {_TIME_FORMS}") from None
 
 
-def _bound(value: str | datetime | date | int | None, now_ns: int) -> int | None:
+def _bound(value: Moment | None, now_ns: int) -> int | None:
     return None if value is None else parse_since(value, now_ns)
 
 

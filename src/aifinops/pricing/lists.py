@@ -180,22 +180,25 @@ def read_list(path: Path) -> PriceList:
         ConfigurationError: when the file cannot be read or is of another schema.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
+        # Not splitlines(): JSON texts may hold characters that it takes for the end of a line (U+2028, U+0085).
+        lines = path.read_text("utf-8").rstrip().split("\n")
         header = json.loads(lines[0])
-        providers = dict(_providers(lines))
-    except (OSError, ValueError, IndexError, KeyError) as error:
+        schema = header.get("schema")
+        if schema == _SCHEMA:
+            return PriceList(
+                id=header["id"],
+                version=header["version"],
+                date=date.fromisoformat(header["date"]),
+                source=header["source"],
+                currency=header["currency"],
+                count=header["models"],
+                _providers=dict(_providers(lines)),
+            )
+    except KeyError as error:
+        raise ConfigurationError(f"price list {path} has no {error} in a line. Install the package again.") from error
+    except (OSError, ValueError, IndexError, TypeError, AttributeError) as error:
         raise ConfigurationError(f"price list {path} cannot be read: {error}. Install the package again.") from error
-    if header.get("schema") != _SCHEMA:
-        raise ConfigurationError(f"price list {path} has schema {header.get('schema')!r}; this version reads {_SCHEMA}")
-    return PriceList(
-        id=header["id"],
-        version=header["version"],
-        date=date.fromisoformat(header["date"]),
-        source=header["source"],
-        currency=header["currency"],
-        count=header["models"],
-        _providers=providers,
-    )
+    raise ConfigurationError(f"price list {path} has schema {schema!r}; this version reads {_SCHEMA}")
 
 
 def _providers(lines: Sequence[str]) -> Iterator[tuple[str, _Provider]]:
