@@ -375,7 +375,9 @@ class Invocation:
             tags=self.tags,
             trace_id="" if span is None else span.trace_id,
             span_id="" if span is None else span.span_id,
-            raw=with_parts(reading.raw, reading.parts) if reading.parts else reading.raw,
+            raw=with_parts(reading.raw, reading.parts, reading.options)
+            if reading.parts or reading.options
+            else reading.raw,
         )
 
     def _pay(self, charge: Charge) -> None:

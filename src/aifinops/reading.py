@@ -13,9 +13,9 @@ from aifinops.usage import EMPTY_QUANTITIES, Quantities, Usage
 if TYPE_CHECKING:
     from aifinops.pricing.book import PriceBook
 
-__all__ = ["Part", "Reading", "amounts_of", "parts_of", "price", "with_parts"]
+__all__ = ["Part", "Reading", "amounts_of", "options_of", "parts_of", "price", "with_parts"]
 
-_PARTS = "aifinops.parts"
+_PARTS, _OPTIONS = "aifinops.parts", "aifinops.options"
 
 
 @dataclass(slots=True)
@@ -63,11 +63,24 @@ class Reading:
     parts: tuple[Part, ...] = ()
 
 
-def with_parts(raw: Mapping[str, Any] | None, parts: Sequence[Part]) -> Mapping[str, Any] | None:
-    """The usage object as the ledger keeps it: with what was told apart by model, so that it can be priced again."""
-    if not parts:
-        return raw
-    return {**(raw or {}), _PARTS: [[part.model, part.kind, dict(part.quantities)] for part in parts]}
+def with_parts(
+    raw: Mapping[str, Any] | None, parts: Sequence[Part], options: Sequence[tuple[str, str]] = ()
+) -> Mapping[str, Any] | None:
+    """The usage object as the ledger keeps it: with the parts and options that decided the price, so that it can be priced again."""
+    kept: dict[str, Any] = {}
+    if parts:
+        kept[_PARTS] = [[part.model, part.kind, dict(part.quantities)] for part in parts]
+    if options:
+        kept[_OPTIONS] = [list(pair) for pair in options]
+    return {**(raw or {}), **kept} if kept else raw
+
+
+def options_of(raw: Mapping[str, Any] | None) -> tuple[tuple[str, str], ...]:
+    """The options that `with_parts` kept, sorted; empty for a usage object without, and for one that somebody has changed."""
+    try:
+        return tuple(sorted((str(name), str(value)) for name, value in (raw or {}).get(_OPTIONS, ())))
+    except (AttributeError, TypeError, ValueError):
+        return ()
 
 
 def parts_of(raw: Mapping[str, Any] | None) -> tuple[Part, ...]:

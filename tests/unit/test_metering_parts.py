@@ -15,8 +15,9 @@ from aifinops.charges import Charge
 from aifinops.ledger import open_ledger
 from aifinops.metering import Call
 from aifinops.money import from_nanos, to_nanos
+from aifinops.pricing.lists import from_file
 from aifinops.pricing.rerate import rerate
-from aifinops.reading import Part, Reading, parts_of
+from aifinops.reading import Part, Reading, options_of, parts_of
 from aifinops.testing import capture_charges
 from aifinops.usage import Sku, Usage
 
@@ -144,3 +145,37 @@ def test_parts_are_priced_again_each_at_its_own_model(tmp_path: Path) -> None:
 def test_parts_that_somebody_has_spoilt_are_none(spoilt: Any) -> None:
     """A changed usage object is no reason to fail."""
     assert parts_of(spoilt) == ()
+
+
+PICTURE = (("quality", "ultra"), ("size", "8x8"))
+
+
+def test_options_of_a_call_without_a_price_are_kept_for_another_list(tmp_path: Path) -> None:
+    """A picture of a quality that no list knew is priced as that quality when a list does, and never as a plain one."""
+    runtime.init(ledger=str(tmp_path / "ledger.db"))
+    reading = Reading({"images": 2}, model="dall-e-3", options=PICTURE, raw={"output": 1})
+    with capture_charges() as charges:
+        invocation = metering.begin(Call("openai", "image_generation", "dall-e-3"))
+        assert invocation is not None
+        invocation.leave()
+        invocation.settle(reading)
+    af.flush()
+    assert charges[0].amount is None
+    (kept,) = runtime.get().ledger.rows()
+    assert kept.raw is not None
+    assert kept.raw["output"] == 1
+    list_file = tmp_path / "images.toml"
+    list_file.write_text(
+        'id = "new"\n[[models]]\nprovider = "openai"\nmodel = "dall-e-3"\nrates = { images = "0.04" }\n'
+        '[[models.variants]]\noptions = { quality = "ultra", size = "8x8" }\nrates = { images = "0.5" }\n'
+    )
+    book = runtime.get().book
+    ((_, cost),) = rerate([kept], book.over([from_file(list_file), *book.lists]))
+    assert cost.amount == Decimal("1.0")
+    assert cost.price_id == "new/openai/dall-e-3+quality=ultra+size=8x8"
+
+
+@pytest.mark.parametrize("spoilt", [None, {}, {"aifinops.options": 3}, {"aifinops.options": [["a"]]}, []])
+def test_options_that_somebody_has_changed_are_none(spoilt: Any) -> None:
+    """A usage object from elsewhere may hold anything under that name."""
+    assert options_of(spoilt) == ()
