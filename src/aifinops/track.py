@@ -568,12 +568,15 @@ def report(
     since: Moment | None = None,
     until: Moment | None = None,
     where: Mapping[str, str] | None = None,
+    amortised: bool = False,
 ) -> Report:
     """Spend by tags, model or time: `report(by=["team", "model"], since="7d")`.
 
     Args:
         by: tag keys, `provider`, `model`, `operation`, `day`, `hour`, `month` and so on. since, until: `"7d"`, a date, a datetime.
         where: only charges with these values.
+        amortised: spread what is paid for by the hour (`[[provisioned]]` and `[[commitments]]` of your price lists) over the calls that
+            it served: rows have `.amortised` and `.effective`, and what nobody used is a row of its own.
 
     Returns:
         Rows with `.total`, `.to_json()`, `.to_csv()`, `.assert_under("$1")`. Unpriced calls are shown apart.
@@ -587,4 +590,6 @@ def report(
     engines = runtime.get()
     engines.writer.flush()
     keys = [part.strip() for part in by.split(",")] if isinstance(by, str) else list(by)
-    return make(engines.ledger, by=keys, since=since, until=until, where=where, now_ns=engines.clock.time_ns())
+    capacity = engines.book.capacity if amortised else None
+    now = engines.clock.time_ns()
+    return make(engines.ledger, by=keys, since=since, until=until, where=where, now_ns=now, capacity=capacity)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from aifinops.analytics.reports import Report, ReportRow
+from aifinops.analytics.reports import Report, ReportRow, capacity_notes
 from aifinops.money import format_money
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def report(made: Report, out: Console, title: str = "") -> None:
     if not made.rows:
         out.print("No calls in this ledger, period and filter.")
         return
-    priced = [row for row in made.rows if row.amount is not None]
+    priced = [row for row in made.rows if row.amount is not None or row.amortised]
     if priced:
         if title:
             out.print(Text(title, style="bold"))
@@ -74,12 +74,15 @@ def report(made: Report, out: Console, title: str = "") -> None:
         out.print(_unpriced(made, unpriced))
     for total in made.totals:
         _bounds(total, out)
+    for note in capacity_notes(made):
+        out.print(Text(note, style="dim"))
 
 
 def _priced(made: Report, rows: Sequence[ReportRow], out: Console) -> Table:
     table = Table(show_footer=bool(made.by), box=None)
     # The foot adds up what is in this table, so rows that have no price at all are not in its counts either.
-    totals = [_sums(total, rows) for total in made.totals if total.amount is not None]
+    totals = [_sums(total, rows) for total in made.totals if total.amount is not None or total.amortised]
+    spread = made.capacity is not None
     for place, name in enumerate(made.by):
         table.add_column(name, footer="total" if place == 0 else "", overflow="ellipsis")
     for name in ("calls", "input", "cached", "output"):
@@ -89,15 +92,22 @@ def _priced(made: Report, rows: Sequence[ReportRow], out: Console) -> Table:
         seconds = _stacked(f"{total.gpu_seconds:,.1f}" for total in totals)
         table.add_column("GPU s", justify="right", footer=seconds, no_wrap=True)
     table.add_column("cost", justify="right", footer=_stacked(_money(total) for total in totals), no_wrap=True)
+    for name in ("amortised", "effective") if spread else ():
+        foot = _stacked(format_money(getattr(total, name), total.currency) for total in totals)
+        table.add_column(name, justify="right", footer=foot, no_wrap=True)
     table.add_column("share", min_width=_BAR, no_wrap=True)
-    sums = {total.currency: total.amount or Decimal(0) for total in totals}
+    sums = {total.currency: total.effective or Decimal(0) for total in totals}
     for row in rows:
         whole = sums[row.currency]
-        share = (row.amount or Decimal(0)) / whole if whole > 0 else Decimal(0)
+        share = (row.effective or Decimal(0)) / whole if whole > 0 else Decimal(0)
         cells: list[str | Text] = [key(row.key[name]) for name in made.by]
+        if row.idle and cells:
+            cells = [key(f"(idle: {row.idle})"), *[""] * (len(cells) - 1)]
         cells += _counts(row).values()
         cells += [f"{row.gpu_seconds:,.1f}"] if gpus else []
-        cells += [_money(row), f"{bar(share, blocks=can_draw(out)):<{_BAR}} {share:>4.0%}"]
+        cells += [_money(row)]
+        cells += [format_money(one, row.currency) for one in (row.amortised, row.effective)] if spread else []
+        cells += [f"{bar(share, blocks=can_draw(out)):<{_BAR}} {share:>4.0%}"]
         table.add_row(*cells)
     return table
 

@@ -26,7 +26,7 @@ from aifinops.pricing.sheet import UNBOUNDED, Sheet, make_cost
 from aifinops.usage import EMPTY_QUANTITIES, Quantities, Sku, Usage
 
 if TYPE_CHECKING:
-    from aifinops.pricing.contract import Commitment, Contract, Volume
+    from aifinops.pricing.contract import Capacity, Commitment, Contract, Volume
 
 __all__ = ["PriceBook", "bundled_lists", "from_file", "load_bundled"]
 
@@ -160,6 +160,15 @@ class PriceBook:
     def commitments(self) -> tuple[Commitment, ...]:
         """What is paid for whether it is used or not, with `.amortised(start, end)`: it is in no cost of a call."""
         return tuple(item for one in self._contracts(self.lists) for item in one.commitments)
+
+    @property
+    def capacity(self) -> tuple[Capacity, ...]:
+        """Commitments and provisioned throughput, in order of authority: what `aifinops.analytics.amortise` spreads over calls."""
+        found: list[Capacity] = []
+        for one in self._contracts(self.lists):
+            found += one.provisioned
+            found += one.commitments
+        return tuple(found)
 
     def _missing(self, provider: str | None, model: str) -> _Missing:
         near: dict[str, None] = {}

@@ -232,7 +232,7 @@ def from_table(given: Mapping[str, Any]) -> PriceList:
     for row in given["models"]:
         rows.setdefault(provider_id(row["provider"]) or "", []).append(row)
     providers = {key: _Provider({"provider": key}, functools.partial(list, found)) for key, found in rows.items()}
-    terms = any(given.get(name) for name in ("contract", "discounts", "commitments", "exchange"))
+    terms = any(given.get(name) for name in ("contract", "discounts", "commitments", "provisioned", "exchange"))
     return PriceList(
         id=given["id"],
         version=given["version"],
