@@ -278,8 +278,23 @@ class PriceBook:
         if counted is None:
             return None
         amount, lines = counted
+        listed = None
+        if sheet.listed is not None:
+            full = sheet.listed.nanos(quantities)
+            if full is None:
+                return None
+            listed = full[0] if full[0] != amount else None
         return Amounts(
-            amount, sheet.currency, "priced", amount, amount, lines, sheet.price_id, sheet.as_of_text, sheet.source
+            amount,
+            sheet.currency,
+            "priced",
+            amount,
+            amount,
+            lines,
+            sheet.price_id,
+            sheet.as_of_text,
+            sheet.source,
+            listed,
         )
 
     def _bounded(self, usage: Usage) -> Usage:

@@ -307,6 +307,8 @@ def test_the_last_resort_is_the_median_over_providers() -> None:
         ({"bytes_egress": 10_240 * GIB}, "aws", "egress", "us-east-1", "921.6"),
         ({"bytes_egress": 10_240 * GIB}, "aws", "egress", "ap-northeast-1", "1167.36"),
         ({"bytes_egress": 1024 * GIB}, "gcp", "egress", "", "122.88"),
+        ({"bytes_egress": 1_000 * 10**9}, "azure", "egress", "eastus", "87"),
+        ({"bytes_egress": 10**9}, "azure", "egress", "australiaeast", "0.12"),
         ({"gb_months": 1, "read_units": 10**6, "write_units": 10**6}, "pinecone", "serverless", "us-east-1", "20.33"),
         ({"read_units": 10**6, "write_units": 10**6}, "pinecone", "enterprise", "", "33.75"),
         # A GB of turbopuffer has 10**9 bytes, one of the meter 2**30: 0.33 x 1.073741824.
