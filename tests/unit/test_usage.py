@@ -132,8 +132,9 @@ def test_what_is_no_moment_says_what_to_type(given: Any) -> None:
         lambda at: af.estimate("gpt-4o", input="a", max_tokens=1, at=at),
         lambda at: af.price_self_hosted("H100", tokens_per_second=1, utilisation=1, usd_per_gpu_hour="2", at=at),
         lambda at: af.price_response(_ANSWER, "openai", at=at),
+        lambda at: af.record(usage={"requests": 1}, at=at).at,
     ],
-    ids=["price", "estimate", "price_self_hosted", "price_response"],
+    ids=["price", "estimate", "price_self_hosted", "price_response", "record"],
 )
 def test_every_question_takes_its_moment_in_every_form(ask: Any) -> None:
     """The price is that of the moment, however it is written; what is no moment is a sentence, not an AttributeError."""

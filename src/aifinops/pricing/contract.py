@@ -20,7 +20,7 @@ from aifinops.clock import to_datetime, to_ns
 from aifinops.meters import GROUPS, METERS
 from aifinops.pricing.match import provider_id
 from aifinops.pricing.sheet import plainly
-from aifinops.usage import Quantities, tokens_total
+from aifinops.usage import Moment, Quantities, moment, tokens_total
 
 __all__ = [
     "SPEND",
@@ -190,15 +190,15 @@ class Commitment:
     per: str
     currency: str
 
-    def amortised(self, start: datetime, end: datetime) -> Decimal:
+    def amortised(self, start: Moment, end: Moment) -> Decimal:
         """Its cost between two moments, in `currency`: what falls on that part of each hour, day, calendar month, year or term.
 
         Formula: amount x seconds of the overlap with the period / seconds of the period, summed over the periods (UTC).
 
         Args:
-            start, end: aware, from inclusive, to exclusive. What lies before the commitment or after it counts nothing.
+            start, end: in any form of `Moment`, from inclusive, to exclusive. What lies before the commitment or after it counts nothing.
         """
-        return self.over(to_ns(start), to_ns(end))
+        return self.over(moment(start, "start"), moment(end, "end"))
 
     def over(self, start: int, end: int) -> Decimal:
         """`amortised` between two moments in nanoseconds since the epoch."""
@@ -265,13 +265,13 @@ class Provisioned:
     source: str = ""
     as_of: date | None = None
 
-    def amortised(self, start: datetime, end: datetime) -> Decimal:
+    def amortised(self, start: Moment, end: Moment) -> Decimal:
         """Its cost between two moments, in `currency`: units x rate x hours of the overlap.
 
         Args:
-            start, end: aware, from inclusive, to exclusive.
+            start, end: in any form of `Moment`, from inclusive, to exclusive.
         """
-        return self.over(to_ns(start), to_ns(end))
+        return self.over(moment(start, "start"), moment(end, "end"))
 
     def over(self, start: int, end: int) -> Decimal:
         """`amortised` between two moments in nanoseconds since the epoch."""

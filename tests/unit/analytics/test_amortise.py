@@ -301,3 +301,30 @@ def test_from_a_file_to_the_command_and_the_function(tmp_path: Path) -> None:
     assert "PTU: $360.00 in this time, 2 calls served." in table.output
     found = af.report(by="team", until="2026-11-25", amortised=True)
     assert shares(found) == {"support": Decimal(270), "search": Decimal(90)}
+
+
+def test_a_metered_call_of_a_deployment_pays_its_part(tmp_path: Path) -> None:
+    """Azure's answers do not say that provisioned throughput served them: the deployment is declared, and its calls pay for it."""
+    prices = tmp_path / "ptu.toml"
+    prices.write_text(
+        'id = "acme"\n[[models]]\nprovider = "azure"\nmodel = "chat-ptu"\nprovisioned = true\n'
+        'rates = { input_tokens = "2.5", output_tokens = "10" }\n'
+        '[[provisioned]]\nprovider = "azure"\nmodel = "chat-ptu"\nunits = 2\nrate = "0.5"\nfrom = 2026-11-24\n'
+    )
+    runtime.init(ledger="memory", prices=[str(prices)])
+    at = datetime(2026, 11, 24, 6, tzinfo=UTC)
+    usage = {"input_tokens": 1_000_000}
+    charge = af.record(usage=usage, model="chat-ptu", provider="azure.ai.openai", service="llm", at=at)
+    assert (charge.amount, charge.basis, charge.list_amount) == (0, "committed", 2_500_000_000)
+    found = af.report(by="model", since="2026-11-24", until=datetime(2026, 11, 24, 10, tzinfo=UTC), amortised=True)
+    ((row,), (one,)) = (found.rows, found.capacity or ())
+    assert (row.key["model"], row.amount, row.amortised, row.effective) == ("chat-ptu", 0, 10, 10)
+    assert (one.name, one.calls, one.utilisation) == ("azure/chat-ptu", 1, None)
+
+
+def test_the_cost_of_a_time_is_asked_for_in_any_form() -> None:
+    """15 USD an hour are 360 a day, whatever the day is written as."""
+    (one,) = declared(PTU)
+    assert one.amortised("2026-11-24", "2026-11-25") == one.amortised(MIDNIGHT, MIDNIGHT + 86_400 * 10**9) == 360
+    with pytest.raises(ConfigurationError, match="end='x' is no moment"):
+        one.amortised("2026-11-24", "x")
