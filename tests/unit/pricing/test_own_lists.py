@@ -316,6 +316,7 @@ def test_the_last_resort_is_the_median_over_providers() -> None:
         ({"write_units": 5, "read_units": 2_000_000}, "turbopuffer", "scale", "", "12"),
         ({"write_units": 3, "read_units": 1024, "bytes_egress": GIB}, "chroma", "chroma-cloud", "", "7.5975"),
         ({"write_units": 750_000}, "zilliz", "serverless", "", "3"),
+        ({"gb_months": 500}, "zilliz", "dedicated-storage", "us-east-1", "12.5"),
         ({"gb_months": 10}, "openai", "vector-store", "", "30"),
     ],
 )
