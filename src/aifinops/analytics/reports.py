@@ -550,10 +550,15 @@ def capacity_notes(made: Report) -> list[str]:
     for one in made.capacity or ():
         known = "" if one.utilisation is None else f", {one.utilisation:.1%} of it used"
         cost = format_money(from_nanos(one.cost), one.currency)
-        notes.append(f"{_harmless(one.name)}: {cost} in this time, {one.calls:,} calls served{known}.")
+        notes.append(f"{_harmless(one.name)}: {cost} in this time, {_calls(one.calls)} served{known}.")
     if made.uncovered_calls:
+        belong = "belongs" if made.uncovered_calls == 1 else "belong"
         notes.append(
-            f"{made.uncovered_calls:,} calls of committed capacity belong to none that a contract declares: what it costs is "
+            f"{_calls(made.uncovered_calls)} of committed capacity {belong} to none that a contract declares: what it costs is "
             "in no amount above. Add [[provisioned]] or [[commitments]]."
         )
     return notes
+
+
+def _calls(count: int) -> str:
+    return f"{count:,} call" + ("" if count == 1 else "s")

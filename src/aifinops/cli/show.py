@@ -24,6 +24,9 @@ _BAR = 16
 _FILE_WIDTH = 10_000
 """Of a file or a pipe, in characters: no line is ever broken there, so that `grep` and `awk` see whole names."""
 
+_WIDE = 110
+"""Columns from which a table with what was amortised has room for bars."""
+
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _MARKS = {"good": ("✓", "+", "green"), "note": ("·", "-", "dim"), "bad": ("✗", "!", "bold red")}
 
@@ -95,7 +98,9 @@ def _priced(made: Report, rows: Sequence[ReportRow], out: Console) -> Table:
     for name in ("amortised", "effective") if spread else ():
         foot = _stacked(format_money(getattr(total, name), total.currency) for total in totals)
         table.add_column(name, justify="right", footer=foot, no_wrap=True)
-    table.add_column("share", min_width=_BAR, no_wrap=True)
+    # Bars are the first thing to go where there is no room: names and numbers say more.
+    bars = not spread or out.width >= _WIDE
+    table.add_column("share", justify="left" if bars else "right", min_width=_BAR if bars else None, no_wrap=True)
     sums = {total.currency: total.effective or Decimal(0) for total in totals}
     for row in rows:
         whole = sums[row.currency]
@@ -107,7 +112,7 @@ def _priced(made: Report, rows: Sequence[ReportRow], out: Console) -> Table:
         cells += [f"{row.gpu_seconds:,.1f}"] if gpus else []
         cells += [_money(row)]
         cells += [format_money(one, row.currency) for one in (row.amortised, row.effective)] if spread else []
-        cells += [f"{bar(share, blocks=can_draw(out)):<{_BAR}} {share:>4.0%}"]
+        cells += [f"{bar(share, blocks=can_draw(out)):<{_BAR}} {share:>4.0%}" if bars else f"{share:.0%}"]
         table.add_row(*cells)
     return table
 

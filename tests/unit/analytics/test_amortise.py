@@ -156,7 +156,7 @@ def test_calls_that_it_does_not_serve_get_nothing(change: dict[str, Any], declar
     found = made([call(1, **change)], declared({**PTU, **declaration}))
     assert found.uncovered_calls == 1
     assert sum(row.amortised or 0 for row in found if not row.idle) == 0
-    assert "1 calls of committed capacity belong to none" in str(found)
+    assert "1 call of committed capacity belongs to none" in str(found)
 
 
 def test_priced_calls_pay_for_no_capacity() -> None:

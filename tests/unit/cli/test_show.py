@@ -162,3 +162,15 @@ def test_a_file_gets_whole_names(capsys: pytest.CaptureFixture[str], monkeypatch
     text = capsys.readouterr().out
     assert text.count(LONG * 3) == 2
     assert max(map(len, text.splitlines())) < 600
+
+
+def test_what_was_amortised_leaves_room_for_names() -> None:
+    """In a terminal of 90 columns the bars go first; names, amounts and shares stay whole."""
+    ledger = MemoryLedger()
+    ledger.append(charge("the search team", 25))
+    raw = io.BytesIO()
+    out = Console(file=io.TextIOWrapper(raw, encoding="utf-8"), width=90, highlight=False)
+    show.report(report(ledger, by="team", now_ns=2, capacity=()), out)
+    out.file.flush()
+    (row,) = (line for line in raw.getvalue().decode().splitlines() if "the search team" in line)
+    assert row.split()[-4:] == ["$0.25", "$0.00", "$0.25", "100%"]
