@@ -90,7 +90,7 @@ def amortise(
 
     Args:
         ledger: where to read. capacity: `PriceBook.capacity`. by: keys as of a report.
-        query: since, until and where. Without `since_ns` each begins when it was bought; without `until_ns` time ends at `now_ns`.
+        query: since, until and where. Without `since_ns` each begins when it was bought; time ends at `now_ns` at the latest.
         now_ns: the present, nanoseconds since the epoch.
 
     Returns:
@@ -190,7 +190,7 @@ class _Spread:
 
 
 def _spreads(capacity: Iterable[Capacity], query: Query, now_ns: int) -> Iterator[_Spread]:
-    end = now_ns if query.until_ns is None else query.until_ns
+    end = now_ns if query.until_ns is None else min(query.until_ns, now_ns)  # hours to come have cost nothing yet
     for one in capacity:
         start = one.scope.starts if query.since_ns is None else query.since_ns
         if start is None:

@@ -188,6 +188,11 @@ def test_only_the_time_that_was_asked_for_is_spread() -> None:
     assert made([call(1)], ended, since="2026-11-24").capacity == ()
 
 
+def test_hours_to_come_have_cost_nothing_yet() -> None:
+    """A report until the end of the month, made at noon of the first day, spreads twelve hours."""
+    assert made([call(1)], declared(PTU), until="2026-12-01").total.amortised == Decimal(180)
+
+
 def test_commitments_are_spread_alike() -> None:
     """24 USD a day that were committed are 12 USD at noon; without a beginning one must be asked for."""
     promise = {"name": "EA", "amount": 24, "per": "day", "provider": "azure"}
@@ -279,27 +284,28 @@ def test_from_a_file_to_the_command_and_the_function(tmp_path: Path) -> None:
     prices = tmp_path / "ptu.toml"
     prices.write_text(
         'id = "acme"\n[[provisioned]]\nname = "PTU"\nprovider = "azure"\nmodel = "gpt-4o"\nunits = 15\nrate = "1.00"\n'
-        'from = 2026-11-24\nuntil = 2026-11-25\nsource = "order form 4711"\nas_of = 2026-11-20\n'
+        'from = 2025-11-24\nuntil = 2025-11-25\nsource = "order form 4711"\nas_of = 2025-11-20\n'
     )
     path = tmp_path / "ledger.db"
+    then = to_ns(datetime(2025, 11, 24, 12, tzinfo=UTC))
     ledger = SqliteLedger(path)
-    ledger.append_many([call(1, 100), call(2, 300, "support")])
+    ledger.append_many([call(1, 100, at=then), call(2, 300, "support", at=then)])
     ledger.close()
     runtime.init(ledger=str(path), prices=[str(prices)])
     told = CliRunner().invoke(
         app,
-        ["report", "--by", "team", "--until", "2026-11-25", "--amortised", "--format", "json", "--ledger", str(path)],
+        ["report", "--by", "team", "--until", "2025-11-25", "--amortised", "--format", "json", "--ledger", str(path)],
     )
     assert told.exit_code == 0, told.output
     rows = json.loads(told.output)["rows"]
     assert {row["key"]["team"]: row["amortised"] for row in rows} == {"support": "270", "search": "90"}
     table = CliRunner().invoke(
-        app, ["report", "--by", "team", "--until", "2026-11-25", "--amortised", "--ledger", str(path)]
+        app, ["report", "--by", "team", "--until", "2025-11-25", "--amortised", "--ledger", str(path)]
     )
     assert "effective" in table.output
     assert "$270.00" in table.output
     assert "PTU: $360.00 in this time, 2 calls served." in table.output
-    found = af.report(by="team", until="2026-11-25", amortised=True)
+    found = af.report(by="team", until="2025-11-25", amortised=True)
     assert shares(found) == {"support": Decimal(270), "search": Decimal(90)}
 
 
@@ -309,14 +315,14 @@ def test_a_metered_call_of_a_deployment_pays_its_part(tmp_path: Path) -> None:
     prices.write_text(
         'id = "acme"\n[[models]]\nprovider = "azure"\nmodel = "chat-ptu"\nprovisioned = true\n'
         'rates = { input_tokens = "2.5", output_tokens = "10" }\n'
-        '[[provisioned]]\nprovider = "azure"\nmodel = "chat-ptu"\nunits = 2\nrate = "0.5"\nfrom = 2026-11-24\n'
+        '[[provisioned]]\nprovider = "azure"\nmodel = "chat-ptu"\nunits = 2\nrate = "0.5"\nfrom = 2025-11-24\n'
     )
     runtime.init(ledger="memory", prices=[str(prices)])
-    at = datetime(2026, 11, 24, 6, tzinfo=UTC)
+    at = datetime(2025, 11, 24, 6, tzinfo=UTC)
     usage = {"input_tokens": 1_000_000}
     charge = af.record(usage=usage, model="chat-ptu", provider="azure.ai.openai", service="llm", at=at)
     assert (charge.amount, charge.basis, charge.list_amount) == (0, "committed", 2_500_000_000)
-    found = af.report(by="model", since="2026-11-24", until=datetime(2026, 11, 24, 10, tzinfo=UTC), amortised=True)
+    found = af.report(by="model", since="2025-11-24", until=datetime(2025, 11, 24, 10, tzinfo=UTC), amortised=True)
     ((row,), (one,)) = (found.rows, found.capacity or ())
     assert (row.key["model"], row.amount, row.amortised, row.effective) == ("chat-ptu", 0, 10, 10)
     assert (one.name, one.calls, one.utilisation) == ("azure/chat-ptu", 1, None)
