@@ -14,7 +14,22 @@ from aifinops.money import format_money, format_rate, from_nanos, to_nanos
 from aifinops.tags import EMPTY, Tags
 from aifinops.usage import EMPTY_QUANTITIES, Quantities, Quantity
 
-__all__ = ["BASES", "Amounts", "Basis", "Charge", "Cost", "CostLine", "make_charge", "nanos", "new_id", "total"]
+__all__ = [
+    "BASES",
+    "LISTED",
+    "Amounts",
+    "Basis",
+    "Charge",
+    "Cost",
+    "CostLine",
+    "make_charge",
+    "nanos",
+    "new_id",
+    "total",
+]
+
+LISTED = "aifinops.list"
+"""Key beside the provider's usage object: nano-units at list prices, kept only where a contract made the amount another."""
 
 Basis = Literal["reported", "priced", "estimated", "unknown", "free", "committed"]
 BASES: tuple[Basis, ...] = ("reported", "priced", "estimated", "unknown", "free", "committed")
@@ -138,6 +153,7 @@ class Amounts(NamedTuple):
     Attributes:
         amount, lower, upper: nano-units or None. lines: (meter, nano-units).
         as_of: ISO date. currency, basis, price_id, source: as in `Cost`.
+        listed: at list prices, where a contract made the amount another; else None.
     """
 
     amount: int | None
@@ -149,6 +165,7 @@ class Amounts(NamedTuple):
     price_id: str | None = None
     as_of: str | None = None
     source: str | None = None
+    listed: int | None = None
 
     @classmethod
     def of(cls, cost: Cost, reported: Decimal | None = None) -> Amounts:
@@ -166,6 +183,8 @@ class Amounts(NamedTuple):
             cost.price_id,
             cost.as_of.isoformat() if cost.as_of else None,
             cost.source,
+            # What the provider says it charged has its own discounts in it, which our list knows nothing of.
+            nanos(cost.list_amount) if reported is None and cost.list_amount != cost.amount else None,
         )
 
 
@@ -231,6 +250,13 @@ class Charge:
     raw: Mapping[str, Any] | None = field(default=None)
 
     @property
+    def list_amount(self) -> int | None:
+        """Nano-units at list prices, where a discount or a commitment made `amount` another; else None."""
+        raw = self.raw
+        found = None if raw is None else raw.get(LISTED)
+        return found if type(found) is int else None
+
+    @property
     def cost(self) -> Cost:
         """The stored amount as a `Cost` (no rates: those are in the price list under `price_id`)."""
         return Cost(
@@ -243,6 +269,7 @@ class Charge:
             as_of=date.fromisoformat(self.price_as_of) if self.price_as_of else None,
             source=self.price_source,
             model=self.response_model or self.model,
+            list_amount=None if self.list_amount is None else from_nanos(self.list_amount),
         )
 
 

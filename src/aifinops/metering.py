@@ -346,7 +346,7 @@ class Invocation:
 
     def _charge(self, reading: Reading, amounts: Amounts, status: str, error: BaseException | None) -> Charge:
         call, span = self.call, self.span
-        amount, currency, basis, lower, upper, lines, price_id, as_of, source = amounts
+        amount, currency, basis, lower, upper, lines, price_id, as_of, source, listed = amounts
         return make_charge(
             id=self.id,
             at=self.wall,
@@ -375,7 +375,9 @@ class Invocation:
             tags=self.tags,
             trace_id="" if span is None else span.trace_id,
             span_id="" if span is None else span.span_id,
-            raw=with_parts(reading.raw, reading.parts) if reading.parts else reading.raw,
+            raw=with_parts(reading.raw, reading.parts, reading.options, listed)
+            if reading.parts or reading.options or listed is not None
+            else reading.raw,
         )
 
     def _pay(self, charge: Charge) -> None:

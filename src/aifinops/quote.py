@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from aifinops import runtime
 from aifinops.charges import Cost
-from aifinops.clock import to_ns
-from aifinops.usage import quantities
+from aifinops.usage import Moment, moment, quantities
 
 if TYPE_CHECKING:
     from aifinops.pricing.selfhosted import SelfHosted
@@ -26,7 +24,7 @@ def price(
     tier: str = "",
     region: str = "",
     options: Mapping[str, str] | None = None,
-    at: datetime | None = None,
+    at: Moment | None = None,
     **usage: Any,
 ) -> Cost:
     """What a usage costs: `price("gpt-5-mini", input_tokens=1000, output_tokens=200)`.
@@ -34,7 +32,7 @@ def price(
     Args:
         model: any name that a price list declares. provider: needed only where several sell the same name.
         tier, region: as served. options: what else decides the price: `{"size": "1024x1792", "quality": "hd"}` of an image.
-        at: the moment whose price counts (default: now).
+        at: the moment whose price counts (default: now): ISO 8601 text, a date or a datetime.
         **usage: disjoint quantities per meter; `input_tokens` are fresh ones, cached ones go to `cache_read_tokens`.
 
     Returns:
@@ -48,7 +46,7 @@ def price(
         provider or "",
         model,
         quantities(usage, own=True),
-        at=engines.clock.time_ns() if at is None else to_ns(at),
+        at=engines.clock.time_ns() if at is None else moment(at),
         tier=tier,
         region=region,
         options=_pairs(options) if options else (),
@@ -70,7 +68,7 @@ def price_self_hosted(
     provider: str | None = None,
     region: str = "",
     tier: str = "",
-    at: datetime | None = None,
+    at: Moment | None = None,
 ) -> SelfHosted:
     """What tokens cost on GPUs of your own: `price_self_hosted("H100", count=8, tokens_per_second=2400, utilisation=0.6)`.
 
@@ -83,7 +81,7 @@ def price_self_hosted(
         utilisation: share of the hours paid for in which it serves so, above 0, at most 1.
         input_tokens_per_second: prompt tokens read in the same time; then input and output tokens share the cost alike.
         usd_per_gpu_hour: price of one GPU for an hour; without it the price lists decide, by provider, region and tier at that moment.
-        provider, region, tier: of the GPU in a price list (`tier="spot"`). at: the moment whose price counts (default: now).
+        provider, region, tier: of the GPU in a price list (`tier="spot"`). at: the moment whose price counts (default: now): ISO 8601 text, a date or a datetime.
 
     Returns:
         `.per_hour`, `.per_million_output`, `.per_million`, `.break_even(model, input_share=0.8)` against an API, and `.to_price(name)`
@@ -98,7 +96,7 @@ def price_self_hosted(
     return self_hosted(
         engines.book, gpu=gpu, count=count, tokens_per_second=tokens_per_second, utilisation=utilisation,
         input_tokens_per_second=input_tokens_per_second, usd_per_gpu_hour=usd_per_gpu_hour, provider=provider, region=region,
-        tier=tier, at=engines.clock.time_ns() if at is None else to_ns(at),
+        tier=tier, at=engines.clock.time_ns() if at is None else moment(at),
     )  # fmt: skip
 
 
@@ -111,7 +109,7 @@ def estimate(
     provider: str | None = None,
     tier: str = "",
     region: str = "",
-    at: datetime | None = None,
+    at: Moment | None = None,
     **body: Any,
 ) -> Cost:
     """What a request may cost, before it is made: `.lower`, `.amount` (expected), `.upper` (sound bound).
@@ -132,14 +130,14 @@ def estimate(
 
     engines = runtime.get()
     request = {key: value for key, value in {"messages": messages, "input": input, **body}.items() if value is not None}
-    moment = engines.clock.time_ns() if at is None else to_ns(at)
+    when = engines.clock.time_ns() if at is None else moment(at)
     bound = text_upper_bound(request, model=model)
     most = engines.book.estimate(
         provider or "",
         model,
         input_tokens_upper=bound,
         output_tokens_upper=max_tokens,
-        at=moment,
+        at=when,
         tier=tier,
         region=region,
     )
@@ -153,7 +151,7 @@ def estimate(
     if usual is not None:
         answer = round(usual) if max_tokens is None else min(round(usual), max_tokens)
     counts = quantities({"input_tokens": min(prompt.tokens, bound), "output_tokens": answer})
-    middle = engines.book.cost(provider or "", model, counts, at=moment, tier=tier, region=region)
+    middle = engines.book.cost(provider or "", model, counts, at=when, tier=tier, region=region)
     if middle.amount is None or most.upper is None:
         return most
     note = f"prompt: {prompt.tokens:,} tokens by {_TOLD_BY[prompt.by]}"

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field, replace
 from decimal import Context, Decimal
 from typing import TYPE_CHECKING, Any
 
-from aifinops.charges import Amounts, Basis, Cost
+from aifinops.charges import LISTED, Amounts, Basis, Cost
 from aifinops.usage import EMPTY_QUANTITIES, Quantities, Usage
 
 if TYPE_CHECKING:
     from aifinops.pricing.book import PriceBook
 
-__all__ = ["Part", "Reading", "amounts_of", "parts_of", "price", "with_parts"]
+__all__ = ["Part", "Reading", "amounts_of", "options_of", "parts_of", "price", "with_parts"]
 
-_PARTS = "aifinops.parts"
+_PARTS, _OPTIONS = "aifinops.parts", "aifinops.options"
 
 
 @dataclass(slots=True)
@@ -63,11 +63,33 @@ class Reading:
     parts: tuple[Part, ...] = ()
 
 
-def with_parts(raw: Mapping[str, Any] | None, parts: Sequence[Part]) -> Mapping[str, Any] | None:
-    """The usage object as the ledger keeps it: with what was told apart by model, so that it can be priced again."""
-    if not parts:
-        return raw
-    return {**(raw or {}), _PARTS: [[part.model, part.kind, dict(part.quantities)] for part in parts]}
+def with_parts(
+    raw: Mapping[str, Any] | None,
+    parts: Sequence[Part],
+    options: Sequence[tuple[str, str]] = (),
+    listed: int | None = None,
+) -> Mapping[str, Any] | None:
+    """The usage object as the ledger keeps it: with the parts and options that decided the price, so that it can be priced again.
+
+    Args:
+        raw: the provider's. parts, options: as in `Reading`. listed: as in `Amounts`; it has no column because few calls have it.
+    """
+    kept: dict[str, Any] = {}
+    if parts:
+        kept[_PARTS] = [[part.model, part.kind, dict(part.quantities)] for part in parts]
+    if options:
+        kept[_OPTIONS] = [list(pair) for pair in options]
+    if listed is not None:
+        kept[LISTED] = listed
+    return {**(raw or {}), **kept} if kept else raw
+
+
+def options_of(raw: Mapping[str, Any] | None) -> tuple[tuple[str, str], ...]:
+    """The options that `with_parts` kept, sorted; empty for a usage object without, and for one that somebody has changed."""
+    try:
+        return tuple(sorted((str(name), str(value)) for name, value in (raw or {}).get(_OPTIONS, ())))
+    except (AttributeError, TypeError, ValueError):
+        return ()
 
 
 def parts_of(raw: Mapping[str, Any] | None) -> tuple[Part, ...]:
@@ -128,7 +150,8 @@ def _joined(costs: Sequence[tuple[str, Cost]]) -> Cost:
     basis: Basis = (
         "unknown" if amount is None else "estimated" if "estimated" in bases else "priced" if bases else "free"
     )
-    return replace(told, amount=amount, basis=basis, lower=lower, upper=upper)
+    listed, billed = (_sum(getattr(cost, name) for cost in every) for name in ("list_amount", "billed_amount"))
+    return replace(told, amount=amount, basis=basis, lower=lower, upper=upper, list_amount=listed, billed_amount=billed)
 
 
 _EXACT = Context(prec=60)
@@ -157,4 +180,4 @@ def amounts_of(cost: Cost, reported: Decimal | None) -> Amounts:
         return amounts
     # Providers tell USD: lines of a contract in another currency are no parts of it.
     lines = amounts.lines if amounts.currency == "USD" else ()
-    return amounts._replace(currency="USD", lines=lines, lower=amounts.amount, upper=amounts.amount)
+    return amounts._replace(currency="USD", lines=lines, lower=amounts.amount, upper=amounts.amount, listed=None)

@@ -12,18 +12,16 @@ import inspect
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from aifinops import metering, runtime, scope
 from aifinops.budgets.budget import ActiveBudget, Budget
 from aifinops.charges import Charge, Cost, total
-from aifinops.clock import to_ns
 from aifinops.errors import ConfigurationError, swallow
 from aifinops.tags import EMPTY, Tags, make_tags
 from aifinops.telemetry import names
-from aifinops.usage import Quantities, input_total, output_total
+from aifinops.usage import Moment, Quantities, input_total, moment, output_total
 
 if TYPE_CHECKING:
     from aifinops.analytics.reports import Report
@@ -539,7 +537,7 @@ def record(
     service: str = "other",
     tier: str = "",
     region: str = "",
-    at: datetime | None = None,
+    at: Moment | None = None,
     response_id: str = "",
     tags: Mapping[str, Any] | None = None,
 ) -> Charge:
@@ -561,21 +559,24 @@ def record(
         raise ConfigurationError('record() needs usage={"meter": quantity} or cost="0.02 USD"')
     return metering.record(
         usage=usage, cost=cost, model=model, provider=provider, operation=operation, service=service, tier=tier,
-        region=region, at=None if at is None else to_ns(at), response_id=response_id, tags=tags,
+        region=region, at=None if at is None else moment(at), response_id=response_id, tags=tags,
     )  # fmt: skip
 
 
 def report(
     by: str | Sequence[str] = ("model",),
-    since: str | datetime | None = None,
-    until: str | datetime | None = None,
+    since: Moment | None = None,
+    until: Moment | None = None,
     where: Mapping[str, str] | None = None,
+    amortised: bool = False,
 ) -> Report:
     """Spend by tags, model or time: `report(by=["team", "model"], since="7d")`.
 
     Args:
         by: tag keys, `provider`, `model`, `operation`, `day`, `hour`, `month` and so on. since, until: `"7d"`, a date, a datetime.
         where: only charges with these values.
+        amortised: spread what is paid for by the hour (`[[provisioned]]` and `[[commitments]]` of your price lists) over the calls that
+            it served: rows have `.amortised` and `.effective`, and what nobody used is a row of its own.
 
     Returns:
         Rows with `.total`, `.to_json()`, `.to_csv()`, `.assert_under("$1")`. Unpriced calls are shown apart.
@@ -589,4 +590,6 @@ def report(
     engines = runtime.get()
     engines.writer.flush()
     keys = [part.strip() for part in by.split(",")] if isinstance(by, str) else list(by)
-    return make(engines.ledger, by=keys, since=since, until=until, where=where, now_ns=engines.clock.time_ns())
+    capacity = engines.book.capacity if amortised else None
+    now = engines.clock.time_ns()
+    return make(engines.ledger, by=keys, since=since, until=until, where=where, now_ns=now, capacity=capacity)

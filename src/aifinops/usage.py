@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
 from types import MappingProxyType
 from typing import Any
 
-from aifinops.errors import ImpossibleUsage
+from aifinops.clock import to_ns
+from aifinops.errors import ConfigurationError, ImpossibleUsage
 from aifinops.meters import METERS, meter
 
 __all__ = [
     "EMPTY_QUANTITIES",
+    "Moment",
     "Quantities",
     "Quantity",
     "Sku",
     "Usage",
     "input_total",
     "leaves",
+    "moment",
     "output_total",
     "quantities",
     "tokens_total",
@@ -30,6 +34,9 @@ Quantities = Mapping[str, Quantity]
 
 EMPTY_QUANTITIES: Quantities = MappingProxyType({})
 
+Moment = datetime | date | str | int
+"""A moment as people give it: ISO 8601 text, a date, a datetime, or nanoseconds since the epoch; UTC unless it says otherwise."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sku:
@@ -38,7 +45,8 @@ class Sku:
     Attributes:
         provider: OpenTelemetry's `gen_ai.provider.name` (`openai`, `anthropic`, `azure.ai.openai`), a cloud or `local`.
         model: model, device or instance name as the provider reports it (`gpt-5-mini-2025-08-07`, `NVIDIA H100 80GB HBM3`).
-        service: `llm`, `gpu`, `storage`, `vector` or another service of the provider.
+        service: `llm`, `gpu`, `storage`, `vector` or another service of the provider. Reports group by it; it chooses no price: a
+            provider has one name for one thing, and the scope of a contract goes by the service that the price list gives.
         tier: the tier that was served (`default`, `flex`, `priority`, `fast`, `batch`, `provisioned`), empty for the standard one.
         region: region or residency when it decides the price, else empty.
         options: whatever else decides the price, sorted pairs: `(("quality", "hd"), ("size", "1024x1792"))` of an image.
@@ -116,6 +124,31 @@ def _quantity(name: str, value: object) -> Quantity:
     if number < 0:
         raise ImpossibleUsage(f"{name}={value!r} is negative")
     return number
+
+
+def moment(value: Moment, name: str = "at") -> int:
+    """A moment as given -> nanoseconds since the epoch. A date is its first moment; what names no zone is UTC.
+
+    Args:
+        value: see `Moment`. name: of the argument, for the message.
+
+    Raises:
+        ConfigurationError: for what is none of these, saying what to type.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    try:
+        if isinstance(value, str):
+            value = datetime.fromisoformat(value.strip())
+        if isinstance(value, datetime):
+            return to_ns(value)
+        if isinstance(value, date):
+            return to_ns(datetime(value.year, value.month, value.day, tzinfo=UTC))
+    except (ValueError, OverflowError):
+        pass
+    raise ConfigurationError(
+        f'{name}={value!r} is no moment; write "2026-11-01", "2026-11-01T12:00:00+00:00", a date or a datetime'
+    )
 
 
 def leaves(whole: Quantity, parts: Mapping[str, Quantity], *, whole_name: str) -> Quantity:

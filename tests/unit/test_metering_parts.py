@@ -15,8 +15,10 @@ from aifinops.charges import Charge
 from aifinops.ledger import open_ledger
 from aifinops.metering import Call
 from aifinops.money import from_nanos, to_nanos
+from aifinops.pricing.lists import from_file
 from aifinops.pricing.rerate import rerate
-from aifinops.reading import Part, Reading, parts_of
+from aifinops.reading import Part, Reading, options_of, parts_of
+from aifinops.telemetry.attributes import inference
 from aifinops.testing import capture_charges
 from aifinops.usage import Sku, Usage
 
@@ -144,3 +146,103 @@ def test_parts_are_priced_again_each_at_its_own_model(tmp_path: Path) -> None:
 def test_parts_that_somebody_has_spoilt_are_none(spoilt: Any) -> None:
     """A changed usage object is no reason to fail."""
     assert parts_of(spoilt) == ()
+
+
+PICTURE = (("quality", "ultra"), ("size", "8x8"))
+
+
+def test_options_of_a_call_without_a_price_are_kept_for_another_list(tmp_path: Path) -> None:
+    """A picture of a quality that no list knew is priced as that quality when a list does, and never as a plain one."""
+    runtime.init(ledger=str(tmp_path / "ledger.db"))
+    reading = Reading({"images": 2}, model="dall-e-3", options=PICTURE, raw={"output": 1})
+    with capture_charges() as charges:
+        invocation = metering.begin(Call("openai", "image_generation", "dall-e-3"))
+        assert invocation is not None
+        invocation.leave()
+        invocation.settle(reading)
+    af.flush()
+    assert charges[0].amount is None
+    (kept,) = runtime.get().ledger.rows()
+    assert kept.raw is not None
+    assert kept.raw["output"] == 1
+    list_file = tmp_path / "images.toml"
+    list_file.write_text(
+        'id = "new"\n[[models]]\nprovider = "openai"\nmodel = "dall-e-3"\nrates = { images = "0.04" }\n'
+        '[[models.variants]]\noptions = { quality = "ultra", size = "8x8" }\nrates = { images = "0.5" }\n'
+    )
+    book = runtime.get().book
+    ((_, cost),) = rerate([kept], book.over([from_file(list_file), *book.lists]))
+    assert cost.amount == Decimal("1.0")
+    assert cost.price_id == "new/openai/dall-e-3+quality=ultra+size=8x8"
+
+
+@pytest.mark.parametrize("spoilt", [None, {}, {"aifinops.options": 3}, {"aifinops.options": [["a"]]}, []])
+def test_options_that_somebody_has_changed_are_none(spoilt: Any) -> None:
+    """A usage object from elsewhere may hold anything under that name."""
+    assert options_of(spoilt) == ()
+
+
+def discounted(folder: Path, rows: str = 'percent = "20"') -> None:
+    """A contract over the prices of Anthropic."""
+    contract = folder / "contract.toml"
+    contract.write_text(f'id = "ours"\n[[discounts]]\nprovider = "anthropic"\n{rows}\n')
+    runtime.init(ledger=str(folder / "ledger.db"), prices=[str(contract)])
+
+
+USED = {"input_tokens": 1000, "output_tokens": 100}
+
+
+@pytest.mark.parametrize(
+    "rows",
+    ['percent = "20"', 'tiers = [{ above = 0, percent = "20" }]'],
+    ids=["in a plain sheet", "by volume"],
+)
+def test_the_list_amount_of_a_discounted_call_is_kept(tmp_path: Path, rows: str) -> None:
+    """1500 millionths at list prices, less a fifth: the ledger and the span know both, from a file too."""
+    discounted(tmp_path, rows)
+    charge = settled(Reading(USED, model="claude-haiku-4-5", raw={"input_tokens": 1000}))
+    assert (charge.amount, charge.list_amount) == (1_200_000, 1_500_000)
+    af.flush()
+    (kept,) = runtime.get().ledger.rows()
+    assert kept.list_amount == 1_500_000
+    assert kept.cost.list_amount == Decimal("0.0015")
+    assert "$0.00150 at list prices" in kept.cost.explain()
+    assert kept.raw is not None
+    assert kept.raw["input_tokens"] == 1000
+    assert inference(kept, {}, compat=False)["aifinops.cost.list"] == 0.0015
+    ((_, again),) = rerate([kept], runtime.get().book)
+    assert to_nanos(again.list_amount or Decimal(0)) == 1_500_000
+
+
+def test_parts_keep_the_list_amount_of_all_of_them(tmp_path: Path) -> None:
+    """Two models under one discount: both list amounts are added, not only the first."""
+    discounted(tmp_path)
+    charge = settled(reading(HAIKU, OPUS))
+    assert (charge.amount, charge.list_amount) == (34_800_000, 43_500_000)
+
+
+def test_a_call_without_a_contract_keeps_nothing_more() -> None:
+    """The list price is the price: no key beside the usage, no attribute, the very same object."""
+    raw = {"input_tokens": 1000}
+    charge = settled(Reading(USED, model="claude-haiku-4-5", raw=raw))
+    assert charge.raw is raw
+    assert charge.list_amount is None
+    assert "aifinops.cost.list" not in inference(charge, {}, compat=False)
+
+
+def test_committed_calls_keep_what_they_would_have_cost(tmp_path: Path) -> None:
+    """BilledCost is zero and ListCost is not."""
+    contract = tmp_path / "contract.toml"
+    contract.write_text(
+        'id = "ours"\n[[commitments]]\nname = "PTU"\namount = 100\nper = "day"\nprovider = "anthropic"\n'
+    )
+    runtime.init(ledger="memory", prices=[str(contract)])
+    charge = settled(Reading(USED, model="claude-haiku-4-5"))
+    assert (charge.amount, charge.basis, charge.list_amount) == (0, "committed", 1_500_000)
+
+
+def test_what_the_provider_charged_has_no_list_amount_of_ours(tmp_path: Path) -> None:
+    """Its own discounts are in it: our list price beside it would tell a saving that nobody made."""
+    discounted(tmp_path)
+    charge = settled(Reading(USED, model="claude-haiku-4-5", reported=Decimal("0.001")))
+    assert (charge.amount, charge.list_amount) == (1_000_000, None)

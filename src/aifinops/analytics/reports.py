@@ -11,22 +11,26 @@ import io
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
-from decimal import Decimal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Context, Decimal
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from aifinops.analytics.amortise import Amortised, amortise
 from aifinops.charges import Basis, Cost
-from aifinops.clock import to_datetime, to_ns
+from aifinops.clock import to_datetime
 from aifinops.errors import ConfigurationError
 from aifinops.ledger.base import Group, Ledger, Query, add_quantities
 from aifinops.money import decimal, format_money, from_nanos, parse_money
-from aifinops.usage import EMPTY_QUANTITIES, Quantities, Quantity
+from aifinops.usage import EMPTY_QUANTITIES, Moment, Quantities, Quantity, moment
 
-__all__ = ["Report", "ReportRow", "parse_since", "period", "report"]
+if TYPE_CHECKING:
+    from aifinops.pricing.contract import Capacity
 
+__all__ = ["Report", "ReportRow", "capacity_notes", "parse_since", "period", "report"]
+
+_EXACT = Context(prec=60)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _AGO = re.compile(r"^(\d{1,6})\s*([smhdw])$")
 _TIME_FORMS = '"7d", "24h", "30m", "2026-11-01" or "2026-11-01T12:00:00+00:00"'
@@ -47,6 +51,8 @@ class ReportRow:
         quantities: usage per meter. duration: sum over all calls, nanoseconds.
         input_tokens, output_tokens, cached_tokens, reasoning_tokens: inclusive totals; `cached_tokens` is a part of the
             first, `reasoning_tokens` of the second. gpu_seconds: device seconds.
+        amortised: the part of capacity paid for by the hour that these calls used, in the currency; None when it was not asked for.
+        idle: name of the capacity of which nobody used `amortised`; such a row has no calls and empty keys. Empty in all others.
     """
 
     key: Mapping[str, str]
@@ -63,6 +69,8 @@ class ReportRow:
     gpu_seconds: Quantity = 0
     quantities: Quantities = field(default_factory=lambda: EMPTY_QUANTITIES)
     duration: int = 0
+    amortised: Decimal | None = None
+    idle: str = ""
 
     @property
     def currency(self) -> str:
@@ -73,6 +81,11 @@ class ReportRow:
     def amount(self) -> Decimal | None:
         """The sum in `currency`; None when nothing has a price."""
         return self.cost.amount
+
+    @property
+    def effective(self) -> Decimal | None:
+        """`amount` (FOCUS: BilledCost) with `amortised` (together: EffectiveCost); None when neither is known."""
+        return self.amount if self.amortised is None else _EXACT.add(self.amount or Decimal(0), self.amortised)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: money and fractions as text, so that nothing rounds them."""
@@ -89,7 +102,13 @@ class ReportRow:
             "unpriced_tokens": self.unpriced_tokens,
             "duration_seconds": _text(from_nanos(self.duration)),
             "quantities": {name: _json_number(value) for name, value in sorted(self.quantities.items())},
+            **self._amortised(),
         }
+
+    def _amortised(self) -> dict[str, Any]:
+        if self.amortised is None:
+            return {}
+        return {"amortised": _text(self.amortised), "effective": _text(self.effective), "idle": self.idle or None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +119,8 @@ class Report:
         by: the keys. rows: one a key and currency. totals: one a currency, that of most calls first.
         since_ns, until_ns: the period, nanoseconds since the epoch; None for no bound. where: the filter.
         made_ns: when it was made.
+        capacity: what is paid for by the hour and how it was spread, where that was asked for; None where it was not.
+        uncovered_calls: `committed` calls that no declared capacity covers: what they cost is in no row.
     """
 
     by: tuple[str, ...]
@@ -109,6 +130,8 @@ class Report:
     until_ns: int | None = None
     where: Mapping[str, str | Sequence[str]] = field(default_factory=lambda: MappingProxyType({}))
     made_ns: int = 0
+    capacity: tuple[Amortised, ...] | None = None
+    uncovered_calls: int = 0
 
     def __iter__(self) -> Iterator[ReportRow]:
         return iter(self.rows)
@@ -131,6 +154,24 @@ class Report:
             "made_at": _moment(self.made_ns),
             "rows": [row.to_dict() for row in self.rows],
             "totals": [row.to_dict() for row in self.totals],
+            **({} if self.capacity is None else self._capacity()),
+        }
+
+    def _capacity(self) -> dict[str, Any]:
+        return {
+            "capacity": [
+                {
+                    "name": one.name,
+                    "currency": one.currency,
+                    "since": _moment(one.start_ns),
+                    "until": _moment(one.end_ns),
+                    "calls": one.calls,
+                    "utilisation": _text(one.utilisation),
+                    **{name: _text(from_nanos(getattr(one, name))) for name in ("cost", "used", "idle", "elsewhere")},
+                }
+                for one in self.capacity or ()
+            ],
+            "uncovered_calls": self.uncovered_calls,
         }
 
     def to_json(self, *, indent: int | None = 2) -> str:
@@ -144,11 +185,24 @@ class Report:
         """
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        numbers = ("currency", "cost", "estimated", "lower", "upper", *_COUNTS, "unpriced_calls", "unpriced_tokens")
+        numbers: tuple[str, ...] = (
+            "currency",
+            "cost",
+            "estimated",
+            "lower",
+            "upper",
+            *_COUNTS,
+            "unpriced_calls",
+            "unpriced_tokens",
+        )
+        if self.capacity is not None:
+            numbers += ("amortised", "effective", "idle")
         writer.writerow([*map(_cell, self.by), *numbers])
         for row in self.rows:
             values = row.to_dict()
             cells = ["" if values[name] is None else values[name] for name in numbers[1:]]
+            if row.idle:
+                cells[-1] = _cell(row.idle)
             writer.writerow([*(_cell(row.key[name]) for name in self.by), _cell(row.currency), *cells])
         return out.getvalue()
 
@@ -187,34 +241,38 @@ class Report:
 
     def _foreign(self, currency: str) -> list[str]:
         return [
-            f"{format_money(row.amount, row.currency)} were spent in {row.currency}, which {currency} cannot limit"
+            f"{format_money(row.effective, row.currency)} were spent in {row.currency}, which {currency} cannot limit"
             for row in self.totals
-            if row.currency != currency and row.amount
+            if row.currency != currency and row.effective
         ]
 
     def _over(self, limit: Decimal, currency: str) -> list[str]:
         spent = next((row for row in self.totals if row.currency == currency), None)
-        if spent is None or spent.amount is None or spent.amount <= limit:
+        amount = None if spent is None else spent.effective
+        if spent is None or amount is None or amount <= limit:
             return []
         dearest = next(row for row in self.rows if row.currency == currency)
         name = ", ".join(f"{key}={value}" for key, value in dearest.key.items())
-        most = f" (most by {name}: {dearest.amount:f})" if name and dearest.amount is not None else ""
+        if dearest.idle:
+            name = f"idle {dearest.idle}"
+        most = f" (most by {name}: {dearest.effective:f})" if name and dearest.effective is not None else ""
         part = f", {spent.estimated:f} of it estimated" if spent.estimated else ""
-        return [f"{spent.amount:f} {currency} in {spent.calls} calls is above {limit:f} {currency}{part}{most}"]
+        return [f"{amount:f} {currency} in {spent.calls} calls is above {limit:f} {currency}{part}{most}"]
 
     def __str__(self) -> str:
         lines = _table(self)
         lines += [note for row in self.totals for note in _notes(row)]
-        return "\n".join(lines)
+        return "\n".join([*lines, *capacity_notes(self)])
 
 
 def report(
     ledger: Ledger,
     by: str | Sequence[str] = ("model",),
-    since: str | datetime | date | int | None = None,
-    until: str | datetime | date | int | None = None,
+    since: Moment | None = None,
+    until: Moment | None = None,
     where: Mapping[str, str | Sequence[str]] | None = None,
     now_ns: int | None = None,
+    capacity: Iterable[Capacity] | None = None,
 ) -> Report:
     """Add up a ledger.
 
@@ -225,32 +283,75 @@ def report(
         since, until: see `parse_since`; from (inclusive), up to (exclusive).
         where: key -> value or values that must hold.
         now_ns: the moment that `"7d"` counts back from, nanoseconds since the epoch; default: now.
+        capacity: what is paid for by the hour (`PriceBook.capacity`), to be spread over the calls that it served; rows then have
+            `amortised` and `effective`, and one more each for what nobody used. Without a filter `amortised` of all rows is the
+            cost of the capacity exactly.
 
     Raises:
-        ConfigurationError: for a key, a time or a period that cannot be.
+        ConfigurationError: for a key, a time or a period that cannot be; for capacity without a beginning.
         StoreError: when the ledger cannot be read.
     """
     now = time.time_ns() if now_ns is None else now_ns
     query = period(since, until, where, now)
     keys = tuple(dict.fromkeys(_names(by)))
     groups = ledger.summarize(query, keys)
+    rows = [_row(keys, group) for group in groups]
     totals = [_row((), _total(currency, groups)) for currency in {group.currency for group in groups}]
+    spread: list[Amortised] = []
+    uncovered = 0
+    if capacity is not None:
+        spread, uncovered = amortise(ledger, capacity, query, keys, now_ns=now)
+        rows = _with_amortised(rows, keys, spread, idle=not query.where)
+        totals = _total_amortised(totals, rows)
     totals.sort(key=lambda row: (-row.calls, row.currency))
     order = {row.currency: place for place, row in enumerate(totals)}
     return Report(
         by=keys,
-        rows=tuple(sorted((_row(keys, group) for group in groups), key=lambda row: _rank(row, order))),
+        rows=tuple(sorted(rows, key=lambda row: _rank(row, order))),
         totals=tuple(totals),
         since_ns=query.since_ns,
         until_ns=query.until_ns,
         where=MappingProxyType(dict(query.where)),
         made_ns=now,
+        capacity=None if capacity is None else tuple(spread),
+        uncovered_calls=uncovered,
     )
 
 
+def _with_amortised(
+    rows: Iterable[ReportRow], keys: tuple[str, ...], spread: Iterable[Amortised], *, idle: bool
+) -> list[ReportRow]:
+    """The rows with what they used of each capacity, and a row for what nobody used of it."""
+    parts: dict[tuple[tuple[str, ...], str], int] = {}
+    for one in spread:
+        for key, part in one.shares.items():
+            parts[key, one.currency] = parts.get((key, one.currency), 0) + part
+    found = []
+    for row in rows:
+        part = parts.pop((tuple(row.key.values()), row.currency), 0)
+        found.append(replace(row, amortised=from_nanos(part)))
+    # What is paid in another currency than the calls are counted in has rows of its own.
+    found += [_bare_row(keys, key, currency, part) for (key, currency), part in parts.items()]
+    nothing = ("",) * len(keys)
+    return found + [_bare_row(keys, nothing, one.currency, one.idle, one.name) for one in spread if idle and one.idle]
+
+
+def _bare_row(keys: tuple[str, ...], key: tuple[str, ...], currency: str, part: int, idle: str = "") -> ReportRow:
+    cost = Cost(Decimal(0), currency, "committed", Decimal(0), Decimal(0))
+    return ReportRow(MappingProxyType(dict(zip(keys, key, strict=True))), cost, amortised=from_nanos(part), idle=idle)
+
+
+def _total_amortised(totals: Iterable[ReportRow], rows: Sequence[ReportRow]) -> list[ReportRow]:
+    sums: dict[str, Decimal] = {}
+    for row in rows:
+        sums[row.currency] = _EXACT.add(sums.get(row.currency, Decimal(0)), row.amortised or Decimal(0))
+    found = [replace(row, amortised=sums.pop(row.currency, Decimal(0))) for row in totals]
+    return found + [replace(_bare_row((), (), currency, 0), amortised=amount) for currency, amount in sums.items()]
+
+
 def period(
-    since: str | datetime | date | int | None,
-    until: str | datetime | date | int | None,
+    since: Moment | None,
+    until: Moment | None,
     where: Mapping[str, str | Sequence[str]] | None,
     now_ns: int,
 ) -> Query:
@@ -265,7 +366,7 @@ def period(
     return query
 
 
-def parse_since(value: str | datetime | date | int, now_ns: int) -> int:
+def parse_since(value: Moment, now_ns: int) -> int:
     """A moment as typed -> nanoseconds since the epoch.
 
     Args:
@@ -276,23 +377,16 @@ def parse_since(value: str | datetime | date | int, now_ns: int) -> int:
     Raises:
         ConfigurationError: naming the value and the forms.
     """
-    if isinstance(value, datetime):
-        return to_ns(value)
-    if isinstance(value, date):
-        return to_ns(datetime(value.year, value.month, value.day, tzinfo=UTC))
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    text = str(value).strip()
-    ago = _AGO.match(text)
+    ago = _AGO.match(value.strip()) if isinstance(value, str) else None
     if ago:
         return now_ns - int(ago[1]) * _SECONDS[ago[2]] * 1_000_000_000
     try:
-        return to_ns(datetime.fromisoformat(text))
-    except (ValueError, OverflowError):
+        return moment(value)
+    except ConfigurationError:
         raise ConfigurationError(f"{value!r} is no time; write {_TIME_FORMS}") from None
 
 
-def _bound(value: str | datetime | date | int | None, now_ns: int) -> int | None:
+def _bound(value: Moment | None, now_ns: int) -> int | None:
     return None if value is None else parse_since(value, now_ns)
 
 
@@ -334,8 +428,9 @@ def _cost(group: Group) -> Cost:
 
 def _rank(row: ReportRow, order: Mapping[str, int]) -> tuple[Any, ...]:
     # Dearest first; what has no price comes last, where it is seen to be apart.
-    known = row.amount is not None
-    return (not known, order[row.currency], -(row.amount or 0), -row.unpriced_tokens, tuple(row.key.values()))
+    known = row.amount is not None or bool(row.amortised)
+    dearest = -(row.effective or Decimal(0))
+    return (not known, order[row.currency], dearest, -row.unpriced_tokens, tuple(row.key.values()))
 
 
 def _total(currency: str, groups: Sequence[Group]) -> Group:
@@ -396,7 +491,8 @@ def _shown(text: str) -> str:
 
 
 def _table(made: Report) -> list[str]:
-    head = [*made.by, "calls", "input", "output", "cost", "unpriced"]
+    spread = made.capacity is not None
+    head = [*made.by, "calls", "input", "output", "cost", *(("amortised", "effective") if spread else ()), "unpriced"]
     body = [_cells(made.by, row) for row in made.rows]
     foot = [["total", *[""] * (len(made.by) - 1), *_cells((), row)] for row in made.totals] if made.by else []
     everything = [head, *body, *foot]
@@ -416,12 +512,19 @@ def _aligned(line: Sequence[str], widths: Sequence[int], left: int) -> list[str]
 
 
 def _cells(by: Sequence[str], row: ReportRow) -> list[str]:
+    names = [_shown(row.key[name]) for name in by]
+    if row.idle and names:
+        names = [f"(idle: {_harmless(row.idle)})", *[""] * (len(names) - 1)]
+    spread = (
+        [] if row.amortised is None else [format_money(one, row.currency) for one in (row.amortised, row.effective)]
+    )
     return [
-        *(_shown(row.key[name]) for name in by),
+        *names,
         f"{row.calls:,}",
         f"{row.input_tokens:,}",
         f"{row.output_tokens:,}",
         format_money(row.amount, row.currency),
+        *spread,
         f"{row.unpriced_calls:,}" if row.unpriced_calls else "",
     ]
 
@@ -439,3 +542,23 @@ def _notes(row: ReportRow) -> list[str]:
             f"{format_money(row.cost.lower, row.currency)} and {upper}."
         )
     return notes
+
+
+def capacity_notes(made: Report) -> list[str]:
+    """A sentence for each capacity that was spread, and one for calls that none covers."""
+    notes = []
+    for one in made.capacity or ():
+        known = "" if one.utilisation is None else f", {one.utilisation:.1%} of it used"
+        cost = format_money(from_nanos(one.cost), one.currency)
+        notes.append(f"{_harmless(one.name)}: {cost} in this time, {_calls(one.calls)} served{known}.")
+    if made.uncovered_calls:
+        belong = "belongs" if made.uncovered_calls == 1 else "belong"
+        notes.append(
+            f"{_calls(made.uncovered_calls)} of committed capacity {belong} to none that a contract declares: what it costs is "
+            "in no amount above. Add [[provisioned]] or [[commitments]]."
+        )
+    return notes
+
+
+def _calls(count: int) -> str:
+    return f"{count:,} call" + ("" if count == 1 else "s")

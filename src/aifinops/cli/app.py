@@ -52,6 +52,9 @@ def report(
     where: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only these; give it again for further keys.")
     ] = None,
+    amortised: Annotated[
+        bool, typer.Option("--amortised", help="Spread capacity that is paid for by the hour over the calls it served.")
+    ] = False,
     form: Annotated[Form, typer.Option("--format", help="Written as.")] = Form.table,
     ledger: LedgerPath = None,
 ) -> None:
@@ -61,9 +64,14 @@ def report(
     from aifinops.config import load
     from aifinops.ledger import open_ledger
 
+    capacity = None
+    if amortised:
+        from aifinops import runtime
+
+        capacity = runtime.get().book.capacity
     source = open_ledger(load({"ledger": ledger}).ledger, create=False)
     try:
-        made = make(source, by=by, since=since, until=until, where=filters(where or []))
+        made = make(source, by=by, since=since, until=until, where=filters(where or []), capacity=capacity)
     finally:
         source.close()
     if form is Form.table:

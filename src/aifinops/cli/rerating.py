@@ -473,11 +473,11 @@ def _tell(rows: _Rows, names: list[str]) -> None:
     ]
     table = Table(box=None, show_footer=True)
     for place, name in enumerate(names):
-        table.add_column(name, footer="" if place else "total", overflow="fold")
+        table.add_column(name, footer="" if place else "total", overflow="ellipsis")
     for name, end in zip(("calls", "before", "after", "difference", "change"), foot, strict=True):
         table.add_column(name, justify="right", footer=end, no_wrap=True)
     for (key, currency), row in sorted(rows.items(), key=lambda item: (-abs(item[1].after - item[1].before), item[0])):
-        table.add_row(*map(show.plain, key), *_cells(row, currency))
+        table.add_row(*map(show.key, key), *_cells(row, currency))
     out.print(table)
     for text in _remarks(totals):
         out.print(text, style="yellow")

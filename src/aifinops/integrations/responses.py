@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from datetime import datetime
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
 from aifinops import runtime
 from aifinops.charges import Cost
-from aifinops.clock import to_ns
 from aifinops.errors import ConfigurationError
 from aifinops.integrations import registry
 from aifinops.integrations.extract import Reader
@@ -19,7 +17,7 @@ from aifinops.integrations.paths import Names, plain, split, word
 from aifinops.integrations.provider import Route
 from aifinops.money import format_money
 from aifinops.reading import Reading, price
-from aifinops.usage import Sku, Usage
+from aifinops.usage import Moment, Sku, Usage, moment
 
 __all__ = ["price_response", "read_response"]
 
@@ -27,7 +25,7 @@ _DAY = 86_400 * 1_000_000_000
 _Sign = tuple[Names, bool, frozenset[str]]
 
 
-def price_response(body: Any, provider: str, at: datetime | None = None, *, model: str = "") -> Cost:
+def price_response(body: Any, provider: str, at: Moment | None = None, *, model: str = "") -> Cost:
     """What one answer cost, read from the answer alone: model, served tier, speed, region, cache, tools, models of its parts.
 
     What the provider says it charged wins; ours is then in the notes.
@@ -35,7 +33,7 @@ def price_response(body: Any, provider: str, at: datetime | None = None, *, mode
     Args:
         body: the JSON body as a dict, or the SDK's object; also a line of a batch's output file, or a final stream event.
         provider: `"openai"`, `"anthropic"`, `"bedrock"` and so on; OpenTelemetry's names are understood as well.
-        at: when it was made; by default the answer's own time of creation where it has one, else now.
+        at: when it was made (ISO 8601 text, a date or a datetime); by default the answer's own time of creation where it has one, else now.
         model: what was asked for, for answers that do not name their model (images, transcriptions, Bedrock, Cohere).
 
     Returns:
@@ -47,18 +45,18 @@ def price_response(body: Any, provider: str, at: datetime | None = None, *, mode
     engines = runtime.get()
     reading, form, name, inner = _read(body, provider, brief=True)
     if at is not None:
-        moment = to_ns(at)
+        when = moment(at)
     else:
         now, created = engines.clock.time_ns(), form.reader.created(inner)
-        moment = created if created is not None and created <= now + _DAY else now
+        when = created if created is not None and created <= now + _DAY else now
     if reading.parts:
-        cost = price(engines.book, _as_usage(reading, name, model, moment), reading.parts)
+        cost = price(engines.book, _as_usage(reading, name, model, when), reading.parts)
     else:
         cost = engines.book.cost(
             name,
             reading.model or model,
             reading.quantities,
-            at=moment,
+            at=when,
             tier=reading.tier,
             region=reading.region,
             options=reading.options,

@@ -26,7 +26,7 @@ from aifinops.pricing.sheet import UNBOUNDED, Sheet, make_cost
 from aifinops.usage import EMPTY_QUANTITIES, Quantities, Sku, Usage
 
 if TYPE_CHECKING:
-    from aifinops.pricing.contract import Commitment, Contract, Volume
+    from aifinops.pricing.contract import Capacity, Commitment, Contract, Volume
 
 __all__ = ["PriceBook", "bundled_lists", "from_file", "load_bundled"]
 
@@ -161,6 +161,15 @@ class PriceBook:
         """What is paid for whether it is used or not, with `.amortised(start, end)`: it is in no cost of a call."""
         return tuple(item for one in self._contracts(self.lists) for item in one.commitments)
 
+    @property
+    def capacity(self) -> tuple[Capacity, ...]:
+        """Commitments and provisioned throughput, in order of authority: what `aifinops.analytics.amortise` spreads over calls."""
+        found: list[Capacity] = []
+        for one in self._contracts(self.lists):
+            found += one.provisioned
+            found += one.commitments
+        return tuple(found)
+
     def _missing(self, provider: str | None, model: str) -> _Missing:
         near: dict[str, None] = {}
         for one in self.lists:
@@ -269,8 +278,23 @@ class PriceBook:
         if counted is None:
             return None
         amount, lines = counted
+        listed = None
+        if sheet.listed is not None:
+            full = sheet.listed.nanos(quantities)
+            if full is None:
+                return None
+            listed = full[0] if full[0] != amount else None
         return Amounts(
-            amount, sheet.currency, "priced", amount, amount, lines, sheet.price_id, sheet.as_of_text, sheet.source
+            amount,
+            sheet.currency,
+            "priced",
+            amount,
+            amount,
+            lines,
+            sheet.price_id,
+            sheet.as_of_text,
+            sheet.source,
+            listed,
         )
 
     def _bounded(self, usage: Usage) -> Usage:

@@ -8,25 +8,39 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import ROUND_CEILING, Context, Decimal
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import Any
 
 from aifinops.charges import CostLine
 from aifinops.clock import to_datetime, to_ns
-from aifinops.meters import GROUPS
+from aifinops.meters import GROUPS, METERS
 from aifinops.pricing.match import provider_id
 from aifinops.pricing.sheet import plainly
-from aifinops.usage import Quantities
+from aifinops.usage import Moment, Quantities, moment, tokens_total
 
-__all__ = ["SPEND", "Commitment", "Contract", "Discount", "Exchange", "Scope", "Terms", "Volume", "read_contract"]
+__all__ = [
+    "SPEND",
+    "Capacity",
+    "Commitment",
+    "Contract",
+    "Discount",
+    "Exchange",
+    "Provisioned",
+    "Scope",
+    "Terms",
+    "Volume",
+    "read_contract",
+]
 
 _EXACT = Context(prec=60)
 _multiply, _divide, _add, _subtract = _EXACT.multiply, _EXACT.divide, _EXACT.add, _EXACT.subtract
 _ATTO = Decimal("1e-18")
 _ZERO, _ONE, _HUNDRED = Decimal(0), Decimal(1), Decimal(100)
+_HOUR_NS, _MINUTE_NS = Decimal(3_600_000_000_000), Decimal(60_000_000_000)
 _SECONDS = {"hour": 3_600, "day": 86_400}
 SPEND = "spend"
 """Key of a volume so far that is money at list prices, beside meters."""
@@ -121,6 +135,11 @@ class Scope:
             and (not self.model or any(fnmatchcase(name.lower(), self.model.lower()) for name in models))
         )
 
+    def within(self, start: int, end: int) -> tuple[int, int]:
+        """The part of a time, in nanoseconds, in which it holds; empty (low >= high) when it holds in none of it."""
+        low = start if self.starts is None else max(start, self.starts)
+        return low, end if self.ends is None else min(end, self.ends)
+
     def in_force(self, at: int, tier: str) -> bool:
         """Whether it holds at that moment for that tier."""
         return (
@@ -171,16 +190,19 @@ class Commitment:
     per: str
     currency: str
 
-    def amortised(self, start: datetime, end: datetime) -> Decimal:
+    def amortised(self, start: Moment, end: Moment) -> Decimal:
         """Its cost between two moments, in `currency`: what falls on that part of each hour, day, calendar month, year or term.
 
         Formula: amount x seconds of the overlap with the period / seconds of the period, summed over the periods (UTC).
 
         Args:
-            start, end: aware, from inclusive, to exclusive. What lies before the commitment or after it counts nothing.
+            start, end: in any form of `Moment`, from inclusive, to exclusive. What lies before the commitment or after it counts nothing.
         """
-        low = max(to_ns(start), self.scope.starts if self.scope.starts is not None else to_ns(start))
-        high = min(to_ns(end), self.scope.ends if self.scope.ends is not None else to_ns(end))
+        return self.over(moment(start, "start"), moment(end, "end"))
+
+    def over(self, start: int, end: int) -> Decimal:
+        """`amortised` between two moments in nanoseconds since the epoch."""
+        low, high = self.scope.within(start, end)
         total = _ZERO
         while low < high:
             first, last = self._period(low)
@@ -188,6 +210,19 @@ class Commitment:
             total = _add(total, _divide(_multiply(self.amount, part), Decimal(last - first)))
             low = last
         return total
+
+    @property
+    def region(self) -> str:
+        """Empty: a commitment covers its calls wherever they are served."""
+        return ""
+
+    def weight(self, quantities: Quantities) -> Decimal:
+        """What a call counts when the amount is spread over calls: its tokens."""
+        return Decimal(tokens_total(quantities))
+
+    def serves(self, start: int, end: int) -> Decimal | None:
+        """How much it can serve between two moments: a commitment does not say."""
+        return None
 
     def _period(self, at: int) -> tuple[int, int]:
         if self.per == "term":
@@ -201,6 +236,66 @@ class Commitment:
         first = day.replace(day=1) if self.per == "month" else day.replace(month=1, day=1)
         after = (first + timedelta(days=32 if self.per == "month" else 366)).replace(day=1)
         return _midnight(first), _midnight(after if self.per == "month" else after.replace(month=1))
+
+
+@dataclass(frozen=True, slots=True)
+class Provisioned:
+    """Provisioned throughput: units of a model that are paid for by the hour, whether they serve calls or not.
+
+    It makes no call cheaper by itself: a call that was served by it is `committed` because its answer or its model says so.
+
+    Attributes:
+        scope: calls that it serves; it has both a provider and a beginning. name: for reports.
+        units: how many. rate: of one unit for one hour, in `currency`.
+        region: that it serves; empty is any.
+        tokens_per_minute: weighted tokens that one unit serves in a minute; None when it is not known, and so no idle part either.
+        weights: meter -> how much of the capacity one token of it takes (an output token often takes several times an input token);
+            a meter that is not in it takes 1.
+        source, as_of: of the rate.
+    """
+
+    scope: Scope
+    name: str
+    units: Decimal
+    rate: Decimal
+    currency: str
+    region: str = ""
+    tokens_per_minute: Decimal | None = None
+    weights: Mapping[str, Decimal] = field(default_factory=lambda: MappingProxyType({}))
+    source: str = ""
+    as_of: date | None = None
+
+    def amortised(self, start: Moment, end: Moment) -> Decimal:
+        """Its cost between two moments, in `currency`: units x rate x hours of the overlap.
+
+        Args:
+            start, end: in any form of `Moment`, from inclusive, to exclusive.
+        """
+        return self.over(moment(start, "start"), moment(end, "end"))
+
+    def over(self, start: int, end: int) -> Decimal:
+        """`amortised` between two moments in nanoseconds since the epoch."""
+        low, high = self.scope.within(start, end)
+        return _divide(_multiply(_multiply(self.units, self.rate), max(0, high - low)), _HOUR_NS)
+
+    def weight(self, quantities: Quantities) -> Decimal:
+        """How much of the capacity a call took: its tokens, each as heavy as its meter."""
+        total = _ZERO
+        for meter, quantity in quantities.items():
+            if METERS[meter].family == "tokens":
+                total = _add(total, _multiply(Decimal(quantity), self.weights.get(meter, _ONE)))
+        return total
+
+    def serves(self, start: int, end: int) -> Decimal | None:
+        """The weighted tokens that it can serve between two moments; None when that is not known."""
+        if self.tokens_per_minute is None:
+            return None
+        low, high = self.scope.within(start, end)
+        return _divide(_multiply(_multiply(self.units, self.tokens_per_minute), max(0, high - low)), _MINUTE_NS)
+
+
+Capacity = Commitment | Provisioned
+"""What is paid for whether it is used or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +324,7 @@ class Contract:
 
     Attributes:
         name: id of the list. currency: in which costs are wanted; empty leaves each in that of its list.
-        markup: percent added for charge-back, or None. discounts, commitments, exchange: in the order of the file.
+        markup: percent added for charge-back, or None. discounts, commitments, exchange, provisioned: in the order of the file.
     """
 
     name: str
@@ -238,6 +333,7 @@ class Contract:
     discounts: tuple[Discount, ...] = ()
     commitments: tuple[Commitment, ...] = ()
     exchange: tuple[Exchange, ...] = ()
+    provisioned: tuple[Provisioned, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,6 +443,7 @@ def read_contract(name: str, row: Mapping[str, Any]) -> Contract:
         exchange=tuple(
             Exchange(item["from"], item["to"], item["rate"], item["date"]) for item in row.get("exchange", ())
         ),
+        provisioned=tuple(_read_provisioned(item) for item in row.get("provisioned", ())),
     )
 
 
@@ -375,6 +472,21 @@ def _read_discount(name: str, row: Mapping[str, Any]) -> Discount:
 
 def _read_commitment(row: Mapping[str, Any]) -> Commitment:
     return Commitment(_read_scope(row), row["name"], row["amount"], row["per"], row["currency"])
+
+
+def _read_provisioned(row: Mapping[str, Any]) -> Provisioned:
+    return Provisioned(
+        _read_scope(row),
+        row.get("name") or f"{row['provider']}/{row['model']}",
+        row["units"],
+        row["rate"],
+        row["currency"],
+        row.get("region", ""),
+        row.get("tokens_per_minute"),
+        MappingProxyType(row.get("weights") or {}),
+        row.get("source", ""),
+        row.get("as_of"),
+    )
 
 
 def _start(day: date | None) -> int | None:

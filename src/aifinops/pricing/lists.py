@@ -185,22 +185,25 @@ def read_list(path: str | Path) -> PriceList:
     """
     try:
         with open(path, encoding="utf-8") as file:
-            lines = file.read().splitlines()
+            # Not splitlines(): JSON texts may hold characters that it takes for the end of a line (U+2028, U+0085).
+            lines = file.read().rstrip().split("\n")
         header = json.loads(lines[0])
-        providers = dict(_providers(lines))
-    except (OSError, ValueError, IndexError, KeyError) as error:
+        schema = header.get("schema")
+        if schema == _SCHEMA:
+            return PriceList(
+                id=header["id"],
+                version=header["version"],
+                date=date.fromisoformat(header["date"]),
+                source=header["source"],
+                currency=header["currency"],
+                count=header["models"],
+                _providers=dict(_providers(lines)),
+            )
+    except KeyError as error:
+        raise ConfigurationError(f"price list {path} has no {error} in a line. Install the package again.") from error
+    except (OSError, ValueError, IndexError, TypeError, AttributeError) as error:
         raise ConfigurationError(f"price list {path} cannot be read: {error}. Install the package again.") from error
-    if header.get("schema") != _SCHEMA:
-        raise ConfigurationError(f"price list {path} has schema {header.get('schema')!r}; this version reads {_SCHEMA}")
-    return PriceList(
-        id=header["id"],
-        version=header["version"],
-        date=date.fromisoformat(header["date"]),
-        source=header["source"],
-        currency=header["currency"],
-        count=header["models"],
-        _providers=providers,
-    )
+    raise ConfigurationError(f"price list {path} has schema {schema!r}; this version reads {_SCHEMA}")
 
 
 def _providers(lines: Sequence[str]) -> Iterator[tuple[str, _Provider]]:
@@ -236,7 +239,7 @@ def from_table(given: Mapping[str, Any]) -> PriceList:
     for row in given["models"]:
         rows.setdefault(provider_id(row["provider"]) or "", []).append(row)
     providers = {key: _Provider({"provider": key}, functools.partial(list, found)) for key, found in rows.items()}
-    terms = any(given.get(name) for name in ("contract", "discounts", "commitments", "exchange"))
+    terms = any(given.get(name) for name in ("contract", "discounts", "commitments", "provisioned", "exchange"))
     return PriceList(
         id=given["id"],
         version=given["version"],

@@ -12,7 +12,7 @@ from aifinops.clock import to_datetime
 from aifinops.meters import GROUPS
 from aifinops.money import from_nanos
 from aifinops.pricing.contract import SPEND, Volume
-from aifinops.reading import parts_of, price
+from aifinops.reading import options_of, parts_of, price
 from aifinops.usage import Quantities, Quantity, Sku, Usage
 
 if TYPE_CHECKING:
@@ -118,7 +118,8 @@ def is_kept(charge: Charge) -> bool:
 def _usage(charge: Charge, book: PriceBook) -> Usage:
     """The usage under the name that has a price: some servers answer with one of their own, and what was asked for may be listed."""
     model = charge.response_model or charge.model
-    sku = Sku(charge.provider, model, charge.service, charge.tier, charge.region, _options(charge.price_id or ""))
+    options = options_of(charge.raw) or _options(charge.price_id or "")
+    sku = Sku(charge.provider, model, charge.service, charge.tier, charge.region, options)
     usage = Usage(charge.quantities, sku, charge.at)
     if sku.model == charge.model or book.price(usage).amount is not None:
         return usage
@@ -126,7 +127,7 @@ def _usage(charge: Charge, book: PriceBook) -> Usage:
 
 
 def _options(price_id: str) -> tuple[tuple[str, str], ...]:
-    """The options that decided a price, which is all that a charge keeps of them: `...+quality=hd+size=1024x1792`."""
+    """The options in the name of a price, for entries that kept none beside their usage: `...+quality=hd+size=1024x1792`."""
     named = [word.partition("=") for word in price_id.split("+")[1:] if "=" in word]
     return tuple(sorted((name, value) for name, _, value in named))
 

@@ -229,6 +229,26 @@ class _Commitment(_Scope):
         return self
 
 
+class _Provisioned(_Span):
+    provider: Text
+    model: Text
+    region: str = ""
+    name: str = ""
+    units: Annotated[Decimal, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan=False)]
+    rate: Money
+    currency: Currency | None = None
+    tokens_per_minute: Annotated[Decimal, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan=False)] | None = None
+    weights: dict[MeterName, Money] = {}
+    source: str = ""
+    as_of: Day | None = None
+
+    @model_validator(mode="after")
+    def _has_a_beginning(self) -> _Provisioned:
+        if not self.starts:
+            raise ValueError("give from = 2026-11-01, the day from which it is paid for")
+        return self
+
+
 class _Exchange(_Strict):
     source: Currency = Field(alias="from")
     to: Currency
@@ -251,13 +271,16 @@ class _List(_Strict):
     contract: _Contract = _Contract()
     discounts: list[_Discount] = []
     commitments: list[_Commitment] = []
+    provisioned: list[_Provisioned] = []
     exchange: list[_Exchange] = []
 
     @model_validator(mode="after")
     def _says_something(self) -> _List:
-        if not (self.models or self.discounts or self.commitments or self.exchange or self.contract.markup):
+        tables = (self.models, self.discounts, self.commitments, self.provisioned, self.exchange)
+        if not (any(tables) or self.contract.markup):
             raise ValueError(
-                "write at least one of [[models]], [[discounts]], [[commitments]], [[exchange]] or [contract] markup"
+                "write at least one of [[models]], [[discounts]], [[commitments]], [[provisioned]], [[exchange]] "
+                "or [contract] markup"
             )
         if not self.contract.currency and len({rate.to for rate in self.exchange}) > 1:
             raise ValueError(
@@ -324,6 +347,10 @@ def _terms(given: _List) -> dict[str, Any]:
         "contract": head,
         "discounts": [_scoped(one) for one in given.discounts],
         "commitments": [{**_scoped(one), "currency": one.currency or given.currency} for one in given.commitments],
+        "provisioned": [
+            {**one.model_dump(by_alias=True, exclude_none=True), "currency": one.currency or given.currency}
+            for one in given.provisioned
+        ],
         "exchange": [one.model_dump(by_alias=True) for one in given.exchange],
     }
 
@@ -431,6 +458,7 @@ _KINDS: tuple[type[_Strict], ...] = (
     _Discount,
     _Step,
     _Commitment,
+    _Provisioned,
     _Exchange,
 )
 

@@ -93,6 +93,9 @@ def _add_cost(attributes: dict[str, Any], charge: Charge, compat: bool) -> None:
     attributes[names.COST_TOTAL] = total = charge.amount / NANO
     attributes[names.COST_CURRENCY] = charge.currency
     attributes[names.COST_SOURCE] = "provider" if charge.basis == "reported" else "local"
+    listed = charge.list_amount
+    if listed:
+        attributes[names.COST_LIST] = listed / NANO
     if charge.price_id:
         attributes[names.PRICE_ID] = charge.price_id
     if charge.price_source:

@@ -37,12 +37,12 @@ def charge(team: str, cents: int | None, **more: object) -> Charge:
     )
 
 
-def printed(*charges: Charge, by: str = "team", encoding: str = "utf-8") -> str:
+def printed(*charges: Charge, by: str = "team", encoding: str = "utf-8", width: int = 120) -> str:
     """The report over these charges, as text."""
     ledger = MemoryLedger()
     ledger.append_many(charges)
     raw = io.BytesIO()
-    out = Console(file=io.TextIOWrapper(raw, encoding=encoding), width=120, highlight=False)
+    out = Console(file=io.TextIOWrapper(raw, encoding=encoding), width=width, highlight=False)
     show.report(report(ledger, by=by, now_ns=2), out, "Spend")
     out.file.flush()
     return raw.getvalue().decode(encoding)
@@ -138,3 +138,39 @@ def test_findings() -> None:
         "+ ledger fine",
         "! prices broken [x]",
     ]
+
+
+LONG = "bedrock/eu-central-1/anthropic.claude-sonnet-4-5-20250929-v1:0 of the search team"
+
+
+def test_a_narrow_terminal_shortens_names_and_no_number() -> None:
+    """A name that does not fit ends in an ellipsis; every row stays one line, and amounts are whole."""
+    text = printed(charge(LONG, 123_456_789), charge(LONG, None), width=80)
+    rows = [line for line in text.splitlines() if line.lstrip().startswith("bedrock")]
+    assert len(rows) == 2
+    assert all("…" in row and len(row) <= 80 for row in rows)
+    assert "$1,234,567.89" in rows[0]
+    assert "100%" in rows[0]
+
+
+def test_a_file_gets_whole_names(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody looks at a terminal no name is broken or shortened, whatever COLUMNS says."""
+    monkeypatch.setenv("COLUMNS", "40")
+    ledger = MemoryLedger()
+    ledger.append_many([charge(LONG * 3, 25), charge(LONG * 3, None)])
+    show.report(report(ledger, by="team", now_ns=2), show.console())
+    text = capsys.readouterr().out
+    assert text.count(LONG * 3) == 2
+    assert max(map(len, text.splitlines())) < 600
+
+
+def test_what_was_amortised_leaves_room_for_names() -> None:
+    """In a terminal of 90 columns the bars go first; names, amounts and shares stay whole."""
+    ledger = MemoryLedger()
+    ledger.append(charge("the search team", 25))
+    raw = io.BytesIO()
+    out = Console(file=io.TextIOWrapper(raw, encoding="utf-8"), width=90, highlight=False)
+    show.report(report(ledger, by="team", now_ns=2, capacity=()), out)
+    out.file.flush()
+    (row,) = (line for line in raw.getvalue().decode().splitlines() if "the search team" in line)
+    assert row.split()[-4:] == ["$0.25", "$0.00", "$0.25", "100%"]

@@ -85,3 +85,27 @@ def test_a_cached_prompt_of_audio_needs_no_details_of_the_cache() -> None:
         "input_audio_tokens": 100, "cache_read_tokens": 100, "cache_read_audio_tokens": 800, "output_tokens": 10,
     }  # fmt: skip
     assert af.price_response(body, provider="google").basis == "priced"
+
+
+def test_the_total_of_xai_shows_that_reasoning_is_beside_the_completion() -> None:
+    """The counts of an answer that Google Cloud documents for Grok: our disjoint parts add up to its total, 837.
+
+    https://docs.cloud.google.com/vertex-ai/generative-ai/docs/partner-models/grok/capabilities/reasoning
+    """
+    usage = {
+        "completion_tokens": 50, "prompt_tokens": 663, "total_tokens": 837, "cost_in_usd_ticks": 0, "num_sources_used": 0,
+        "completion_tokens_details": {
+            "accepted_prediction_tokens": 0, "audio_tokens": 0, "reasoning_tokens": 124, "rejected_prediction_tokens": 0,
+        },
+        "prompt_tokens_details": {"audio_tokens": 0, "cached_tokens": 654, "image_tokens": 0, "text_tokens": 663},
+    }  # fmt: skip
+    body = {
+        "object": "chat.completion",
+        "id": "a",
+        "created": 1775523905,
+        "model": "grok-4.1-fast-reasoning",
+        "usage": usage,
+    }
+    counts = read_response(body, "xai").quantities
+    assert counts == {"input_tokens": 9, "cache_read_tokens": 654, "output_tokens": 50, "reasoning_tokens": 124}
+    assert sum(counts.values()) == usage["total_tokens"]

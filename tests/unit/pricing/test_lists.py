@@ -372,3 +372,33 @@ def test_the_contract_of_the_guide_says_what_the_guide_says(tmp_path: Path) -> N
         "EUR",
         "priced",
     )
+
+
+HEADER = {"schema": 1, "id": "l", "version": "1", "date": "2026-11-01", "source": "s", "currency": "USD", "models": 1}
+PROVIDER = {"provider": "p", "name": "P", "models": 1}
+
+
+@pytest.mark.parametrize("strange", ["\u2028", "\u2029", "\u0085"])
+def test_a_line_ends_only_where_json_lines_do(strange: str, tmp_path: Path) -> None:
+    """Characters that Python takes for the end of a line stay in the texts that they are in."""
+    rates = {"input_tokens": {"base": "1", "per": 1_000_000}}
+    model = {"model": "m", "name": f"a{strange}b", "prices": [{"rates": rates}]}
+    text = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in (HEADER, PROVIDER, model))
+    entry = read_list(write(tmp_path, text, "l.jsonl")).find("p", "m")
+    assert entry is not None
+    assert entry.name == f"a{strange}b"
+
+
+@pytest.mark.parametrize("name", sorted(HEADER))
+def test_a_header_without_a_key_is_refused(name: str, tmp_path: Path) -> None:
+    """Every header key is needed; a list without one is told apart from our own mistakes."""
+    header = {key: value for key, value in HEADER.items() if key != name}
+    with pytest.raises(ConfigurationError, match=f"price list .*l.jsonl has .*{name}"):
+        read_list(write(tmp_path, json.dumps(header) + "\n", "l.jsonl"))
+
+
+@pytest.mark.parametrize("rows", [[[]], [HEADER, {"provider": "p"}], [HEADER, []], [{**HEADER, "date": 5}]])
+def test_a_line_of_another_form_is_refused(rows: list[object], tmp_path: Path) -> None:
+    """A row without its keys, or that is no object, is an error that names the file."""
+    with pytest.raises(ConfigurationError, match="price list"):
+        read_list(write(tmp_path, "\n".join(map(json.dumps, rows)), "l.jsonl"))

@@ -311,6 +311,8 @@ def test_the_last_resort_is_the_median_over_providers() -> None:
         ({"bytes_egress": 10_240 * GIB}, "aws", "egress", "us-east-1", "921.6"),
         ({"bytes_egress": 10_240 * GIB}, "aws", "egress", "ap-northeast-1", "1167.36"),
         ({"bytes_egress": 1024 * GIB}, "gcp", "egress", "", "122.88"),
+        ({"bytes_egress": 1_000 * 10**9}, "azure", "egress", "eastus", "87"),
+        ({"bytes_egress": 10**9}, "azure", "egress", "australiaeast", "0.12"),
         ({"gb_months": 1, "read_units": 10**6, "write_units": 10**6}, "pinecone", "serverless", "us-east-1", "20.33"),
         ({"read_units": 10**6, "write_units": 10**6}, "pinecone", "enterprise", "", "33.75"),
         # A GB of turbopuffer has 10**9 bytes, one of the meter 2**30: 0.33 x 1.073741824.
@@ -318,6 +320,7 @@ def test_the_last_resort_is_the_median_over_providers() -> None:
         ({"write_units": 5, "read_units": 2_000_000}, "turbopuffer", "scale", "", "12"),
         ({"write_units": 3, "read_units": 1024, "bytes_egress": GIB}, "chroma", "chroma-cloud", "", "7.5975"),
         ({"write_units": 750_000}, "zilliz", "serverless", "", "3"),
+        ({"gb_months": 500}, "zilliz", "dedicated-storage", "us-east-1", "12.5"),
         ({"gb_months": 10}, "openai", "vector-store", "", "30"),
     ],
 )

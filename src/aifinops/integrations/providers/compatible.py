@@ -66,7 +66,9 @@ _PERPLEXITY_CHAT = replace(
 )  # fmt: skip
 PERPLEXITY = Provider("perplexity", routes={"/chat/completions": _PERPLEXITY_CHAT})
 
-# https://docs.x.ai/developers/cost-tracking: ten thousand million ticks to the dollar. Reasoning is beside completion_tokens.
+# https://docs.x.ai/developers/cost-tracking: ten thousand million ticks to the dollar. Reasoning is beside completion_tokens,
+# and total_tokens is all three: so in https://docs.cloud.google.com/vertex-ai/generative-ai/docs/partner-models/grok/capabilities/reasoning,
+# whose answer has 663 + 50 + 124 = 837, and in what the vendor's own SDK prints.
 _XAI_COST = "usage.cost_in_usd_ticks / 10000000000"
 _XAI_CHAT = replace(
     CHAT, reported=_XAI_COST, known=(*COMPLETION_KNOWN, "usage.num_sources_used"),
