@@ -6,10 +6,15 @@ import os
 import sys
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 from opentelemetry import context
 
 from aifinops import errors, scope
+
+# An example may take long on a busy machine; time is measured in benchmarks/.
+hypothesis.settings.register_profile("aifinops", deadline=None)
+hypothesis.settings.load_profile("aifinops")
 
 _KEPT = frozenset({"AIFINOPS_CORPUS"})
 
