@@ -128,7 +128,14 @@ SETTINGS = (
 
 _BY_NAME = {row.name: row for row in SETTINGS}
 _BY_ENV = {row.env: row for row in SETTINGS if row.env}
-OTHER_VARIABLES = ("AIFINOPS_AUTO", "AIFINOPS_CONFIG", "AIFINOPS_CORPUS", "AIFINOPS_RUN", "AIFINOPS_RUN_PID", "AIFINOPS_TESTING")
+OTHER_VARIABLES = (
+    "AIFINOPS_AUTO",
+    "AIFINOPS_CONFIG",
+    "AIFINOPS_CORPUS",
+    "AIFINOPS_RUN",
+    "AIFINOPS_RUN_PID",
+    "AIFINOPS_TESTING",
+)
 """Variables that are no settings: switches of `aifinops run`, and where a file or test material is."""
 
 _FILES = ("aifinops.toml", "pyproject.toml")

@@ -174,7 +174,8 @@ def run(
         list[str] | None, typer.Argument(metavar="PROGRAM [ARGUMENTS]...", help="A script, and all that it is given.")
     ] = None,
     module: Annotated[
-        str | None, typer.Option("-m", metavar="MODULE", help="Run a module as python -m does; what follows is its own.")
+        str | None,
+        typer.Option("-m", metavar="MODULE", help="Run a module as python -m does; what follows is its own."),
     ] = None,
     silent: Annotated[bool, typer.Option("--no-summary", help="Do not say at the end what it cost.")] = False,
 ) -> None:

@@ -59,7 +59,9 @@ def _say() -> None:
         return
     try:
         print(f"aifinops: {summary()}", file=sys.stderr, flush=True)  # noqa: T201 - asked for by `aifinops run`
-    except Exception as failure:  # a closed stderr, a ledger that cannot be read: the program has ended well all the same
+    except (
+        Exception
+    ) as failure:  # a closed stderr, a ledger that cannot be read: the program has ended well all the same
         swallow("auto.summary", failure)
 
 
@@ -103,6 +105,7 @@ class AIFinOpsInstrumentor:
     _instance: AIFinOpsInstrumentor | None = None
 
     def __new__(cls) -> AIFinOpsInstrumentor:
+        """The one of this process."""
         if cls._instance is None:
             cls._instance = super().__new__(cls)
             cls._instance.is_instrumented_by_opentelemetry = False

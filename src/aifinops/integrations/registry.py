@@ -11,6 +11,7 @@ from typing import Any
 
 from aifinops import runtime, scope
 from aifinops.errors import ConfigurationError
+from aifinops.integrations.hooks import FRAMEWORKS, HOOKS
 from aifinops.integrations.patching import Patch, Patches
 from aifinops.integrations.provider import Provider
 from aifinops.pricing.match import PROVIDERS as SPELLINGS
@@ -66,9 +67,9 @@ def provider(name: str) -> Provider:
     """
     reference = PROVIDERS.get(name)
     if reference is None:
-        near = difflib.get_close_matches(name, PROVIDERS, n=1, cutoff=0.4)
+        near = difflib.get_close_matches(name, [*PROVIDERS, *HOOKS], n=1, cutoff=0.4)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ConfigurationError(f"no integration {name!r}.{hint} There are: {', '.join(PROVIDERS)}.")
+        raise ConfigurationError(f"no integration {name!r}.{hint} There are: {', '.join([*PROVIDERS, *HOOKS])}.")
     row: Provider = _load(reference)
     return row
 
@@ -116,7 +117,7 @@ def instrument(*targets: Any) -> None:
     _ = engines.writer  # a ledger that cannot be opened is said now, not inside a call
     if engines.config.threads:
         _patches.when_imported("threads", "concurrent.futures.thread", _patch_threads)
-    for target in targets or PROVIDERS:
+    for target in targets or (*PROVIDERS, *FRAMEWORKS):
         if isinstance(target, str):
             _instrument_name(target, asked=bool(targets))
         else:
@@ -124,10 +125,30 @@ def instrument(*targets: Any) -> None:
 
 
 def _instrument_name(name: str, *, asked: bool) -> None:
+    if name in HOOKS:
+        _instrument_hook(name, asked=asked)
+        return
     row = provider(name)
     if asked and row.module not in sys.modules and importlib.util.find_spec(row.module) is None:
         raise ConfigurationError(f"{row.module} is not installed: pip install {row.package}")
     _patches.when_imported(name, row.module, lambda module: list(_seam(name).patch_module(module)))
+
+
+def _instrument_hook(name: str, *, asked: bool) -> None:
+    found = HOOKS[name]
+    if asked and found.top.partition(".")[0] not in sys.modules and not _installed(found.top):
+        raise ConfigurationError(f"{found.top} is not installed: pip install {found.package}")
+    for place, (module, reference) in enumerate(found.targets):
+        # One key for each module, and the plain name for the first: that is what `uninstrument(name)` is given.
+        key = name if not place else f"{name} ({module})"
+        _patches.when_imported(key, module, lambda loaded, reference=reference: _load(reference)(loaded))
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _instrument_client(client: Any) -> None:
@@ -148,6 +169,8 @@ def uninstrument(*targets: str) -> None:
     """Restore exactly what was there; nothing named takes back everything."""
     for target in targets or (None,):
         _patches.undo(target)
+        for module, _ in HOOKS[target].targets[1:] if target in HOOKS else ():
+            _patches.undo(f"{target} ({module})")
 
 
 def state() -> dict[str, str]:

@@ -1,8 +1,7 @@
 """Tags of a framework's runs, in force while each runs: what the calls inside are attributed to.
 
-Frameworks tell beginnings and ends, not blocks: an end may come in another thread, in another order, or never. So each run is a frame
-of a chain in a context variable. Its end takes it out when it is the innermost here, with all that have ended below it; elsewhere the
-frame is only marked, and whoever is innermost takes it out later. Tasks and threads that copy the context keep their tags.
+Frameworks tell beginnings and ends, not blocks: an end may come in another thread or task, in another order, or never. `scope.Run` holds
+in every context that has copied it and is over in all of them at once.
 """
 
 from __future__ import annotations
@@ -11,11 +10,10 @@ import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 from aifinops import scope
 from aifinops.errors import swallow
-from aifinops.scope import Scope
+from aifinops.scope import Run
 from aifinops.tags import EMPTY, Tags, make_tags
 
 __all__ = ["Attribution", "tagged", "tags_of"]
@@ -39,72 +37,33 @@ def tags_of(values: Mapping[str, object]) -> Tags:
     return make_tags(clean) if clean else EMPTY
 
 
-class _Frame:
-    """One run that is open here."""
-
-    __slots__ = ("before", "done", "inside", "outer")
-
-    def __init__(self, outer: _Frame | None, before: Scope, inside: Scope) -> None:
-        self.outer = outer
-        self.before = before
-        self.inside = inside
-        self.done = False
-
-
-_innermost: ContextVar[_Frame | None] = ContextVar("aifinops_framework_run", default=None)
-
-
 class Attribution:
     """The open runs of one framework."""
 
     def __init__(self) -> None:
-        self._open: OrderedDict[Hashable, _Frame] = OrderedDict()
+        self._open: OrderedDict[Hashable, Run] = OrderedDict()
         self._lock = threading.Lock()
 
     def start(self, run: Hashable, tags: Tags) -> None:
         """A run begins here: its tags are in force in this context, and in those that copy it, until its end."""
         if not tags:
             return
-        outer = _trim(_innermost.get())
-        before = scope.current()
-        scope.enter(tags=tags)
-        frame = _Frame(outer, before, scope.current())
-        _innermost.set(frame)
+        begun = scope.begin_run(tags)
         with self._lock:
-            self._open[run] = frame
-            if len(self._open) > MOST_OPEN:
-                self._open.popitem(last=False)
+            self._open[run] = begun
+            forgotten = self._open.popitem(last=False)[1] if len(self._open) > MOST_OPEN else None
+        if forgotten is not None:
+            forgotten.over = True
 
     def end(self, run: Hashable) -> None:
         """A run has ended; one that never began, or has ended before, is ignored."""
         with self._lock:
-            frame = self._open.pop(run, None)
-        if frame is not None:
-            frame.done = True
-            _trim(_innermost.get())
-
-    def forget(self) -> None:
-        """End every run (the framework is let go)."""
-        with self._lock:
-            frames, self._open = list(self._open.values()), OrderedDict()
-        for frame in frames:
-            frame.done = True
-        _trim(_innermost.get())
+            begun = self._open.pop(run, None)
+        if begun is not None:
+            scope.end_run(begun)
 
     def __len__(self) -> int:
         return len(self._open)
-
-
-def _trim(frame: _Frame | None) -> _Frame | None:
-    """Take the frames that have ended off this context; what is innermost then."""
-    if frame is None or not frame.done:
-        return frame
-    while frame is not None and frame.done:
-        if scope.current() is frame.inside:  # else a block of the user's own is open in it, and will leave by itself
-            scope.set_scope(frame.before)
-        frame = frame.outer
-    _innermost.set(frame)
-    return frame
 
 
 @contextmanager
