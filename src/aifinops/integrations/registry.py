@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import importlib.util
 import sys
@@ -141,7 +142,12 @@ def _instrument_hook(name: str, *, asked: bool) -> None:
     for place, (module, reference) in enumerate(found.targets):
         # One key for each module, and the plain name for the first: that is what `uninstrument(name)` is given.
         key = name if not place else f"{name} ({module})"
-        _patches.when_imported(key, module, lambda loaded, reference=reference: _load(reference)(loaded))
+        _patches.when_imported(key, module, functools.partial(_call, reference))
+
+
+def _call(reference: str, loaded: Any) -> list[Any]:
+    made: list[Any] = _load(reference)(loaded)
+    return made
 
 
 def _installed(module: str) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextvars import ContextVar
+from importlib import import_module
 from typing import Any
 
 from aifinops.errors import swallow
@@ -140,9 +141,8 @@ class Runs:
 
 def handler() -> Any:
     """A callback handler for `config={"callbacks": [...]}`; LangChain must be installed."""
-    from langchain_core.callbacks.base import BaseCallbackHandler
-
-    return type("AIFinOpsHandler", (Runs, BaseCallbackHandler), {"__doc__": Runs.__doc__})()
+    base = import_module("langchain_core.callbacks.base").BaseCallbackHandler
+    return type("AIFinOpsHandler", (Runs, base), {"__doc__": Runs.__doc__})()
 
 
 class _Registered:

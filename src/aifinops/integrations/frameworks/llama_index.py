@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 from aifinops.errors import swallow
@@ -34,7 +35,10 @@ class Runs:
     def enter(self, span: str, bound: Any, instance: Any, parent: str | None, tags: dict[str, Any] | None) -> None:
         """A span begins here."""
         try:
-            values = self._of_step(span, bound, parent) if tags and _STEP in tags else self._of_instance(span, instance)
+            step = (
+                instance is None and tags and _STEP in tags
+            )  # what a step calls has its tags as well, and an instance
+            values = self._of_step(span, bound, parent) if step else self._of_instance(span, instance)
             if not values:
                 return
             conversation = next((tags[key] for key in _CONVERSATION if tags.get(key)), "") if tags else ""
@@ -80,9 +84,9 @@ class Runs:
 
 @lru_cache(maxsize=1)
 def _class() -> Any:
-    from llama_index.core.instrumentation.span_handlers import BaseSpanHandler
+    base: Any = import_module("llama_index.core.instrumentation.span_handlers").BaseSpanHandler
 
-    class AIFinOpsSpanHandler(BaseSpanHandler):  # type: ignore[misc]
+    class AIFinOpsSpanHandler(base):  # type: ignore[misc]
         """Keeps no spans; see `Runs`."""
 
         def __init__(self) -> None:

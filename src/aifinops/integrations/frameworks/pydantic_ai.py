@@ -1,5 +1,8 @@
 """pydantic-ai: agent, tool and conversation of the calls made inside, by a capability with hooks around model requests and tools.
 
+A streamed answer is requested by whoever reads it, outside those hooks: there the tags are in force while the reader waits for an event,
+and not between two events.
+
 `instrument()` gives it to every run (`Agent.iter`, through which all ways of running go); or give it to one agent:
 `Agent(..., capabilities=[capability()])`. See https://ai.pydantic.dev/capabilities/.
 """
@@ -7,7 +10,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import AsyncIterator
 from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 from aifinops.errors import swallow
@@ -26,7 +31,7 @@ def _whose(ctx: Any) -> dict[str, object]:
 
 @lru_cache(maxsize=1)
 def _class() -> Any:
-    from pydantic_ai.capabilities import AbstractCapability
+    base = import_module("pydantic_ai.capabilities").AbstractCapability
 
     async def wrap_model_request(self: Any, ctx: Any, *, request_context: Any, handler: Any) -> Any:
         with tagged(_whose(ctx)):
@@ -36,8 +41,25 @@ def _class() -> Any:
         with tagged({**_whose(ctx), "tool": call.tool_name}):
             return await handler(args)
 
-    members = {"wrap_model_request": wrap_model_request, "wrap_tool_execute": wrap_tool_execute, "__doc__": __doc__}
-    return type("AIFinOpsTags", (AbstractCapability,), members)
+    async def wrap_run_event_stream(self: Any, ctx: Any, *, stream: Any) -> AsyncIterator[Any]:
+        events, whose = aiter(stream), _whose(ctx)
+        while True:
+            try:
+                with tagged(whose):
+                    event = await anext(events)
+            except StopAsyncIteration:
+                return
+            yield event
+
+    members = {
+        "wrap_model_request": wrap_model_request,
+        "wrap_tool_execute": wrap_tool_execute,
+        "wrap_run_event_stream": wrap_run_event_stream,
+        # A capability that wants to see events makes every run a streamed one; ours only looks on where it is one already.
+        "has_wrap_run_event_stream": property(lambda _: False),
+        "__doc__": __doc__,
+    }
+    return type("AIFinOpsTags", (base,), members)
 
 
 def capability() -> Any:

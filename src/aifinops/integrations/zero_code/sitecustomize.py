@@ -9,7 +9,7 @@ from importlib.machinery import PathFinder
 from importlib.util import module_from_spec
 
 
-def _hand_over():
+def _hand_over() -> None:
     here = __file__.rpartition("/")[0].rpartition("\\")[0] or __file__.rpartition("/")[0]
     others = [entry for entry in sys.path if entry.rstrip("/\\") != here]
     found = PathFinder.find_spec("sitecustomize", others)
