@@ -47,6 +47,9 @@ def start() -> None:
             return
         instrument(*settings.instrument)
         if os.environ.get("AIFINOPS_RUN_PID") == str(os.getpid()) and settings.summary:
+            # Loaded now: a dataclass that is made at the end (by `exec`) would make Python forget that it ends by Ctrl-C.
+            import aifinops.analytics.reports  # noqa: F401
+
             atexit.register(_say)
     except AIFinOpsError as error:
         print(f"aifinops: nothing is metered: {error}", file=sys.stderr)  # noqa: T201 - there is no logging yet
