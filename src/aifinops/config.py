@@ -122,6 +122,7 @@ SETTINGS = (
     Setting("metric_tags", "AIFINOPS_METRIC_TAGS", ("team", "project", "feature"), _names, "Tags that become metric attributes; keep them few."),
     Setting("otlp", "", None, _text, "OTLP endpoint; without it the standard `OTEL_EXPORTER_OTLP_*` variables decide."),
     Setting("threads", "AIFINOPS_THREADS", True, _flag, "Carry tags and budgets into `ThreadPoolExecutor` threads once `instrument()` was called."),
+    Setting("egress", "AIFINOPS_EGRESS", False, _flag, "Whether bytes that storage sends are egress to the internet; false: this program is in the same region."),
     Setting("instrument", "AIFINOPS_INSTRUMENT", (), _names, "What `aifinops run` and `opentelemetry-instrument` meter; default: all that `instrument()` does."),
     Setting("summary", "AIFINOPS_SUMMARY", True, _flag, "Whether a program below `aifinops run` says at its end what it cost."),
 )  # fmt: skip
@@ -157,6 +158,7 @@ class Config:
     metric_tags: tuple[str, ...] = ("team", "project", "feature")
     otlp: str | None = None
     threads: bool = True
+    egress: bool = False
     instrument: tuple[str, ...] = ()
     summary: bool = True
     origin: Mapping[str, str] = field(default_factory=lambda: EMPTY)

@@ -30,7 +30,7 @@ from aifinops.tags import Tags, make_tags, merge
 from aifinops.telemetry import attributes as span_attributes
 from aifinops.telemetry import names
 from aifinops.telemetry.spans import OpenSpan, Spans, error_type, guarded_finish
-from aifinops.usage import Sku, Usage, input_total, output_total, quantities
+from aifinops.usage import Quantities, Sku, Usage, input_total, output_total, quantities
 
 if TYPE_CHECKING:
     from aifinops.pricing.book import PriceBook
@@ -60,6 +60,7 @@ class Call:
         max_output: the output limit that the caller stated, tokens; None for none. choices: answers asked for.
         service: `llm` and so on. facts: further span attributes.
         region: that the request was sent to, where its address says so; the answer's own word wins.
+        expected: what will be used, where it is known before and is no tokens (a search, a request to storage).
     """
 
     provider: str
@@ -73,6 +74,7 @@ class Call:
     service: str = "llm"
     facts: dict[str, Any] = field(default_factory=dict)
     region: str = ""
+    expected: Quantities | None = None
 
     def output_bound(self) -> int | None:
         """The most output tokens, over all choices; None when the request states no limit."""
@@ -181,6 +183,8 @@ class Invocation:
     def _bound(self) -> dict[str, int]:
         """The most that this call can cost, kept in `upper`, and the same in every unit that a budget may count."""
         call, book = self.call, self.engines.book
+        if call.expected is not None:
+            return self._expected(call.expected)
         self.prompt_bound = tokens.text_upper_bound(call.body or {}, model=call.model)
         inputs = min(self.prompt_bound, book.input_limit(call.provider, call.model))
         outputs = call.output_bound()
@@ -206,6 +210,15 @@ class Invocation:
             outputs = book.output_limit(call.provider, call.model) or book.input_limit(call.provider, call.model)
         amounts["output_tokens"] = outputs * MICRO
         amounts["tokens"] = (inputs + outputs) * MICRO
+        return amounts
+
+    def _expected(self, counts: Quantities) -> dict[str, int]:
+        """The bound of a call whose usage is known before: its price."""
+        cost = self._price(Reading(counts))
+        self.upper, self.currency = cost.amount, cost.currency
+        amounts = {"requests": MICRO, **{name: int(value * MICRO) for name, value in counts.items()}}
+        if cost.amount is not None:
+            amounts[cost.currency] = to_nanos(cost.amount)
         return amounts
 
     def enter(self) -> None:
@@ -271,11 +284,12 @@ class Invocation:
         """The call raised. Refused or provably not sent: release. Anything else may have been billed: keep the bound."""
         self.leave()
         if _was_refused(error):
-            self._release(error)
+            self.release(error)
             return
         self.settle(Reading(), "error", error)
 
-    def _release(self, error: BaseException) -> None:
+    def release(self, error: BaseException) -> None:
+        """The call failed, with proof that nothing is billed: give back what was held, and record no charge."""
         if not self._end():
             return
         _busy.on = True
@@ -395,7 +409,7 @@ class Invocation:
 
     def _learn(self, reading: Reading) -> None:
         counts = reading.quantities
-        if not counts or reading.estimated:
+        if not counts or reading.estimated or self.call.expected is not None:
             return
         try:
             call = self.call

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from aifinops.errors import ConfigurationError
 
-__all__ = ["GROUPS", "METERS", "UNITS", "Meter", "meter", "resolve_unit"]
+__all__ = ["GROUPS", "METERS", "UNITS", "Meter", "define", "meter", "resolve_unit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +91,28 @@ _TABLE = (
     Meter("write_units", "{unit}", "storage", per=1_000_000),
 )
 
-METERS = MappingProxyType({row.name: row for row in _TABLE})
+_METERS = {row.name: row for row in _TABLE}
+METERS = MappingProxyType(_METERS)
 """Every meter by name."""
+
+_NAME = re.compile(r"^[a-z][a-z0-9_]{0,63}$")
+
+
+def define(name: str) -> Meter:
+    """The meter of that name, made if there is none yet: something that only its user knows (searches, sandbox minutes), priced for each.
+
+    Raises:
+        ConfigurationError: for a name that is no word in small letters, or one that is spoken for (a currency, a group, a unit).
+    """
+    found = _METERS.get(name)
+    if found is not None:
+        return found
+    if not isinstance(name, str) or not _NAME.match(name) or name in GROUPS or name in UNITS:
+        raise ConfigurationError(
+            f"{name!r} cannot be the name of a meter; write a word of its own such as sandbox_minutes"
+        )
+    return _METERS.setdefault(name, Meter(name, f"{{{name}}}", "other"))
+
 
 GROUPS = MappingProxyType({"tokens": frozenset(row.name for row in _TABLE if row.family == "tokens")})
 """Names that a budget may use for the sum of several meters."""

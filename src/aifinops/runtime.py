@@ -228,6 +228,7 @@ def init(
     metric_tags: Any = None,
     threads: bool | None = None,
     enabled: bool | None = None,
+    egress: bool | None = None,
     instrument: Any = None,
     summary: bool | None = None,
     clock: Clock | None = None,
@@ -246,6 +247,7 @@ def init(
         spans: `"auto"`, `"emit"` or `"off"`. dialects: extra attribute names, default `("compat",)`.
         metric_tags: tags that become metric attributes. threads: carry scopes into `ThreadPoolExecutor` threads.
         enabled: False turns metering off. clock: for tests.
+        egress: True counts the bytes that storage sends as egress to the internet.
         instrument, summary: for programs that run without a line of code, so they are customary in the environment or the file.
         **unknown: there is no other setting; a misspelt one is answered with the nearest name.
 
@@ -257,7 +259,7 @@ def init(
     """
     arguments = {
         "ledger": ledger, "prices": prices, "price_folder": price_folder, "model_map": model_map, "tags": tags, "budgets": budgets, "otlp": otlp, "spans": spans,
-        "dialects": dialects, "metric_tags": metric_tags, "threads": threads, "enabled": enabled, "instrument": instrument, "summary": summary, **unknown,
+        "dialects": dialects, "metric_tags": metric_tags, "threads": threads, "enabled": enabled, "egress": egress, "instrument": instrument, "summary": summary, **unknown,
     }  # fmt: skip
     return _install(arguments, clock, only_if_missing=False)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["FRAMEWORKS", "HOOKS", "Hook"]
+__all__ = ["FRAMEWORKS", "HOOKS", "RESOURCES", "Hook"]
 
 _FRAMEWORKS = "aifinops.integrations.frameworks."
 
@@ -46,5 +46,39 @@ FRAMEWORKS = {
 }
 """Tags only: hooked by `instrument()` without names."""
 
-HOOKS = {**FRAMEWORKS}
+_RESOURCES = "aifinops.integrations.resources."
+
+
+def _resource(name: str, package: str, *modules: str) -> Hook:
+    return Hook(
+        package, modules[0].partition(".")[0], tuple((module, f"{_RESOURCES}seam:{name}") for module in modules)
+    )
+
+
+RESOURCES = {
+    "pinecone": _resource(
+        "pinecone",
+        "pinecone",
+        "pinecone.index",
+        "pinecone.async_client.async_index",
+        "pinecone.grpc",
+        "pinecone.db_data.index",
+        "pinecone.db_data.index_asyncio",
+    ),
+    "qdrant": _resource("qdrant", "qdrant-client", "qdrant_client.qdrant_client", "qdrant_client.async_qdrant_client"),
+    "chroma": _resource("chroma", "chromadb", "chromadb.api.models.Collection", "chromadb.api.models.AsyncCollection"),
+    "weaviate": _resource("weaviate", "weaviate-client", "weaviate.connect.v4"),
+    "pgvector": _resource("pgvector", "psycopg", "psycopg"),
+    "s3": Hook(
+        "botocore",
+        "botocore",
+        (
+            ("botocore.client", f"{_RESOURCES}storage:hook"),
+            ("aiobotocore.client", f"{_RESOURCES}storage:hook"),
+        ),
+    ),
+}
+"""Charged: hooked when they are named. What a program reads from its own database is no surprise in a report then."""
+
+HOOKS = {**FRAMEWORKS, **RESOURCES}
 """Everything that can be named."""

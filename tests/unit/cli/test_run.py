@@ -87,7 +87,12 @@ def charges(environment: dict[str, str]) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize(
     "words",
-    [("look.py",), ("look.py", "7", "--help", "-m", "--", "--no-summary"), ("-m", "house.look", "3", "--help"), ("nothing.py",)],
+    [
+        ("look.py",),
+        ("look.py", "7", "--help", "-m", "--", "--no-summary"),
+        ("-m", "house.look", "3", "--help"),
+        ("nothing.py",),
+    ],
 )
 def test_the_program_is_what_it_is_without_us(run: Run, tmp_path: Path, words: tuple[str, ...]) -> None:
     """Arguments, `__main__`, `sys.path[0]`, signals, standard streams and exit status are those of `python`."""
@@ -201,7 +206,10 @@ def test_the_start_takes_little_time(run: Run, tmp_path: Path) -> None:
 def test_the_run_is_a_tag_unless_there_is_one() -> None:
     """The user's own `run` wins."""
     assert config.load({}, {"AIFINOPS_RUN": "r1"}).tags == {"run": "r1"}
-    assert config.load({}, {"AIFINOPS_RUN": "r1", "AIFINOPS_TAGS": "run=mine,team=a"}).tags == {"run": "mine", "team": "a"}
+    assert config.load({}, {"AIFINOPS_RUN": "r1", "AIFINOPS_TAGS": "run=mine,team=a"}).tags == {
+        "run": "mine",
+        "team": "a",
+    }
 
 
 def test_the_entry_point_of_opentelemetry_has_the_methods_that_are_called() -> None:
