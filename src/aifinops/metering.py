@@ -140,8 +140,23 @@ class Invocation:
     """One call between its beginning and its single end."""
 
     __slots__ = (
-        "_once", "_owner", "answer", "call", "currency", "engines", "first_chunk", "id", "prompt_bound", "reservation", "scope", "span",
-        "started", "tags", "upper", "wall",
+        "_once",
+        "_owner",
+        "answer",
+        "call",
+        "currency",
+        "engines",
+        "first_chunk",
+        "id",
+        "prompt_bound",
+        "reservation",
+        "said",
+        "scope",
+        "span",
+        "started",
+        "tags",
+        "upper",
+        "wall",
     )  # fmt: skip
 
     def __init__(self, engines: runtime.Runtime, call: Call, scope: Scope, tags: Tags) -> None:
@@ -159,6 +174,7 @@ class Invocation:
         self.span: OpenSpan | None = None
         self.first_chunk: int | None = None
         self.answer: Any = None  # the transport's answer, left here by a seam for itself
+        self.said: Any = None  # the answer itself; only where content is asked for
         self._owner: Token[Invocation | None] | None = None
         self._once = [True]
 
@@ -430,6 +446,8 @@ class Invocation:
                 facts = {**facts, names.FINISH_REASONS: reading.finish_reasons}
             if first is not None:
                 facts = {**facts, names.TIME_TO_FIRST_CHUNK: first}
+            if self.engines.capture:
+                facts = {**facts, **_content(self.call.body, self.said, reading.finish_reasons)}
             try:
                 values = span_attributes.inference(charge, facts, compat=self.engines.compat)
             except Exception as failure:  # a span without attributes still ends
@@ -457,6 +475,16 @@ class Invocation:
             "input_tokens": tokens.text_upper_bound(call.body) if call.body else 0,
             "output_tokens": max(size, allowance, output_mid),
         }
+
+
+def _content(request: Any, said: Any, finish_reasons: tuple[str, ...]) -> dict[str, str]:
+    try:
+        from aifinops.telemetry import content
+
+        return content.attributes(request, said, finish_reasons)
+    except Exception as failure:  # a form that nobody has seen: the span goes without it
+        swallow("metering.content", failure)
+        return {}
 
 
 def _regional(book: PriceBook, provider: str, model: str, region: str) -> str:

@@ -18,6 +18,7 @@ from aifinops import _version, config
 from aifinops.clock import Clock, SystemClock
 from aifinops.errors import ConfigurationError, swallow
 from aifinops.tags import EMPTY, Tags, matches, merge
+from aifinops.telemetry.content import wanted
 from aifinops.telemetry.setup import Export, set_up
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Runtime:
     Attributes:
         config: the settings in force. clock: where time comes from. book: the price lists. policies: standing budgets with their `match`.
         spans: span maker, or None when spans are off. metrics: metric sums. export: the OTLP providers that we made.
-        learned: what calls of a kind have used.
+        capture: True when what is said goes onto spans. learned: what calls of a kind have used.
     """
 
     book: PriceBook
@@ -61,6 +62,7 @@ class Runtime:
         self.config = settings
         self.clock: Clock = clock or SystemClock()
         self.compat = "compat" in settings.dialects
+        self.capture = wanted()
         self.export = Export()
         self._lock = threading.RLock()
         self._files: tuple[PriceList, ...] | None = None

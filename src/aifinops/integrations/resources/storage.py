@@ -72,7 +72,7 @@ class _Request:
 
     def _class_of(self, holder: Any) -> str:
         name = holder.get("StorageClass") if isinstance(holder, Mapping) else None
-        return _CLASSES.get(name, "") if self.provider == "aws" else ""
+        return _CLASSES.get(str(name), "") if self.provider == "aws" else ""
 
     def open(self) -> Invocation | None:
         if not self.units:
