@@ -6,10 +6,9 @@ in every context that has copied it and is over in all of them at once.
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from aifinops import scope
 from aifinops.errors import swallow
@@ -41,24 +40,23 @@ class Attribution:
     """The open runs of one framework."""
 
     def __init__(self) -> None:
-        self._open: OrderedDict[Hashable, Run] = OrderedDict()
-        self._lock = threading.Lock()
+        self._open: OrderedDict[Hashable, Run] = (
+            OrderedDict()
+        )  # no lock, which a fork could leave held: each step below is one
 
     def start(self, run: Hashable, tags: Tags) -> None:
         """A run begins here: its tags are in force in this context, and in those that copy it, until its end."""
         if not tags:
             return
         begun = scope.begin_run(tags)
-        with self._lock:
-            self._open[run] = begun
-            forgotten = self._open.popitem(last=False)[1] if len(self._open) > MOST_OPEN else None
-        if forgotten is not None:
-            forgotten.over = True
+        self._open[run] = begun
+        if len(self._open) > MOST_OPEN:
+            with suppress(KeyError):
+                self._open.popitem(last=False)[1].over = True
 
     def end(self, run: Hashable) -> None:
         """A run has ended; one that never began, or has ended before, is ignored."""
-        with self._lock:
-            begun = self._open.pop(run, None)
+        begun = self._open.pop(run, None)
         if begun is not None:
             scope.end_run(begun)
 
