@@ -162,7 +162,10 @@ def test_a_stream_that_is_dropped_leaves_nothing_in_force(model: Any) -> None:
 
 def test_a_tool_is_named(model: Any, server: FakeProvider) -> None:
     """An agent with a tool that asks a model: its call has the agent's name and the tool's."""
-    from langchain.agents import create_agent
+    try:
+        from langchain.agents import create_agent
+    except ImportError:  # before 1.0 it was LangGraph's
+        from langgraph.prebuilt import create_react_agent as create_agent
 
     client = openai.OpenAI(base_url=server.base_url, api_key="test")
 

@@ -109,7 +109,8 @@ def instrument(*targets: Any) -> None:
     """Meter every call of the installed client libraries; safe to call twice, before or after they are imported.
 
     Args:
-        *targets: names (`"openai"`) or client objects (only that client then); none for all.
+        *targets: names (`"openai"`) or client objects (only that client then); none for all client libraries of models and the
+            frameworks above them, which add tags. Databases and storage (`"pinecone"`, `"s3"`) are charged when they are named.
 
     Raises:
         ConfigurationError: for an unknown name, a named library that is not installed, or wrong settings.

@@ -32,7 +32,9 @@ def hook_server(module: Any) -> list[Any]:
 
 def _patch(module: Any, classes: tuple[str, ...]) -> list[Any]:
     try:
-        owner = next(getattr(module, name) for name in classes if hasattr(module, name))
+        found = (getattr(module, name, None) for name in classes)
+        # 1.x imports its low-level server under the name that the high-level one has in 2.x.
+        owner = next(one for one in found if getattr(one, "__module__", "") == module.__name__)
         return [Patch(owner, "call_tool", _call_tool)]
     except Exception as failure:  # a version that has moved: tools run without our tags
         swallow("frameworks.mcp.hook", failure)
