@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -95,8 +94,6 @@ _METERS = {row.name: row for row in _TABLE}
 METERS = MappingProxyType(_METERS)
 """Every meter by name."""
 
-_NAME = re.compile(r"^[a-z][a-z0-9_]{0,63}$")
-
 
 def define(name: str) -> Meter:
     """The meter of that name, made if there is none yet: something that only its user knows (searches, sandbox minutes), priced for each.
@@ -107,7 +104,8 @@ def define(name: str) -> Meter:
     found = _METERS.get(name)
     if found is not None:
         return found
-    if not isinstance(name, str) or not _NAME.match(name) or name in GROUPS or name in UNITS:
+    word = isinstance(name, str) and name.isascii() and name.isidentifier() and name.islower() and len(name) <= 64
+    if not word or name in GROUPS or name in UNITS:
         raise ConfigurationError(
             f"{name!r} cannot be the name of a meter; write a word of its own such as sandbox_minutes"
         )

@@ -7,7 +7,6 @@ Parts that are no text, no tool call and no answer of a tool are named by their 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -35,6 +34,8 @@ def attributes(request: Any, said: Any, finish_reasons: Sequence[str] = ()) -> d
         request: its body. said: the answer, as a mapping, an object of a client library, or the text of a stream; None for none.
         finish_reasons: of the answer, in the order of its choices.
     """
+    import json  # only whoever asks for content needs it
+
     inputs: list[Any] = []
     system: list[Any] = []
     if isinstance(request, Mapping):
