@@ -14,12 +14,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from aifinops.errors import ConfigurationError
-from aifinops.tags import EMPTY, Tags, make_tags, parse_tags
+from aifinops.tags import EMPTY, Tags, make_tags, merge, parse_tags
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["SETTINGS", "Config", "Setting", "load"]
+__all__ = ["OTHER_VARIABLES", "SETTINGS", "Config", "Setting", "load"]
 
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
@@ -125,11 +125,23 @@ SETTINGS = (
     Setting("metric_tags", "AIFINOPS_METRIC_TAGS", ("team", "project", "feature"), _names, "Tags that become metric attributes; keep them few."),
     Setting("otlp", "", None, _text, "OTLP endpoint; without it the standard `OTEL_EXPORTER_OTLP_*` variables decide."),
     Setting("threads", "AIFINOPS_THREADS", True, _flag, "Carry tags and budgets into `ThreadPoolExecutor` threads once `instrument()` was called."),
+    Setting("egress", "AIFINOPS_EGRESS", False, _flag, "Whether bytes that storage sends are egress to the internet; false: this program is in the same region."),
+    Setting("instrument", "AIFINOPS_INSTRUMENT", (), _names, "What `aifinops run` and `opentelemetry-instrument` meter; default: all that `instrument()` does."),
+    Setting("summary", "AIFINOPS_SUMMARY", True, _flag, "Whether a program below `aifinops run` says at its end what it cost."),
 )  # fmt: skip
 
 _BY_NAME = {row.name: row for row in SETTINGS}
 _BY_ENV = {row.env: row for row in SETTINGS if row.env}
-_OTHER_ENV = ("AIFINOPS_CONFIG", "AIFINOPS_CORPUS", "AIFINOPS_TESTING")
+OTHER_VARIABLES = (
+    "AIFINOPS_AUTO",
+    "AIFINOPS_CONFIG",
+    "AIFINOPS_CORPUS",
+    "AIFINOPS_RUN",
+    "AIFINOPS_RUN_PID",
+    "AIFINOPS_TESTING",
+)
+"""Variables that are no settings: switches of `aifinops run`, and where a file or test material is."""
+
 _FILES = ("aifinops.toml", "pyproject.toml")
 
 
@@ -149,6 +161,9 @@ class Config:
     metric_tags: tuple[str, ...] = ("team", "project", "feature")
     otlp: str | None = None
     threads: bool = True
+    egress: bool = False
+    instrument: tuple[str, ...] = ()
+    summary: bool = True
     origin: Mapping[str, str] = field(default_factory=lambda: EMPTY)
 
 
@@ -172,6 +187,9 @@ def load(
         for name, (value, where) in found.items():
             values[name] = _read(_BY_NAME[name], value, where)
             origin[name] = place
+    run = environ.get("AIFINOPS_RUN")
+    if run:
+        values["tags"] = merge(make_tags({"run": run}), values.get("tags", EMPTY))
     return Config(**values, origin=origin)
 
 
@@ -197,7 +215,7 @@ def _from_arguments(arguments: Mapping[str, Any]) -> tuple[str, _Found]:
 def _from_environ(environ: Mapping[str, str]) -> tuple[str, _Found]:
     found: _Found = {}
     for key in sorted(environ):
-        if not key.startswith("AIFINOPS_") or key in _OTHER_ENV:
+        if not key.startswith("AIFINOPS_") or key in OTHER_VARIABLES:
             continue
         row = _BY_ENV.get(key)
         if row is None:

@@ -222,6 +222,9 @@ _failures = _Failures()
 def swallow(place: str, error: BaseException) -> None:
     """Take an internal failure so that the user's call goes on: count it, log it once per place.
 
+    The log has the frames, which are code. The text of the exception it has only where we or the operating system wrote it: any other
+    may repeat what was said in the call.
+
     Raises:
         BaseException: `error` itself, when `reraise_failures(True)` is in force (our own test suite).
     """
@@ -229,14 +232,16 @@ def swallow(place: str, error: BaseException) -> None:
     if _failures.reraise:
         raise error
     if first:
-        import logging  # not above: it takes as long as pricing a call, and most programs never need it
+        import logging  # neither is above: together they take as long as pricing a call, and most programs never need them
+        import traceback
 
+        said = f": {error}" if isinstance(error, (AIFinOpsError, OSError)) else ""
         logging.getLogger("aifinops").warning(
-            "aifinops: internal failure in %s (%s: %s). Your call is not affected; further ones here are only counted.",
+            "aifinops: internal failure in %s (%s%s). Your call is not affected; further ones here are only counted.\n%s",
             place,
             type(error).__name__,
-            error,
-            exc_info=error,
+            said,
+            "".join(traceback.format_tb(error.__traceback__)).rstrip(),
         )
 
 

@@ -30,7 +30,7 @@ from aifinops.tags import Tags, make_tags, merge
 from aifinops.telemetry import attributes as span_attributes
 from aifinops.telemetry import names
 from aifinops.telemetry.spans import OpenSpan, Spans, error_type, guarded_finish
-from aifinops.usage import Sku, Usage, input_total, output_total, quantities
+from aifinops.usage import Quantities, Sku, Usage, input_total, output_total, quantities
 
 if TYPE_CHECKING:
     from aifinops.pricing.book import PriceBook
@@ -60,6 +60,7 @@ class Call:
         max_output: the output limit that the caller stated, tokens; None for none. choices: answers asked for.
         service: `llm` and so on. facts: further span attributes.
         region: that the request was sent to, where its address says so; the answer's own word wins.
+        expected: what will be used, where it is known before and is no tokens (a search, a request to storage).
     """
 
     provider: str
@@ -73,6 +74,7 @@ class Call:
     service: str = "llm"
     facts: dict[str, Any] = field(default_factory=dict)
     region: str = ""
+    expected: Quantities | None = None
 
     def output_bound(self) -> int | None:
         """The most output tokens, over all choices; None when the request states no limit."""
@@ -138,8 +140,23 @@ class Invocation:
     """One call between its beginning and its single end."""
 
     __slots__ = (
-        "_once", "_owner", "answer", "call", "currency", "engines", "first_chunk", "id", "prompt_bound", "reservation", "scope", "span",
-        "started", "tags", "upper", "wall",
+        "_once",
+        "_owner",
+        "answer",
+        "call",
+        "currency",
+        "engines",
+        "first_chunk",
+        "id",
+        "prompt_bound",
+        "reservation",
+        "said",
+        "scope",
+        "span",
+        "started",
+        "tags",
+        "upper",
+        "wall",
     )  # fmt: skip
 
     def __init__(self, engines: runtime.Runtime, call: Call, scope: Scope, tags: Tags) -> None:
@@ -157,6 +174,7 @@ class Invocation:
         self.span: OpenSpan | None = None
         self.first_chunk: int | None = None
         self.answer: Any = None  # the transport's answer, left here by a seam for itself
+        self.said: Any = None  # the answer itself; only where content is asked for
         self._owner: Token[Invocation | None] | None = None
         self._once = [True]
 
@@ -181,6 +199,8 @@ class Invocation:
     def _bound(self) -> dict[str, int]:
         """The most that this call can cost, kept in `upper`, and the same in every unit that a budget may count."""
         call, book = self.call, self.engines.book
+        if call.expected is not None:
+            return self._expected(call.expected)
         self.prompt_bound = tokens.text_upper_bound(call.body or {}, model=call.model)
         inputs = min(self.prompt_bound, book.input_limit(call.provider, call.model))
         outputs = call.output_bound()
@@ -206,6 +226,15 @@ class Invocation:
             outputs = book.output_limit(call.provider, call.model) or book.input_limit(call.provider, call.model)
         amounts["output_tokens"] = outputs * MICRO
         amounts["tokens"] = (inputs + outputs) * MICRO
+        return amounts
+
+    def _expected(self, counts: Quantities) -> dict[str, int]:
+        """The bound of a call whose usage is known before: its price."""
+        cost = self._price(Reading(counts))
+        self.upper, self.currency = cost.amount, cost.currency
+        amounts = {"requests": MICRO, **{name: int(value * MICRO) for name, value in counts.items()}}
+        if cost.amount is not None:
+            amounts[cost.currency] = to_nanos(cost.amount)
         return amounts
 
     def enter(self) -> None:
@@ -271,11 +300,12 @@ class Invocation:
         """The call raised. Refused or provably not sent: release. Anything else may have been billed: keep the bound."""
         self.leave()
         if _was_refused(error):
-            self._release(error)
+            self.release(error)
             return
         self.settle(Reading(), "error", error)
 
-    def _release(self, error: BaseException) -> None:
+    def release(self, error: BaseException) -> None:
+        """The call failed, with proof that nothing is billed: give back what was held, and record no charge."""
         if not self._end():
             return
         _busy.on = True
@@ -397,7 +427,7 @@ class Invocation:
 
     def _learn(self, reading: Reading) -> None:
         counts = reading.quantities
-        if not counts or reading.estimated:
+        if not counts or reading.estimated or self.call.expected is not None:
             return
         try:
             call = self.call
@@ -418,6 +448,8 @@ class Invocation:
                 facts = {**facts, names.FINISH_REASONS: reading.finish_reasons}
             if first is not None:
                 facts = {**facts, names.TIME_TO_FIRST_CHUNK: first}
+            if self.engines.capture:
+                facts = {**facts, **_content(self.call.body, self.said, reading.finish_reasons)}
             try:
                 values = span_attributes.inference(charge, facts, compat=self.engines.compat)
             except Exception as failure:  # a span without attributes still ends
@@ -445,6 +477,16 @@ class Invocation:
             "input_tokens": tokens.text_upper_bound(call.body) if call.body else 0,
             "output_tokens": max(size, allowance, output_mid),
         }
+
+
+def _content(request: Any, said: Any, finish_reasons: tuple[str, ...]) -> dict[str, str]:
+    try:
+        from aifinops.telemetry import content
+
+        return content.attributes(request, said, finish_reasons)
+    except Exception as failure:  # a form that nobody has seen: the span goes without it
+        swallow("metering.content", failure)
+        return {}
 
 
 def _regional(book: PriceBook, provider: str, model: str, region: str) -> str:

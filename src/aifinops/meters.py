@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from aifinops.errors import ConfigurationError
 
-__all__ = ["GROUPS", "METERS", "UNITS", "Meter", "meter", "resolve_unit"]
+__all__ = ["GROUPS", "METERS", "UNITS", "Meter", "define", "meter", "resolve_unit"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,8 +89,27 @@ _TABLE = (
     Meter("write_units", "{unit}", "storage", per=1_000_000),
 )
 
-METERS = MappingProxyType({row.name: row for row in _TABLE})
+_METERS = {row.name: row for row in _TABLE}
+METERS = MappingProxyType(_METERS)
 """Every meter by name."""
+
+
+def define(name: str) -> Meter:
+    """The meter of that name, made if there is none yet: something that only its user knows (searches, sandbox minutes), priced for each.
+
+    Raises:
+        ConfigurationError: for a name that is no word in small letters, or one that is spoken for (a currency, a group, a unit).
+    """
+    found = _METERS.get(name)
+    if found is not None:
+        return found
+    word = isinstance(name, str) and name.isascii() and name.isidentifier() and name.islower() and len(name) <= 64
+    if not word or name in GROUPS or name in UNITS:
+        raise ConfigurationError(
+            f"{name!r} cannot be the name of a meter; write a word of its own such as sandbox_minutes"
+        )
+    return _METERS.setdefault(name, Meter(name, f"{{{name}}}", "other"))
+
 
 GROUPS = MappingProxyType({"tokens": frozenset(row.name for row in _TABLE if row.family == "tokens")})
 """Names that a budget may use for the sum of several meters."""

@@ -17,6 +17,7 @@ from aifinops import _version, config
 from aifinops.clock import Clock, SystemClock
 from aifinops.errors import ConfigurationError, swallow
 from aifinops.tags import EMPTY, Tags, matches, merge
+from aifinops.telemetry.content import wanted
 from aifinops.telemetry.setup import Export, set_up
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Runtime:
     Attributes:
         config: the settings in force. clock: where time comes from. book: the price lists. policies: standing budgets with their `match`.
         spans: span maker, or None when spans are off. metrics: metric sums. export: the OTLP providers that we made.
-        learned: what calls of a kind have used.
+        capture: True when what is said goes onto spans. learned: what calls of a kind have used.
     """
 
     book: PriceBook
@@ -60,6 +61,7 @@ class Runtime:
         self.config = settings
         self.clock: Clock = clock or SystemClock()
         self.compat = "compat" in settings.dialects
+        self.capture = wanted()
         self.export = Export()
         self._lock = threading.RLock()
         self._files: tuple[PriceList, ...] | None = None
@@ -227,6 +229,9 @@ def init(
     metric_tags: Any = None,
     threads: bool | None = None,
     enabled: bool | None = None,
+    egress: bool | None = None,
+    instrument: Any = None,
+    summary: bool | None = None,
     clock: Clock | None = None,
     **unknown: Any,
 ) -> Runtime:
@@ -243,6 +248,8 @@ def init(
         spans: `"auto"`, `"emit"` or `"off"`. dialects: extra attribute names, default `("compat",)`.
         metric_tags: tags that become metric attributes. threads: carry scopes into `ThreadPoolExecutor` threads.
         enabled: False turns metering off. clock: for tests.
+        egress: True counts the bytes that storage sends as egress to the internet.
+        instrument, summary: for programs that run without a line of code, so they are customary in the environment or the file.
         **unknown: there is no other setting; a misspelt one is answered with the nearest name.
 
     Returns:
@@ -253,7 +260,7 @@ def init(
     """
     arguments = {
         "ledger": ledger, "prices": prices, "price_folder": price_folder, "model_map": model_map, "tags": tags, "budgets": budgets, "otlp": otlp, "spans": spans,
-        "dialects": dialects, "metric_tags": metric_tags, "threads": threads, "enabled": enabled, **unknown,
+        "dialects": dialects, "metric_tags": metric_tags, "threads": threads, "enabled": enabled, "egress": egress, "instrument": instrument, "summary": summary, **unknown,
     }  # fmt: skip
     return _install(arguments, clock, only_if_missing=False)
 

@@ -19,7 +19,20 @@ if TYPE_CHECKING:
     from aifinops.budgets.budget import ActiveBudget
     from aifinops.charges import Charge
 
-__all__ = ["NOTHING", "Scope", "Tracker", "bind", "current", "enter", "leave", "narrowed", "set_scope"]
+__all__ = [
+    "NOTHING",
+    "Run",
+    "Scope",
+    "Tracker",
+    "begin_run",
+    "bind",
+    "current",
+    "end_run",
+    "enter",
+    "leave",
+    "narrowed",
+    "set_scope",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,20 +55,53 @@ class Scope:
         budgets: outermost first; a call needs room in every one.
         trackers: blocks that collect charges, outermost first.
         span: the OpenTelemetry span of the innermost `track` block, parent for threads that lost the OTel context.
+        run: the framework's run that this scope is for; when it is over, what was before it is in force, in every context that has a
+            copy. None for a block, which is left where it was entered.
     """
 
     tags: Tags = field(default_factory=lambda: EMPTY)
     budgets: tuple[ActiveBudget, ...] = ()
     trackers: tuple[Tracker, ...] = ()
     span: Any = None
+    run: Run | None = None
+
+
+class Run:
+    """Something that begins and ends without being a block: the end may come in another thread, in another order, or never."""
+
+    __slots__ = ("before", "over")
+
+    def __init__(self, before: Scope) -> None:
+        self.before = before
+        self.over = False
 
 
 NOTHING = Scope()
 """The scope outside every block."""
 _scope: ContextVar[Scope] = ContextVar("aifinops_scope", default=NOTHING)
 
-current: Callable[[], Scope] = _scope.get
-"""The scope in force; never None."""
+
+def current() -> Scope:
+    """The scope in force; never None."""
+    found = _scope.get()
+    while found.run is not None and found.run.over:
+        found = found.run.before
+    return found
+
+
+def begin_run(tags: Tags) -> Run:
+    """Put tags into force until `end_run`, in this context and in those that copy it."""
+    before = current()
+    run = Run(before)
+    _scope.set(Scope(merge(before.tags, tags), before.budgets, before.trackers, before.span, run))
+    return run
+
+
+def end_run(run: Run) -> None:
+    """The run is over, wherever it was begun."""
+    run.over = True
+    if _scope.get().run is run:
+        _scope.set(run.before)
 
 
 def enter(
@@ -66,7 +112,7 @@ def enter(
     span: Any = None,
 ) -> Token[Scope]:
     """Push one block; give the token to `leave` in a `finally`."""
-    outer = _scope.get()
+    outer = current()
     return _scope.set(
         Scope(
             tags=merge(outer.tags, tags),
@@ -110,7 +156,7 @@ def bind(function: Callable[P, R]) -> Callable[P, R]:
 
     >>> threading.Thread(target=aifinops.bind(work)).start()  # doctest: +SKIP
     """
-    scope = _scope.get()
+    scope = current()
 
     @functools.wraps(function)
     def bound(*args: P.args, **kwargs: P.kwargs) -> R:

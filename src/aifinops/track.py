@@ -19,9 +19,11 @@ from aifinops import metering, runtime, scope
 from aifinops.budgets.budget import ActiveBudget, Budget
 from aifinops.charges import Charge, Cost, total
 from aifinops.errors import ConfigurationError, swallow
+from aifinops.meters import define
+from aifinops.reading import Reading
 from aifinops.tags import EMPTY, Tags, make_tags
 from aifinops.telemetry import names
-from aifinops.usage import Moment, Quantities, input_total, moment, output_total
+from aifinops.usage import Moment, Quantities, input_total, moment, output_total, quantities
 
 if TYPE_CHECKING:
     from aifinops.analytics.reports import Report
@@ -428,6 +430,81 @@ _WRAPPERS = {
 }
 
 
+# --- calls that are charges themselves ----------------------------------------------------------------------------------
+
+
+class Counted:
+    """What one call of a function is a charge of.
+
+    Raises:
+        ConfigurationError: for a name that can be no meter, or an SKU without a model.
+    """
+
+    def __init__(self, meter: Mapping[str, Any], sku: str) -> None:
+        if not meter:
+            raise ConfigurationError('meter={} counts nothing; write meter={"searches": 1}')
+        self.provider, slash, self.model = sku.partition("/") if sku else ("custom", "/", "")
+        if not slash or not self.provider:
+            raise ConfigurationError(f'sku={sku!r} must name provider and model: "serpapi/search"')
+        self._fixed = quantities({define(name).name: value for name, value in meter.items() if not callable(value)})
+        self._read = {define(name).name: value for name, value in meter.items() if callable(value)}
+
+    def begin(self, label: str) -> metering.Invocation | None:
+        """Hold what is known of the price in every budget; BudgetExceeded when one has no room."""
+        call = metering.Call(
+            self.provider, "custom", self.model or label, service="other", expected=self._fixed,
+        )  # fmt: skip
+        opened = metering.begin(call)
+        if opened is not None:
+            opened.leave()  # what the function calls is charged for itself
+        return opened
+
+    def settle(self, opened: metering.Invocation, result: Any) -> None:
+        """Count the result too, and record; a count that fails leaves an unknown cost."""
+        try:
+            reading = Reading({**self._fixed, **quantities({name: read(result) for name, read in self._read.items()})})
+        except Exception as failure:  # the user's own function, or what it returned
+            reading = Reading(self._fixed, problem=f"the count failed with {type(failure).__name__}")
+        opened.settle(reading)
+
+
+def _counting(target: Any, counted: Counted, label: str) -> Any:
+    """`target`, each call of which is one charge."""
+    if isinstance(target, (classmethod, staticmethod)):
+        return type(target)(_counting(target.__func__, counted, label))
+    kind = "class" if inspect.isclass(target) else _kind(target) if callable(target) else "nothing"
+    if kind not in {"function", "coroutine"}:
+        raise ConfigurationError(
+            f"meter= counts calls of functions and coroutines; {target!r} is none. Use record() in it."
+        )
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        opened = counted.begin(label)
+        if opened is None:
+            return target(*args, **kwargs)
+        try:
+            result = target(*args, **kwargs)
+        except BaseException as error:
+            opened.fail(error)
+            raise
+        counted.settle(opened, result)
+        return result
+
+    async def acall(*args: Any, **kwargs: Any) -> Any:
+        opened = counted.begin(label)
+        if opened is None:
+            return await target(*args, **kwargs)
+        try:
+            result = await target(*args, **kwargs)
+        except BaseException as error:
+            opened.fail(error)
+            raise
+        counted.settle(opened, result)
+        return result
+
+    return functools.wraps(_function_of(target))(acall if kind == "coroutine" else call)
+
+
 # --- the public verbs ------------------------------------------------------------------------------------------------
 
 
@@ -436,10 +513,26 @@ def track_cost(function: F, /) -> F: ...
 
 
 @overload
-def track_cost(*, name: str | None = None, gpu: Any = None, **tags: object) -> Callable[[F], F]: ...
+def track_cost(
+    *,
+    name: str | None = None,
+    gpu: Any = None,
+    meter: Mapping[str, Any] | None = None,
+    sku: str = "",
+    **tags: object,
+) -> Callable[[F], F]: ...
 
 
-def track_cost(function: Any = None, /, *, name: str | None = None, gpu: Any = None, **tags: object) -> Any:
+def track_cost(
+    function: Any = None,
+    /,
+    *,
+    name: str | None = None,
+    gpu: Any = None,
+    meter: Mapping[str, Any] | None = None,
+    sku: str = "",
+    **tags: object,
+) -> Any:
     """Decorator: everything that a function calls is attributed to it, in a span of its own.
 
     For functions, coroutines, generators, async generators, methods, classmethods, staticmethods, partials, objects with
@@ -449,6 +542,9 @@ def track_cost(function: Any = None, /, *, name: str | None = None, gpu: Any = N
         function: given when the decorator is used without parentheses.
         name: of the block and its span; default: the function's qualified name.
         gpu: `"auto"` also meters the GPUs that this process holds while the function runs.
+        meter: a call of the function is itself one charge of this: `{"searches": 1}`, a quantity or a function of the result. A meter
+            that is not known yet is made. Its price is that of `sku` (`register_price`); without one the cost is unknown.
+        sku: `"provider/model"` of that charge; default: `custom/` and the name of the block.
         **tags: whose cost it is; inner blocks win key by key.
 
     Raises:
@@ -456,8 +552,11 @@ def track_cost(function: Any = None, /, *, name: str | None = None, gpu: Any = N
     """
     values = make_tags(tags)
     resources = {} if gpu is None else {"gpu": gpu}
+    counted = None if meter is None else Counted(meter, sku)
 
     def decorate(target: Any) -> Any:
+        if counted is not None:
+            target = _counting(target, counted, name or _name(target))
         if inspect.isclass(target):
             label = name or target.__qualname__
             return _decorate_class(target, lambda method: Track(f"{label}.{method}", values, resources)._fresh)

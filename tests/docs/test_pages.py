@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import aifinops
-from aifinops.config import SETTINGS
+from aifinops.config import OTHER_VARIABLES, SETTINGS
 from aifinops.telemetry import names
 from aifinops.testing import FakeProvider
 
@@ -105,7 +105,7 @@ def test_the_example_of_a_configuration_file_is_a_valid_one(tmp_path: Path) -> N
     (tmp_path / "aifinops.toml").write_text(example, encoding="utf-8")
     loaded = config.load({}, {}, tmp_path)
     assert loaded.budgets[0]["name"] == "search"
-    known = {row.env for row in SETTINGS} | {"AIFINOPS_CONFIG", "AIFINOPS_CORPUS"}
+    known = {row.env for row in SETTINGS} | set(OTHER_VARIABLES)
     told = {found for page in PAGES for found in re.findall(r"\bAIFINOPS_[A-Z_]+", page.read_text(encoding="utf-8"))}
     assert told <= known
 

@@ -146,13 +146,19 @@ def test_an_internal_failure_is_raised_in_our_own_tests(fresh_counts: None) -> N
 
 
 def test_an_internal_failure_is_logged_once_per_place(fresh_counts: None, caplog: pytest.LogCaptureFixture) -> None:
-    """Every failure is counted; the log has one line, with the traceback, for each place."""
+    """Every failure is counted; the log has one entry for each place, with the frames, and the text only where it is ours."""
     with caplog.at_level(logging.WARNING, "aifinops"):
-        for place in ("a", "a", "b", "a"):
-            swallow(place, ValueError(f"in {place}"))
+        for place, kind in (("a", ValueError), ("a", ValueError), ("b", StoreError), ("a", ValueError)):
+            try:
+                raise kind(f"in place {place}")
+            except kind as failure:
+                swallow(place, failure)
     assert errors.failures() == {"a": 3, "b": 1}
     assert [record.args[0] for record in caplog.records if isinstance(record.args, tuple)] == ["a", "b"]
-    assert all(record.exc_info for record in caplog.records)
+    foreign, ours = (record.getMessage() for record in caplog.records)
+    assert "in a (ValueError)." in foreign
+    assert "in b (StoreError: in place b)." in ours
+    assert foreign.count(f'File "{__file__}"') == ours.count(f'File "{__file__}"') == 1
 
 
 def test_failures_are_counted_by_many_threads(fresh_counts: None) -> None:

@@ -22,11 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         SystemExit: always; 0, 1 for bad news (an unknown model, a bill that does not add up), 2 for wrong input.
     """
     from aifinops.cli.app import app
+    from aifinops.cli.run import with_separator
     from aifinops.errors import AIFinOpsError, ConfigurationError
 
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        app(with_default_endpoint(words), prog_name="aifinops")
+        app(with_separator(words) if words[:1] == ["run"] else with_default_endpoint(words), prog_name="aifinops")
     except AIFinOpsError as error:
         print(f"aifinops: {error}", file=sys.stderr)
         sys.exit(WRONG_INPUT if isinstance(error, ConfigurationError) else 1)

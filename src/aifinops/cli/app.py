@@ -176,6 +176,25 @@ def doctor(ledger: LedgerPath = None) -> None:
         raise typer.Exit(1)
 
 
+@app.command(context_settings={"allow_interspersed_args": False})
+def run(
+    program: Annotated[
+        list[str] | None, typer.Argument(metavar="PROGRAM [ARGUMENTS]...", help="A script, and all that it is given.")
+    ] = None,
+    module: Annotated[
+        str | None,
+        typer.Option("-m", metavar="MODULE", help="Run a module as python -m does; what follows is its own."),
+    ] = None,
+    silent: Annotated[bool, typer.Option("--no-summary", help="Do not say at the end what it cost.")] = False,
+) -> None:
+    """Run a Python program, metered, without a line of code in it; what it starts is metered as well."""
+    from aifinops.cli.run import run as become
+
+    if not program and module is None:
+        raise ConfigurationError("aifinops run needs a program: aifinops run app.py, or aifinops run -m package")
+    become(program or (), module=module, summary=not silent)
+
+
 @app.command()
 def version() -> None:
     """The version of aifinops."""

@@ -128,6 +128,8 @@ def failed(opened: Opened, error: BaseException) -> None:
 
 def _settle(opened: Opened, result: Any, http: Any) -> None:
     reader, invocation = opened.reader, opened.invocation
+    if invocation.engines.capture:
+        invocation.said = result if http is None or hasattr(result, "usage") else first_event(http.content)
     reading = None
     if hasattr(result, "usage"):
         reading = reader.tolerant(result)

@@ -31,7 +31,7 @@ from aifinops.meters import METERS
 from aifinops.reading import Part, Reading
 from aifinops.usage import Quantity, leaves
 
-__all__ = ["Reader", "StreamText", "dig", "drift", "first_event", "read_events", "read_objects"]
+__all__ = ["Reader", "StreamText", "dig", "drift", "first_event", "read_events", "read_objects", "said"]
 
 _Tree = tuple[tuple[str, str, Any], ...]
 _Counts = dict[str, Quantity]
@@ -763,6 +763,12 @@ def read_events(data: bytes, reader: Reader) -> tuple[Reading | None, StreamText
         found = reader.tolerant(body)
         return (found, StreamText()) if found is not None else (None, _whole(body, reader))
     return None, _collect(lines, reader)
+
+
+def said(data: bytes, reader: Reader) -> Any:
+    """What an answer said, for those who have asked for it: the text of a stream, or the body of one that is none."""
+    lines = _data_lines(data)
+    return _collect(lines, reader).text if lines else first_event(data)
 
 
 def _last_usage(data: bytes, reader: Reader) -> Reading | None:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from aifinops import metering
 from aifinops.errors import BudgetExceeded, swallow
-from aifinops.integrations.extract import Reader, StreamText, first_event, read_events, read_objects
+from aifinops.integrations.extract import Reader, StreamText, first_event, read_events, read_objects, said
 from aifinops.metering import Invocation
 from aifinops.reading import Reading
 
@@ -110,6 +110,8 @@ class Passing:
         data = b"".join([*self.kept, *self.newest])
         self.kept.clear()
         self.newest.clear()
+        if self._opened.invocation.engines.capture:
+            self._opened.invocation.said = said(data, reader)
         return *read_events(data, reader), first_event(data)
 
 
@@ -134,6 +136,8 @@ class PassingEvents(Passing):
     def _read(self, reader: Reader) -> tuple[Reading | None, StreamText, Any]:
         events = list(self.events)
         self.events.clear()
+        if self._opened.invocation.engines.capture:
+            self._opened.invocation.said = "".join(map(reader.text, events))
         reading, came = read_objects(events, reader)
         came.finished = came.finished or self.ended
         return reading, came, next(iter(events), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import importlib.util
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 from aifinops import runtime, scope
 from aifinops.errors import ConfigurationError
+from aifinops.integrations.hooks import FRAMEWORKS, HOOKS
 from aifinops.integrations.patching import Patch, Patches
 from aifinops.integrations.provider import Provider
 from aifinops.pricing.match import PROVIDERS as SPELLINGS
@@ -66,9 +68,9 @@ def provider(name: str) -> Provider:
     """
     reference = PROVIDERS.get(name)
     if reference is None:
-        near = difflib.get_close_matches(name, PROVIDERS, n=1, cutoff=0.4)
+        near = difflib.get_close_matches(name, [*PROVIDERS, *HOOKS], n=1, cutoff=0.4)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ConfigurationError(f"no integration {name!r}.{hint} There are: {', '.join(PROVIDERS)}.")
+        raise ConfigurationError(f"no integration {name!r}.{hint} There are: {', '.join([*PROVIDERS, *HOOKS])}.")
     row: Provider = _load(reference)
     return row
 
@@ -107,7 +109,8 @@ def instrument(*targets: Any) -> None:
     """Meter every call of the installed client libraries; safe to call twice, before or after they are imported.
 
     Args:
-        *targets: names (`"openai"`) or client objects (only that client then); none for all.
+        *targets: names (`"openai"`) or client objects (only that client then); none for all client libraries of models and the
+            frameworks above them, which add tags. Databases and storage (`"pinecone"`, `"s3"`) are charged when they are named.
 
     Raises:
         ConfigurationError: for an unknown name, a named library that is not installed, or wrong settings.
@@ -116,7 +119,7 @@ def instrument(*targets: Any) -> None:
     _ = engines.writer  # a ledger that cannot be opened is said now, not inside a call
     if engines.config.threads:
         _patches.when_imported("threads", "concurrent.futures.thread", _patch_threads)
-    for target in targets or PROVIDERS:
+    for target in targets or (*PROVIDERS, *FRAMEWORKS):
         if isinstance(target, str):
             _instrument_name(target, asked=bool(targets))
         else:
@@ -124,10 +127,35 @@ def instrument(*targets: Any) -> None:
 
 
 def _instrument_name(name: str, *, asked: bool) -> None:
+    if name in HOOKS:
+        _instrument_hook(name, asked=asked)
+        return
     row = provider(name)
     if asked and row.module not in sys.modules and importlib.util.find_spec(row.module) is None:
         raise ConfigurationError(f"{row.module} is not installed: pip install {row.package}")
     _patches.when_imported(name, row.module, lambda module: list(_seam(name).patch_module(module)))
+
+
+def _instrument_hook(name: str, *, asked: bool) -> None:
+    found = HOOKS[name]
+    if asked and found.top.partition(".")[0] not in sys.modules and not _installed(found.top):
+        raise ConfigurationError(f"{found.top} is not installed: pip install {found.package}")
+    for place, (module, reference) in enumerate(found.targets):
+        # One key for each module, and the plain name for the first: that is what `uninstrument(name)` is given.
+        key = name if not place else f"{name} ({module})"
+        _patches.when_imported(key, module, functools.partial(_call, reference))
+
+
+def _call(reference: str, loaded: Any) -> list[Any]:
+    made: list[Any] = _load(reference)(loaded)
+    return made
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _instrument_client(client: Any) -> None:
@@ -148,6 +176,8 @@ def uninstrument(*targets: str) -> None:
     """Restore exactly what was there; nothing named takes back everything."""
     for target in targets or (None,):
         _patches.undo(target)
+        for module, _ in HOOKS[target].targets[1:] if target in HOOKS else ():
+            _patches.undo(f"{target} ({module})")
 
 
 def state() -> dict[str, str]:

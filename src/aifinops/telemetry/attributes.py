@@ -61,9 +61,11 @@ def _add_tokens(attributes: dict[str, Any], charge: Charge) -> None:
     quantities = charge.quantities
     if not quantities:
         return
-    attributes[names.INPUT_TOKENS] = input_total(quantities)
-    if charge.operation != "embeddings":
-        attributes[names.OUTPUT_TOKENS] = output_total(quantities)
+    inputs, outputs = input_total(quantities), output_total(quantities)
+    if charge.service == "llm" or inputs or outputs:  # a search has no tokens, not zero of them
+        attributes[names.INPUT_TOKENS] = inputs
+        if charge.operation != "embeddings":
+            attributes[names.OUTPUT_TOKENS] = outputs
     for name, quantity in quantities.items():
         for key in _TOKEN_KEYS.get(name, ()):
             attributes[key] = attributes.get(key, 0) + int(quantity)

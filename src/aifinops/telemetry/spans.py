@@ -216,7 +216,8 @@ class Spans:
             if span.is_recording():
                 span.set_attributes(attributes)
                 if error is not None:
-                    span.set_status(api.status(api.error, str(error)[:200]))
+                    # Never its text: providers repeat in it what was sent.
+                    span.set_status(api.status(api.error, type(error).__name__))
                 span.end(end)
             return
         if opened.sampled_attributes:
