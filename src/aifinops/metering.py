@@ -259,7 +259,7 @@ class Invocation:
 
         Args:
             output_text: the text that arrived. chunks: pieces that it came in; each is at least one token.
-            reading: whatever else was read (model, response id). status: `ok` or `abandoned`.
+            reading: whatever else was read (model, response id, and perhaps the counts of the input). status: `ok` or `abandoned`.
         """
         try:
             self._estimate(output_text, chunks, reading, complete=status == "ok")
@@ -432,17 +432,23 @@ class Invocation:
         prompt, messages = _prompt(call.body)
         size = len(output_text.encode())
         output_mid = max(_about(output_text, call.model), chunks)
-        allowance = 0 if complete else call.max_output or 0
+        allowance = 0 if complete else self._allowance()
+        told = reading.quantities  # the input, where the answer told it before it broke off
         reading.estimated = True
-        reading.quantities = {
-            "input_tokens": _about(prompt, call.model) + 4 * messages,
-            "output_tokens": output_mid,
-        }
-        reading.lower = {"input_tokens": len(prompt) // BYTES_PER_TOKEN_MOST, "output_tokens": chunks}
-        reading.upper = {
-            "input_tokens": tokens.text_upper_bound(call.body) if call.body else 0,
-            "output_tokens": max(size, allowance, output_mid),
-        }
+        least = told or {"input_tokens": len(prompt) // BYTES_PER_TOKEN_MOST}
+        most = told or {"input_tokens": tokens.text_upper_bound(call.body) if call.body else 0}
+        middle = told or {"input_tokens": _about(prompt, call.model) + 4 * messages}
+        reading.quantities = {**middle, "output_tokens": output_mid}
+        reading.lower = {**least, "output_tokens": chunks}
+        reading.upper = {**most, "output_tokens": max(size, allowance, output_mid)}
+
+    def _allowance(self) -> int:
+        """The most output tokens of an answer whose end was not seen: the provider may have written on, and billed it."""
+        call, book = self.call, self.engines.book
+        stated = call.output_bound()
+        if stated is not None:
+            return stated
+        return (book.output_limit(call.provider, call.model) or 0) * call.choices
 
 
 def _regional(book: PriceBook, provider: str, model: str, region: str) -> str:

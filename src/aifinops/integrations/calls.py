@@ -16,9 +16,6 @@ from aifinops.reading import Reading
 
 __all__ = ["Calls", "answered", "failed", "path_of"]
 
-_DEARER_TIERS = {"priority": "priority", "fast": "priority"}
-"""Tiers whose bound is above the standard one; for the cheaper ones the standard bound is sound, whatever is served."""
-
 
 class Calls:
     """Opens the calls of one provider's row."""
@@ -54,6 +51,11 @@ class Calls:
             found = self._readers[provider, path] = Reader(route or self.row.routes[path], provider)
         return found
 
+    def path(self, url: str) -> str:
+        """The path of a URL as `routes` have it."""
+        path = path_of(url)
+        return path.removeprefix(self.row.prefix) if self.row.prefix else path
+
     def _call(
         self, provider: str, facts: dict[str, Any], body: dict[str, Any], route: Route, stream: bool, model: str
     ) -> Call:
@@ -68,21 +70,36 @@ class Calls:
             stream=stream,
             max_output=limit,
             choices=choices if isinstance(choices, int) and choices > 0 else 1,
-            tier=_DEARER_TIERS.get(body.get("service_tier"), ""),  # type: ignore[arg-type]
+            tier=_tier(body, route),
             facts={**facts, **route.facts} if route.facts else facts,
-            region=self.row.residency.get(facts["server.address"], ""),
+            region=_region(body, route) or self.row.residency.get(facts["server.address"], ""),
         )
 
     def target(self, client: Any, url: Any) -> tuple[str, dict[str, Any]]:
         """Provider and server attributes of a client, worked out once for each."""
         found = self._targets.get(client)
         if found is None:
-            provider = self.row.provider_at(url.host)
-            if "Azure" in type(client).__name__:
-                provider = "azure.ai.openai"
+            kinds = " ".join(kind.__name__ for kind in type(client).__mro__)
+            named = next((name for part, name in self.row.clients.items() if part in kinds), "")
+            provider = named or self.row.provider_at(url.host)
             facts = {"server.address": url.host, "server.port": url.port or (443 if url.scheme == "https" else 80)}
             found = self._targets[client] = (provider, facts)
         return found
+
+
+def _tier(body: dict[str, Any], route: Route) -> str:
+    """The dearer tier that a request asks for; empty where the bound of the standard one is sound, whatever is served."""
+    for name, words in route.asks.items():
+        asked = body.get(name)
+        if type(asked) is str and asked in words:
+            return words[asked]
+    return ""
+
+
+def _region(body: dict[str, Any], route: Route) -> str:
+    """The region that a request asks for, where that is a region."""
+    asked = body.get(route.place) if route.place else None
+    return route.regions.get(asked, asked) if isinstance(asked, str) else ""
 
 
 def path_of(url: str) -> str:

@@ -353,6 +353,17 @@ class Reader:
         """The body inside a stream's event: the event itself, or the object that it carries."""
         return plain(event, self._event) if self._event else event
 
+    def begun(self, event: Any) -> Reading:
+        """What the first event of a stream that broke off says: model, id and, where events add to one another, the input."""
+        body = next((plain(event, split(source)) for source, target in self.route.merge if not target), None)
+        if body is None:
+            return self.describe(self.event_body(event) or {})
+        told = self.tolerant(body)
+        if told is None or told.problem:
+            return self.describe(body)
+        told.quantities = {name: count for name, count in told.quantities.items() if _direction(name) == "input"}
+        return told
+
     def text(self, body: Any) -> str:
         """All generated text of a body or a stream event."""
         return "".join(text for path in self._text for text in _texts(body, path))

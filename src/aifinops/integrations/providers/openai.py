@@ -163,6 +163,7 @@ OPENAI = Provider(
         "openrouter.ai": "openrouter", "api.together.xyz": "together", "api.fireworks.ai": "fireworks",
         "api.perplexity.ai": "perplexity", "generativelanguage.googleapis.com": "gcp.gemini",
     },
+    clients={"Azure": "azure.ai.openai", "Bedrock": "aws.bedrock"},
     # https://developers.openai.com/api/docs/guides/data-residency: models since March 2026 cost a tenth more there.
     residency={f"{region}.api.openai.com": region for region in ("us", "eu", "au", "in", "jp", "ae")},
 )  # fmt: skip
