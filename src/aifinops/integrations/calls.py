@@ -8,6 +8,7 @@ from typing import Any
 from aifinops import metering
 from aifinops.errors import swallow
 from aifinops.integrations.extract import Reader, first_event, read_events
+from aifinops.integrations.later import Files, Later, Lines, Poll, Unknown
 from aifinops.integrations.passing import Opened, Tap
 from aifinops.integrations.provider import Provider, Route
 from aifinops.integrations.registry import answers, knows
@@ -23,6 +24,10 @@ class Calls:
     def __init__(self, row: Provider) -> None:
         self.row = row
         self._readers: dict[tuple[str, str], Reader] = {}
+        answers_of = ((Poll, row.polls), (Lines, row.results), (Files, row.files))
+        self._polls = [
+            (kind, pattern.split("{}"), keys) for kind, table in answers_of for pattern, keys in table.items()
+        ]
         self._targets: weakref.WeakKeyDictionary[Any, tuple[str, dict[str, Any]]] = weakref.WeakKeyDictionary()
 
     def open(
@@ -41,7 +46,11 @@ class Calls:
         reader = self.reader(provider, path)
         # Last, so that nothing can fail between opening an invocation and handing it over.
         invocation = metering.begin(self._call(provider, facts, body, route, stream, model))
-        return None if invocation is None else Opened(reader, invocation)
+        if invocation is None:
+            return None
+        if route.later and (not stream or body.get("background") is True):
+            return Later(reader, invocation)
+        return Opened(reader, invocation)
 
     def reader(self, provider: str, path: str) -> Reader:
         """How this provider's answers are read: one client library reaches many, and each adds something of its own."""
@@ -50,6 +59,34 @@ class Calls:
             route = answers(provider)[1].routes.get(path) if knows(provider) else None
             found = self._readers[provider, path] = Reader(route or self.row.routes[path], provider)
         return found
+
+    def poll(self, client: Any, url: Any, path: str, *, stream: bool) -> Opened | None:
+        """Look at a GET, when it can say what an earlier call has used."""
+        for kind, (start, end), keys in self._polls:
+            if path.startswith(start) and path.endswith(end):
+                subject = path[len(start) : len(path) - len(end)]
+                if subject and "/" not in subject:
+                    provider, facts = self.target(client, url)
+                    readers = [self.reader(provider, key) for key in ([keys] if isinstance(keys, str) else keys)]
+                    route = readers[0].route
+                    call = Call(provider, route.operation, "", stream=stream, facts={**facts, **route.facts})
+                    return kind.open(call, readers, subject)
+        return None
+
+    def unknown(self, client: Any, url: Any, path: str, body: dict[str, Any], *, stream: bool) -> Opened | None:
+        """Look at a POST to an endpoint that no route knows, in case its answer has a usage."""
+        operation = path.rpartition("/")[2]
+        if (
+            self.row.other is None or operation == "cancel"
+        ):  # that answers with what is cancelled, and what that has used
+            return None
+        provider, facts = self.target(client, url)
+        asked = body.get("model")
+        call = Call(provider, operation, asked if isinstance(asked, str) else "", stream=stream, facts=facts)
+        reader = self._readers.get((provider, ""))
+        if reader is None:
+            reader = self._readers[provider, ""] = Reader(self.row.other, provider)
+        return Unknown.open(call, reader)
 
     def path(self, url: str) -> str:
         """The path of a URL as `routes` have it."""
@@ -73,6 +110,7 @@ class Calls:
             tier=_tier(body, route),
             facts={**facts, **route.facts} if route.facts else facts,
             region=_region(body, route) or self.row.residency.get(facts["server.address"], ""),
+            **_billed(body, route) if route.billed or route.hidden else _NOTHING,
         )
 
     def target(self, client: Any, url: Any) -> tuple[str, dict[str, Any]]:
@@ -85,6 +123,23 @@ class Calls:
             facts = {"server.address": url.host, "server.port": url.port or (443 if url.scheme == "https" else 80)}
             found = self._targets[client] = (provider, facts)
         return found
+
+
+_NOTHING: dict[str, Any] = {}
+
+
+def _billed(body: dict[str, Any], route: Route) -> dict[str, Any]:
+    """What the request says of its own price, as attributes of its `Call`."""
+    counts = {meter: count for meter, name in route.billed.items() if (count := _count(body.get(name, 1)))}
+    given = ((option, body.get(name)) for option, name in route.given.items())
+    options = tuple((option, said) for option, said in given if isinstance(said, str) and said != "auto")
+    return {"counts": counts, "options": options, "hidden": route.hidden}
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value)
+    return value if type(value) is int and value > 0 else 0
 
 
 def _tier(body: dict[str, Any], route: Route) -> str:
@@ -119,7 +174,8 @@ def answered(opened: Opened, result: Any) -> None:
         if http is None:
             http = getattr(result, "http_response", None) or getattr(result, "response", None)
         if http is not None and (invocation.call.stream or not http.is_closed):
-            Tap(opened, http)
+            if opened.wants(http):
+                Tap(opened, http)
             return
         _settle(opened, result, http)
     except Exception as failure:  # the answer is the user's, whatever we could not read in it
@@ -145,6 +201,9 @@ def failed(opened: Opened, error: BaseException) -> None:
 
 def _settle(opened: Opened, result: Any, http: Any) -> None:
     reader, invocation = opened.reader, opened.invocation
+    if isinstance(opened, Lines):
+        opened.take(http.content.split(b"\n"))
+        return
     reading = None
     if hasattr(result, "usage"):
         reading = reader.tolerant(result)
@@ -154,4 +213,10 @@ def _settle(opened: Opened, result: Any, http: Any) -> None:
         invocation.settle(reading)
         return
     body = result if http is None else first_event(http.content)
-    invocation.settle_estimated(reader.text(body), 0, reader.describe(body), "ok")
+    other = reader.otherwise
+    reading = None if other is None else other.tolerant(body)
+    if reading is not None:
+        reading.options = reading.options or invocation.call.options
+        invocation.settle(reading)
+        return
+    opened.unsaid(reader.describe(body), reader.text(body), 0, "ok")

@@ -226,6 +226,7 @@ class Reader:
         self._raw_name = route.raw if self._raw == ((route.raw, ""),) else ""
         self._also = [(path, split(path) if "." in path else None) for path in route.also]
         self._known = _known(route)
+        self.otherwise = None if route.otherwise is None else Reader(route.otherwise, provider)
 
     def read(self, body: Any, *, brief: bool = False) -> Reading | None:
         """What a body says, or None when it has no usage.

@@ -49,6 +49,21 @@ class Opened:
         """What keeps an answer of this call that comes in pieces."""
         return Passing(self)
 
+    def wants(self, http: Any) -> bool:
+        """Whether an answer that comes in pieces is to be seen."""
+        return True
+
+    def unsaid(self, about: Reading, text: str, pieces: int, status: str) -> None:
+        """Settle an answer that says no usage.
+
+        Args:
+            about: what it does say. text, pieces: of a stream. status: `ok` or `abandoned`.
+        """
+        if self.invocation.call.counts:
+            self.invocation.settle_asked(about, status)
+        else:
+            self.invocation.settle_estimated(text, pieces, about, status)
+
 
 def guarded(place: str, function: Callable[..., Any], *args: Any) -> Any:
     """Call something of ours; its failure is counted and is None. Only a budget's refusal gets out."""
@@ -110,7 +125,7 @@ class Passing:
             invocation.settle(reading)
             return
         about = reader.begun(first)
-        invocation.settle_estimated(came.text, came.pieces, about, "ok" if came.finished else "abandoned")
+        self._opened.unsaid(about, came.text, came.pieces, "ok" if came.finished else "abandoned")
 
     def _read(self, reader: Reader) -> tuple[Reading | None, StreamText, Any]:
         """(the usage that came, or else the text, the first event)."""

@@ -134,7 +134,8 @@ class Provider:
         package: what to install, for the error that says so.
         clients: part of the name of a client's class -> provider name; it is over `hosts`.
         prefix: what this library's own paths begin with, which `routes` leave out.
-        polls: path of a GET, `{}` for the id in it -> the routes of which one reads the answer.
+        polls: path of a GET, `{}` for the id in it -> the route that reads the answer. results: the same for the answers of a batch, one
+            a line, and the routes of which one reads a line. files: the same for files, of which some are the output of a batch.
         other: how answers of an endpoint that is not in `routes` are read, when they have a usage.
     """
 
@@ -148,7 +149,9 @@ class Provider:
     residency: Mapping[str, str] = field(default_factory=dict)
     clients: Mapping[str, str] = field(default_factory=dict)
     prefix: str = ""
-    polls: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    polls: Mapping[str, str] = field(default_factory=dict)
+    results: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     other: Route | None = None
 
     def provider_at(self, host: str) -> str:

@@ -78,6 +78,8 @@ ANTHROPIC = Provider(
         "api.anthropic.com": "anthropic", ".amazonaws.com": "aws.bedrock", ".googleapis.com": "gcp.vertex_ai",
         ".services.ai.azure.com": "azure.ai.inference",
     },
+    results={"/v1/messages/batches/{}/results": ("batch line",)},
+    other=replace(MESSAGE, parts=(), merge=()),
     # These clients put the model into the path after the call has begun here, where it is still in the body.
     clients={"Bedrock": "aws.bedrock", "Vertex": "gcp.vertex_ai", "Foundry": "azure.ai.inference"},
 )  # fmt: skip

@@ -82,12 +82,18 @@ class Seam:
 
     def _begin(self, client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opened | None:
         options = args[1] if len(args) > 1 else kwargs["options"]
+        method = options.method.lower()
         path = self._calls.path(options.url)
-        route = self._row.routes.get(path)
-        if route is None or options.method.lower() != "post":
+        if method == "get":
+            return self._calls.poll(client, client.base_url, path, stream=bool(kwargs.get("stream")))
+        if method != "post":
             return None
         body = _body(options)
-        return self._calls.open(client, client.base_url, path, route, body, stream=bool(body.get("stream")))
+        stream = bool(body.get("stream"))
+        route = self._row.routes.get(path)
+        if route is None:
+            return self._calls.unknown(client, client.base_url, path, body, stream=stream)
+        return self._calls.open(client, client.base_url, path, route, body, stream=stream)
 
 
 def _body(options: Any) -> dict[str, Any]:
