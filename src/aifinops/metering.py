@@ -591,13 +591,14 @@ _NO_LIMIT = "The request states no output limit, so the model's own maximum is h
 
 class Watched(Invocation):
     """A request that may cost nothing: a poll, a download, an endpoint that nobody knows. Nothing is held for it, no span is begun, and
-    its end only goes to `read`, which may `charge`."""
+    its end only goes to `read`, which may `charge`. `early` is given the transport's answer before the library has begun to read it."""
 
-    __slots__ = ("read",)
+    __slots__ = ("early", "read")
 
     def __init__(self, engines: runtime.Runtime, call: Call, scope: Scope, tags: Tags, read: Watcher) -> None:
         super().__init__(engines, call, scope, tags)
         self.read = read
+        self.early: Callable[[Any], None] | None = None
 
     def settle(self, reading: Reading, status: str = "ok", error: BaseException | None = None) -> None:
         """Hand over what was read, once."""

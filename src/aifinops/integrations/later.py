@@ -12,13 +12,13 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from aifinops.errors import swallow
 from aifinops.integrations.extract import Reader
-from aifinops.integrations.passing import Opened, Passing, guarded
+from aifinops.integrations.passing import Opened, Passing, Tap, guarded
 from aifinops.integrations.paths import Names, plain, split, word
 from aifinops.integrations.responses import holds, sign_of
 from aifinops.ledger.base import Query
@@ -234,6 +234,7 @@ class Lines(Watching):
         self._readers = [(reader, list(map(sign_of, reader.route.signs))) for reader in readers]
         self._batch = batch
         self._watched = watched
+        self._tapped = False
 
     @classmethod
     def open(cls, call: Call, readers: list[Reader], subject: str) -> Self | None:
@@ -242,7 +243,11 @@ class Lines(Watching):
         if not batch:
             return None
         watched = watch(call, lambda *_: None)
-        return None if watched is None else cls(readers, watched, batch)
+        if watched is None:
+            return None
+        opened = cls(readers, watched, batch)
+        watched.early = opened.tap
+        return opened
 
     @staticmethod
     def _of(provider: str, subject: str) -> str:
@@ -253,13 +258,19 @@ class Lines(Watching):
         """Lines are read as they come: a file may be larger than what is kept of a stream."""
         return _PassingLines(self)
 
-    def wants(self, http: Any) -> bool:
-        """Whatever a server calls a file of lines."""
-        return True
+    def tap(self, http: Any) -> None:
+        """See the lines go by. A decoder of lines asks for the bytes when it is made, and not when they are wanted."""
+        if not http.is_closed:
+            self._tapped = True
+            Tap(self, http)
 
-    def take(self, lines: Iterable[bytes]) -> None:
-        """Charge every line that has a usage and is not charged yet."""
-        found = dict(self._read(lines))
+    def wants(self, http: Any) -> bool:
+        """Whatever a server calls a file of lines, once."""
+        return not self._tapped
+
+    def take(self, lines: Sequence[bytes], *, to_the_end: bool = True) -> None:
+        """Charge every line that has a usage and is not charged yet; the end of a file that was left or cut may be half a line."""
+        found = dict(self._read(lines, len(lines) - 1 if to_the_end else -1))
         for start in range(0, len(found), _PAGE):
             ids = list(found)[start : start + _PAGE]
             known = _known(self._watched.engines, Query(where={"id": ids}))
@@ -267,12 +278,13 @@ class Lines(Watching):
                 if id not in known:
                     self._watched.charge(found[id], id=id)
 
-    def _read(self, lines: Iterable[bytes]) -> Iterator[tuple[str, Reading]]:
-        for line in lines:
+    def _read(self, lines: Sequence[bytes], last: int) -> Iterator[tuple[str, Reading]]:
+        for number, line in enumerate(lines):
             try:
                 entry = json.loads(line) if line.strip() else None
-            except ValueError as failure:  # a file that was cut: the lines before it count
-                swallow("later.line", failure)
+            except ValueError as failure:  # the other lines count
+                if number != last:
+                    swallow("later.line", failure)
                 continue
             name = word(plain(entry, _CUSTOM)) if isinstance(entry, dict) else ""
             reading = self._reading(entry) if name else None
@@ -312,7 +324,7 @@ class _PassingLines(Passing):
         self.newest.append(chunk)
         *lines, self._rest = b"".join([self._rest, *self.newest]).split(b"\n")
         self.newest.clear()
-        self._lines.take(lines)
+        self._lines.take(lines, to_the_end=False)
 
     def _settle(self) -> None:
         self._lines.take(b"".join([self._rest, *self.newest]).split(b"\n"))

@@ -29,7 +29,7 @@ class Wire:
         self.asked: list[tuple[str, bytes]] = []
         self.during: Callable[[], None] = lambda: None
         self.cut: int | None = None
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server = _Server(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
 
@@ -63,6 +63,11 @@ class Wire:
         if isinstance(found, list):
             return 200, "text/event-stream", map(_event, found)
         return 200, "application/json", iter([json.dumps(found).encode()])
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that hung up is what some tests are about."""
 
 
 def _event(event: Any) -> bytes:

@@ -123,3 +123,5 @@ def _remember(response: Any) -> None:
     invocation = metering.in_flight()
     if invocation is not None:
         invocation.answer = response
+        if type(invocation) is metering.Watched and invocation.early is not None:
+            invocation.early(response)
