@@ -5,9 +5,14 @@ from __future__ import annotations
 import gc
 import io
 import json
+import os
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -319,6 +324,31 @@ def test_what_the_request_alone_prices_is_held_exactly(cell: str, client: Any, w
     assert held[0] == Decimal(dollars) or (cell == "embeddings" and Decimal(dollars) < held[0] < Decimal("0.0001"))
 
 
+@pytest.mark.parametrize(
+    ("cell", "model", "most"),
+    [
+        ("transcriptions by second", "whisper-1", "0.1"),
+        ("transcriptions by token", "gpt-4o-transcribe", "0.5"),
+        ("images.generate", "", "0.5"),
+    ],
+)
+def test_what_a_file_or_a_picture_may_cost_is_held(cell: str, model: str, most: str, client: Any, wire: Wire) -> None:
+    """A minute of sound by the size of its file, tokens by what the model can read, a picture by the largest: above the truth, not far."""
+    path, answer, call, _, _, dollars = E2[cell]
+    wire.answers[f"POST {path}"] = answer
+    held: list[Decimal] = []
+    content = io.BytesIO(bytes(61 * 1000))  # 8 kilobits a second
+    content.seek(7)
+    with af.budget("$1") as block:
+        wire.during = lambda: held.append(block.reserved)
+        if model:
+            client.audio.transcriptions.create(model=model, file=("speech.ogg", content, "audio/ogg"))
+        else:
+            call(client)
+        assert block.spent == Decimal(dollars)
+    assert Decimal(dollars) < held[0] < Decimal(most)
+
+
 def test_speech_is_handed_on_byte_by_byte(client: Any, wire: Wire) -> None:
     """A streamed download of sound is the user's: the same bytes, one charge."""
     wire.answers["POST /audio/speech"] = (MP3[0], [MP3[1][:700], MP3[1][700:]])
@@ -556,6 +586,58 @@ async def test_async_polls(wire: Wire, at_the_time: None) -> None:
         await responses.retrieve("resp_1")
         await responses.retrieve("resp_1")
     exact(only_row(), "resp_1")
+
+
+SCRIPT = """
+import os, sys
+import openai, aifinops as af
+af.init(ledger=sys.argv[2])
+af.instrument("openai")
+client = openai.OpenAI(base_url=sys.argv[1], api_key="test")
+for step in sys.argv[3:]:
+    if step == "create":
+        client.responses.create(model="gpt-5-mini", input="hello", background=True)
+    elif step == "fork":
+        child = os.fork()
+        if child == 0:
+            sys.exit()
+        assert os.waitpid(child, 0)[1] == 0
+    elif step == "batch":
+        client.batches.retrieve("batch_1")
+    else:
+        client.responses.retrieve("resp_1")
+"""
+
+
+def run(wire: Wire, ledger: Path, *steps: str) -> list[Charge]:
+    """Another process, and what the ledger has after it."""
+    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, wire.url, str(ledger), *steps]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    subprocess.run(command, check=True, env=environment, timeout=60, capture_output=True)
+    af.init(ledger=ledger)
+    return rows()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_the_end_of_the_process_settles_what_waits_once(wire: Wire, tmp_path: Path) -> None:
+    """An answer that nobody polled is an estimate in the ledger; a forked child leaves it to its parent."""
+    need(openai.OpenAI(api_key="test"), "responses")
+    wire.answers["POST /responses"] = response("queued", None)
+    (charge,) = run(wire, tmp_path / "ledger.db", "create", "fork")
+    assert (charge.basis, charge.status) == ("estimated", "abandoned")
+
+
+def test_processes_that_poll_the_same_response_or_batch_charge_it_once(wire: Wire, tmp_path: Path) -> None:
+    """One creates and polls, others poll: the ledger that they share has one entry of each."""
+    need(openai.OpenAI(api_key="test"), "responses")
+    wire.answers = {
+        "POST /responses": response("queued", None, created_at=int(time.time())),
+        "GET /responses/resp_1": response(created_at=int(time.time())),
+        "GET /batches/batch_1": batch(usage=RESPONSE_USAGE),
+    }
+    for steps in (("create", "poll", "poll"), ("poll", "batch"), ("batch", "poll")):
+        found = run(wire, tmp_path / "ledger.db", *steps)
+    assert sorted(row.response_id for row in found) == ["batch_1", "resp_1"]
 
 
 # --- batches -----------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 from aifinops import metering
@@ -31,13 +33,23 @@ class Calls:
         self._targets: weakref.WeakKeyDictionary[Any, tuple[str, dict[str, Any]]] = weakref.WeakKeyDictionary()
 
     def open(
-        self, client: Any, url: Any, path: str, route: Route, body: dict[str, Any], *, stream: bool, model: str = ""
+        self,
+        client: Any,
+        url: Any,
+        path: str,
+        route: Route,
+        body: dict[str, Any],
+        *,
+        stream: bool,
+        model: str = "",
+        files: Any = None,
     ) -> Opened | None:
         """Begin a call, or None when it is not to be metered.
 
         Args:
             client: whose `url` (scheme, host and port, as of httpx) it is. path, route: the endpoint. body: the request.
             stream: True when the answer comes in pieces. model: for requests whose body does not name it.
+            files: what is sent beside the body, as httpx takes it.
 
         Raises:
             BudgetExceeded: when a budget has no room; nothing was sent.
@@ -45,7 +57,7 @@ class Calls:
         provider, facts = self.target(client, url)
         reader = self.reader(provider, path)
         # Last, so that nothing can fail between opening an invocation and handing it over.
-        invocation = metering.begin(self._call(provider, facts, body, route, stream, model))
+        invocation = metering.begin(self._call(provider, facts, body, route, stream, model, files))
         if invocation is None:
             return None
         if route.later and (not stream or body.get("background") is True):
@@ -94,11 +106,20 @@ class Calls:
         return path.removeprefix(self.row.prefix) if self.row.prefix else path
 
     def _call(
-        self, provider: str, facts: dict[str, Any], body: dict[str, Any], route: Route, stream: bool, model: str
+        self,
+        provider: str,
+        facts: dict[str, Any],
+        body: dict[str, Any],
+        route: Route,
+        stream: bool,
+        model: str,
+        files: Any,
     ) -> Call:
         limit = next((body[name] for name in route.limits if isinstance(body.get(name), int)), None)
         choices = body.get(route.choices)
         asked = body.get("model")
+        if limit is None and route.most and isinstance(asked, str):
+            limit = route.most.get(asked)
         return Call(
             provider=provider,
             operation=route.operation,
@@ -110,7 +131,7 @@ class Calls:
             tier=_tier(body, route),
             facts={**facts, **route.facts} if route.facts else facts,
             region=_region(body, route) or self.row.residency.get(facts["server.address"], ""),
-            **_billed(body, route) if route.billed or route.hidden else _NOTHING,
+            **_billed(body, route, files) if route.billed or route.hidden else _NOTHING,
         )
 
     def target(self, client: Any, url: Any) -> tuple[str, dict[str, Any]]:
@@ -128,12 +149,30 @@ class Calls:
 _NOTHING: dict[str, Any] = {}
 
 
-def _billed(body: dict[str, Any], route: Route) -> dict[str, Any]:
+def _billed(body: dict[str, Any], route: Route, files: Any) -> dict[str, Any]:
     """What the request says of its own price, as attributes of its `Call`."""
     counts = {meter: count for meter, name in route.billed.items() if (count := _count(body.get(name, 1)))}
     given = ((option, body.get(name)) for option, name in route.given.items())
     options = tuple((option, said) for option, said in given if isinstance(said, str) and said != "auto")
-    return {"counts": counts, "options": options, "hidden": route.hidden}
+    size = _size(files) if route.sound else None
+    most = {} if size is None else {"audio_seconds": size // route.sound + 1}
+    return {"counts": counts, "most": most, "options": options, "hidden": route.hidden}
+
+
+def _size(files: Any) -> int | None:
+    """Bytes of all files; None when one does not say."""
+    total = 0
+    for _, one in files.items() if isinstance(files, Mapping) else files or ():
+        content = one[1] if isinstance(one, tuple) else one
+        if isinstance(content, (bytes, bytearray)):
+            total += len(content)
+        elif hasattr(content, "seek") and hasattr(content, "tell") and content.seekable():
+            at = content.tell()
+            total += content.seek(0, os.SEEK_END)
+            content.seek(at)
+        else:
+            return None
+    return total
 
 
 def _count(value: Any) -> int:

@@ -174,8 +174,12 @@ class Unknown(Watching):
 
 
 def _charge_usage(watched: Watched, reading: Reading, text: str) -> None:
+    """Charge an answer once: what nobody knows may be a thing that every request about it answers with."""
     if reading.quantities or reading.problem:
-        watched.charge(reading)
+        own = reading.response_id
+        id = entry_id(watched.call.provider, own) if own else ""
+        if not id or not _known(watched.engines, Query(where={"id": id}, limit=1)):
+            watched.charge(reading, id=id)
 
 
 class Poll(Watching):

@@ -82,6 +82,8 @@ class Route:
             field that asks for a region. given: option of the price -> request field that says it where the answer does not.
         billed: meter -> request field that has all that is billed of it: a number, or a text whose characters count.
         hidden: True for requests with input that their fields do not show (a file): what the model can read is the bound.
+        sound: the fewest bytes that a second of the sound in such a file takes; 0 for other files.
+        most: model -> the most output tokens of one answer, where no field of the request limits it.
         otherwise: how an answer of the same endpoint is read that has no usage.
         later: words at `finish` that say that the usage is still to come: it is polled for.
     """
@@ -117,6 +119,8 @@ class Route:
     given: Mapping[str, str] = field(default_factory=dict)
     billed: Mapping[str, str] = field(default_factory=dict)
     hidden: bool = False
+    sound: int = 0
+    most: Mapping[str, int] = field(default_factory=dict)
     otherwise: Route | None = None
     later: tuple[str, ...] = ()
 

@@ -109,9 +109,11 @@ _IMAGES = Route(
     "image_generation", _IMAGE_USAGE, ("data", "usage", "!object"), parts=(_SVG,), response_id="", tier="", also=("svg_usage",),
     known=("usage.total_tokens", "usage.input_tokens_details.text_tokens", "usage.output_tokens_details.text_tokens"),
 )  # fmt: skip
+# 6,240 for the largest picture in high quality and 100 for each of three on the way (the page above); newer models take any size.
 _GENERATED = replace(
-    _IMAGES, otherwise=_BY_NUMBER, given={"quality": "quality", "size": "size"}, billed={"images": "n"}
-)
+    _IMAGES, otherwise=_BY_NUMBER, given={"quality": "quality", "size": "size"}, billed={"images": "n"},
+    most={"gpt-image-1": 6_540, "gpt-image-1-mini": 6_540},
+)  # fmt: skip
 _TRANSCRIPTION = Route(
     "transcription", _TRANSCRIPTION_USAGE, ("text", "usage.type=tokens,duration"), response_id="", created="", tier="",
     known=("usage.total_tokens", "usage.input_token_details.text_tokens"),
@@ -119,7 +121,8 @@ _TRANSCRIPTION = Route(
 _DURATION = Route(
     "transcription", {"audio_seconds": "duration"}, ("text", "duration"), response_id="", created="", tier="", raw=""
 )
-_TRANSCRIBED = replace(_TRANSCRIPTION, otherwise=_DURATION, hidden=True)
+# The narrowest codec that is taken, Opus, has 6 kilobits of speech a second; pauses may take less.
+_TRANSCRIBED = replace(_TRANSCRIPTION, otherwise=_DURATION, hidden=True, sound=400)
 _SPEECH = Route(  # the answer is sound; only its events tell a usage
     "speech", {"input_tokens": "usage.input_tokens", "output_audio_tokens": "usage.output_tokens"},
     ("type=speech.audio.done",), response_id="", created="", tier="", known=("usage.total_tokens",), billed={"characters": "input"},

@@ -93,7 +93,7 @@ class Seam:
         route = self._row.routes.get(path)
         if route is None:
             return self._calls.unknown(client, client.base_url, path, body, stream=stream)
-        return self._calls.open(client, client.base_url, path, route, body, stream=stream)
+        return self._calls.open(client, client.base_url, path, route, body, stream=stream, files=options.files)
 
 
 def _body(options: Any) -> dict[str, Any]:
