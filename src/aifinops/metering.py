@@ -60,7 +60,8 @@ class Call:
         max_output: the output limit that the caller stated, tokens; None for none. choices: answers asked for.
         service: `llm` and so on. facts: further span attributes.
         region: that the request was sent to, where its address says so; the answer's own word wins.
-        counts: what the request alone says will be billed (`{"characters": 12}`), where that is all. most: the most of it.
+        counts: what the request alone says will be billed (`{"characters": 12}`), where that is all. most: the most of it, where
+            `counts` is only expected.
         options: whatever else the request says that decides the price. hidden: True when `body` does not show all of the input.
     """
 
@@ -289,18 +290,24 @@ class Invocation:
             swallow("metering.estimate", failure)
         self.settle(reading, status)
 
-    def settle_asked(self, reading: Reading, status: str = "ok") -> None:
+    def settle_asked(self, output_text: str, chunks: int, reading: Reading, status: str = "ok") -> None:
         """Settle an answer without usage by what the request says is billed, such as the characters that are spoken.
 
         Args:
-            reading: whatever was read of the answer. status: `ok` or `abandoned`.
+            output_text, chunks, status: as in `settle_estimated`. reading: whatever was read of the answer.
         """
-        counts = self.call.counts
+        call = self.call
         try:
-            if self._cost(counts).amount is None and "characters" in counts:
-                _spoken(reading, int(counts["characters"]))  # this model is billed by tokens, which nobody tells
+            if self._cost(call.counts).amount is not None:
+                reading.quantities, reading.options = call.counts, call.options
+                if call.most:
+                    reading.estimated, reading.lower, reading.upper = True, dict.fromkeys(call.counts, 0), call.most
+            elif "characters" in call.counts:
+                _spoken(reading, int(call.counts["characters"]))  # this model is billed by tokens, which nobody tells
+            elif "audio_seconds" in call.counts:
+                _heard(reading, call, self._allowance())
             else:
-                reading.quantities, reading.options = counts, self.call.options
+                self._estimate(output_text, chunks, reading, complete=False)
         except Exception as failure:  # recorded with unknown cost
             swallow("metering.asked", failure)
         self.settle(reading, status)
@@ -474,11 +481,17 @@ class Invocation:
         told = reading.quantities  # the input, where the answer told it before it broke off
         reading.estimated = True
         least = told or {"input_tokens": len(prompt) // BYTES_PER_TOKEN_MOST}
-        most = told or {"input_tokens": tokens.text_upper_bound(call.body) if call.body else 0}
+        most = told or {"input_tokens": self._prompt_bound()}
         middle = told or {"input_tokens": _about(prompt, call.model) + 4 * messages}
         reading.quantities = {**middle, "output_tokens": output_mid}
         reading.lower = {**least, "output_tokens": chunks}
         reading.upper = {**most, "output_tokens": max(size, allowance, output_mid)}
+
+    def _prompt_bound(self) -> int:
+        call = self.call
+        if call.hidden:
+            return self.engines.book.input_limit(call.provider, call.model)
+        return tokens.text_upper_bound(call.body) if call.body else 0
 
     def _allowance(self) -> int:
         """The most output tokens of an answer whose end was not seen: the provider may have written on, and billed it."""
@@ -496,6 +509,25 @@ def _spoken(reading: Reading, characters: int) -> None:
     reading.quantities = {"input_tokens": -(-characters // BYTES_PER_TOKEN), "output_tokens": -(-characters * 4 // 3)}
     reading.lower = {"input_tokens": characters // BYTES_PER_TOKEN_MOST, "output_tokens": characters // 3}
     reading.upper = {"input_tokens": 4 * characters, "output_tokens": 40 * characters}
+
+
+def _heard(reading: Reading, call: Call, allowance: int) -> None:
+    """Tokens of a recording by its length: OpenAI's models hear 10 a second; people say about 4 in it. The text of the prompt is beside."""
+    expected, most = int(call.counts["audio_seconds"]), int(call.most.get("audio_seconds", 0))
+    prompt, _ = _prompt(call.body)
+    size = len(prompt.encode())
+    reading.estimated = True
+    reading.quantities = {
+        "input_audio_tokens": 10 * expected,
+        "input_tokens": -(-size // BYTES_PER_TOKEN),
+        "output_tokens": 4 * expected,
+    }
+    reading.lower = dict.fromkeys(reading.quantities, 0)
+    reading.upper = {
+        "input_audio_tokens": 10 * most,
+        "input_tokens": size,
+        "output_tokens": max(allowance, 4 * expected),
+    }
 
 
 def _regional(book: PriceBook, provider: str, model: str, region: str) -> str:

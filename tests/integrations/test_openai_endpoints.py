@@ -349,6 +349,39 @@ def test_what_a_file_or_a_picture_may_cost_is_held(cell: str, model: str, most: 
     assert Decimal(dollars) < held[0] < Decimal(most)
 
 
+@pytest.mark.parametrize("model", ["whisper-1", "gpt-4o-transcribe"])
+def test_a_transcript_without_a_usage_is_an_estimate(model: str, client: Any, wire: Wire) -> None:
+    """Plain text tells nothing: the size of the file, or what the model can read, gives bounds that hold the truth."""
+    wire.answers["POST /audio/transcriptions"] = ("text/plain", f"{CANARY}\n".encode())
+    file = ("speech.mp3", bytes(61 * 6000), "audio/mpeg")
+    assert CANARY in client.audio.transcriptions.create(model=model, file=file, response_format="text")
+    charge = only_row()
+    true = {"whisper-1": {"audio_seconds": 61}, "gpt-4o-transcribe": {"input_audio_tokens": 610, "output_tokens": 30}}[
+        model
+    ]
+    cost = af.price(model, **true).amount
+    assert cost is not None
+    assert charge.basis == "estimated"
+    assert from_nanos(charge.lower or 0) <= cost <= from_nanos(charge.upper or 0)
+    assert charge.amount
+
+
+def test_measuring_a_file_does_not_read_it() -> None:
+    """A file is as it was; what can only be read has no size and is left alone."""
+    from aifinops.integrations.calls import _size
+
+    class Once:
+        def read(self, size: int = -1) -> bytes:
+            raise AssertionError("read by us")
+
+    content = io.BytesIO(b"0123456789")
+    content.seek(4)
+    assert _size([("file", ("a.wav", content)), ("file", b"12")]) == 12
+    assert content.tell() == 4
+    assert _size([("file", ("speech.wav", Once()))]) is None
+    assert _size(None) is None
+
+
 def test_speech_is_handed_on_byte_by_byte(client: Any, wire: Wire) -> None:
     """A streamed download of sound is the user's: the same bytes, one charge."""
     wire.answers["POST /audio/speech"] = (MP3[0], [MP3[1][:700], MP3[1][700:]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import weakref
 from collections.abc import Mapping
@@ -155,8 +156,14 @@ def _billed(body: dict[str, Any], route: Route, files: Any) -> dict[str, Any]:
     given = ((option, body.get(name)) for option, name in route.given.items())
     options = tuple((option, said) for option, said in given if isinstance(said, str) and said != "auto")
     size = _size(files) if route.sound else None
-    most = {} if size is None else {"audio_seconds": size // route.sound + 1}
+    most = {}
+    if size is not None:
+        counts, most = {"audio_seconds": size // _USUAL_SOUND + 1}, {"audio_seconds": size // route.sound + 1}
     return {"counts": counts, "most": most, "options": options, "hidden": route.hidden}
+
+
+_USUAL_SOUND = 16_000
+"""Bytes of a second of sound, as MP3 usually has them. Only what is expected depends on it, no bound."""
 
 
 def _size(files: Any) -> int | None:
@@ -164,15 +171,16 @@ def _size(files: Any) -> int | None:
     total = 0
     for _, one in files.items() if isinstance(files, Mapping) else files or ():
         content = one[1] if isinstance(one, tuple) else one
+        content = getattr(content, "file", content)  # of a temporary file, the file
         if isinstance(content, (bytes, bytearray)):
             total += len(content)
-        elif hasattr(content, "seek") and hasattr(content, "tell") and content.seekable():
+        elif isinstance(content, io.IOBase) and content.seekable():
             at = content.tell()
             total += content.seek(0, os.SEEK_END)
             content.seek(at)
         else:
             return None
-    return total
+    return total or None
 
 
 def _count(value: Any) -> int:

@@ -60,7 +60,7 @@ class Opened:
             about: what it does say. text, pieces: of a stream. status: `ok` or `abandoned`.
         """
         if self.invocation.call.counts:
-            self.invocation.settle_asked(about, status)
+            self.invocation.settle_asked(text, pieces, about, status)
         else:
             self.invocation.settle_estimated(text, pieces, about, status)
 
