@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -30,12 +30,12 @@ from aifinops.tags import Tags, make_tags, merge
 from aifinops.telemetry import attributes as span_attributes
 from aifinops.telemetry import names
 from aifinops.telemetry.spans import OpenSpan, Spans, error_type, guarded_finish
-from aifinops.usage import Quantities, Sku, Usage, input_total, output_total, quantities
+from aifinops.usage import EMPTY_QUANTITIES, Quantities, Sku, Usage, input_total, output_total, quantities
 
 if TYPE_CHECKING:
     from aifinops.pricing.book import PriceBook
 
-__all__ = ["Call", "Invocation", "begin", "drain", "enqueue", "in_flight", "record", "settle_later"]
+__all__ = ["Call", "Invocation", "Watched", "begin", "drain", "enqueue", "in_flight", "record", "settle_later", "watch"]
 
 MICRO = 1_000_000
 """Budgets count meters in millionths of their unit."""
@@ -60,7 +60,9 @@ class Call:
         max_output: the output limit that the caller stated, tokens; None for none. choices: answers asked for.
         service: `llm` and so on. facts: further span attributes.
         region: that the request was sent to, where its address says so; the answer's own word wins.
-        expected: what will be used, where it is known before and is no tokens (a search, a request to storage).
+        counts: what the request alone says will be billed (`{"characters": 12}`), where that is all. most: the most of it, where
+            `counts` is only expected.
+        options: whatever else the request says that decides the price. hidden: True when `body` does not show all of the input.
     """
 
     provider: str
@@ -74,7 +76,10 @@ class Call:
     service: str = "llm"
     facts: dict[str, Any] = field(default_factory=dict)
     region: str = ""
-    expected: Quantities | None = None
+    counts: Quantities = field(default_factory=lambda: EMPTY_QUANTITIES)
+    most: Quantities = field(default_factory=lambda: EMPTY_QUANTITIES)
+    options: tuple[tuple[str, str], ...] = ()
+    hidden: bool = False
 
     def output_bound(self) -> int | None:
         """The most output tokens, over all choices; None when the request states no limit."""
@@ -199,9 +204,16 @@ class Invocation:
     def _bound(self) -> dict[str, int]:
         """The most that this call can cost, kept in `upper`, and the same in every unit that a budget may count."""
         call, book = self.call, self.engines.book
-        if call.expected is not None:
-            return self._expected(call.expected)
-        self.prompt_bound = tokens.text_upper_bound(call.body or {}, model=call.model)
+        counted = call.most or call.counts
+        if counted:
+            cost = self._cost(counted)
+            if cost.amount is not None or call.service != "llm":
+                self.upper, self.currency = cost.amount, cost.currency
+                amounts = {"requests": MICRO, **{name: int(value * MICRO) for name, value in counted.items()}}
+                return amounts if cost.amount is None else {**amounts, cost.currency: to_nanos(cost.amount)}
+        self.prompt_bound = (
+            tokens.UNBOUNDED if call.hidden else tokens.text_upper_bound(call.body or {}, model=call.model)
+        )
         inputs = min(self.prompt_bound, book.input_limit(call.provider, call.model))
         outputs = call.output_bound()
         if outputs is None and call.choices > 1:
@@ -228,14 +240,12 @@ class Invocation:
         amounts["tokens"] = (inputs + outputs) * MICRO
         return amounts
 
-    def _expected(self, counts: Quantities) -> dict[str, int]:
-        """The bound of a call whose usage is known before: its price."""
-        cost = self._price(Reading(counts))
-        self.upper, self.currency = cost.amount, cost.currency
-        amounts = {"requests": MICRO, **{name: int(value * MICRO) for name, value in counts.items()}}
-        if cost.amount is not None:
-            amounts[cost.currency] = to_nanos(cost.amount)
-        return amounts
+    def _cost(self, counts: Quantities) -> Cost:
+        """What so much costs by the request's own words."""
+        call = self.call
+        return self.engines.book.cost(
+            call.provider, call.model, counts, at=self.wall, tier=call.tier, options=call.options
+        )
 
     def enter(self) -> None:
         """Put ids into the context: children find their parent, inner instrumentations see that the call has an owner."""
@@ -288,12 +298,34 @@ class Invocation:
 
         Args:
             output_text: the text that arrived. chunks: pieces that it came in; each is at least one token.
-            reading: whatever else was read (model, response id). status: `ok` or `abandoned`.
+            reading: whatever else was read (model, response id, and perhaps the counts of the input). status: `ok` or `abandoned`.
         """
         try:
             self._estimate(output_text, chunks, reading, complete=status == "ok")
         except Exception as failure:  # without an estimate the charge is recorded with unknown cost
             swallow("metering.estimate", failure)
+        self.settle(reading, status)
+
+    def settle_asked(self, output_text: str, chunks: int, reading: Reading, status: str = "ok") -> None:
+        """Settle an answer without usage by what the request says is billed, such as the characters that are spoken.
+
+        Args:
+            output_text, chunks, status: as in `settle_estimated`. reading: whatever was read of the answer.
+        """
+        call = self.call
+        try:
+            if self._cost(call.counts).amount is not None:
+                reading.quantities, reading.options = call.counts, call.options
+                if call.most:
+                    reading.estimated, reading.lower, reading.upper = True, dict.fromkeys(call.counts, 0), call.most
+            elif "characters" in call.counts:
+                _spoken(reading, int(call.counts["characters"]))  # this model is billed by tokens, which nobody tells
+            elif "audio_seconds" in call.counts:
+                _heard(reading, call, self._allowance())
+            else:
+                self._estimate(output_text, chunks, reading, complete=False)
+        except Exception as failure:  # recorded with unknown cost
+            swallow("metering.asked", failure)
         self.settle(reading, status)
 
     def fail(self, error: BaseException) -> None:
@@ -427,7 +459,7 @@ class Invocation:
 
     def _learn(self, reading: Reading) -> None:
         counts = reading.quantities
-        if not counts or reading.estimated or self.call.expected is not None:
+        if not counts or reading.estimated or self.call.service != "llm":
             return
         try:
             call = self.call
@@ -466,17 +498,57 @@ class Invocation:
         prompt, messages = _prompt(call.body)
         size = len(output_text.encode())
         output_mid = max(_about(output_text, call.model), chunks)
-        allowance = 0 if complete else call.max_output or 0
+        allowance = 0 if complete else self._allowance()
+        told = reading.quantities  # the input, where the answer told it before it broke off
         reading.estimated = True
-        reading.quantities = {
-            "input_tokens": _about(prompt, call.model) + 4 * messages,
-            "output_tokens": output_mid,
-        }
-        reading.lower = {"input_tokens": len(prompt) // BYTES_PER_TOKEN_MOST, "output_tokens": chunks}
-        reading.upper = {
-            "input_tokens": tokens.text_upper_bound(call.body) if call.body else 0,
-            "output_tokens": max(size, allowance, output_mid),
-        }
+        least = told or {"input_tokens": len(prompt) // BYTES_PER_TOKEN_MOST}
+        most = told or {"input_tokens": self._prompt_bound()}
+        middle = told or {"input_tokens": _about(prompt, call.model) + 4 * messages}
+        reading.quantities = {**middle, "output_tokens": output_mid}
+        reading.lower = {**least, "output_tokens": chunks}
+        reading.upper = {**most, "output_tokens": max(size, allowance, output_mid)}
+
+    def _prompt_bound(self) -> int:
+        call = self.call
+        if call.hidden:
+            return self.engines.book.input_limit(call.provider, call.model)
+        return tokens.text_upper_bound(call.body) if call.body else 0
+
+    def _allowance(self) -> int:
+        """The most output tokens of an answer whose end was not seen: the provider may have written on, and billed it."""
+        call, book = self.call, self.engines.book
+        stated = call.output_bound()
+        if stated is not None:
+            return stated
+        return (book.output_limit(call.provider, call.model) or 0) * call.choices
+
+
+def _spoken(reading: Reading, characters: int) -> None:
+    """Tokens of speech by the length of its text. OpenAI's models say 20 a second; people say about 15 letters in it, in scripts of
+    whole syllables about 5, and never below a half or above 60."""
+    reading.estimated = True
+    reading.quantities = {"input_tokens": -(-characters // BYTES_PER_TOKEN), "output_tokens": -(-characters * 4 // 3)}
+    reading.lower = {"input_tokens": characters // BYTES_PER_TOKEN_MOST, "output_tokens": characters // 3}
+    reading.upper = {"input_tokens": 4 * characters, "output_tokens": 40 * characters}
+
+
+def _heard(reading: Reading, call: Call, allowance: int) -> None:
+    """Tokens of a recording by its length: OpenAI's models hear 10 a second; people say about 4 in it. The text of the prompt is beside."""
+    expected, most = int(call.counts["audio_seconds"]), int(call.most.get("audio_seconds", 0))
+    prompt, _ = _prompt(call.body)
+    size = len(prompt.encode())
+    reading.estimated = True
+    reading.quantities = {
+        "input_audio_tokens": 10 * expected,
+        "input_tokens": -(-size // BYTES_PER_TOKEN),
+        "output_tokens": 4 * expected,
+    }
+    reading.lower = dict.fromkeys(reading.quantities, 0)
+    reading.upper = {
+        "input_audio_tokens": 10 * most,
+        "input_tokens": size,
+        "output_tokens": max(allowance, 4 * expected),
+    }
 
 
 def _content(request: Any, said: Any, finish_reasons: tuple[str, ...]) -> dict[str, str]:
@@ -575,6 +647,79 @@ def _unknown_model(invocation: Invocation) -> Any:
 
 
 _NO_LIMIT = "The request states no output limit, so the model's own maximum is held; set max_completion_tokens."
+
+
+# --- calls that are seen only by their answer ----------------------------------------------------------------------------
+
+
+class Watched(Invocation):
+    """A request that may cost nothing: a poll, a download, an endpoint that nobody knows. Nothing is held for it, no span is begun, and
+    its end only goes to `read`, which may `charge`. `early` is given the transport's answer before the library has begun to read it."""
+
+    __slots__ = ("early", "read")
+
+    def __init__(self, engines: runtime.Runtime, call: Call, scope: Scope, tags: Tags, read: Watcher) -> None:
+        super().__init__(engines, call, scope, tags)
+        self.read = read
+        self.early: Callable[[Any], None] | None = None
+
+    def settle(self, reading: Reading, status: str = "ok", error: BaseException | None = None) -> None:
+        """Hand over what was read, once."""
+        if self._end():
+            self.read(self, reading, "")
+
+    def settle_estimated(self, output_text: str, chunks: int, reading: Reading, status: str) -> None:
+        """Hand over an answer without usage."""
+        if self._end():
+            self.read(self, reading, output_text)
+
+    def fail(self, error: BaseException) -> None:
+        """The call raised, and costs nothing."""
+        self.leave()
+        self._end()
+
+    def charge(self, reading: Reading, *, id: str = "", at: int = 0) -> None:
+        """Charge what an answer said, to whoever asked for it.
+
+        Args:
+            reading: with usage. id: of the ledger entry, which ignores one that it has. at: when it was made, by default now.
+        """
+        late = _Late(self.engines, replace(self.call, model=self.call.model or reading.model), self.scope, self.tags)
+        late.id, late.wall, late.started = id or late.id, at or self.wall, self.started
+        late.enter()
+        late.leave()
+        late.settle(reading)
+
+
+Watcher = Callable[[Watched, Reading, str], None]
+"""What is to be done with the end of a watched call: the call, what was read, and the text that came without a usage."""
+
+
+class _Late(Invocation):
+    """A charge that nothing was held for."""
+
+    __slots__ = ()
+
+    def _pay(self, charge: Charge) -> None:
+        try:
+            budgets = self.engines.budgets(self.scope, self.tags)
+            self.engines.guard.post(budgets, actual_amounts(charge), id=charge.id, at=charge.at)
+        except Exception as failure:  # the ledger still has it
+            swallow("metering.budget_post", failure)
+
+
+def watch(call: Call, read: Watcher) -> Watched | None:
+    """Look at a call that is not held for; None when it is not to be looked at (switched off, or metered further out)."""
+    if _in_flight.get() is not None:
+        return None
+    engines = runtime.get()
+    if not engines.config.enabled:
+        return None
+    drain()
+    scope = current()
+    watched = Watched(engines, call, scope, engines.tags(scope), read)
+    watched._owner = _in_flight.set(watched)
+    return watched
 
 
 # --- streams that end where nobody may block ---------------------------------------------------------------------------

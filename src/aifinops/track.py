@@ -452,7 +452,7 @@ class Counted:
     def begin(self, label: str) -> metering.Invocation | None:
         """Hold what is known of the price in every budget; BudgetExceeded when one has no room."""
         call = metering.Call(
-            self.provider, "custom", self.model or label, service="other", expected=self._fixed,
+            self.provider, "custom", self.model or label, service="other", counts=self._fixed,
         )  # fmt: skip
         opened = metering.begin(call)
         if opened is not None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import os
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 from aifinops import metering
 from aifinops.errors import swallow
 from aifinops.integrations.extract import Reader, first_event, read_events
+from aifinops.integrations.later import Files, Later, Lines, Poll, Unknown
 from aifinops.integrations.passing import Opened, Tap
 from aifinops.integrations.provider import Provider, Route
 from aifinops.integrations.registry import answers, knows
@@ -16,9 +20,6 @@ from aifinops.reading import Reading
 
 __all__ = ["Calls", "answered", "failed", "path_of"]
 
-_DEARER_TIERS = {"priority": "priority", "fast": "priority"}
-"""Tiers whose bound is above the standard one; for the cheaper ones the standard bound is sound, whatever is served."""
-
 
 class Calls:
     """Opens the calls of one provider's row."""
@@ -26,16 +27,30 @@ class Calls:
     def __init__(self, row: Provider) -> None:
         self.row = row
         self._readers: dict[tuple[str, str], Reader] = {}
+        answers_of = ((Poll, row.polls), (Lines, row.results), (Files, row.files))
+        self._polls = [
+            (kind, pattern.split("{}"), keys) for kind, table in answers_of for pattern, keys in table.items()
+        ]
         self._targets: weakref.WeakKeyDictionary[Any, tuple[str, dict[str, Any]]] = weakref.WeakKeyDictionary()
 
     def open(
-        self, client: Any, url: Any, path: str, route: Route, body: dict[str, Any], *, stream: bool, model: str = ""
+        self,
+        client: Any,
+        url: Any,
+        path: str,
+        route: Route,
+        body: dict[str, Any],
+        *,
+        stream: bool,
+        model: str = "",
+        files: Any = None,
     ) -> Opened | None:
         """Begin a call, or None when it is not to be metered.
 
         Args:
             client: whose `url` (scheme, host and port, as of httpx) it is. path, route: the endpoint. body: the request.
             stream: True when the answer comes in pieces. model: for requests whose body does not name it.
+            files: what is sent beside the body, as httpx takes it.
 
         Raises:
             BudgetExceeded: when a budget has no room; nothing was sent.
@@ -43,8 +58,12 @@ class Calls:
         provider, facts = self.target(client, url)
         reader = self.reader(provider, path)
         # Last, so that nothing can fail between opening an invocation and handing it over.
-        invocation = metering.begin(self._call(provider, facts, body, route, stream, model))
-        return None if invocation is None else Opened(reader, invocation)
+        invocation = metering.begin(self._call(provider, facts, body, route, stream, model, files))
+        if invocation is None:
+            return None
+        if route.later and (not stream or body.get("background") is True):
+            return Later(reader, invocation)
+        return Opened(reader, invocation)
 
     def reader(self, provider: str, path: str) -> Reader:
         """How this provider's answers are read: one client library reaches many, and each adds something of its own."""
@@ -54,12 +73,54 @@ class Calls:
             found = self._readers[provider, path] = Reader(route or self.row.routes[path], provider)
         return found
 
+    def poll(self, client: Any, url: Any, path: str, *, stream: bool) -> Opened | None:
+        """Look at a GET, when it can say what an earlier call has used."""
+        for kind, (start, end), keys in self._polls:
+            if path.startswith(start) and path.endswith(end):
+                subject = path[len(start) : len(path) - len(end)]
+                if subject and "/" not in subject:
+                    provider, facts = self.target(client, url)
+                    readers = [self.reader(provider, key) for key in ([keys] if isinstance(keys, str) else keys)]
+                    route = readers[0].route
+                    call = Call(provider, route.operation, "", stream=stream, facts={**facts, **route.facts})
+                    return kind.open(call, readers, subject)
+        return None
+
+    def unknown(self, client: Any, url: Any, path: str, body: dict[str, Any], *, stream: bool) -> Opened | None:
+        """Look at a POST to an endpoint that no route knows, in case its answer has a usage."""
+        operation = path.rpartition("/")[2]
+        if (
+            self.row.other is None or operation == "cancel"
+        ):  # that answers with what is cancelled, and what that has used
+            return None
+        provider, facts = self.target(client, url)
+        asked = body.get("model")
+        call = Call(provider, operation, asked if isinstance(asked, str) else "", stream=stream, facts=facts)
+        reader = self._readers.get((provider, ""))
+        if reader is None:
+            reader = self._readers[provider, ""] = Reader(self.row.other, provider)
+        return Unknown.open(call, reader)
+
+    def path(self, url: str) -> str:
+        """The path of a URL as `routes` have it."""
+        path = path_of(url)
+        return path.removeprefix(self.row.prefix) if self.row.prefix else path
+
     def _call(
-        self, provider: str, facts: dict[str, Any], body: dict[str, Any], route: Route, stream: bool, model: str
+        self,
+        provider: str,
+        facts: dict[str, Any],
+        body: dict[str, Any],
+        route: Route,
+        stream: bool,
+        model: str,
+        files: Any,
     ) -> Call:
         limit = next((body[name] for name in route.limits if isinstance(body.get(name), int)), None)
         choices = body.get(route.choices)
         asked = body.get("model")
+        if limit is None and route.most and isinstance(asked, str):
+            limit = route.most.get(asked)
         return Call(
             provider=provider,
             operation=route.operation,
@@ -68,21 +129,79 @@ class Calls:
             stream=stream,
             max_output=limit,
             choices=choices if isinstance(choices, int) and choices > 0 else 1,
-            tier=_DEARER_TIERS.get(body.get("service_tier"), ""),  # type: ignore[arg-type]
+            tier=_tier(body, route),
             facts={**facts, **route.facts} if route.facts else facts,
-            region=self.row.residency.get(facts["server.address"], ""),
+            region=_region(body, route) or self.row.residency.get(facts["server.address"], ""),
+            **_billed(body, route, files) if route.billed or route.hidden else _NOTHING,
         )
 
     def target(self, client: Any, url: Any) -> tuple[str, dict[str, Any]]:
         """Provider and server attributes of a client, worked out once for each."""
         found = self._targets.get(client)
         if found is None:
-            provider = self.row.provider_at(url.host)
-            if "Azure" in type(client).__name__:
-                provider = "azure.ai.openai"
+            kinds = " ".join(kind.__name__ for kind in type(client).__mro__)
+            named = next((name for part, name in self.row.clients.items() if part in kinds), "")
+            provider = named or self.row.provider_at(url.host)
             facts = {"server.address": url.host, "server.port": url.port or (443 if url.scheme == "https" else 80)}
             found = self._targets[client] = (provider, facts)
         return found
+
+
+_NOTHING: dict[str, Any] = {}
+
+
+def _billed(body: dict[str, Any], route: Route, files: Any) -> dict[str, Any]:
+    """What the request says of its own price, as attributes of its `Call`."""
+    counts = {meter: count for meter, name in route.billed.items() if (count := _count(body.get(name, 1)))}
+    given = ((option, body.get(name)) for option, name in route.given.items())
+    options = tuple((option, said) for option, said in given if isinstance(said, str) and said != "auto")
+    size = _size(files) if route.sound else None
+    most = {}
+    if size is not None:
+        counts, most = {"audio_seconds": size // _USUAL_SOUND + 1}, {"audio_seconds": size // route.sound + 1}
+    return {"counts": counts, "most": most, "options": options, "hidden": route.hidden}
+
+
+_USUAL_SOUND = 16_000
+"""Bytes of a second of sound, as MP3 usually has them. Only what is expected depends on it, no bound."""
+
+
+def _size(files: Any) -> int | None:
+    """Bytes of all files; None when one does not say."""
+    total = 0
+    for _, one in files.items() if isinstance(files, Mapping) else files or ():
+        content = one[1] if isinstance(one, tuple) else one
+        content = getattr(content, "file", content)  # of a temporary file, the file
+        if isinstance(content, (bytes, bytearray)):
+            total += len(content)
+        elif isinstance(content, io.IOBase) and content.seekable():
+            at = content.tell()
+            total += content.seek(0, os.SEEK_END)
+            content.seek(at)
+        else:
+            return None
+    return total or None
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value)
+    return value if type(value) is int and value > 0 else 0
+
+
+def _tier(body: dict[str, Any], route: Route) -> str:
+    """The dearer tier that a request asks for; empty where the bound of the standard one is sound, whatever is served."""
+    for name, words in route.asks.items():
+        asked = body.get(name)
+        if type(asked) is str and asked in words:
+            return words[asked]
+    return ""
+
+
+def _region(body: dict[str, Any], route: Route) -> str:
+    """The region that a request asks for, where that is a region."""
+    asked = body.get(route.place) if route.place else None
+    return route.regions.get(asked, asked) if isinstance(asked, str) else ""
 
 
 def path_of(url: str) -> str:
@@ -102,7 +221,8 @@ def answered(opened: Opened, result: Any) -> None:
         if http is None:
             http = getattr(result, "http_response", None) or getattr(result, "response", None)
         if http is not None and (invocation.call.stream or not http.is_closed):
-            Tap(opened, http)
+            if opened.wants(http):
+                Tap(opened, http)
             return
         _settle(opened, result, http)
     except Exception as failure:  # the answer is the user's, whatever we could not read in it
@@ -128,6 +248,9 @@ def failed(opened: Opened, error: BaseException) -> None:
 
 def _settle(opened: Opened, result: Any, http: Any) -> None:
     reader, invocation = opened.reader, opened.invocation
+    if isinstance(opened, Lines):
+        opened.take(http.content.split(b"\n"))
+        return
     if invocation.engines.capture:
         invocation.said = result if http is None or hasattr(result, "usage") else first_event(http.content)
     reading = None
@@ -139,4 +262,10 @@ def _settle(opened: Opened, result: Any, http: Any) -> None:
         invocation.settle(reading)
         return
     body = result if http is None else first_event(http.content)
-    invocation.settle_estimated(reader.text(body), 0, reader.describe(body), "ok")
+    other = reader.otherwise
+    reading = None if other is None else other.tolerant(body)
+    if reading is not None:
+        reading.options = reading.options or invocation.call.options
+        invocation.settle(reading)
+        return
+    opened.unsaid(reader.describe(body), reader.text(body), 0, "ok")

@@ -261,6 +261,7 @@ class Reader:
         self._raw = split(route.raw)
         self._raw_name = route.raw if self._raw == ((route.raw, ""),) else ""
         self._also = [(path, split(path) if "." in path else None) for path in route.also]
+        self.otherwise = None if route.otherwise is None else Reader(route.otherwise, provider)
 
     def read(self, body: Any, *, brief: bool = False) -> Reading | None:
         """What a body says, or None when it has no usage.
@@ -395,6 +396,17 @@ class Reader:
     def event_body(self, event: Any) -> Any:
         """The body inside a stream's event: the event itself, or the object that it carries."""
         return plain(event, self._event) if self._event else event
+
+    def begun(self, event: Any) -> Reading:
+        """What the first event of a stream that broke off says: model, id and, where events add to one another, the input."""
+        body = next((plain(event, split(source)) for source, target in self.route.merge if not target), None)
+        if body is None:
+            return self.describe(self.event_body(event) or {})
+        told = self.tolerant(body)
+        if told is None or told.problem:
+            return self.describe(body)
+        told.quantities = {name: count for name, count in told.quantities.items() if _direction(name) == "input"}
+        return told
 
     def text(self, body: Any) -> str:
         """All generated text of a body or a stream event."""

@@ -7,6 +7,8 @@ library hands out as objects pass `watched` or `awatched`.
 from __future__ import annotations
 
 import atexit
+import base64
+import re
 import sys
 import weakref
 from collections import deque
@@ -43,6 +45,25 @@ class Opened:
         self.reader = reader
         self.invocation = invocation
 
+    def passing(self) -> Passing:
+        """What keeps an answer of this call that comes in pieces."""
+        return Passing(self)
+
+    def wants(self, http: Any) -> bool:
+        """Whether an answer that comes in pieces is to be seen."""
+        return True
+
+    def unsaid(self, about: Reading, text: str, pieces: int, status: str) -> None:
+        """Settle an answer that says no usage.
+
+        Args:
+            about: what it does say. text, pieces: of a stream. status: `ok` or `abandoned`.
+        """
+        if self.invocation.call.counts:
+            self.invocation.settle_asked(text, pieces, about, status)
+        else:
+            self.invocation.settle_estimated(text, pieces, about, status)
+
 
 def guarded(place: str, function: Callable[..., Any], *args: Any) -> Any:
     """Call something of ours; its failure is counted and is None. Only a budget's refusal gets out."""
@@ -64,6 +85,7 @@ class Passing:
         self.size = 0
         self.newest: list[bytes] = []  # what has come since the last `pack`
         self.done = False
+        self.framed = False  # binary frames of Amazon's event streams instead of server-sent events
         _passing.add(self)
 
     def pack(self, chunk: bytes) -> None:
@@ -102,17 +124,28 @@ class Passing:
         if reading is not None:
             invocation.settle(reading)
             return
-        about = reader.describe(reader.event_body(first) or {})
-        invocation.settle_estimated(came.text, came.pieces, about, "ok" if came.finished else "abandoned")
+        about = reader.begun(first)
+        self._opened.unsaid(about, came.text, came.pieces, "ok" if came.finished else "abandoned")
 
     def _read(self, reader: Reader) -> tuple[Reading | None, StreamText, Any]:
         """(the usage that came, or else the text, the first event)."""
         data = b"".join([*self.kept, *self.newest])
         self.kept.clear()
         self.newest.clear()
+        if self.framed:
+            data = _unframed(data)
         if self._opened.invocation.engines.capture:
             self._opened.invocation.said = said(data, reader)
         return *read_events(data, reader), first_event(data)
+
+
+_FRAMED = re.compile(rb'"bytes"\s*:\s*"([A-Za-z0-9+/=]+)"')
+
+
+def _unframed(data: bytes) -> bytes:
+    """The events of an Amazon event stream as server-sent ones. Each frame has its event as `{"bytes": base64}`, which is found
+    without the frames around it, so that one that was cut or let go does not hide the others."""
+    return b"".join(b"data: %b\n\n" % base64.b64decode(found) for found in _FRAMED.findall(data))
 
 
 class PassingEvents(Passing):
@@ -205,7 +238,8 @@ class Tap:
 
     def __init__(self, opened: Opened, http: Any) -> None:
         self._http = http
-        self._passing = Passing(opened)
+        self._passing = passing = opened.passing()
+        passing.framed = "amazon.eventstream" in http.headers.get("content-type", "")
         self._source: Any = None
         if hasattr(http, "iter_bytes"):
             http.iter_bytes = self._iter_bytes

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["TOTALS", "WHOLES", "Parts", "Provider", "Route"]
+__all__ = ["DEARER", "TOTALS", "WHOLES", "Parts", "Provider", "Route"]
 
 TOTALS = {"input_total": "input_tokens", "output_total": "output_tokens"}
 """Inclusive count -> the meter that keeps what its parts leave over."""
@@ -26,6 +26,10 @@ WHOLES = {
     "input_video_total": ("input_video_tokens", ("cache_read_video_tokens",)),
 }  # fmt: skip
 """Inner inclusive count -> (the meter that keeps what its parts leave over, its parts)."""
+
+
+DEARER: Mapping[str, Mapping[str, str]] = {"service_tier": {"priority": "priority", "fast": "priority"}}
+"""OpenAI's dearer tiers, as asked for. For the cheaper ones the standard bound is sound, whatever is served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,14 @@ class Route:
             no meter (totals and the like).
         notes: where -> what to say on the cost when something is there.
         facts: fixed span attributes.
+        asks: request field -> its word -> the tier that may be served then, where that is dearer than the standard one. place: request
+            field that asks for a region. given: option of the price -> request field that says it where the answer does not.
+        billed: meter -> request field that has all that is billed of it: a number, or a text whose characters count.
+        hidden: True for requests with input that their fields do not show (a file): what the model can read is the bound.
+        sound: the fewest bytes that a second of the sound in such a file takes; 0 for other files.
+        most: model -> the most output tokens of one answer, where no field of the request limits it.
+        otherwise: how an answer of the same endpoint is read that has no usage.
+        later: words at `finish` that say that the usage is still to come: it is polled for.
     """
 
     operation: str
@@ -102,6 +114,15 @@ class Route:
     known: tuple[str, ...] = ()
     notes: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
+    asks: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: DEARER)
+    place: str = ""
+    given: Mapping[str, str] = field(default_factory=dict)
+    billed: Mapping[str, str] = field(default_factory=dict)
+    hidden: bool = False
+    sound: int = 0
+    most: Mapping[str, int] = field(default_factory=dict)
+    otherwise: Route | None = None
+    later: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +136,11 @@ class Provider:
         hosts: host, or `.suffix` of hosts -> provider name; one client library reaches many providers.
         residency: host -> region that it keeps requests in, of which answers say nothing.
         package: what to install, for the error that says so.
+        clients: part of the name of a client's class -> provider name; it is over `hosts`.
+        prefix: what this library's own paths begin with, which `routes` leave out.
+        polls: path of a GET, `{}` for the id in it -> the route that reads the answer. results: the same for the answers of a batch, one
+            a line, and the routes of which one reads a line. files: the same for files, of which some are the output of a batch.
+        other: how answers of an endpoint that is not in `routes` are read, when they have a usage.
     """
 
     name: str
@@ -125,6 +151,12 @@ class Provider:
     seam: str = ""
     hosts: Mapping[str, str] = field(default_factory=dict)
     residency: Mapping[str, str] = field(default_factory=dict)
+    clients: Mapping[str, str] = field(default_factory=dict)
+    prefix: str = ""
+    polls: Mapping[str, str] = field(default_factory=dict)
+    results: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    other: Route | None = None
 
     def provider_at(self, host: str) -> str:
         """The provider's OpenTelemetry name for a host."""

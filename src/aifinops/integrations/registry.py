@@ -22,7 +22,13 @@ __all__ = ["ANSWERS", "PROVIDERS", "answers", "instrument", "knows", "provider",
 
 _ROWS = "aifinops.integrations.providers."
 
-PROVIDERS = {"openai": f"{_ROWS}openai:OPENAI"}
+PROVIDERS = {
+    "openai": f"{_ROWS}openai:OPENAI",
+    "anthropic": f"{_ROWS}anthropic:ANTHROPIC",
+    "groq": f"{_ROWS}compatible:GROQ",
+    "together": f"{_ROWS}compatible:TOGETHER",
+    "cerebras": f"{_ROWS}compatible:CEREBRAS",
+}
 """Name -> row of a client library that can be instrumented."""
 
 ANSWERS = {
@@ -131,7 +137,7 @@ def _instrument_name(name: str, *, asked: bool) -> None:
         _instrument_hook(name, asked=asked)
         return
     row = provider(name)
-    if asked and row.module not in sys.modules and importlib.util.find_spec(row.module) is None:
+    if asked and row.module not in sys.modules and not _installed(row.module):
         raise ConfigurationError(f"{row.module} is not installed: pip install {row.package}")
     _patches.when_imported(name, row.module, lambda module: list(_seam(name).patch_module(module)))
 
@@ -154,14 +160,15 @@ def _call(reference: str, loaded: Any) -> list[Any]:
 def _installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
+    except ModuleNotFoundError:  # what it is inside of is missing
         return False
 
 
 def _instrument_client(client: Any) -> None:
-    modules = {kind.__module__.partition(".")[0] for kind in type(client).__mro__}
+    modules = [f"{kind.__module__}." for kind in type(client).__mro__]
     for name in PROVIDERS:
-        if provider(name).module in modules:
+        home = f"{provider(name).module}."
+        if any(module.startswith(home) for module in modules):
             if name in _patches.state():
                 return  # its class is patched already: once is enough
             _patches.apply(f"{name} client at {id(client):#x}", lambda: list(_seam(name).patch_client(client)))  # noqa: B023

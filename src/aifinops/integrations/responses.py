@@ -19,7 +19,7 @@ from aifinops.money import format_money
 from aifinops.reading import Reading, price
 from aifinops.usage import Moment, Sku, Usage, moment
 
-__all__ = ["price_response", "read_response"]
+__all__ = ["holds", "price_response", "read_response", "sign_of"]
 
 _DAY = 86_400 * 1_000_000_000
 _Sign = tuple[Names, bool, frozenset[str]]
@@ -86,7 +86,7 @@ def _read(body: Any, provider: str, *, brief: bool = False) -> tuple[Reading, _F
     """(what the answer says, the form that it has, its provider, what of the body the form is about); `brief` as in `Reader.read`."""
     forms = _forms(provider)
     for form, signs in forms.of(body):
-        if signs and not all(_is(sign, body) for sign in signs):
+        if signs and not all(holds(sign, body) for sign in signs):
             continue
         inner = form.reader.event_body(body)
         if inner is None:
@@ -120,7 +120,7 @@ class _Form:
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
         self.text = " and ".join(reader.route.signs)
-        self.signs = [_sign(text) for text in reader.route.signs]
+        self.signs = [sign_of(text) for text in reader.route.signs]
 
 
 class _Forms:
@@ -144,7 +144,7 @@ class _Forms:
         found = [
             (form, [sign for sign in form.signs if sign[0] not in {_OBJECT, _TYPE}])
             for form in self.every
-            if all(_is(sign, said) for sign in form.signs if sign[0] in {_OBJECT, _TYPE})
+            if all(holds(sign, said) for sign in form.signs if sign[0] in {_OBJECT, _TYPE})
         ]
         if len(self._by_kind) < _KINDS:  # the words come from outside
             self._by_kind[kind] = found
@@ -155,12 +155,14 @@ _OBJECT, _TYPE = split("object"), split("type")
 _KINDS = 200
 
 
-def _sign(text: str) -> _Sign:
+def sign_of(text: str) -> _Sign:
+    """A sign of `Route.signs`, read."""
     path, _, values = text.removeprefix("!").partition("=")
     return split(path), not text.startswith("!"), frozenset(values.split(",")) if values else frozenset()
 
 
-def _is(sign: _Sign, body: Any) -> bool:
+def holds(sign: _Sign, body: Any) -> bool:
+    """Whether a body has a sign."""
     path, there, values = sign
     found = plain(body, path)
     return word(found) in values if values else (found is not None) is there

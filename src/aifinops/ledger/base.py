@@ -36,8 +36,10 @@ __all__ = [
 
 FIELD_KEYS = frozenset(
     {
+        "id",
         "provider",
         "model",
+        "response_id",
         "response_model",
         "operation",
         "service",

@@ -56,6 +56,9 @@ MESSAGE = Route(
     region="usage.inference_geo",
     regions={"global": "", "not_available": ""},
     finish="stop_reason",
+    # Priority is capacity that was bought before: `service_tier` never asks for a dearer price.
+    asks={"speed": {"fast": "fast"}},
+    place="inference_geo",
     notes={
         "usage.fallback_credit[status.type=redeemed]": "a fallback credit was redeemed: what it moved between rates is not in the usage",
     },
@@ -67,4 +70,16 @@ ANTHROPIC = Provider(
         "/v1/messages": MESSAGE,
         "batch line": replace(MESSAGE, signs=("custom_id", "result.message"), event="result.message", tier="=batch"),
     },
-)
+    module="anthropic",
+    package="anthropic",
+    minimum="0.40",
+    seam="stainless",
+    hosts={
+        "api.anthropic.com": "anthropic", ".amazonaws.com": "aws.bedrock", ".googleapis.com": "gcp.vertex_ai",
+        ".services.ai.azure.com": "azure.ai.inference",
+    },
+    results={"/v1/messages/batches/{}/results": ("batch line",)},
+    other=replace(MESSAGE, parts=(), merge=()),
+    # These clients put the model into the path after the call has begun here, where it is still in the body.
+    clients={"Bedrock": "aws.bedrock", "Vertex": "gcp.vertex_ai", "Foundry": "azure.ai.inference"},
+)  # fmt: skip

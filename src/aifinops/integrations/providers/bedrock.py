@@ -38,6 +38,7 @@ BEDROCK = Provider(
     routes={
         # The id of the request (`us.`, `global.`) decides the price, not the maker's own name for the model in the body.
         "InvokeModel claude": replace(MESSAGE, model=""),
+        "/v1/messages": replace(MESSAGE, model=""),  # by Anthropic's own client
         "InvokeModel openai": replace(CHAT, model=""),
         "Converse": _CONVERSE,
         "ConverseStream": replace(_CONVERSE, signs=("metadata.usage",), event="metadata"),

@@ -6,21 +6,35 @@ from dataclasses import replace
 
 from aifinops.integrations.provider import Parts, Provider
 from aifinops.integrations.providers.openai import (
+    ANSWERED,
+    ANY,
     CHAT,
     COMPLETION_KNOWN,
     COMPLETION_USAGE,
     COMPLETIONS,
     EMBEDDINGS,
+    FILES,
+    POLLS,
     RESPONSES,
 )
 
 _ALL = {
     "/chat/completions": CHAT, "/responses": RESPONSES, "response": replace(RESPONSES, signs=("object=response",), event=""),
     "/completions": COMPLETIONS, "/embeddings": EMBEDDINGS,
+    **{path: ANSWERED[path] for path in ("/audio/transcriptions", "/audio/translations", "/audio/speech")},
+    **{key: ANSWERED[key] for key in ("batch", *FILES["/files/{}/content"])},
 }  # fmt: skip
 
 # vLLM and SGLang report cached tokens only when they are started so; what they report is never a list price.
 COMPATIBLE = Provider("openai_compatible", routes=_ALL)
+TOGETHER = Provider(
+    "together", routes=_ALL, module="together", package="together", minimum="2.0", seam="stainless", prefix="/v1",
+    polls=POLLS, files=FILES, other=ANY, hosts={"api.together.xyz": "together", "api.together.ai": "together"},
+)  # fmt: skip
+CEREBRAS = Provider(
+    "cerebras", routes=_ALL, module="cerebras.cloud.sdk", package="cerebras-cloud-sdk", minimum="1.0", seam="stainless",
+    prefix="/v1", other=ANY, hosts={"api.cerebras.ai": "cerebras"},
+)  # fmt: skip
 
 # https://api-docs.deepseek.com/api/create-chat-completion: hit + miss = prompt_tokens.
 _DEEPSEEK = {
@@ -41,7 +55,10 @@ _GROQ_CHAT = replace(
     CHAT, usage=_GROQ_USAGE, parts=(_GROQ_MODELS,), also=("usage_breakdown", "x_groq.usage", "x_groq.usage_breakdown"),
     known=(*COMPLETION_KNOWN, "usage.queue_time", "usage.prompt_time", "usage.completion_time", "usage.total_time"),
 )  # fmt: skip
-GROQ = Provider("groq", routes={**_ALL, "/chat/completions": _GROQ_CHAT})
+GROQ = Provider(
+    "groq", routes={**_ALL, "/chat/completions": _GROQ_CHAT}, module="groq", package="groq", minimum="0.9", seam="stainless",
+    prefix="/openai/v1", polls=POLLS, files=FILES, other=ANY, hosts={"api.groq.com": "groq"},
+)  # fmt: skip
 
 # https://openrouter.ai/docs/use-cases/usage-accounting: with a key of one's own the model's maker charges beside OpenRouter.
 _OPENROUTER_CHAT = replace(

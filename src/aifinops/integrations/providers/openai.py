@@ -89,7 +89,7 @@ CHAT = Route(
 RESPONSES = Route(
     "chat", _RESPONSE_USAGE, ("object=response",), _RESPONSE_TOOLS, "tools", (_IMAGE_TOOL,), event="response",
     text=("output.content.text", "delta"), limits=("max_output_tokens",), created="created_at", tiers=TIERS, finish="status",
-    also=("tool_usage",), known=("usage.total_tokens",), facts={"openai.api.type": "responses"},
+    also=("tool_usage",), known=("usage.total_tokens",), facts={"openai.api.type": "responses"}, later=("queued", "in_progress"),
 )  # fmt: skip
 COMPLETIONS = Route(
     "text_completion", COMPLETION_USAGE, ("object=text_completion",), text=("choices.text",), limits=("max_tokens",),
@@ -100,14 +100,34 @@ EMBEDDINGS = Route(
     known=("usage.total_tokens",),
 )  # fmt: skip
 
+# dall-e reports no tokens: number, quality and size make the price. https://developers.openai.com/api/docs/guides/image-generation
+_BY_NUMBER = Route(
+    "image_generation", {"images": "#data"}, ("data", "!usage", "!object"), response_id="", tier="", raw="",
+    options={"quality": "quality", "size": "size"},
+)  # fmt: skip
 _IMAGES = Route(
     "image_generation", _IMAGE_USAGE, ("data", "usage", "!object"), parts=(_SVG,), response_id="", tier="", also=("svg_usage",),
     known=("usage.total_tokens", "usage.input_tokens_details.text_tokens", "usage.output_tokens_details.text_tokens"),
+)  # fmt: skip
+# 6,240 for the largest picture in high quality and 100 for each of three on the way (the page above); newer models take any size.
+_GENERATED = replace(
+    _IMAGES, otherwise=_BY_NUMBER, given={"quality": "quality", "size": "size"}, billed={"images": "n"},
+    most={"gpt-image-1": 6_540, "gpt-image-1-mini": 6_540},
 )  # fmt: skip
 _TRANSCRIPTION = Route(
     "transcription", _TRANSCRIPTION_USAGE, ("text", "usage.type=tokens,duration"), response_id="", created="", tier="",
     known=("usage.total_tokens", "usage.input_token_details.text_tokens"),
 )  # fmt: skip
+_DURATION = Route(
+    "transcription", {"audio_seconds": "duration"}, ("text", "duration"), response_id="", created="", tier="", raw=""
+)
+# The narrowest codec that is taken, Opus, has 6 kilobits of speech a second; pauses may take less.
+_TRANSCRIBED = replace(_TRANSCRIPTION, otherwise=_DURATION, hidden=True, sound=400)
+_SPEECH = Route(  # the answer is sound; only its events tell a usage
+    "speech", {"input_tokens": "usage.input_tokens", "output_audio_tokens": "usage.output_tokens"},
+    ("type=speech.audio.done",), response_id="", created="", tier="", known=("usage.total_tokens",), billed={"characters": "input"},
+)  # fmt: skip
+_MODERATION = Route("moderation", {}, ("results", "model"), created="", tier="", billed={"requests": ""})
 _REALTIME = Route(
     "chat", _REALTIME_USAGE, ("type=response.done",), event="response", finish="status", created="", tier="",
     known=(
@@ -115,18 +135,32 @@ _REALTIME = Route(
         "usage.input_token_details.cached_tokens_details.text_tokens",
     ),
 )  # fmt: skip
+_COMPACTION = replace(RESPONSES, signs=("object=response.compaction",), event="", parts=(), tools={}, later=())
 _LINE = "response.body"
+_LINES = ("batch line of responses", "batch line of embeddings", "batch line")
+
+POLLS = {
+    "/responses/{}": "/responses", "/chat/completions/{}": "/chat/completions", "/batches/{}": "batch",
+}  # fmt: skip
+FILES = {"/files/{}/content": _LINES}
+
+# An endpoint that came after this file: it counts in one of OpenAI's two ways, so far.
+ANY = Route(
+    "", {meter: f"{path} | {_RESPONSE_USAGE[meter]}" if meter in _RESPONSE_USAGE else path for meter, path in COMPLETION_USAGE.items()},
+    tiers=TIERS,
+)  # fmt: skip
 
 ANSWERED = {
     "/chat/completions": CHAT, "/responses": RESPONSES, "/completions": COMPLETIONS, "/embeddings": EMBEDDINGS,
     "response event": replace(RESPONSES, signs=("type=response.completed,response.incomplete,response.failed",)),
     "response": replace(RESPONSES, signs=("object=response", "usage"), event=""),
-    "compaction": replace(RESPONSES, signs=("object=response.compaction",), event="", parts=(), tools={}),
+    "compaction": _COMPACTION, "/responses/compact": _COMPACTION,
+    "/images/generations": _GENERATED, "/images/edits": replace(_GENERATED, hidden=True),
+    "/images/variations": replace(_GENERATED, hidden=True),
+    "/audio/transcriptions": _TRANSCRIBED, "/audio/translations": _TRANSCRIBED, "/audio/speech": _SPEECH,
+    "/moderations": _MODERATION,
     "images": _IMAGES,
-    "images by number": Route(  # dall-e reports no tokens: number, quality and size make the price
-        "image_generation", {"images": "#data"}, ("data", "!usage", "!object"), response_id="", tier="", raw="",
-        options={"quality": "quality", "size": "size"},
-    ),
+    "images by number": _BY_NUMBER,
     "image event": replace(
         _IMAGES, signs=("type=image_generation.completed,image_edit.completed",), parts=(), created="created_at",
     ),
@@ -139,7 +173,10 @@ ANSWERED = {
         "chat", {"session_seconds": "usage.seconds"}, ("type=session.usage.updated,session.closed",), model="session.model",
         response_id="session.id", created="", tier="", known=("usage.active_seconds", "usage.paused_seconds"),
     ),
-    "batch": replace(RESPONSES, signs=("object=batch",), event="", parts=(), tools={}, tier="=batch", created="completed_at"),
+    "batch": replace(
+        RESPONSES, signs=("object=batch",), event="", parts=(), tools={}, tier="=batch", created="completed_at",
+        later=("validating", "in_progress", "finalizing", "cancelling"),
+    ),
     "batch line": replace(CHAT, signs=("custom_id", f"{_LINE}.object=chat.completion"), event=_LINE, tier="=batch"),
     "batch line of responses": replace(RESPONSES, signs=("custom_id", f"{_LINE}.object=response"), event=_LINE, tier="=batch"),
     "batch line of embeddings": replace(EMBEDDINGS, signs=("custom_id", f"{_LINE}.object=list"), event=_LINE, tier="=batch"),
@@ -163,6 +200,10 @@ OPENAI = Provider(
         "openrouter.ai": "openrouter", "api.together.xyz": "together", "api.fireworks.ai": "fireworks",
         "api.perplexity.ai": "perplexity", "generativelanguage.googleapis.com": "gcp.gemini",
     },
+    polls=POLLS,
+    files=FILES,
+    other=ANY,
+    clients={"Azure": "azure.ai.openai", "Bedrock": "aws.bedrock"},
     # https://developers.openai.com/api/docs/guides/data-residency: models since March 2026 cost a tenth more there.
     residency={f"{region}.api.openai.com": region for region in ("us", "eu", "au", "in", "jp", "ae")},
 )  # fmt: skip

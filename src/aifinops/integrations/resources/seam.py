@@ -82,7 +82,7 @@ def begin(provider: str, operation: str, model: str, service: str, expected: Map
     """
     if _inside.get():
         return None
-    call = Call(provider, operation, model, service=service, expected=quantities(expected))
+    call = Call(provider, operation, model, service=service, counts=quantities(expected))
     invocation = metering.begin(call)
     if invocation is not None:
         invocation.leave()  # it owns nothing below it

@@ -14,7 +14,7 @@ from typing import Any
 
 from aifinops import metering
 from aifinops.errors import swallow
-from aifinops.integrations.calls import Calls, answered, failed, path_of
+from aifinops.integrations.calls import Calls, answered, failed
 from aifinops.integrations.passing import Opened, guarded
 from aifinops.integrations.patching import Patch
 from aifinops.integrations.provider import Provider
@@ -82,17 +82,35 @@ class Seam:
 
     def _begin(self, client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opened | None:
         options = args[1] if len(args) > 1 else kwargs["options"]
-        path = path_of(options.url)
-        route = self._row.routes.get(path)
-        if route is None or options.method.lower() != "post":
+        method = options.method.lower()
+        path = self._calls.path(options.url)
+        if method == "get":
+            return self._calls.poll(client, client.base_url, path, stream=bool(kwargs.get("stream")))
+        if method != "post":
             return None
-        body = options.json_data
-        extra = getattr(options, "extra_json", None)
-        if extra and isinstance(body, dict):
-            body = {**body, **extra}
-        if not isinstance(body, dict):
-            body = {}
-        return self._calls.open(client, client.base_url, path, route, body, stream=bool(body.get("stream")))
+        body = _body(options)
+        stream = bool(body.get("stream"))
+        route = self._row.routes.get(path)
+        if route is None:
+            return self._calls.unknown(client, client.base_url, path, body, stream=stream)
+        return self._calls.open(client, client.base_url, path, route, body, stream=stream, files=options.files)
+
+
+def _body(options: Any) -> dict[str, Any]:
+    """The request as it will be sent; empty for one that is no JSON object."""
+    body = options.json_data
+    if not isinstance(body, dict):
+        return {}
+    # Some versions leave out what was not given only when they write the request.
+    absent = [name for name, value in body.items() if type(value) not in _JSON and type(value).__name__ in _ABSENT]
+    if absent:
+        body = {name: value for name, value in body.items() if name not in absent}
+    extra = getattr(options, "extra_json", None)
+    return {**body, **extra} if extra else body
+
+
+_JSON = frozenset({str, int, float, bool, list, dict, type(None)})
+_ABSENT = frozenset({"NotGiven", "Omit"})
 
 
 def _process_response(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -105,3 +123,5 @@ def _remember(response: Any) -> None:
     invocation = metering.in_flight()
     if invocation is not None:
         invocation.answer = response
+        if type(invocation) is metering.Watched and invocation.early is not None:
+            invocation.early(response)

@@ -1,0 +1,103 @@
+"""A server on the loopback interface that answers what a test tells it to, where `FakeProvider` has no endpoint of its own."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import urlsplit
+
+CANARY = "canary-7c1e-never-leaves-the-process"
+"""Stands in every prompt and every answer; no span, ledger row or log may have it."""
+
+Answer = Any
+"""A dict is JSON, a list is server-sent events (`(event, data)` or data), bytes go out as they are, a function makes one of these."""
+
+
+class Wire:
+    """Answers by method and path (without query), and remembers what was asked.
+
+    Attributes:
+        answers: `"POST /v1/messages"` -> answer. asked: (method and path, body) in order.
+        during: called while a request is being answered. cut: server-sent events before the connection breaks; None for all of them.
+    """
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Answer] = {}
+        self.asked: list[tuple[str, bytes]] = []
+        self.during: Callable[[], None] = lambda: None
+        self.cut: int | None = None
+        self._server = _Server(("127.0.0.1", 0), _handler(self))
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+
+    def __enter__(self) -> Wire:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    @property
+    def url(self) -> str:
+        """Scheme, host and port."""
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def answer(self, method: str, path: str, body: bytes) -> tuple[int, str, Iterator[bytes]]:
+        """(status, content type, pieces of the body)."""
+        key = f"{method} {path}"
+        self.asked.append((key, body))
+        self.during()
+        found = self.answers.get(key)
+        if callable(found):
+            found = found()
+        if found is None:
+            return 404, "application/json", iter([b'{"error": {"message": "nothing here"}}'])
+        if isinstance(found, tuple):
+            kind, content = found
+            return 200, kind, iter([content] if isinstance(content, bytes) else content)
+        if isinstance(found, list):
+            return 200, "text/event-stream", map(_event, found)
+        return 200, "application/json", iter([json.dumps(found).encode()])
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that hung up is what some tests are about."""
+
+
+def _event(event: Any) -> bytes:
+    name, data = event if isinstance(event, tuple) else ("", event)
+    text = data if isinstance(data, str) else json.dumps(data)
+    return (f"event: {name}\n" if name else "").encode() + f"data: {text}\n\n".encode()
+
+
+def _handler(wire: Wire) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def _serve(self) -> None:
+            length = int(self.headers.get("content-length") or 0)
+            status, kind, pieces = wire.answer(self.command, urlsplit(self.path).path, self.rfile.read(length))
+            self.send_response(status)
+            self.send_header("content-type", kind)
+            self.send_header("transfer-encoding", "chunked")
+            self.end_headers()
+            for number, piece in enumerate(pieces):
+                if kind == "text/event-stream" and number == wire.cut:
+                    self.close_connection = True
+                    return
+                if piece:
+                    self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+            self.wfile.write(b"0\r\n\r\n")
+
+        do_GET = do_POST = do_DELETE = _serve
+
+        def log_message(self, *_: Any) -> None:
+            """Say nothing."""
+
+    return Handler
