@@ -14,7 +14,7 @@ from aifinops.integrations.registry import answers, knows
 from aifinops.metering import Call
 from aifinops.reading import Reading
 
-__all__ = ["Calls", "answered", "failed", "path_of"]
+__all__ = ["Calls", "answered", "failed", "path_of", "settle"]
 
 _DEARER_TIERS = {"priority": "priority", "fast": "priority"}
 """Tiers whose bound is above the standard one; for the cheaper ones the standard bound is sound, whatever is served."""
@@ -40,7 +40,20 @@ class Calls:
         Raises:
             BudgetExceeded: when a budget has no room; nothing was sent.
         """
-        provider, facts = self.target(client, url)
+        return self.open_at(self.target(client, url), path, route, body, stream=stream, model=model)
+
+    def open_at(
+        self,
+        target: tuple[str, dict[str, Any]],
+        path: str,
+        route: Route,
+        body: dict[str, Any],
+        *,
+        stream: bool,
+        model: str,
+    ) -> Opened | None:
+        """`open` for a library whose clients have no address of their own: the target is provider and server attributes."""
+        provider, facts = target
         reader = self.reader(provider, path)
         # Last, so that nothing can fail between opening an invocation and handing it over.
         invocation = metering.begin(self._call(provider, facts, body, route, stream, model))
@@ -104,7 +117,7 @@ def answered(opened: Opened, result: Any) -> None:
         if http is not None and (invocation.call.stream or not http.is_closed):
             Tap(opened, http)
             return
-        _settle(opened, result, http)
+        settle(opened, result, http)
     except Exception as failure:  # the answer is the user's, whatever we could not read in it
         swallow("integrations.answered", failure)
         invocation.settle(Reading())
@@ -126,7 +139,8 @@ def failed(opened: Opened, error: BaseException) -> None:
     invocation.fail(error)
 
 
-def _settle(opened: Opened, result: Any, http: Any) -> None:
+def settle(opened: Opened, result: Any, http: Any) -> None:
+    """Settle an answer that has come whole, from the library's object or from the HTTP answer."""
     reader, invocation = opened.reader, opened.invocation
     reading = None
     if hasattr(result, "usage"):

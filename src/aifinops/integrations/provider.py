@@ -112,9 +112,16 @@ class Provider:
         name: the provider when the host is none of `hosts`. module: patched when this is imported.
         minimum: lowest version that is tested. seam: name of the module in `seams/`; empty for answers that are only read.
         routes: request path -> route. A key that is no path (no leading slash) is a form of answers that no call has of its own.
-        hosts: host, or `.suffix` of hosts -> provider name; one client library reaches many providers.
+            Where the library sends with httpx, a path is the end of a request's path, `*` in it the model's name,
+            and `{id}` any one part.
+        hosts: host, or `.suffix` of hosts -> provider name; one client library reaches many providers. Where it sends with httpx, a
+            host may be followed by the first part of the path (`router.example/groq`).
         residency: host -> region that it keeps requests in, of which answers say nothing.
         package: what to install, for the error that says so.
+        senders: of a library that sends with httpx, what of it is about to send (`module:Class.method`) -> path from that object to the
+            httpx client; `()` for what returns the client.
+        connections: paths from a client object to its httpx clients, for metering that client alone.
+        speaks: request path -> provider that is meant by it where the host says nothing; for libraries that speak to many.
     """
 
     name: str
@@ -125,6 +132,9 @@ class Provider:
     seam: str = ""
     hosts: Mapping[str, str] = field(default_factory=dict)
     residency: Mapping[str, str] = field(default_factory=dict)
+    senders: Mapping[str, str] = field(default_factory=dict)
+    connections: tuple[str, ...] = ()
+    speaks: Mapping[str, str] = field(default_factory=dict)
 
     def provider_at(self, host: str) -> str:
         """The provider's OpenTelemetry name for a host."""

@@ -20,7 +20,13 @@ __all__ = ["ANSWERS", "PROVIDERS", "answers", "instrument", "knows", "provider",
 
 _ROWS = "aifinops.integrations.providers."
 
-PROVIDERS = {"openai": f"{_ROWS}openai:OPENAI"}
+PROVIDERS = {
+    "openai": f"{_ROWS}openai:OPENAI",
+    "mistral": f"{_ROWS}mistral:MISTRAL",
+    "cohere": f"{_ROWS}cohere:COHERE",
+    "ollama": f"{_ROWS}ollama:OLLAMA",
+    "huggingface": f"{_ROWS}huggingface:HUGGINGFACE",
+}
 """Name -> row of a client library that can be instrumented."""
 
 ANSWERS = {
@@ -32,6 +38,7 @@ ANSWERS = {
     "mistral": f"{_ROWS}mistral:MISTRAL",
     "cohere": f"{_ROWS}cohere:COHERE",
     "ollama": f"{_ROWS}ollama:OLLAMA",
+    "huggingface": f"{_ROWS}huggingface:HUGGINGFACE",
     "deepseek": f"{_ROWS}compatible:DEEPSEEK",
     "groq": f"{_ROWS}compatible:GROQ",
     "openrouter": f"{_ROWS}compatible:OPENROUTER",
@@ -47,7 +54,10 @@ ANSWERS = {
 }  # fmt: skip
 """Provider, by its id in the price list -> row of how it answers."""
 
-_SEAMS = {"stainless": "aifinops.integrations.seams.stainless:Seam"}
+_SEAMS = {
+    "stainless": "aifinops.integrations.seams.stainless:Seam",
+    "http": "aifinops.integrations.seams.http:Seam",
+}
 
 _patches = Patches()
 
@@ -127,7 +137,8 @@ def _instrument_name(name: str, *, asked: bool) -> None:
     row = provider(name)
     if asked and row.module not in sys.modules and importlib.util.find_spec(row.module) is None:
         raise ConfigurationError(f"{row.module} is not installed: pip install {row.package}")
-    _patches.when_imported(name, row.module, lambda module: list(_seam(name).patch_module(module)))
+    for home in dict.fromkeys(place.partition(":")[0] for place in row.senders) or (row.module,):
+        _patches.when_imported(name, home, lambda module: list(_seam(name).patch_module(module)))
 
 
 def _instrument_client(client: Any) -> None:
