@@ -223,10 +223,14 @@ class Tap:
         `filterfalse` lets everything by. An interpreter's generator in their way would cost each several times as much."""
         passing = self._passing
         passed = filterfalse(passing.newest.append, chunks)
-        for chunk in chunks:
-            guarded("keep", passing.pack, chunk)
-            yield (chunk,)
-            yield islice(passed, SEGMENT)
+        try:
+            for chunk in chunks:
+                guarded("keep", passing.pack, chunk)
+                yield (chunk,)
+                yield islice(passed, SEGMENT)
+        except GeneratorExit:  # nobody reads on, though some keep the answer open for long
+            guarded("lost", passing.lost)
+            raise
         guarded("finish", passing.finish)
 
     def _aiter_bytes(self, *args: Any, **kwargs: Any) -> AsyncIterator[bytes]:
@@ -235,12 +239,16 @@ class Tap:
 
     async def _apass(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         passing, newest, keep = self._passing, self._passing.newest, self._passing.newest.append
-        async for chunk in chunks:
-            if passing.kept and len(newest) < SEGMENT:
-                keep(chunk)
-            else:
-                guarded("keep", passing.pack, chunk)
-            yield chunk
+        try:
+            async for chunk in chunks:
+                if passing.kept and len(newest) < SEGMENT:
+                    keep(chunk)
+                else:
+                    guarded("keep", passing.pack, chunk)
+                yield chunk
+        except GeneratorExit:
+            guarded("lost", passing.lost)
+            raise
         guarded("finish", passing.finish)
 
     def _close(self) -> None:

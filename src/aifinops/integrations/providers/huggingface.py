@@ -12,7 +12,7 @@ from aifinops.integrations.provider import Provider, Route
 from aifinops.integrations.providers.openai import CHAT, COMPLETIONS, EMBEDDINGS
 
 _GENERATION = Route(
-    "text_completion", {"input_tokens": "details.input_length | #details.prefill", "output_tokens": "details.generated_tokens"},
+    "text_completion", {"input_tokens": "details.input_length", "output_tokens": "details.generated_tokens"},
     ("generated_text", "details.generated_tokens"), text=("generated_text", "token.text"), response_id="", created="", tier="",
     finish="details.finish_reason", raw="",
 )  # fmt: skip
