@@ -11,6 +11,7 @@ import sys
 import weakref
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from contextvars import ContextVar
 from itertools import chain, filterfalse, islice
 from typing import Any, TypeVar
 
@@ -23,6 +24,9 @@ from aifinops.reading import Reading
 __all__ = ["Opened", "Passing", "PassingEvents", "Tap", "awatched", "finish_open_streams", "guarded", "watched"]
 
 _G = TypeVar("_G")
+
+refusals: ContextVar[list[BudgetExceeded] | None] = ContextVar("aifinops_refusals", default=None)
+"""Refused budgets inside a library that hides exceptions, for whoever is outermost in it."""
 
 MAX_KEPT = 8 * 1024 * 1024
 """Bytes of a stream that are kept for reading its end; beyond it the oldest are let go."""
@@ -48,7 +52,10 @@ def guarded(place: str, function: Callable[..., Any], *args: Any) -> Any:
     """Call something of ours; its failure is counted and is None. Only a budget's refusal gets out."""
     try:
         return function(*args)
-    except BudgetExceeded:
+    except BudgetExceeded as refusal:
+        refused = refusals.get()
+        if refused is not None:
+            refused.append(refusal)
         raise
     except Exception as failure:  # the user's call goes on as if we were not there
         swallow(f"integrations.{place}", failure)

@@ -110,7 +110,8 @@ class Provider:
 
     Attributes:
         name: the provider when the host is none of `hosts`. module: patched when this is imported.
-        minimum: lowest version that is tested. seam: name of the module in `seams/`; empty for answers that are only read.
+        minimum: lowest version that is tested. seam: name of the module in `seams/`, or `module:Class` of one elsewhere; empty for
+            answers that are only read.
         routes: request path -> route. A key that is no path (no leading slash) is a form of answers that no call has of its own.
             Where the library sends with httpx, a path is the end of a request's path, `*` in it the model's name,
             and `{id}` any one part.
@@ -119,8 +120,10 @@ class Provider:
         residency: host -> region that it keeps requests in, of which answers say nothing.
         package: what to install, for the error that says so.
         senders: of a library that sends with httpx, what of it is about to send (`module:Class.method`) -> path from that object to the
-            httpx client; `()` for what returns the client.
+            httpx client; `()` stands for what a function returns.
         connections: paths from a client object to its httpx clients, for metering that client alone.
+        outermost: functions (`module:function`) of a library that makes errors of its own of every exception: a refused budget comes out
+            of them as itself.
         speaks: request path -> provider that is meant by it where the host says nothing; for libraries that speak to many.
     """
 
@@ -134,6 +137,7 @@ class Provider:
     residency: Mapping[str, str] = field(default_factory=dict)
     senders: Mapping[str, str] = field(default_factory=dict)
     connections: tuple[str, ...] = ()
+    outermost: tuple[str, ...] = ()
     speaks: Mapping[str, str] = field(default_factory=dict)
 
     def provider_at(self, host: str) -> str:

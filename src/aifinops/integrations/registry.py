@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from aifinops import runtime, scope
-from aifinops.errors import ConfigurationError
+from aifinops.errors import ConfigurationError, swallow
 from aifinops.integrations.patching import Patch, Patches
 from aifinops.integrations.provider import Provider
 from aifinops.pricing.match import PROVIDERS as SPELLINGS
@@ -26,8 +26,9 @@ PROVIDERS = {
     "cohere": f"{_ROWS}cohere:COHERE",
     "ollama": f"{_ROWS}ollama:OLLAMA",
     "huggingface": f"{_ROWS}huggingface:HUGGINGFACE",
+    "litellm": f"{_ROWS}litellm:LITELLM",
 }
-"""Name -> row of a client library that can be instrumented."""
+"""Name -> row of a client library that can be instrumented. Rows of others are added when they are first asked for."""
 
 ANSWERS = {
     "openai": f"{_ROWS}openai:OPENAI",
@@ -62,9 +63,39 @@ _SEAMS = {
 _patches = Patches()
 
 
+GROUP = "aifinops.providers"
+"""Entry points of this group are names of `Provider` rows in other people's distributions."""
+
+
 def _load(reference: str) -> Any:
     module, _, name = reference.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+@lru_cache(maxsize=1)
+def _find_others() -> None:
+    """Load the rows of other distributions, once; one that is broken is one warning."""
+    from importlib.metadata import entry_points
+
+    for point in entry_points(group=GROUP):
+        try:
+            row = _load(point.value)
+            if not isinstance(row, Provider):
+                raise ConfigurationError(f"{point.value} is no aifinops Provider")
+            if point.name in PROVIDERS:
+                raise ConfigurationError(f"the name {point.name!r} is taken; give {point.value} another")
+            if row.seam:
+                _seam_class(row.seam)
+                PROVIDERS[point.name] = point.value
+            for name in (row.name, *row.hosts.values()):
+                if not knows(name):
+                    ANSWERS[provider_id(name) or name] = point.value
+        except Exception as failure:  # somebody else's mistake must not keep the rest from being metered
+            swallow(f"integrations.entry_point.{point.name}", failure)
+
+
+def _seam_class(name: str) -> Any:
+    return _load(_SEAMS.get(name, name))
 
 
 @lru_cache(maxsize=64)
@@ -75,6 +106,9 @@ def provider(name: str) -> Provider:
         ConfigurationError: for an unknown name, with the nearest.
     """
     reference = PROVIDERS.get(name)
+    if reference is None:
+        _find_others()
+        reference = PROVIDERS.get(name)
     if reference is None:
         near = difflib.get_close_matches(name, PROVIDERS, n=1, cutoff=0.4)
         hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -91,7 +125,9 @@ def answers(name: str) -> tuple[str, Provider]:
         ConfigurationError: for an unknown name, with the nearest.
     """
     given = name.strip().lower() if isinstance(name, str) else ""
-    reference = ANSWERS.get(provider_id(given) or "")
+    if not knows(given):
+        _find_others()
+    reference = ANSWERS.get(provider_id(given) or given)
     if reference is None:
         near = difflib.get_close_matches(given, [*ANSWERS, *SPELLINGS], n=1, cutoff=0.6)
         hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -104,13 +140,13 @@ def answers(name: str) -> tuple[str, Provider]:
 
 def knows(name: str) -> bool:
     """Whether `answers` has a row for a name."""
-    return provider_id(name) in ANSWERS
+    return (provider_id(name) or name) in ANSWERS
 
 
 @lru_cache(maxsize=64)
 def _seam(name: str) -> Any:
     row = provider(name)
-    return _load(_SEAMS[row.seam])(row)
+    return _seam_class(row.seam)(row)
 
 
 def instrument(*targets: Any) -> None:
@@ -126,7 +162,8 @@ def instrument(*targets: Any) -> None:
     _ = engines.writer  # a ledger that cannot be opened is said now, not inside a call
     if engines.config.threads:
         _patches.when_imported("threads", "concurrent.futures.thread", _patch_threads)
-    for target in targets or PROVIDERS:
+    _find_others()
+    for target in targets or tuple(PROVIDERS):
         if isinstance(target, str):
             _instrument_name(target, asked=bool(targets))
         else:
@@ -137,7 +174,7 @@ def _instrument_name(name: str, *, asked: bool) -> None:
     row = provider(name)
     if asked and row.module not in sys.modules and importlib.util.find_spec(row.module) is None:
         raise ConfigurationError(f"{row.module} is not installed: pip install {row.package}")
-    for home in dict.fromkeys(place.partition(":")[0] for place in row.senders) or (row.module,):
+    for home in dict.fromkeys(place.partition(":")[0] for place in (*row.senders, *row.outermost)) or (row.module,):
         _patches.when_imported(name, home, lambda module: list(_seam(name).patch_module(module)))
 
 

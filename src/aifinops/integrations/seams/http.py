@@ -15,17 +15,17 @@ import json
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from functools import lru_cache, reduce
-from inspect import isawaitable
+from inspect import isawaitable, iscoroutine
 from types import ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from aifinops import metering
-from aifinops.errors import ConfigurationError, swallow
+from aifinops.errors import BudgetExceeded, ConfigurationError, swallow
 from aifinops.integrations.calls import Calls, answered, failed, path_of, settle
-from aifinops.integrations.passing import Opened, guarded
+from aifinops.integrations.passing import Opened, guarded, refusals
 from aifinops.integrations.patching import Patch, Undoable
 from aifinops.integrations.provider import Provider, Route
 from aifinops.reading import Reading
@@ -33,7 +33,7 @@ from aifinops.reading import Reading
 __all__ = ["Refused", "Seam"]
 
 RESULT = "()"
-"""In `Provider.senders`: what the function returns is the client."""
+"""In `Provider.senders`: what the function returns."""
 
 _Found = tuple[str, Route, str]
 _Target = tuple[str, dict[str, Any]]
@@ -64,13 +64,15 @@ class Seam:
     def patch_module(self, module: ModuleType) -> list[Undoable]:
         """Note the clients of one of the library's modules from now on; a version that is built otherwise is one warning."""
         done: list[Undoable] = [_Use(self)]
-        for place, path in self._row.senders.items():
+        wrappers = {place: self._marker(path) for place, path in self._row.senders.items()}
+        wrappers |= dict.fromkeys(self._row.outermost, _outermost)
+        for place, wrapper in wrappers.items():
             home, _, name = place.partition(":")
             if home != module.__name__:
                 continue
             try:
                 *outer, last = name.split(".")
-                done.append(Patch(reduce(getattr, outer, module), last, self._marker(path)))
+                done.append(Patch(reduce(getattr, outer, module), last, wrapper))
             except Exception as failure:  # an unknown version: the user's program goes on unmetered, and is told so
                 swallow(f"integrations.{self._row.name}.patch", failure)
         return done
@@ -106,31 +108,21 @@ class Seam:
         _take(self, library)
         _marked[client] = self
 
-    def _mark_of(self, owner: Any, path: list[str]) -> None:
+    def mark_of(self, owner: Any, path: list[str]) -> None:
+        """The same for the client at a path from an object."""
         self.mark(_follow(owner, path))
 
     def _marker(self, path: str) -> Callable[..., Any]:
-        if path == RESULT:
-            return self._mark_result
-        names = path.split(".")
+        first, *names = path.split(".")
+        if first == RESULT:
+            return _Result(self, names).mark
+        names = [first, *names]
 
         def mark(wrapped: Callable[..., Any], owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            guarded("http.mark", self._mark_of, owner, names)
+            guarded("http.mark", self.mark_of, owner, names)
             return wrapped(*args, **kwargs)
 
         return mark
-
-    def _mark_result(self, wrapped: Callable[..., Any], _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        result = wrapped(*args, **kwargs)
-        if isawaitable(result):
-            return self._amark_result(result)
-        guarded("http.mark", self.mark, result)
-        return result
-
-    async def _amark_result(self, waiting: Any) -> Any:
-        result = await waiting
-        guarded("http.mark", self.mark, result)
-        return result
 
     # --- begin --------------------------------------------------------------------------------------------------------
 
@@ -154,6 +146,26 @@ class Seam:
         if provider == row.name:
             provider = row.speaks.get(key, provider)
         return provider, {"server.address": host, "server.port": port or (443 if scheme == "https" else 80)}
+
+
+class _Result:
+    """Notes the client in what a function returns."""
+
+    def __init__(self, seam: Seam, path: list[str]) -> None:
+        self._seam, self._path = seam, path
+
+    def mark(self, wrapped: Callable[..., Any], _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A wrapper."""
+        result = wrapped(*args, **kwargs)
+        if isawaitable(result):
+            return self._amark(result)
+        guarded("http.mark", self._seam.mark_of, result, self._path)
+        return result
+
+    async def _amark(self, waiting: Any) -> Any:
+        result = await waiting
+        guarded("http.mark", self._seam.mark_of, result, self._path)
+        return result
 
 
 class _Routes:
@@ -187,12 +199,12 @@ def _follow(owner: Any, path: Iterable[str]) -> Any:
 def _body(request: Any) -> dict[str, Any] | None:
     """The body of a request as far as it is known: of a form nothing, and None for what is neither that nor JSON."""
     kind = request.headers.get("content-type", "")
-    if "json" not in kind:
+    if kind and "json" not in kind:  # some leave it out
         return {} if kind.startswith("multipart/") else None
     try:
         parsed = json.loads(request.content)
     except (ValueError, RuntimeError):  # sent in pieces, and perhaps not to be had twice
-        return {}
+        return {} if kind else None
     return parsed if isinstance(parsed, dict) else {}
 
 
@@ -278,6 +290,34 @@ async def _asend(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...]
         raise
     guarded("answered", _answered, opened, response)
     return response
+
+
+def _outermost(wrapped: Callable[..., Any], _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Let a refused budget out of a library as itself, unless the library found another way."""
+    refused: list[BudgetExceeded] = []
+    token = refusals.set(refused)
+    try:
+        result = wrapped(*args, **kwargs)
+    except Exception as error:
+        raise _own(error, refused) from error.__cause__
+    finally:
+        refusals.reset(token)
+    return _aoutermost(result) if iscoroutine(result) else result
+
+
+async def _aoutermost(waiting: Coroutine[Any, Any, Any]) -> Any:
+    refused: list[BudgetExceeded] = []
+    token = refusals.set(refused)
+    try:
+        return await waiting
+    except Exception as error:
+        raise _own(error, refused) from error.__cause__
+    finally:
+        refusals.reset(token)
+
+
+def _own(error: Exception, refused: list[BudgetExceeded]) -> Exception:
+    return refused[-1] if refused else error
 
 
 def _begin(client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opened | None:
