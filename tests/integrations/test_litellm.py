@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import os
+import socket
 from collections.abc import Iterator
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -16,10 +20,12 @@ import aifinops as af  # noqa: E402
 from aifinops import runtime  # noqa: E402
 from aifinops.charges import Charge  # noqa: E402
 from aifinops.errors import BudgetExceeded  # noqa: E402
+from aifinops.integrations.passing import finish_open_streams  # noqa: E402
 from aifinops.testing import ScriptedProvider  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # litellm's own, of which there are many
 
+OLD = tuple(map(int, version("litellm").split(".")[:2])) < (1, 100)
 CANARY = "canary-7c1f the weather is fine"
 OPENAI = {
     "id": "chatcmpl-1", "object": "chat.completion", "created": 1_790_000_000, "model": "gpt-4o-2024-08-06",
@@ -98,6 +104,8 @@ PATHS: dict[str, tuple[str, str, str, Any, str, dict[str, Any], str]] = {
     "ollama": ("ollama_chat/llama3.2", "", "/api/chat", OLLAMA, OLLAMA_STREAM,
                {"input_tokens": 26, "output_tokens": 282}, "ollama"),
 }  # fmt: skip
+LEFT: list[Any] = []
+KINDS = (socket.socket, asyncio.Task)
 SAID = [{"role": "user", "content": CANARY}]
 
 
@@ -109,10 +117,17 @@ def server() -> Iterator[ScriptedProvider]:
 
 @pytest.fixture(autouse=True)
 def instrumented() -> Iterator[None]:
-    litellm.in_memory_llm_clients_cache.flush_cache()
     af.instrument("litellm")
     yield
     af.uninstrument()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def left() -> Iterator[None]:
+    """Keep what litellm leaves open."""
+    yield
+    # It leaves connections and tasks of a loop that has ended; they may live on, but not be an error of some later test.
+    LEFT.extend(found for found in gc.get_objects() if type(found) in KINDS or isinstance(found, asyncio.BaseTransport))
 
 
 def arguments(name: str, server: ScriptedProvider, *, stream: bool = False) -> dict[str, Any]:
@@ -121,8 +136,17 @@ def arguments(name: str, server: ScriptedProvider, *, stream: bool = False) -> d
     base = f"{server.url}{below}"
     if path == "generateContent":
         path = f"/models/gemini-2.5-flash:{'streamGenerateContent' if stream else path}"
+        base += "/models/gemini-2.5-flash"  # older versions add what is asked for, newer ones the whole path
+        server.answers[f"/models/gemini-2.5-flash{path}"] = streamed if stream else answer
     server.answers[path] = streamed if stream else answer
     return {"model": model, "messages": SAID, "api_base": base, "api_key": "test", "stream": stream, "num_retries": 0}
+
+
+def ended() -> None:
+    """Nobody holds the stream any more; older versions keep the last one for their own log until the process ends."""
+    gc.collect()
+    if OLD:
+        finish_open_streams()
 
 
 def rows() -> list[Charge]:
@@ -162,6 +186,7 @@ def test_a_stream_keeps_its_class_and_is_one_row(name: str, server: ScriptedProv
     assert type(stream) is litellm.CustomStreamWrapper
     assert "canary" in "".join(part.choices[0].delta.content or "" for part in stream)
     del stream
+    ended()
     assert only(name).stream
 
 
@@ -171,6 +196,7 @@ async def test_an_asynchronous_stream_is_one_row(name: str, server: ScriptedProv
     stream = await litellm.acompletion(**arguments(name, server, stream=True))
     assert len([part async for part in stream]) > 0
     del stream
+    ended()
     only(name)
 
 

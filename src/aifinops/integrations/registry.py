@@ -67,8 +67,14 @@ GROUP = "aifinops.providers"
 """Entry points of this group are names of `Provider` rows in other people's distributions."""
 
 
+_given: dict[str, Provider] = {}
+"""Rows that were given to `instrument` as they are."""
+
+
 def _load(reference: str) -> Any:
     module, _, name = reference.partition(":")
+    if not module:
+        return _given[name]
     return getattr(importlib.import_module(module), name)
 
 
@@ -87,11 +93,27 @@ def _find_others() -> None:
             if row.seam:
                 _seam_class(row.seam)
                 PROVIDERS[point.name] = point.value
-            for name in (row.name, *row.hosts.values()):
-                if not knows(name):
-                    ANSWERS[provider_id(name) or name] = point.value
+            _answers_of(row, point.value)
         except Exception as failure:  # somebody else's mistake must not keep the rest from being metered
             swallow(f"integrations.entry_point.{point.name}", failure)
+
+
+def _answers_of(row: Provider, reference: str) -> None:
+    for name in (row.name, *row.hosts.values()):
+        if not knows(name):
+            ANSWERS[provider_id(name) or name] = reference
+
+
+def _take(row: Provider) -> str:
+    """The name of a row that was given as it is."""
+    if row.name in PROVIDERS and _given.get(row.name) != row:
+        raise ConfigurationError(f"there is an integration {row.name!r} already; give your row another name")
+    if row.name not in _given:
+        _seam_class(row.seam)
+        _given[row.name] = row
+        PROVIDERS[row.name] = f":{row.name}"
+        _answers_of(row, f":{row.name}")
+    return row.name
 
 
 def _seam_class(name: str) -> Any:
@@ -153,7 +175,7 @@ def instrument(*targets: Any) -> None:
     """Meter every call of the installed client libraries; safe to call twice, before or after they are imported.
 
     Args:
-        *targets: names (`"openai"`) or client objects (only that client then); none for all.
+        *targets: names (`"openai"`), client objects (only that client then) or rows of your own; none for all.
 
     Raises:
         ConfigurationError: for an unknown name, a named library that is not installed, or wrong settings.
@@ -164,7 +186,9 @@ def instrument(*targets: Any) -> None:
         _patches.when_imported("threads", "concurrent.futures.thread", _patch_threads)
     _find_others()
     for target in targets or tuple(PROVIDERS):
-        if isinstance(target, str):
+        if isinstance(target, Provider):
+            _instrument_name(_take(target), asked=True)
+        elif isinstance(target, str):
             _instrument_name(target, asked=bool(targets))
         else:
             _instrument_client(target)

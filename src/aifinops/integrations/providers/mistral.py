@@ -24,13 +24,9 @@ _CHAT = Route(
         "web_search_requests": "usage.connectors.web_search + usage.connectors.web_search_premium",
         "code_execution_requests": "usage.connectors.code_interpreter",
     },
-    text=("choices.message.content", "choices.delta.content", "outputs.content"),
-    limits=("max_tokens",),
-    tier="usage.service_tier",
-    tiers={"standard": ""},
-    finish="choices.finish_reason",
-    known=("usage.total_tokens",),
-)
+    text=("choices.message.content", "choices.delta.content", "outputs.content"), limits=("max_tokens",), tier="usage.service_tier",
+    tiers={"standard": ""}, finish="choices.finish_reason", known=("usage.total_tokens",),
+)  # fmt: skip
 _CONVERSATION = replace(
     _CHAT, signs=("type=conversation.response.done",), text=("outputs.content", "content"), response_id="conversation_id",
 )  # fmt: skip
