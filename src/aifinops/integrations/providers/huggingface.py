@@ -8,6 +8,8 @@ carry bytes (sound, pictures) are not metered.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from aifinops.integrations.provider import Provider, Route
 from aifinops.integrations.providers.openai import CHAT, COMPLETIONS, EMBEDDINGS
 
@@ -46,5 +48,6 @@ HUGGINGFACE = Provider(
         "/models/*/pipeline/sentence-similarity": _FEATURES,
         "/models/*": _GENERATION,
         "/": _GENERATION,  # an endpoint of one's own
+        "object of the library": replace(CHAT, signs=("choices", "usage")),  # which leaves out what it is
     },
 )  # fmt: skip
