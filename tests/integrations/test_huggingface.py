@@ -161,7 +161,7 @@ def test_generated_text_without_details_is_an_estimate(client: Any, server: Scri
 
 def test_features_are_an_estimate(server: ScriptedProvider) -> None:
     """Vectors come without any usage: the prompt is estimated, and there is no output."""
-    path = "/models/org/name/pipeline/feature-extraction"
+    path = "/hf-inference/models/org/name/pipeline/feature-extraction"
     server.answers[path] = [[0.5] * 384]
     with hub.InferenceClient(model=server.url + path, token="test") as client, suppress(ImportError):
         client.feature_extraction(CANARY)  # it makes an array of numpy, perhaps, when the answer is there
@@ -176,9 +176,9 @@ HOSTS = {
     "https://router.huggingface.co/together/v1/completions": ("huggingface_together", "/completions", ""),
     "https://router.huggingface.co/v1/chat/completions": ("huggingface", "/chat/completions", ""),
     "https://api.together.xyz/v1/chat/completions": ("together", "/chat/completions", ""),
-    "https://router.huggingface.co/hf-inference/models/org/name": ("huggingface", "/models/*", "org/name"),
+    "https://router.huggingface.co/hf-inference/models/org/name": ("huggingface", "/hf-inference/models/*", "org/name"),
     "https://router.huggingface.co/hf-inference/models/org/name/pipeline/feature-extraction": (
-        "huggingface", "/models/*/pipeline/feature-extraction", "org/name",
+        "huggingface", "/hf-inference/models/*/pipeline/feature-extraction", "org/name",
     ),
 }  # fmt: skip
 
@@ -213,6 +213,17 @@ def test_a_routed_call_is_one_row(monkeypatch: pytest.MonkeyPatch, server: Scrip
         client.chat.completions.create(model=MODEL, messages=SAID)
     charge = only()
     assert (charge.model, dict(charge.quantities)) == ("llama", TOLD)
+
+
+def test_requests_to_the_hub_are_no_calls_of_a_model(client: Any, server: ScriptedProvider) -> None:
+    """The Hub is reached through the same connection: what is written there makes no row."""
+    client.chat_completion(SAID)
+    paths = ("/api/models/org/name/commit/main", "/api/models/org/name/preupload/main", "/api/validate-yaml")
+    for path in paths:
+        server.answers[path] = {}
+        hub.utils.get_session().post(server.url + path, json={"inputs": CANARY}).raise_for_status()
+    assert len(server.requests) == 1 + len(paths)
+    assert len(rows()) == 1
 
 
 def test_one_client_alone_is_refused(client: Any) -> None:

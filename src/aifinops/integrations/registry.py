@@ -184,7 +184,8 @@ def instrument(*targets: Any) -> None:
     _ = engines.writer  # a ledger that cannot be opened is said now, not inside a call
     if engines.config.threads:
         _patches.when_imported("threads", "concurrent.futures.thread", _patch_threads)
-    _find_others()
+    if not targets:
+        _find_others()
     for target in targets or tuple(PROVIDERS):
         if isinstance(target, Provider):
             _instrument_name(_take(target), asked=True)
@@ -204,6 +205,7 @@ def _instrument_name(name: str, *, asked: bool) -> None:
 
 def _instrument_client(client: Any) -> None:
     modules = {kind.__module__.partition(".")[0] for kind in type(client).__mro__}
+    _find_others()
     for name in PROVIDERS:
         if provider(name).module in modules:
             if name in _patches.state():

@@ -3,7 +3,8 @@
 https://huggingface.co/docs/inference-providers. Chat and completions answer in OpenAI's form. Text generation tells counts only where
 details were asked for, and never those of the prompt of an answer that is not streamed; feature extraction tells none, so both are
 estimated. `hf-inference` and endpoints of one's own are billed by the time of a machine, so tokens have no price there. Requests that
-carry bytes (sound, pictures) are not metered.
+carry bytes (sound, pictures) are not metered. The Hub is reached through the same connection, and has paths with `/models/` that are no
+calls of a model.
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ HUGGINGFACE = Provider(
         "/chat/completions": CHAT,
         "/completions": COMPLETIONS,
         "/embeddings": EMBEDDINGS,
-        "/models/*/pipeline/feature-extraction": _FEATURES,
-        "/models/*/pipeline/sentence-similarity": _FEATURES,
-        "/models/*": _GENERATION,
+        "/hf-inference/models/*/pipeline/feature-extraction": _FEATURES,
+        "/hf-inference/models/*/pipeline/sentence-similarity": _FEATURES,
+        "/hf-inference/models/*": _GENERATION,
         "/": _GENERATION,  # an endpoint of one's own
         "object of the library": replace(CHAT, signs=("choices", "usage")),  # which leaves out what it is
     },
