@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,10 @@ import pytest
 pytest.importorskip("httpx")
 
 import aifinops
+from aifinops import runtime
+from aifinops.errors import ConfigurationError
+from aifinops.integrations import registry
+from aifinops.integrations.provider import Provider, Route
 from aifinops.testing import ScriptedProvider
 
 CANARY = "canary-7c1f the weather is fine"
@@ -139,3 +145,30 @@ def test_a_broken_one_is_one_warning_and_no_more(fault: str, tmp_path: Path, ser
     assert len(rows) == 1
     assert failures == [f"integrations.entry_point.{BROKEN[fault].split(' ')[0]}"]
     assert logged.count("internal failure") == 1
+
+
+def test_a_row_can_be_given_as_it_is(server: ScriptedProvider, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`instrument(row)` meters a row of the program's own; a name that is taken is refused at set-up."""
+    httpx = pytest.importorskip("httpx")
+    module = types.ModuleType("given_sdk")
+    exec(SDK, vars(module))
+    monkeypatch.setitem(sys.modules, "given_sdk", module)
+    monkeypatch.setattr(registry, "PROVIDERS", dict(registry.PROVIDERS))
+    monkeypatch.setattr(registry, "ANSWERS", dict(registry.ANSWERS))
+    say = Route("chat", {"input_tokens": "usage.in", "output_tokens": "usage.out"}, ("text",), created="", tier="")
+    senders = {"given_sdk:Client._send": "_http"}
+    row = Provider("given", {"/v1/say": say}, module="given_sdk", package="given", seam="http", senders=senders)
+    aifinops.instrument(row)
+    try:
+        client = module.Client(server.url)
+        client.say(CANARY)
+        client._http.close()
+        with pytest.raises(ConfigurationError, match="already"):
+            aifinops.instrument(replace(row, minimum="2"))
+    finally:
+        aifinops.uninstrument()
+        registry._given.clear()
+    aifinops.flush()
+    (charge,) = runtime.get().ledger.rows()
+    assert (charge.provider, dict(charge.quantities)) == ("given", {"input_tokens": 12, "output_tokens": 5})
+    assert not hasattr(httpx.Client.send, "__wrapped__")
