@@ -113,11 +113,12 @@ class Passing:
         invocation.settle_estimated(came.text, came.pieces, about, "ok" if came.finished else "abandoned")
 
     def _read(self, reader: Reader) -> tuple[Reading | None, StreamText, Any]:
-        """(the usage that came, or else the text, the first event)."""
+        """(the usage that came, or else the text and the first event)."""
         data = b"".join([*self.kept, *self.newest])
         self.kept.clear()
         self.newest.clear()
-        return *read_events(data, reader), first_event(data)
+        reading, came = read_events(data, reader)
+        return reading, came, None if reading is not None else first_event(data)
 
 
 class PassingEvents(Passing):
