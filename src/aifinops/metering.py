@@ -577,13 +577,15 @@ def _about(text: str, model: str) -> int:
     return exact if exact is not None else -(-len(text.encode()) // BYTES_PER_TOKEN)
 
 
+_PROMPTS = ("instructions", "messages", "input", "inputs", "prompt", "message", "texts", "query", "documents")
+"""Where requests have what is asked."""
+
+
 def _prompt(body: Any) -> tuple[str, int]:
     """All text of a request's prompt, and how many messages it is in."""
     texts: list[str] = []
     messages = 0
-    todo = (
-        [body.get(key) for key in ("instructions", "messages", "input", "prompt")] if isinstance(body, Mapping) else []
-    )
+    todo = [body.get(key) for key in _PROMPTS] if isinstance(body, Mapping) else []
     while todo:
         item = todo.pop()
         if isinstance(item, str):

@@ -215,6 +215,10 @@ CASES = [
          sdk="mistralai.client.models:ChatCompletionResponse"),
     Case("mistral/conversation", q(input_tokens=7300, output_tokens=55, web_search_requests=1), None, asked="mistral-large-latest",
          sdk="mistralai.client.models:ConversationResponse"),
+    Case("mistral/conversation_done", q(input_tokens=7300, output_tokens=55, web_search_requests=1), None,
+         asked="mistral-large-latest", sdk="mistralai.client.models:ResponseDoneEvent"),
+    Case("mistral/transcription_done", q(audio_seconds=203), "0.01015", "voxtral-mini-latest",
+         sdk="mistralai.client.models:TranscriptionStreamDone"),
     Case("mistral/transcription", q(audio_seconds=203), "0.01015", "voxtral-mini-latest",
          sdk="mistralai.client.models:TranscriptionResponse"),
     Case("mistral/ocr", q(pages=12), "0.048", "mistral-ocr-latest", sdk="mistralai.client.models:OCRResponse"),
@@ -222,6 +226,11 @@ CASES = [
     # --- Cohere: billed units, which are floats, and never the tokens beside them
     Case("cohere/chat", q(input_tokens=1000, output_tokens=200), "0.0045", asked="command-a-03-2025", sdk="cohere:V2ChatResponse"),
     Case("cohere/chat_end", q(input_tokens=1000, output_tokens=200), "0.0045", asked="command-a-03-2025"),
+    Case("cohere/chat_v1", q(input_tokens=1000, output_tokens=200), "0.0045", asked="command-a-03-2025",
+         sdk="cohere:NonStreamedChatResponse"),
+    Case("cohere/chat_v1_end", q(input_tokens=1000, output_tokens=200), "0.0045", asked="command-a-03-2025",
+         sdk="cohere:StreamEndStreamedChatResponse"),
+    Case("cohere/generate", q(input_tokens=1000, output_tokens=200), "0.0045", asked="command-a-03-2025", sdk="cohere:Generation"),
     Case("cohere/rerank", q(search_units=2), None, asked="rerank-v3.5", sdk="cohere:V2RerankResponse"),
     Case("cohere/embed", q(input_tokens=5000), "0.0006", asked="embed-v4.0", sdk="cohere:EmbedByTypeResponse"),
     Case("cohere/classify", q(classifications=3), None, asked="embed-v4.0", sdk="cohere:ClassifyResponse"),
@@ -247,6 +256,12 @@ CASES = [
     # --- Ollama: evaluated tokens only; none of the prompt when it was kept from before
     Case("ollama/chat", q(input_tokens=26, output_tokens=282), None, "llama3.2", sdk="ollama:ChatResponse"),
     Case("ollama/chat_prompt_kept", q(output_tokens=282), None, "llama3.2", sdk="ollama:ChatResponse"),
+    Case("ollama/generate", q(input_tokens=26, output_tokens=259), None, "llama3.2", sdk="ollama:GenerateResponse"),
+    # --- Hugging Face: counts of text generation stand in the details; of the prompt only at the end of a stream
+    Case("huggingface/chat", q(input_tokens=1000, output_tokens=200), None, "meta-llama/Llama-3.3-70B-Instruct",
+         sdk="huggingface_hub:ChatCompletionOutput"),
+    Case("huggingface/generation", q(output_tokens=20), None, sdk="huggingface_hub:TextGenerationOutput"),
+    Case("huggingface/generation_last", q(input_tokens=7, output_tokens=20), None, sdk="huggingface_hub:TextGenerationStreamOutput"),
     Case("ollama/embed", q(input_tokens=8), None, "nomic-embed-text", sdk="ollama:EmbedResponse"),
 ]  # fmt: skip
 

@@ -18,7 +18,7 @@ from aifinops.integrations.registry import answers, knows
 from aifinops.metering import Call
 from aifinops.reading import Reading
 
-__all__ = ["Calls", "answered", "failed", "path_of"]
+__all__ = ["Calls", "answered", "failed", "path_of", "settle"]
 
 
 class Calls:
@@ -55,7 +55,21 @@ class Calls:
         Raises:
             BudgetExceeded: when a budget has no room; nothing was sent.
         """
-        provider, facts = self.target(client, url)
+        return self.open_at(self.target(client, url), path, route, body, stream=stream, model=model, files=files)
+
+    def open_at(
+        self,
+        target: tuple[str, dict[str, Any]],
+        path: str,
+        route: Route,
+        body: dict[str, Any],
+        *,
+        stream: bool,
+        model: str,
+        files: Any = None,
+    ) -> Opened | None:
+        """`open` for a library whose clients have no address of their own: the target is provider and server attributes."""
+        provider, facts = target
         reader = self.reader(provider, path)
         # Last, so that nothing can fail between opening an invocation and handing it over.
         invocation = metering.begin(self._call(provider, facts, body, route, stream, model, files))
@@ -89,9 +103,7 @@ class Calls:
     def unknown(self, client: Any, url: Any, path: str, body: dict[str, Any], *, stream: bool) -> Opened | None:
         """Look at a POST to an endpoint that no route knows, in case its answer has a usage."""
         operation = path.rpartition("/")[2]
-        if (
-            self.row.other is None or operation == "cancel"
-        ):  # that answers with what is cancelled, and what that has used
+        if self.row.other is None or operation == "cancel":  # it answers with what is cancelled, and what that has used
             return None
         provider, facts = self.target(client, url)
         asked = body.get("model")
@@ -224,7 +236,7 @@ def answered(opened: Opened, result: Any) -> None:
             if opened.wants(http):
                 Tap(opened, http)
             return
-        _settle(opened, result, http)
+        settle(opened, result, http)
     except Exception as failure:  # the answer is the user's, whatever we could not read in it
         swallow("integrations.answered", failure)
         invocation.settle(Reading())
@@ -246,7 +258,8 @@ def failed(opened: Opened, error: BaseException) -> None:
     invocation.fail(error)
 
 
-def _settle(opened: Opened, result: Any, http: Any) -> None:
+def settle(opened: Opened, result: Any, http: Any) -> None:
+    """Settle an answer that has come whole, from the library's object or from the HTTP answer."""
     reader, invocation = opened.reader, opened.invocation
     if isinstance(opened, Lines):
         opened.take(http.content.split(b"\n"))

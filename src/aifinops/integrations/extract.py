@@ -262,6 +262,9 @@ class Reader:
         self._raw_name = route.raw if self._raw == ((route.raw, ""),) else ""
         self._also = [(path, split(path) if "." in path else None) for path in route.also]
         self.otherwise = None if route.otherwise is None else Reader(route.otherwise, provider)
+        roots = [route.raw.rpartition(".")[2]] if route.raw else _first_names(route.usage)
+        self.marks = tuple(f'"{name}"'.encode() for name in roots)
+        """In an event without any of these there is no usage."""
 
     def read(self, body: Any, *, brief: bool = False) -> Reading | None:
         """What a body says, or None when it has no usage.
@@ -736,6 +739,11 @@ def _known(route: Route) -> _Known:
     return known
 
 
+def _first_names(usage: Mapping[str, str]) -> list[str]:
+    """The names that paths of a usage begin with, each once."""
+    return list(dict.fromkeys(path[0] for text in usage.values() for path in _paths(text)))
+
+
 def _paths(text: str) -> Iterator[list[str]]:
     if not text or text.startswith("="):
         return
@@ -760,8 +768,13 @@ def _data_lines(data: bytes) -> list[bytes]:
     return [line[5:].strip() for line in data.splitlines() if line.startswith(b"data:")]
 
 
+def _json_lines(data: bytes) -> list[bytes]:
+    """The events of a stream that is one JSON object a line."""
+    return [line for line in data.splitlines() if line.startswith(b"{")]
+
+
 def read_events(data: bytes, reader: Reader) -> tuple[Reading | None, StreamText]:
-    """Read the bytes of a whole answer: server-sent events, or one JSON body.
+    """Read the bytes of a whole answer: server-sent events, one JSON object a line, or one JSON body.
 
     Returns:
         The last usage that was reported (later reports replace earlier ones), or None; and, for that case, the text that came.
@@ -774,7 +787,9 @@ def read_events(data: bytes, reader: Reader) -> tuple[Reading | None, StreamText
     if isinstance(body, dict):
         found = reader.tolerant(body)
         return (found, StreamText()) if found is not None else (None, _whole(body, reader))
-    return None, _collect(lines, reader)
+    if isinstance(body, list):  # of vectors, mostly
+        return read_objects(body, reader) if body and isinstance(body[0], dict) else (None, _whole(body, reader))
+    return None, _collect(lines or _json_lines(data), reader)
 
 
 def said(data: bytes, reader: Reader) -> Any:
@@ -785,17 +800,19 @@ def said(data: bytes, reader: Reader) -> Any:
 
 def _last_usage(data: bytes, reader: Reader) -> Reading | None:
     """The newest event that has a usage, looked for from the end: of a long stream only one or two lines are ever parsed."""
-    end = len(data)
-    while (at := data.rfind(b'"usage"', 0, end)) >= 0:
-        start = data.rfind(b"\n", 0, at) + 1
-        stop = data.find(b"\n", at)
-        line = data[start : stop if stop >= 0 else len(data)]
-        # Most servers put "usage": null into every chunk: looking at the bytes first saves parsing them all.
-        if line.startswith(b"data:") and b'"usage":null' not in line and b'"usage": null' not in line:
-            found = reader.tolerant(reader.event_body(_json(line[5:])))
-            if found is not None:
-                return found
-        end = start
+    for mark in reader.marks:
+        end, nothing, spaced = len(data), mark + b":null", mark + b": null"
+        while (at := data.rfind(mark, 0, end)) >= 0:
+            start = data.rfind(b"\n", 0, at) + 1
+            stop = data.find(b"\n", at)
+            line = data[start : stop if stop >= 0 else len(data)]
+            event = line[5:] if line.startswith(b"data:") else line if line.startswith(b"{") else b""
+            # Most servers put "usage": null into every chunk: looking at the bytes first saves parsing them all.
+            if event and nothing not in event and spaced not in event:
+                found = reader.tolerant(reader.event_body(_json(event)))
+                if found is not None:
+                    return found
+            end = start
     return None
 
 
@@ -864,7 +881,7 @@ def _collect(lines: list[bytes], reader: Reader) -> StreamText:
 
 def first_event(data: bytes) -> Any:
     """The first event of a stream, which names model and id, or a whole JSON body; None when there is none."""
-    for line in _data_lines(data) or [data]:
+    for line in _data_lines(data) or [data, *_json_lines(data)]:
         event = _json(line)
         if event is not None:
             return event

@@ -58,7 +58,7 @@ class _PollReader:
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
-        self.route, self.otherwise = reader.route, None
+        self.route, self.marks, self.otherwise = reader.route, reader.marks, None
         self.text, self.event_body = reader.text, reader.event_body
 
     def tolerant(self, body: Any) -> Reading | None:

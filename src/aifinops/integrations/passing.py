@@ -13,6 +13,7 @@ import sys
 import weakref
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from contextvars import ContextVar
 from itertools import chain, filterfalse, islice
 from typing import Any, TypeVar
 
@@ -25,6 +26,9 @@ from aifinops.reading import Reading
 __all__ = ["Opened", "Passing", "PassingEvents", "Tap", "awatched", "finish_open_streams", "guarded", "watched"]
 
 _G = TypeVar("_G")
+
+refusals: ContextVar[list[BudgetExceeded] | None] = ContextVar("aifinops_refusals", default=None)
+"""Refused budgets inside a library that hides exceptions, for whoever is outermost in it."""
 
 MAX_KEPT = 8 * 1024 * 1024
 """Bytes of a stream that are kept for reading its end; beyond it the oldest are let go."""
@@ -69,7 +73,10 @@ def guarded(place: str, function: Callable[..., Any], *args: Any) -> Any:
     """Call something of ours; its failure is counted and is None. Only a budget's refusal gets out."""
     try:
         return function(*args)
-    except BudgetExceeded:
+    except BudgetExceeded as refusal:
+        refused = refusals.get()
+        if refused is not None:
+            refused.append(refusal)
         raise
     except Exception as failure:  # the user's call goes on as if we were not there
         swallow(f"integrations.{place}", failure)
@@ -128,7 +135,7 @@ class Passing:
         self._opened.unsaid(about, came.text, came.pieces, "ok" if came.finished else "abandoned")
 
     def _read(self, reader: Reader) -> tuple[Reading | None, StreamText, Any]:
-        """(the usage that came, or else the text, the first event)."""
+        """(the usage that came, or else the text and the first event)."""
         data = b"".join([*self.kept, *self.newest])
         self.kept.clear()
         self.newest.clear()
@@ -136,7 +143,8 @@ class Passing:
             data = _unframed(data)
         if self._opened.invocation.engines.capture:
             self._opened.invocation.said = said(data, reader)
-        return *read_events(data, reader), first_event(data)
+        reading, came = read_events(data, reader)
+        return reading, came, None if reading is not None else first_event(data)
 
 
 _FRAMED = re.compile(rb'"bytes"\s*:\s*"([A-Za-z0-9+/=]+)"')
@@ -261,10 +269,14 @@ class Tap:
         `filterfalse` lets everything by. An interpreter's generator in their way would cost each several times as much."""
         passing = self._passing
         passed = filterfalse(passing.newest.append, chunks)
-        for chunk in chunks:
-            guarded("keep", passing.pack, chunk)
-            yield (chunk,)
-            yield islice(passed, SEGMENT)
+        try:
+            for chunk in chunks:
+                guarded("keep", passing.pack, chunk)
+                yield (chunk,)
+                yield islice(passed, SEGMENT)
+        except GeneratorExit:  # nobody reads on, though some keep the answer open for long
+            guarded("lost", passing.lost)
+            raise
         guarded("finish", passing.finish)
 
     def _aiter_bytes(self, *args: Any, **kwargs: Any) -> AsyncIterator[bytes]:
@@ -273,12 +285,16 @@ class Tap:
 
     async def _apass(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         passing, newest, keep = self._passing, self._passing.newest, self._passing.newest.append
-        async for chunk in chunks:
-            if passing.kept and len(newest) < SEGMENT:
-                keep(chunk)
-            else:
-                guarded("keep", passing.pack, chunk)
-            yield chunk
+        try:
+            async for chunk in chunks:
+                if passing.kept and len(newest) < SEGMENT:
+                    keep(chunk)
+                else:
+                    guarded("keep", passing.pack, chunk)
+                yield chunk
+        except GeneratorExit:
+            guarded("lost", passing.lost)
+            raise
         guarded("finish", passing.finish)
 
     def _close(self) -> None:

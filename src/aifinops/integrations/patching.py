@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
-__all__ = ["Patch", "Patches"]
+__all__ = ["Patch", "Patches", "Undoable"]
 
 Wrapper = Callable[[Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]], Any]
+_Place = tuple[str, str]  # key and module
+
+
+class Undoable(Protocol):
+    """Something done to other people's code that can be taken back."""
+
+    def undo(self) -> None:
+        """Restore what was there."""
 
 
 class Patch:
@@ -37,58 +45,61 @@ class Patch:
 
 
 class Patches:
-    """All patches in force, by key; applying a key twice is doing it once."""
+    """All patches in force, by key; applying a key twice is doing it once. A key may be of several modules."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._wanted: dict[str, Callable[[Any], list[Patch]]] = {}
-        self._applied: dict[str, list[Patch]] = {}
-        self._hooked: set[str] = set()
+        self._wanted: dict[_Place, Callable[[Any], Sequence[Undoable]]] = {}
+        self._applied: dict[_Place, Sequence[Undoable]] = {}
+        self._hooked: set[_Place] = set()
 
-    def when_imported(self, key: str, module: str, apply: Callable[[Any], list[Patch]]) -> None:
+    def when_imported(self, key: str, module: str, apply: Callable[[Any], Sequence[Undoable]]) -> None:
         """Apply now when `module` is imported already, else when it is."""
+        place = (key, module)
         with self._lock:
-            if key in self._wanted:
+            if place in self._wanted:
                 return
-            self._wanted[key] = apply
-            hooked = key in self._hooked
-            self._hooked.add(key)
+            self._wanted[place] = apply
+            hooked = place in self._hooked
+            self._hooked.add(place)
         if hooked:  # after an undo: the hook of the first time has fired or still waits, and looks into `_wanted`
-            self._apply_if_loaded(key, module)
+            self._apply_if_loaded(place)
         else:
             import wrapt
 
-            wrapt.register_post_import_hook(lambda loaded: self._on_import(key, loaded), module)
+            wrapt.register_post_import_hook(lambda loaded: self._on_import(place, loaded), module)
 
-    def _apply_if_loaded(self, key: str, module: str) -> None:
+    def _apply_if_loaded(self, place: _Place) -> None:
         import sys
 
-        loaded = sys.modules.get(module)
+        loaded = sys.modules.get(place[1])
         if loaded is not None:
-            self._on_import(key, loaded)
+            self._on_import(place, loaded)
 
-    def _on_import(self, key: str, loaded: Any) -> None:
+    def _on_import(self, place: _Place, loaded: Any) -> None:
         with self._lock:
-            apply = self._wanted.get(key)
-            if apply is not None and key not in self._applied:
-                self._applied[key] = apply(loaded)
+            apply = self._wanted.get(place)
+            if apply is not None and place not in self._applied:
+                self._applied[place] = apply(loaded)
 
-    def apply(self, key: str, make: Callable[[], list[Patch]]) -> None:
+    def apply(self, key: str, make: Callable[[], Sequence[Undoable]]) -> None:
         """Apply at once, unless that key is in force."""
+        place = (key, "")
         with self._lock:
-            if key not in self._applied:
-                self._wanted[key] = lambda _loaded: []
-                self._applied[key] = make()
+            if place not in self._applied:
+                self._wanted[place] = lambda _loaded: []
+                self._applied[place] = make()
 
     def undo(self, key: str | None = None) -> None:
         """Take back one key, or all."""
         with self._lock:
-            for name in [key] if key is not None else list(self._wanted):
-                self._wanted.pop(name, None)
-                for patch in reversed(self._applied.pop(name, [])):
+            for place in [place for place in self._wanted if key is None or place[0] == key]:
+                del self._wanted[place]
+                for patch in reversed(self._applied.pop(place, [])):
                     patch.undo()
 
     def state(self) -> dict[str, str]:
         """Key -> `active` or `waiting for import`, for `aifinops doctor`."""
         with self._lock:
-            return {key: "active" if key in self._applied else "waiting for import" for key in self._wanted}
+            active = {key for key, _ in self._applied}
+            return {key: "active" if key in active else "waiting for import" for key, _ in self._wanted}

@@ -131,9 +131,13 @@ class Provider:
 
     Attributes:
         name: the provider when the host is none of `hosts`. module: patched when this is imported.
-        minimum: lowest version that is tested. seam: name of the module in `seams/`; empty for answers that are only read.
+        minimum: lowest version that is tested. seam: name of the module in `seams/`, or `module:Class` of one elsewhere; empty for
+            answers that are only read.
         routes: request path -> route. A key that is no path (no leading slash) is a form of answers that no call has of its own.
-        hosts: host, or `.suffix` of hosts -> provider name; one client library reaches many providers.
+            Where the library sends with httpx, a path is the end of a request's path, `*` in it the model's name,
+            and `{id}` any one part.
+        hosts: host, or `.suffix` of hosts -> provider name; one client library reaches many providers. Where it sends with httpx, a
+            host may be followed by the first part of the path (`router.example/groq`).
         residency: host -> region that it keeps requests in, of which answers say nothing.
         package: what to install, for the error that says so.
         clients: part of the name of a client's class -> provider name; it is over `hosts`.
@@ -141,6 +145,12 @@ class Provider:
         polls: path of a GET, `{}` for the id in it -> the route that reads the answer. results: the same for the answers of a batch, one
             a line, and the routes of which one reads a line. files: the same for files, of which some are the output of a batch.
         other: how answers of an endpoint that is not in `routes` are read, when they have a usage.
+        senders: of a library that sends with httpx, what of it is about to send (`module:Class.method`) -> path from that object to the
+            httpx client; `()` stands for what a function returns.
+        connections: paths from a client object to its httpx clients, for metering that client alone.
+        outermost: functions (`module:function`) of a library that makes errors of its own of every exception: a refused budget comes out
+            of them as itself.
+        speaks: request path -> provider that is meant by it where the host says nothing; for libraries that speak to many.
     """
 
     name: str
@@ -157,6 +167,10 @@ class Provider:
     results: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     other: Route | None = None
+    senders: Mapping[str, str] = field(default_factory=dict)
+    connections: tuple[str, ...] = ()
+    outermost: tuple[str, ...] = ()
+    speaks: Mapping[str, str] = field(default_factory=dict)
 
     def provider_at(self, host: str) -> str:
         """The provider's OpenTelemetry name for a host."""

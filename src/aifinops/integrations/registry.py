@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from aifinops import runtime, scope
-from aifinops.errors import ConfigurationError
+from aifinops.errors import ConfigurationError, swallow
 from aifinops.integrations.hooks import FRAMEWORKS, HOOKS
 from aifinops.integrations.patching import Patch, Patches
 from aifinops.integrations.provider import Provider
@@ -28,8 +28,13 @@ PROVIDERS = {
     "groq": f"{_ROWS}compatible:GROQ",
     "together": f"{_ROWS}compatible:TOGETHER",
     "cerebras": f"{_ROWS}compatible:CEREBRAS",
+    "mistral": f"{_ROWS}mistral:MISTRAL",
+    "cohere": f"{_ROWS}cohere:COHERE",
+    "ollama": f"{_ROWS}ollama:OLLAMA",
+    "huggingface": f"{_ROWS}huggingface:HUGGINGFACE",
+    "litellm": f"{_ROWS}litellm:LITELLM",
 }
-"""Name -> row of a client library that can be instrumented."""
+"""Name -> row of a client library that can be instrumented. Rows of others are added when they are first asked for."""
 
 ANSWERS = {
     "openai": f"{_ROWS}openai:OPENAI",
@@ -40,6 +45,7 @@ ANSWERS = {
     "mistral": f"{_ROWS}mistral:MISTRAL",
     "cohere": f"{_ROWS}cohere:COHERE",
     "ollama": f"{_ROWS}ollama:OLLAMA",
+    "huggingface": f"{_ROWS}huggingface:HUGGINGFACE",
     "deepseek": f"{_ROWS}compatible:DEEPSEEK",
     "groq": f"{_ROWS}compatible:GROQ",
     "openrouter": f"{_ROWS}compatible:OPENROUTER",
@@ -55,14 +61,69 @@ ANSWERS = {
 }  # fmt: skip
 """Provider, by its id in the price list -> row of how it answers."""
 
-_SEAMS = {"stainless": "aifinops.integrations.seams.stainless:Seam"}
+_SEAMS = {
+    "stainless": "aifinops.integrations.seams.stainless:Seam",
+    "http": "aifinops.integrations.seams.http:Seam",
+}
 
 _patches = Patches()
 
 
+GROUP = "aifinops.providers"
+"""Entry points of this group are names of `Provider` rows in other people's distributions."""
+
+
+_given: dict[str, Provider] = {}
+"""Rows that were given to `instrument` as they are."""
+
+
 def _load(reference: str) -> Any:
     module, _, name = reference.partition(":")
+    if not module:
+        return _given[name]
     return getattr(importlib.import_module(module), name)
+
+
+@lru_cache(maxsize=1)
+def _find_others() -> None:
+    """Load the rows of other distributions, once; one that is broken is one warning."""
+    from importlib.metadata import entry_points
+
+    for point in entry_points(group=GROUP):
+        try:
+            row = _load(point.value)
+            if not isinstance(row, Provider):
+                raise ConfigurationError(f"{point.value} is no aifinops Provider")
+            if point.name in PROVIDERS:
+                raise ConfigurationError(f"the name {point.name!r} is taken; give {point.value} another")
+            if row.seam:
+                _seam_class(row.seam)
+                PROVIDERS[point.name] = point.value
+            _answers_of(row, point.value)
+        except Exception as failure:  # somebody else's mistake must not keep the rest from being metered
+            swallow(f"integrations.entry_point.{point.name}", failure)
+
+
+def _answers_of(row: Provider, reference: str) -> None:
+    for name in (row.name, *row.hosts.values()):
+        if not knows(name):
+            ANSWERS[provider_id(name) or name] = reference
+
+
+def _take(row: Provider) -> str:
+    """The name of a row that was given as it is."""
+    if row.name in PROVIDERS and _given.get(row.name) != row:
+        raise ConfigurationError(f"there is an integration {row.name!r} already; give your row another name")
+    if row.name not in _given:
+        _seam_class(row.seam)
+        _given[row.name] = row
+        PROVIDERS[row.name] = f":{row.name}"
+        _answers_of(row, f":{row.name}")
+    return row.name
+
+
+def _seam_class(name: str) -> Any:
+    return _load(_SEAMS.get(name, name))
 
 
 @lru_cache(maxsize=64)
@@ -73,6 +134,9 @@ def provider(name: str) -> Provider:
         ConfigurationError: for an unknown name, with the nearest.
     """
     reference = PROVIDERS.get(name)
+    if reference is None:
+        _find_others()
+        reference = PROVIDERS.get(name)
     if reference is None:
         near = difflib.get_close_matches(name, [*PROVIDERS, *HOOKS], n=1, cutoff=0.4)
         hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -89,7 +153,9 @@ def answers(name: str) -> tuple[str, Provider]:
         ConfigurationError: for an unknown name, with the nearest.
     """
     given = name.strip().lower() if isinstance(name, str) else ""
-    reference = ANSWERS.get(provider_id(given) or "")
+    if not knows(given):
+        _find_others()
+    reference = ANSWERS.get(provider_id(given) or given)
     if reference is None:
         near = difflib.get_close_matches(given, [*ANSWERS, *SPELLINGS], n=1, cutoff=0.6)
         hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -102,21 +168,22 @@ def answers(name: str) -> tuple[str, Provider]:
 
 def knows(name: str) -> bool:
     """Whether `answers` has a row for a name."""
-    return provider_id(name) in ANSWERS
+    return (provider_id(name) or name) in ANSWERS
 
 
 @lru_cache(maxsize=64)
 def _seam(name: str) -> Any:
     row = provider(name)
-    return _load(_SEAMS[row.seam])(row)
+    return _seam_class(row.seam)(row)
 
 
 def instrument(*targets: Any) -> None:
     """Meter every call of the installed client libraries; safe to call twice, before or after they are imported.
 
     Args:
-        *targets: names (`"openai"`) or client objects (only that client then); none for all client libraries of models and the
-            frameworks above them, which add tags. Databases and storage (`"pinecone"`, `"s3"`) are charged when they are named.
+        *targets: names (`"openai"`), client objects (only that client then) or rows of your own; none for all client libraries of
+            models and the frameworks above them, which add tags. Databases and storage (`"pinecone"`, `"s3"`) are charged when they
+            are named.
 
     Raises:
         ConfigurationError: for an unknown name, a named library that is not installed, or wrong settings.
@@ -125,8 +192,12 @@ def instrument(*targets: Any) -> None:
     _ = engines.writer  # a ledger that cannot be opened is said now, not inside a call
     if engines.config.threads:
         _patches.when_imported("threads", "concurrent.futures.thread", _patch_threads)
+    if not targets:
+        _find_others()
     for target in targets or (*PROVIDERS, *FRAMEWORKS):
-        if isinstance(target, str):
+        if isinstance(target, Provider):
+            _instrument_name(_take(target), asked=True)
+        elif isinstance(target, str):
             _instrument_name(target, asked=bool(targets))
         else:
             _instrument_client(target)
@@ -139,7 +210,8 @@ def _instrument_name(name: str, *, asked: bool) -> None:
     row = provider(name)
     if asked and row.module not in sys.modules and not _installed(row.module):
         raise ConfigurationError(f"{row.module} is not installed: pip install {row.package}")
-    _patches.when_imported(name, row.module, lambda module: list(_seam(name).patch_module(module)))
+    for home in dict.fromkeys(place.partition(":")[0] for place in (*row.senders, *row.outermost)) or (row.module,):
+        _patches.when_imported(name, home, lambda module: list(_seam(name).patch_module(module)))
 
 
 def _instrument_hook(name: str, *, asked: bool) -> None:
@@ -166,6 +238,7 @@ def _installed(module: str) -> bool:
 
 def _instrument_client(client: Any) -> None:
     modules = [f"{kind.__module__}." for kind in type(client).__mro__]
+    _find_others()
     for name in PROVIDERS:
         home = f"{provider(name).module}."
         if any(module.startswith(home) for module in modules):

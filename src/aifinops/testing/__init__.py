@@ -10,13 +10,25 @@ if TYPE_CHECKING:
     from aifinops.testing.capture import capture_charges
     from aifinops.testing.clock import FakeClock
     from aifinops.testing.ledger import check_ledger
+    from aifinops.testing.scripted import Request, ScriptedProvider
     from aifinops.testing.server import FakeProvider, Served
 
-__all__ = ["FakeClock", "FakeProvider", "Served", "capture_charges", "check_budget_store", "check_ledger"]
+__all__ = [
+    "FakeClock",
+    "FakeProvider",
+    "Request",
+    "ScriptedProvider",
+    "Served",
+    "capture_charges",
+    "check_budget_store",
+    "check_ledger",
+]
 
 _HOMES = {
     "FakeClock": "clock",
     "FakeProvider": "server",
+    "Request": "scripted",
+    "ScriptedProvider": "scripted",
     "Served": "server",
     "capture_charges": "capture",
     "check_budget_store": "budget_store",

@@ -1,0 +1,258 @@
+"""litellm's paths to several providers: one row for each answer that was paid for, in the provider's own words."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import socket
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Any
+
+import pytest
+
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else it asks the network at import
+litellm = pytest.importorskip("litellm")
+
+import aifinops as af  # noqa: E402
+from aifinops import runtime  # noqa: E402
+from aifinops.charges import Charge  # noqa: E402
+from aifinops.errors import BudgetExceeded  # noqa: E402
+from aifinops.integrations.passing import finish_open_streams  # noqa: E402
+from aifinops.testing import ScriptedProvider  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # litellm's own, of which there are many
+
+OLD = tuple(map(int, version("litellm").split(".")[:2])) < (1, 100)
+CANARY = "canary-7c1f the weather is fine"
+OPENAI = {
+    "id": "chatcmpl-1", "object": "chat.completion", "created": 1_790_000_000, "model": "gpt-4o-2024-08-06",
+    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": CANARY}}],
+    "usage": {"prompt_tokens": 1000, "completion_tokens": 200, "total_tokens": 1200, "prompt_tokens_details": {"cached_tokens": 600}},
+}  # fmt: skip
+CLAUDE_USAGE = {
+    "input_tokens": 100, "cache_read_input_tokens": 500, "cache_creation_input_tokens": 400, "output_tokens": 200,
+    "cache_creation": {"ephemeral_5m_input_tokens": 100, "ephemeral_1h_input_tokens": 300},
+}  # fmt: skip
+CLAUDE = {
+    "id": "msg_1", "type": "message", "role": "assistant", "model": "claude-sonnet-4-5-20250929", "stop_reason": "end_turn",
+    "stop_sequence": None, "content": [{"type": "text", "text": CANARY}], "usage": CLAUDE_USAGE,
+}  # fmt: skip
+GEMINI = {
+    "candidates": [{"content": {"role": "model", "parts": [{"text": CANARY}]}, "finishReason": "STOP", "index": 0}],
+    "usageMetadata": {"promptTokenCount": 1000, "candidatesTokenCount": 100, "thoughtsTokenCount": 400, "totalTokenCount": 1500},
+    "modelVersion": "gemini-2.5-flash", "responseId": "r1",
+}  # fmt: skip
+OLLAMA = {
+    "model": "llama3.2", "created_at": "2026-11-10T12:00:00Z", "done": True, "done_reason": "stop", "prompt_eval_count": 26,
+    "eval_count": 282, "message": {"role": "assistant", "content": CANARY},
+}  # fmt: skip
+EMBEDDED = {
+    "object": "list", "model": "text-embedding-3-small", "data": [{"object": "embedding", "index": 0, "embedding": [0.5]}],
+    "usage": {"prompt_tokens": 15, "total_tokens": 15},
+}  # fmt: skip
+
+
+def events(*parts: dict[str, Any], named: bool = False) -> str:
+    return "".join(
+        f"{'event: ' + part['type'] + chr(10) if named else ''}data: {json.dumps(part)}\n\n" for part in parts
+    )
+
+
+def chunk(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+    return {
+        "id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1_790_000_000, "model": "gpt-4o-2024-08-06",
+        "choices": [{"index": 0, "delta": delta, "finish_reason": finish}], "usage": None,
+    }  # fmt: skip
+
+
+OPENAI_STREAM = (
+    events(
+        chunk({"role": "assistant", "content": "canary-7c1f"}),
+        chunk({}, "stop"),
+        {**chunk({}), "choices": [], "usage": OPENAI["usage"]},
+    )
+    + "data: [DONE]\n\n"
+)
+CLAUDE_STREAM = events(
+    {"type": "message_start", "message": {**CLAUDE, "content": [], "stop_reason": None, "usage": {**CLAUDE_USAGE, "output_tokens": 1}}},
+    {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+    {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": CANARY}},
+    {"type": "content_block_stop", "index": 0},
+    {"type": "message_delta", "delta": {"stop_reason": "end_turn", "stop_sequence": None}, "usage": {"output_tokens": 200}},
+    {"type": "message_stop"}, named=True,
+)  # fmt: skip
+GEMINI_STREAM = events({**GEMINI, "usageMetadata": {"promptTokenCount": 1000}}, GEMINI)
+OLLAMA_STREAM = (
+    json.dumps({"model": "llama3.2", "message": {"role": "assistant", "content": "canary"}, "done": False})
+    + "\n"
+    + json.dumps(OLLAMA)
+    + "\n"
+)
+
+PATHS: dict[str, tuple[str, str, str, Any, str, dict[str, Any], str]] = {
+    # name: model, path below the server, path that is asked, answer, stream, provider, told, basis
+    "openai": ("openai/gpt-4o", "/v1", "/v1/chat/completions", OPENAI, OPENAI_STREAM,
+               {"input_tokens": 400, "cache_read_tokens": 600, "output_tokens": 200}, "openai"),
+    "anthropic": ("anthropic/claude-sonnet-4-5-20250929", "", "/v1/messages", CLAUDE, CLAUDE_STREAM,
+                  {"input_tokens": 100, "cache_read_tokens": 500, "cache_write_tokens": 100, "cache_write_1h_tokens": 300,
+                   "output_tokens": 200}, "anthropic"),
+    "gemini": ("gemini/gemini-2.5-flash", "", "generateContent", GEMINI, GEMINI_STREAM,
+               {"input_tokens": 1000, "output_tokens": 100, "reasoning_tokens": 400}, "gcp.gemini"),
+    "ollama": ("ollama_chat/llama3.2", "", "/api/chat", OLLAMA, OLLAMA_STREAM,
+               {"input_tokens": 26, "output_tokens": 282}, "ollama"),
+}  # fmt: skip
+LEFT: list[Any] = []
+KINDS = (socket.socket, asyncio.Task)
+SAID = [{"role": "user", "content": CANARY}]
+
+
+@pytest.fixture
+def server() -> Iterator[ScriptedProvider]:
+    with ScriptedProvider({}) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def instrumented() -> Iterator[None]:
+    af.instrument("litellm")
+    yield
+    af.uninstrument()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def left() -> Iterator[None]:
+    """Keep what litellm leaves open."""
+    yield
+    # It leaves connections and tasks of a loop that has ended; they may live on, but not be an error of some later test.
+    LEFT.extend(found for found in gc.get_objects() if type(found) in KINDS or isinstance(found, asyncio.BaseTransport))
+
+
+def arguments(name: str, server: ScriptedProvider, *, stream: bool = False) -> dict[str, Any]:
+    """What `completion` is called with, after the server was told its answer."""
+    model, below, path, answer, streamed, _, _ = PATHS[name]
+    base = f"{server.url}{below}"
+    if path == "generateContent":
+        path = f"/models/gemini-2.5-flash:{'streamGenerateContent' if stream else path}"
+        base += "/models/gemini-2.5-flash"  # older versions add what is asked for, newer ones the whole path
+        server.answers[f"/models/gemini-2.5-flash{path}"] = streamed if stream else answer
+    server.answers[path] = streamed if stream else answer
+    return {"model": model, "messages": SAID, "api_base": base, "api_key": "test", "stream": stream, "num_retries": 0}
+
+
+def ended() -> None:
+    """Nobody holds the stream any more; older versions keep the last one for their own log until the process ends."""
+    gc.collect()
+    if OLD:
+        finish_open_streams()
+
+
+def rows() -> list[Charge]:
+    af.flush()
+    return list(runtime.get().ledger.rows())
+
+
+def only(name: str) -> Charge:
+    (charge,) = rows()
+    assert "canary-7c1f" not in repr(charge)
+    assert (charge.provider, dict(charge.quantities)) == (PATHS[name][6], PATHS[name][5])
+    return charge
+
+
+@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("beside", ["alone", "with openai"])
+def test_a_completion_is_one_row(name: str, beside: str, server: ScriptedProvider) -> None:
+    """Each path is one row in the provider's own words, also where the openai library is metered as well."""
+    if beside == "with openai":
+        af.instrument("openai")
+    assert litellm.completion(**arguments(name, server)).choices[0].message.content == CANARY
+    assert len(server.requests) == 1
+    assert not only(name).stream
+
+
+@pytest.mark.parametrize("name", PATHS)
+async def test_an_asynchronous_completion_is_one_row(name: str, server: ScriptedProvider) -> None:
+    """The same in the other colour."""
+    await litellm.acompletion(**arguments(name, server))
+    only(name)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_stream_keeps_its_class_and_is_one_row(name: str, server: ScriptedProvider) -> None:
+    """The wrapper of streams is litellm's own, and the row has the usage of the end."""
+    stream = litellm.completion(**arguments(name, server, stream=True))
+    assert type(stream) is litellm.CustomStreamWrapper
+    assert "canary" in "".join(part.choices[0].delta.content or "" for part in stream)
+    del stream
+    ended()
+    assert only(name).stream
+
+
+@pytest.mark.parametrize("name", PATHS)
+async def test_an_asynchronous_stream_is_one_row(name: str, server: ScriptedProvider) -> None:
+    """The same in the other colour."""
+    stream = await litellm.acompletion(**arguments(name, server, stream=True))
+    assert len([part async for part in stream]) > 0
+    del stream
+    ended()
+    only(name)
+
+
+def test_an_embedding_is_one_row(server: ScriptedProvider) -> None:
+    """Other functions go the same way."""
+    server.answers["/v1/embeddings"] = EMBEDDED
+    litellm.embedding(
+        model="openai/text-embedding-3-small", input=[CANARY], api_base=f"{server.url}/v1", api_key="test"
+    )
+    (charge,) = rows()
+    assert (charge.operation, dict(charge.quantities), charge.basis) == ("embeddings", {"input_tokens": 15}, "priced")
+
+
+def test_a_fallback_is_charged_to_who_answered(server: ScriptedProvider) -> None:
+    """A model that refuses is no row; the one that litellm falls back to is."""
+    asked = arguments("anthropic", server)
+    other = arguments("openai", server)
+    server.answers["/v1/messages"] = 500
+    answer = litellm.completion(**asked, fallbacks=[{key: other[key] for key in ("model", "api_base", "api_key")}])
+    assert answer.choices[0].message.content == CANARY
+    only("openai")
+
+
+def test_a_router_is_no_charge_of_its_own(server: ScriptedProvider) -> None:
+    """A Router's retry after a refusal is one row of the call that was answered."""
+    asked = arguments("anthropic", server)
+    server.answers["/v1/messages"] = (500, CLAUDE)
+    named = {"model_name": "claude", "litellm_params": {key: asked[key] for key in ("model", "api_base", "api_key")}}
+    router = litellm.Router(model_list=[named], num_retries=1, retry_after=0)
+    router.completion(model="claude", messages=SAID)
+    assert len(server.requests) == 2
+    only("anthropic")
+
+
+def test_an_answer_that_nobody_was_asked_for_is_free(server: ScriptedProvider) -> None:
+    """A mocked answer is no call of a provider."""
+    litellm.completion(model="gpt-4o", messages=SAID, mock_response="hello")
+    assert rows() == []
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_refused_budget_comes_out_as_itself(name: str, server: ScriptedProvider) -> None:
+    """litellm makes an error of a provider of every exception: not of this one, and nothing is sent."""
+    call = {**arguments(name, server), "max_tokens": 100}
+    with af.budget("1 requests"):
+        litellm.completion(**call)
+        with pytest.raises(BudgetExceeded):
+            litellm.completion(**call)
+    assert sum("/api/show" not in request.path for request in server.requests) == 1
+
+
+async def test_a_refused_budget_comes_out_of_a_coroutine_as_itself(server: ScriptedProvider) -> None:
+    """The same in the other colour."""
+    call = {**arguments("anthropic", server), "max_tokens": 100}
+    with af.budget("1 requests"):
+        await litellm.acompletion(**call)
+        with pytest.raises(BudgetExceeded):
+            await litellm.acompletion(**call)
+    assert len(server.requests) == 1
