@@ -267,10 +267,26 @@ class Invocation:
             swallow("metering.estimate", failure)
         self.settle(reading, status)
 
-    def fail(self, error: BaseException) -> None:
+    def settle_partly(self, output_text: str, chunks: int, reading: Reading) -> None:
+        """Settle a stream that ended early and had told its usage so far: no less was billed, perhaps up to the output limit.
+
+        Args:
+            output_text, chunks: as in `settle_estimated`. reading: the usage so far, which may lag behind the text.
+        """
+        told = reading.quantities
+        made, visible = int(output_total(told)), int(told.get("output_tokens", 0))
+        counted = max(made, _about(output_text, self.call.model), chunks)
+        most = max(counted, len(output_text.encode()), self.call.output_bound() or 0)
+        reading.estimated = True
+        reading.lower = told
+        reading.quantities = {**told, "output_tokens": visible + counted - made}
+        reading.upper = {**told, "output_tokens": visible + most - made}
+        self.settle(reading, "abandoned")
+
+    def fail(self, error: BaseException, *, refused: bool = False) -> None:
         """The call raised. Refused or provably not sent: release. Anything else may have been billed: keep the bound."""
         self.leave()
-        if _was_refused(error):
+        if refused or _was_refused(error):
             self._release(error)
             return
         self.settle(Reading(), "error", error)
@@ -461,20 +477,25 @@ def _about(text: str, model: str) -> int:
     return exact if exact is not None else -(-len(text.encode()) // BYTES_PER_TOKEN)
 
 
+_PROMPTS = (
+    "instructions", "messages", "input", "prompt", "system", "systemInstruction", "contents", "content", "requests", "instances", "inputText",
+    "texts",
+)  # fmt: skip
+"""Where requests have the text of a prompt: OpenAI's, Anthropic's, Google's and Amazon's words."""
+
+
 def _prompt(body: Any) -> tuple[str, int]:
     """All text of a request's prompt, and how many messages it is in."""
     texts: list[str] = []
     messages = 0
-    todo = (
-        [body.get(key) for key in ("instructions", "messages", "input", "prompt")] if isinstance(body, Mapping) else []
-    )
+    todo = [body.get(key) for key in _PROMPTS] if isinstance(body, Mapping) else []
     while todo:
         item = todo.pop()
         if isinstance(item, str):
             texts.append(item)
         elif isinstance(item, Mapping):
             messages += "role" in item
-            todo += [item.get("content"), item.get("text")]
+            todo += [item.get("content"), item.get("text"), item.get("parts")]
         elif isinstance(item, (list, tuple)):
             todo += item
     return " ".join(texts), messages

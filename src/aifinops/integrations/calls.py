@@ -7,14 +7,14 @@ from typing import Any
 
 from aifinops import metering
 from aifinops.errors import swallow
-from aifinops.integrations.extract import Reader, first_event, read_events
+from aifinops.integrations.extract import Reader, dig, first_event, read_events
 from aifinops.integrations.passing import Opened, Tap
 from aifinops.integrations.provider import Provider, Route
 from aifinops.integrations.registry import answers, knows
 from aifinops.metering import Call
 from aifinops.reading import Reading
 
-__all__ = ["Calls", "answered", "failed", "path_of"]
+__all__ = ["Calls", "answered", "failed", "path_of", "settled"]
 
 _DEARER_TIERS = {"priority": "priority", "fast": "priority"}
 """Tiers whose bound is above the standard one; for the cheaper ones the standard bound is sound, whatever is served."""
@@ -29,21 +29,33 @@ class Calls:
         self._targets: weakref.WeakKeyDictionary[Any, tuple[str, dict[str, Any]]] = weakref.WeakKeyDictionary()
 
     def open(
-        self, client: Any, url: Any, path: str, route: Route, body: dict[str, Any], *, stream: bool, model: str = ""
+        self,
+        client: Any,
+        url: Any,
+        path: str,
+        route: Route,
+        body: dict[str, Any],
+        *,
+        stream: bool,
+        model: str = "",
+        provider: str = "",
+        region: str = "",
     ) -> Opened | None:
         """Begin a call, or None when it is not to be metered.
 
         Args:
             client: whose `url` (scheme, host and port, as of httpx) it is. path, route: the endpoint. body: the request.
             stream: True when the answer comes in pieces. model: for requests whose body does not name it.
+            provider, region: where the client itself says more than its host does.
 
         Raises:
             BudgetExceeded: when a budget has no room; nothing was sent.
         """
-        provider, facts = self.target(client, url)
+        at_host, facts = self.target(client, url)
+        provider = provider or at_host
         reader = self.reader(provider, path)
         # Last, so that nothing can fail between opening an invocation and handing it over.
-        invocation = metering.begin(self._call(provider, facts, body, route, stream, model))
+        invocation = metering.begin(self._call(provider, facts, body, route, stream, model, region))
         return None if invocation is None else Opened(reader, invocation)
 
     def reader(self, provider: str, path: str) -> Reader:
@@ -55,10 +67,17 @@ class Calls:
         return found
 
     def _call(
-        self, provider: str, facts: dict[str, Any], body: dict[str, Any], route: Route, stream: bool, model: str
+        self,
+        provider: str,
+        facts: dict[str, Any],
+        body: dict[str, Any],
+        route: Route,
+        stream: bool,
+        model: str,
+        region: str,
     ) -> Call:
-        limit = next((body[name] for name in route.limits if isinstance(body.get(name), int)), None)
-        choices = body.get(route.choices)
+        limit = next((found for name in route.limits if isinstance(found := _asked(body, name), int)), None)
+        choices = _asked(body, route.choices)
         asked = body.get("model")
         return Call(
             provider=provider,
@@ -70,7 +89,7 @@ class Calls:
             choices=choices if isinstance(choices, int) and choices > 0 else 1,
             tier=_DEARER_TIERS.get(body.get("service_tier"), ""),  # type: ignore[arg-type]
             facts={**facts, **route.facts} if route.facts else facts,
-            region=self.row.residency.get(facts["server.address"], ""),
+            region=region or self.row.residency.get(facts["server.address"], ""),
         )
 
     def target(self, client: Any, url: Any) -> tuple[str, dict[str, Any]]:
@@ -83,6 +102,10 @@ class Calls:
             facts = {"server.address": url.host, "server.port": url.port or (443 if url.scheme == "https" else 80)}
             found = self._targets[client] = (provider, facts)
         return found
+
+
+def _asked(body: dict[str, Any], name: str) -> Any:
+    return body.get(name) if "." not in name else dig(body, tuple(name.split(".")))
 
 
 def path_of(url: str) -> str:
@@ -110,8 +133,22 @@ def answered(opened: Opened, result: Any) -> None:
         invocation.settle(Reading())
 
 
-def failed(opened: Opened, error: BaseException) -> None:
-    """The call raised: its own error goes on; an answer that was paid for before is settled for what it says."""
+def settled(opened: Opened, body: Any) -> None:
+    """A whole answer is here, as plain JSON; None for one that could not be read."""
+    reader, invocation = opened.reader, opened.invocation
+    reading = reader.tolerant(body)
+    if reading is not None or body is None:
+        invocation.settle(reading or Reading())
+    else:
+        invocation.settle_estimated(reader.text(body), 0, reader.describe(body), "ok")
+
+
+def failed(opened: Opened, error: BaseException, *, refused: bool = False) -> None:
+    """The call raised: its own error goes on; an answer that was paid for before is settled for what it says.
+
+    Args:
+        refused: True where the library's error proves that nothing was billed, which only its seam can tell.
+    """
     invocation = opened.invocation
     try:
         http, invocation.answer = invocation.answer, None
@@ -123,7 +160,7 @@ def failed(opened: Opened, error: BaseException) -> None:
                 return
     except Exception as failure:  # the bound is kept instead
         swallow("integrations.failed", failure)
-    invocation.fail(error)
+    invocation.fail(error, refused=refused)
 
 
 def _settle(opened: Opened, result: Any, http: Any) -> None:

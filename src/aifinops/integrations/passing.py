@@ -20,7 +20,9 @@ from aifinops.integrations.extract import Reader, StreamText, first_event, read_
 from aifinops.metering import Invocation
 from aifinops.reading import Reading
 
-__all__ = ["Opened", "Passing", "PassingEvents", "Tap", "awatched", "finish_open_streams", "guarded", "watched"]
+__all__ = [
+    "Opened", "Passing", "PassingEvents", "Tap", "apassed", "awatched", "finish_open_streams", "guarded", "passed", "watched",
+]  # fmt: skip
 
 _G = TypeVar("_G")
 
@@ -100,7 +102,10 @@ class Passing:
             invocation.settle(Reading())
             return
         if reading is not None:
-            invocation.settle(reading)
+            if reader.route.running and not (came.finished or reading.finish_reasons or reading.problem):
+                invocation.settle_partly(came.text, came.pieces, reading)
+            else:
+                invocation.settle(reading)
             return
         about = reader.describe(reader.event_body(first) or {})
         invocation.settle_estimated(came.text, came.pieces, about, "ok" if came.finished else "abandoned")
@@ -134,20 +139,30 @@ class PassingEvents(Passing):
     def _read(self, reader: Reader) -> tuple[Reading | None, StreamText, Any]:
         events = list(self.events)
         self.events.clear()
-        reading, came = read_objects(events, reader)
+        body = self._opened.invocation.call.body
+        offered = not isinstance(body, dict) or bool(body.get("tools"))
+        reading, came = read_objects(events, reader, tools=offered)
         came.finished = came.finished or self.ended
         return reading, came, next(iter(events), None)
 
 
 def watched(opened: Opened, events: Iterable[Any]) -> Iterator[Any]:
     """A generator of the same events, seen go by; its end, however it comes, is the end of the call."""
-    passing = PassingEvents(opened)
+    return passed(PassingEvents(opened), events)
+
+
+def passed(passing: PassingEvents, events: Iterable[Any]) -> Iterator[Any]:
+    """`watched`, for a call whose passing events are known already."""
     return _until_lost(_watched(passing, events), passing)
 
 
 def awatched(opened: Opened, events: AsyncIterable[Any]) -> AsyncIterator[Any]:
     """`watched` for an asynchronous iterable."""
-    passing = PassingEvents(opened)
+    return apassed(PassingEvents(opened), events)
+
+
+def apassed(passing: PassingEvents, events: AsyncIterable[Any]) -> AsyncIterator[Any]:
+    """`awatched`, for a call whose passing events are known already."""
     return _until_lost(_awatched(passing, events), passing)
 
 

@@ -20,7 +20,12 @@ __all__ = ["ANSWERS", "PROVIDERS", "answers", "instrument", "knows", "provider",
 
 _ROWS = "aifinops.integrations.providers."
 
-PROVIDERS = {"openai": f"{_ROWS}openai:OPENAI"}
+PROVIDERS = {
+    "openai": f"{_ROWS}openai:OPENAI",
+    "google": f"{_ROWS}google:GOOGLE",
+    "aiobotocore": f"{_ROWS}bedrock:AIOBOTOCORE",  # first: its clients are botocore's as well
+    "bedrock": f"{_ROWS}bedrock:BEDROCK",
+}
 """Name -> row of a client library that can be instrumented."""
 
 ANSWERS = {
@@ -47,7 +52,11 @@ ANSWERS = {
 }  # fmt: skip
 """Provider, by its id in the price list -> row of how it answers."""
 
-_SEAMS = {"stainless": "aifinops.integrations.seams.stainless:Seam"}
+_SEAMS = {
+    "stainless": "aifinops.integrations.seams.stainless:Seam",
+    "google_genai": "aifinops.integrations.seams.google_genai:Seam",
+    "botocore": "aifinops.integrations.seams.botocore:Seam",
+}
 
 _patches = Patches()
 
@@ -125,15 +134,24 @@ def instrument(*targets: Any) -> None:
 
 def _instrument_name(name: str, *, asked: bool) -> None:
     row = provider(name)
-    if asked and row.module not in sys.modules and importlib.util.find_spec(row.module) is None:
+    if asked and row.module not in sys.modules and not _is_installed(row.module):
         raise ConfigurationError(f"{row.module} is not installed: pip install {row.package}")
     _patches.when_imported(name, row.module, lambda module: list(_seam(name).patch_module(module)))
 
 
+def _is_installed(module: str) -> bool:
+    """Whether there is such a module; without importing a package, other than one that several distributions share."""
+    top, _, rest = module.partition(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None or not rest or spec.origin is not None:
+        return spec is not None
+    return importlib.util.find_spec(module) is not None
+
+
 def _instrument_client(client: Any) -> None:
-    modules = {kind.__module__.partition(".")[0] for kind in type(client).__mro__}
+    modules = [f"{kind.__module__}." for kind in type(client).__mro__]
     for name in PROVIDERS:
-        if provider(name).module in modules:
+        if any(module.startswith(f"{provider(name).module}.") for module in modules):
             if name in _patches.state():
                 return  # its class is patched already: once is enough
             _patches.apply(f"{name} client at {id(client):#x}", lambda: list(_seam(name).patch_client(client)))  # noqa: B023
