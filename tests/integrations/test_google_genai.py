@@ -21,6 +21,9 @@ import aifinops as af  # noqa: E402
 from aifinops import runtime  # noqa: E402
 from aifinops.charges import Charge  # noqa: E402
 
+# What the library does to aiohttp, where that is installed.
+pytestmark = pytest.mark.filterwarnings("ignore:Inheritance class:DeprecationWarning")
+
 MODEL = "gemini-2.5-flash"
 CANARY = "canary-7f3a"
 USAGE = {

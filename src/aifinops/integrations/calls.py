@@ -40,13 +40,15 @@ class Calls:
         model: str = "",
         provider: str = "",
         region: str = "",
+        tier: str = "",
     ) -> Opened | None:
         """Begin a call, or None when it is not to be metered.
 
         Args:
             client: whose `url` (scheme, host and port, as of httpx) it is. path, route: the endpoint. body: the request.
             stream: True when the answer comes in pieces. model: for requests whose body does not name it.
-            provider, region: where the client itself says more than its host does.
+            provider, region: where the client itself says more than its host does. tier: that the request asks for elsewhere than in
+                `service_tier`.
 
         Raises:
             BudgetExceeded: when a budget has no room; nothing was sent.
@@ -55,7 +57,7 @@ class Calls:
         provider = provider or at_host
         reader = self.reader(provider, path)
         # Last, so that nothing can fail between opening an invocation and handing it over.
-        invocation = metering.begin(self._call(provider, facts, body, route, stream, model, region))
+        invocation = metering.begin(self._call(provider, facts, body, route, stream, model, region, tier))
         return None if invocation is None else Opened(reader, invocation)
 
     def reader(self, provider: str, path: str) -> Reader:
@@ -75,6 +77,7 @@ class Calls:
         stream: bool,
         model: str,
         region: str,
+        tier: str,
     ) -> Call:
         limit = next((found for name in route.limits if isinstance(found := _asked(body, name), int)), None)
         choices = _asked(body, route.choices)
@@ -87,7 +90,7 @@ class Calls:
             stream=stream,
             max_output=limit,
             choices=choices if isinstance(choices, int) and choices > 0 else 1,
-            tier=_DEARER_TIERS.get(body.get("service_tier"), ""),  # type: ignore[arg-type]
+            tier=_DEARER_TIERS.get(tier or body.get("service_tier"), ""),  # type: ignore[arg-type]
             facts={**facts, **route.facts} if route.facts else facts,
             region=region or self.row.residency.get(facts["server.address"], ""),
         )

@@ -119,6 +119,7 @@ class Seam:
             model=model,
             provider=_VERTEX if vertex else "",
             region=(getattr(client, "location", None) or "") if vertex else "",
+            tier=str(body.get("serviceTier") or "").lower().removeprefix("service_tier_"),
         )
 
 
