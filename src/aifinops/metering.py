@@ -35,7 +35,7 @@ from aifinops.usage import Sku, Usage, input_total, output_total, quantities
 if TYPE_CHECKING:
     from aifinops.pricing.book import PriceBook
 
-__all__ = ["Call", "Invocation", "begin", "drain", "enqueue", "in_flight", "record", "settle_later"]
+__all__ = ["Call", "Invocation", "begin", "drain", "enqueue", "in_flight", "observe", "record", "settle_later"]
 
 MICRO = 1_000_000
 """Budgets count meters in millionths of their unit."""
@@ -129,6 +129,31 @@ def _begin(call: Call) -> Invocation | None:
     return invocation
 
 
+def observe(call: Call) -> Invocation | None:
+    """Open an invocation of what is under way already: no budget can refuse it, and what it costs is counted when it settles.
+
+    Returns:
+        None as in `begin`. What is opened is not the call of this context: nothing needs to `leave` it.
+    """
+    if _in_flight.get() is not None:
+        return None
+    try:
+        engines = runtime.get()
+        if not engines.config.enabled:
+            return None
+        drain()
+        scope = current()
+        tags = engines.tags(scope)
+        invocation = Invocation(engines, call, scope, tags)
+        invocation.budgets = engines.budgets(scope, tags)
+        invocation.enter()
+        invocation.leave()
+        return invocation
+    except Exception as failure:  # what is under way goes on
+        swallow("metering.observe", failure)
+        return None
+
+
 def in_flight() -> Invocation | None:
     """The call that is being made in this context, if it is metered."""
     return _in_flight.get()
@@ -138,7 +163,7 @@ class Invocation:
     """One call between its beginning and its single end."""
 
     __slots__ = (
-        "_once", "_owner", "answer", "call", "currency", "engines", "first_chunk", "id", "prompt_bound", "reservation", "scope", "span",
+        "_once", "_owner", "answer", "budgets", "call", "currency", "engines", "first_chunk", "id", "prompt_bound", "reservation", "scope", "span",
         "started", "tags", "upper", "wall",
     )  # fmt: skip
 
@@ -151,6 +176,7 @@ class Invocation:
         self.wall = engines.clock.time_ns()
         self.started = engines.clock.monotonic_ns()
         self.reservation: Reservation | None = None
+        self.budgets: Any = ()  # in which it is counted without having been reserved
         self.upper: Decimal | None = None
         self.currency = "USD"
         self.prompt_bound = 0  # tokens; 0 is not known
@@ -395,10 +421,13 @@ class Invocation:
         )
 
     def _pay(self, charge: Charge) -> None:
-        if self.reservation is None:
+        if self.reservation is None and not self.budgets:
             return
         try:
-            self.engines.guard.settle(self.reservation, actual_amounts(charge))
+            if self.reservation is not None:
+                self.engines.guard.settle(self.reservation, actual_amounts(charge))
+            else:
+                self.engines.guard.post(self.budgets, actual_amounts(charge), id=charge.id, at=charge.at)
         except Exception as failure:  # the hold stays and expires as spent: never too little
             swallow("metering.budget_settle", failure)
 

@@ -41,6 +41,7 @@ class Calls:
         provider: str = "",
         region: str = "",
         tier: str = "",
+        asked: bool = True,
     ) -> Opened | None:
         """Begin a call, or None when it is not to be metered.
 
@@ -48,7 +49,7 @@ class Calls:
             client: whose `url` (scheme, host and port, as of httpx) it is. path, route: the endpoint. body: the request.
             stream: True when the answer comes in pieces. model: for requests whose body does not name it.
             provider, region: where the client itself says more than its host does. tier: that the request asks for elsewhere than in
-                `service_tier`.
+                `service_tier`. asked: False for what is under way already, which no budget can refuse.
 
         Raises:
             BudgetExceeded: when a budget has no room; nothing was sent.
@@ -57,7 +58,8 @@ class Calls:
         provider = provider or at_host
         reader = self.reader(provider, path)
         # Last, so that nothing can fail between opening an invocation and handing it over.
-        invocation = metering.begin(self._call(provider, facts, body, route, stream, model, region, tier))
+        begin = metering.begin if asked else metering.observe
+        invocation = begin(self._call(provider, facts, body, route, stream, model, region, tier))
         return None if invocation is None else Opened(reader, invocation)
 
     def reader(self, provider: str, path: str) -> Reader:

@@ -21,7 +21,7 @@ from aifinops.metering import Invocation
 from aifinops.reading import Reading
 
 __all__ = [
-    "Opened", "Passing", "PassingEvents", "Tap", "apassed", "awatched", "finish_open_streams", "guarded", "passed", "watched",
+    "Opened", "Passing", "PassingEvents", "Tap", "apassed", "at_exit", "awatched", "finish_open_streams", "guarded", "passed", "watched",
 ]  # fmt: skip
 
 _G = TypeVar("_G")
@@ -278,7 +278,12 @@ class Tap:
             self._passing.finish()
 
 
-_passing: set[Passing] = set()
+_passing: set[Any] = set()
+
+
+def at_exit(item: Any, *, wanted: bool) -> None:
+    """Whether to `finish` something when the process ends; it is kept until then."""
+    (_passing.add if wanted else _passing.discard)(item)
 
 
 def finish_open_streams() -> None:

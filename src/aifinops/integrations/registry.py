@@ -58,6 +58,19 @@ _SEAMS = {
     "botocore": "aifinops.integrations.seams.botocore:Seam",
 }
 
+_SESSIONS = {
+    "openai": (
+        "aifinops.integrations.seams.sessions:patch_openai",
+        (
+            "openai.resources.realtime.realtime",
+            "openai.resources.beta.realtime.realtime",
+            "openai.resources.live.sideband",
+        ),
+    ),
+    "google": ("aifinops.integrations.seams.sessions:patch_google", ("google.genai.live",)),
+}
+"""Name -> what patches its sessions, and the modules that have them, which are imported when somebody opens one."""
+
 _patches = Patches()
 
 
@@ -137,6 +150,9 @@ def _instrument_name(name: str, *, asked: bool) -> None:
     if asked and row.module not in sys.modules and not _is_installed(row.module):
         raise ConfigurationError(f"{row.module} is not installed: pip install {row.package}")
     _patches.when_imported(name, row.module, lambda module: list(_seam(name).patch_module(module)))
+    patch, modules = _SESSIONS.get(name, ("", ()))
+    for place in modules:
+        _patches.when_imported(f"{name} sessions in {place}", place, lambda module: list(_load(patch)(row, module)))
 
 
 def _is_installed(module: str) -> bool:
@@ -166,6 +182,8 @@ def uninstrument(*targets: str) -> None:
     """Restore exactly what was there; nothing named takes back everything."""
     for target in targets or (None,):
         _patches.undo(target)
+        for key in [key for key in _patches.state() if key.startswith(f"{target} sessions in ")]:
+            _patches.undo(key)
 
 
 def state() -> dict[str, str]:
