@@ -342,6 +342,13 @@ def test_the_makers_own_bodies(
     only({"input_tokens": buckets[0], "output_tokens": buckets[1]})
 
 
+def test_what_a_guardrail_left_out_of_the_body(client: Any, wire: Wire) -> None:
+    """Behind one, Nova's body tells the input only: the output is in the headers."""
+    wire.say({"output": {}, "usage": {"inputTokens": 30}}, counts=(30, 51))
+    invoke(client, NOVA)["body"].read()
+    only({"input_tokens": 30, "output_tokens": 51})
+
+
 def test_embeddings_have_no_output(client: Any, wire: Wire) -> None:
     """Also those whose body is vectors only."""
     wire.say({"embedding": [0.1], "inputTextTokenCount": 5})

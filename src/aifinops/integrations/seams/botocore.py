@@ -24,6 +24,7 @@ from aifinops.integrations.patching import Patch
 from aifinops.integrations.provider import Provider
 from aifinops.integrations.responses import reader_for
 from aifinops.reading import Reading
+from aifinops.usage import output_total
 
 __all__ = ["Seam"]
 
@@ -220,9 +221,13 @@ def _told(answer: dict[str, Any]) -> dict[str, Any]:
 
 def _with(reading: Reading | None, told: dict[str, Any], reader: Reader) -> Reading | None:
     """Add what only the headers tell to what a body says; without a body's usage theirs is it."""
+    headers = reader.tolerant(told)
     if reading is None:
-        return reader.tolerant(told)
-    beside = reader.describe(told)
+        return headers
+    beside = headers or reader.describe(told)
+    if not output_total(reading.quantities) and not reading.problem:  # a guardrail leaves it out
+        made = {name: count for name, count in beside.quantities.items() if name == "output_tokens"}
+        reading.quantities = {**reading.quantities, **made}
     reading.tier = reading.tier or beside.tier
     reading.options = reading.options or beside.options
     reading.response_id = reading.response_id or beside.response_id

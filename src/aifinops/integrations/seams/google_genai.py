@@ -102,6 +102,7 @@ class Seam:
         request = args[0] if args else kwargs["http_request"]
         # .../models/gemini-2.5-flash:streamGenerateContent?alt=sse
         name, _, method = request.url.partition("?")[0].rpartition(":")
+        method = method.partition(";")[0]
         forms = self._methods.get(method)
         if forms is None or request.method.lower() != "post":
             return None
