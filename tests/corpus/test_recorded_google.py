@@ -135,15 +135,15 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(b"0\r\n\r\n")
 
 
-@pytest.fixture(params=[0, 7], ids=["whole", "in pieces of 7 bytes"])
-def replay(request: pytest.FixtureRequest) -> Iterator[Any]:
+@pytest.fixture
+def replay() -> Iterator[Any]:
     items = interactions()
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.items, server.split = items, request.param
+    server.items, server.split = items, 0
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
-    yield items, f"http://127.0.0.1:{server.server_address[1]}"
+    yield items, f"http://127.0.0.1:{server.server_address[1]}", server
     server.shutdown()
     thread.join()
     server.server_close()
@@ -201,17 +201,15 @@ async def aoutcome(item: dict[str, Any], number: int, base: str) -> Any:
         return type(error).__name__, str(error)
     finally:
         await made.aclose()
-        for _ in range(3):  # a stream that the library failed to read is closed by the loop
-            gc.collect()
-            await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize("colour", ["sync", "async"])
+@pytest.mark.parametrize(("colour", "split"), [("sync", 0), ("sync", 7), ("async", 7)])
 def test_recorded_traffic_is_metered_exactly_and_unchanged(
-    replay: Any, colour: str, capsys: pytest.CaptureFixture[str]
+    replay: Any, colour: str, split: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """All recorded calls: what the user sees and sends is the same with us on, and each billed call is one exact row."""
-    items, base = replay
+    items, base, server = replay
+    server.split = split
 
     def run(number: int) -> tuple[Any, Any]:
         item = items[number]
@@ -226,9 +224,10 @@ def test_recorded_traffic_is_metered_exactly_and_unchanged(
         for number, item in enumerate(items):
             before = len(list(runtime.get().ledger.rows()))
             again = run(number)
-            gc.collect()
-            af.flush()
             seen, sent = again
+            if isinstance(seen, tuple):  # a stream that the library failed to read ends when it is dropped
+                gc.collect()
+            af.flush()
             kinds[item["call"]] += 1
             kinds["usage recorded"] += recorded(item) is not None
             kinds["not sent by the client"] += sent is None

@@ -106,7 +106,7 @@ _CHARACTERS = Route(
 # https://cloud.google.com/vertex-ai/generative-ai/docs/model-reference/imagen-api: what was filtered out has no type, and is not billed.
 _IMAGEN = Route(
     "image_generation", {"images": " + ".join(f"#predictions[mimeType=image/{kind}]" for kind in ("png", "jpeg", "webp"))},
-    ("predictions.mimeType",), model="", response_id="", created="", tier="", raw="",
+    ("predictions",), model="", response_id="", created="", tier="", raw="",
 )  # fmt: skip
 
 GOOGLE = Provider(
@@ -128,8 +128,8 @@ GOOGLE = Provider(
         "embedContent": _EMBEDDING,
         "claude": MESSAGE,
         "batchEmbedContents": _EMBEDDING,
-        "predict": _EMBEDDING,
-        "predict text": replace(_CHARACTERS, signs=("predictions.embeddings", "metadata.billableCharacterCount")),
+        "predict text": replace(_CHARACTERS, signs=("predictions", "metadata.billableCharacterCount")),
+        "predict": replace(_EMBEDDING, signs=("predictions",)),
         "predict imagen": _IMAGEN,
     },
 )  # fmt: skip
