@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-boto3 = pytest.importorskip("boto3")
+boto3 = pytest.importorskip("boto3", minversion="1.40.40")  # older ones drop what they do not know of an answer
 
 from botocore.config import Config  # noqa: E402
 from botocore.eventstream import EventStream  # noqa: E402

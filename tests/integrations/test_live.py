@@ -273,9 +273,8 @@ async def test_a_turn_is_one_row_of_its_newest_usage(gemini: Any, wire: Wire) ->
 
 async def test_a_turn_that_was_cut_is_no_less_than_it_told(gemini: Any, wire: Wire) -> None:
     """The server went away in the middle of it; what was told is the least."""
-    errors = pytest.importorskip("google.genai.errors")
     wire.replies = [[{"setupComplete": {}}], [TALK, SMALL, TALK, "close"]]
-    with pytest.raises(errors.APIError):
+    with pytest.raises(Exception, match="1000"):  # by version, the library's own error or that of websockets
         async with gemini.aio.live.connect(model=LIVE) as session:
             await say(session)
     (charge,) = rows()

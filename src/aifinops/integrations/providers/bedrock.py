@@ -72,7 +72,7 @@ _ROUTES = {
     "ConverseStream": replace(_CONVERSE, signs=("metadata.usage",), event="metadata"),
 }  # fmt: skip
 
-BEDROCK = Provider("aws.bedrock", _ROUTES, module="botocore.client", package="boto3", minimum="1.35", seam="botocore")
+BEDROCK = Provider("aws.bedrock", _ROUTES, module="botocore.client", package="boto3", minimum="1.40", seam="botocore")
 
 AIOBOTOCORE = Provider(
     "aws.bedrock", _ROUTES, module="aiobotocore.client", package="aiobotocore", minimum="2.15", seam="botocore"

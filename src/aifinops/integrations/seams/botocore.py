@@ -92,7 +92,7 @@ class Seam:
     # --- the two colours of the last thin layer ---------------------------------------------------------------------------
 
     def _call(self, wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        operations = self._services.get(client.meta.service_model.service_name)
+        operations = self._services.get(client._service_model.service_name)
         if operations is None:
             return wrapped(*args, **kwargs)
         opened = guarded("botocore.begin", self._begin, operations, client, args, kwargs)
@@ -109,7 +109,7 @@ class Seam:
     async def _acall(
         self, wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        operations = self._services.get(client.meta.service_model.service_name)
+        operations = self._services.get(client._service_model.service_name)
         if operations is None:
             return await wrapped(*args, **kwargs)
         opened = guarded("botocore.begin", self._begin, operations, client, args, kwargs)
