@@ -35,7 +35,19 @@ from aifinops.usage import EMPTY_QUANTITIES, Quantities, Sku, Usage, input_total
 if TYPE_CHECKING:
     from aifinops.pricing.book import PriceBook
 
-__all__ = ["Call", "Invocation", "Watched", "begin", "drain", "enqueue", "in_flight", "record", "settle_later", "watch"]
+__all__ = [
+    "Call",
+    "Invocation",
+    "Watched",
+    "begin",
+    "drain",
+    "enqueue",
+    "in_flight",
+    "observe",
+    "record",
+    "settle_later",
+    "watch",
+]
 
 MICRO = 1_000_000
 """Budgets count meters in millionths of their unit."""
@@ -136,6 +148,31 @@ def _begin(call: Call) -> Invocation | None:
     return invocation
 
 
+def observe(call: Call) -> Invocation | None:
+    """Open an invocation of what is under way already: no budget can refuse it, and what it costs is counted when it settles.
+
+    Returns:
+        None as in `begin`. What is opened is not the call of this context: nothing needs to `leave` it.
+    """
+    if _in_flight.get() is not None:
+        return None
+    try:
+        engines = runtime.get()
+        if not engines.config.enabled:
+            return None
+        drain()
+        scope = current()
+        tags = engines.tags(scope)
+        invocation = Invocation(engines, call, scope, tags)
+        invocation.budgets = engines.budgets(scope, tags)
+        invocation.enter()
+        invocation.leave()
+        return invocation
+    except Exception as failure:  # what is under way goes on
+        swallow("metering.observe", failure)
+        return None
+
+
 def in_flight() -> Invocation | None:
     """The call that is being made in this context, if it is metered."""
     return _in_flight.get()
@@ -145,23 +182,8 @@ class Invocation:
     """One call between its beginning and its single end."""
 
     __slots__ = (
-        "_once",
-        "_owner",
-        "answer",
-        "call",
-        "currency",
-        "engines",
-        "first_chunk",
-        "id",
-        "prompt_bound",
-        "reservation",
-        "said",
-        "scope",
-        "span",
-        "started",
-        "tags",
-        "upper",
-        "wall",
+        "_once", "_owner", "answer", "budgets", "call", "currency", "engines", "first_chunk", "id", "prompt_bound", "reservation", "said",
+        "scope", "span", "started", "tags", "upper", "wall",
     )  # fmt: skip
 
     def __init__(self, engines: runtime.Runtime, call: Call, scope: Scope, tags: Tags) -> None:
@@ -173,6 +195,7 @@ class Invocation:
         self.wall = engines.clock.time_ns()
         self.started = engines.clock.monotonic_ns()
         self.reservation: Reservation | None = None
+        self.budgets: Any = ()  # in which it is counted without having been reserved
         self.upper: Decimal | None = None
         self.currency = "USD"
         self.prompt_bound = 0  # tokens; 0 is not known
@@ -328,10 +351,26 @@ class Invocation:
             swallow("metering.asked", failure)
         self.settle(reading, status)
 
-    def fail(self, error: BaseException) -> None:
+    def settle_partly(self, output_text: str, chunks: int, reading: Reading) -> None:
+        """Settle a stream that ended early and had told its usage so far: no less was billed, perhaps up to the output limit.
+
+        Args:
+            output_text, chunks: as in `settle_estimated`. reading: the usage so far, which may lag behind the text.
+        """
+        told = reading.quantities
+        made, visible = int(output_total(told)), int(told.get("output_tokens", 0))
+        counted = max(made, _about(output_text, self.call.model), chunks)
+        most = max(counted, len(output_text.encode()), self.call.output_bound() or 0)
+        reading.estimated = True
+        reading.lower = told
+        reading.quantities = {**told, "output_tokens": visible + counted - made}
+        reading.upper = {**told, "output_tokens": visible + most - made}
+        self.settle(reading, "abandoned")
+
+    def fail(self, error: BaseException, *, refused: bool = False) -> None:
         """The call raised. Refused or provably not sent: release. Anything else may have been billed: keep the bound."""
         self.leave()
-        if _was_refused(error):
+        if refused or _was_refused(error):
             self.release(error)
             return
         self.settle(Reading(), "error", error)
@@ -443,10 +482,13 @@ class Invocation:
         )
 
     def _pay(self, charge: Charge) -> None:
-        if self.reservation is None:
+        if self.reservation is None and not self.budgets:
             return
         try:
-            self.engines.guard.settle(self.reservation, actual_amounts(charge))
+            if self.reservation is not None:
+                self.engines.guard.settle(self.reservation, actual_amounts(charge))
+            else:
+                self.engines.guard.post(self.budgets, actual_amounts(charge), id=charge.id, at=charge.at)
         except Exception as failure:  # the hold stays and expires as spent: never too little
             swallow("metering.budget_settle", failure)
 
@@ -577,8 +619,11 @@ def _about(text: str, model: str) -> int:
     return exact if exact is not None else -(-len(text.encode()) // BYTES_PER_TOKEN)
 
 
-_PROMPTS = ("instructions", "messages", "input", "inputs", "prompt", "message", "texts", "query", "documents")
-"""Where requests have what is asked."""
+_PROMPTS = (
+    "instructions", "messages", "input", "inputs", "prompt", "message", "system", "systemInstruction", "contents", "content", "requests",
+    "instances", "inputText", "texts", "query", "documents",
+)  # fmt: skip
+"""Where requests have the text of a prompt: OpenAI's, Anthropic's, Google's, Amazon's, Cohere's and Hugging Face's words."""
 
 
 def _prompt(body: Any) -> tuple[str, int]:
@@ -592,7 +637,7 @@ def _prompt(body: Any) -> tuple[str, int]:
             texts.append(item)
         elif isinstance(item, Mapping):
             messages += "role" in item
-            todo += [item.get("content"), item.get("text")]
+            todo += [item.get("content"), item.get("text"), item.get("parts")]
         elif isinstance(item, (list, tuple)):
             todo += item
     return " ".join(texts), messages
@@ -675,7 +720,7 @@ class Watched(Invocation):
         if self._end():
             self.read(self, reading, output_text)
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException, *, refused: bool = False) -> None:
         """The call raised, and costs nothing."""
         self.leave()
         self._end()
@@ -686,8 +731,11 @@ class Watched(Invocation):
         Args:
             reading: with usage. id: of the ledger entry, which ignores one that it has. at: when it was made, by default now.
         """
-        late = _Late(self.engines, replace(self.call, model=self.call.model or reading.model), self.scope, self.tags)
+        late = Invocation(
+            self.engines, replace(self.call, model=self.call.model or reading.model), self.scope, self.tags
+        )
         late.id, late.wall, late.started = id or late.id, at or self.wall, self.started
+        late.budgets = self.engines.budgets(self.scope, self.tags)
         late.enter()
         late.leave()
         late.settle(reading)
@@ -695,19 +743,6 @@ class Watched(Invocation):
 
 Watcher = Callable[[Watched, Reading, str], None]
 """What is to be done with the end of a watched call: the call, what was read, and the text that came without a usage."""
-
-
-class _Late(Invocation):
-    """A charge that nothing was held for."""
-
-    __slots__ = ()
-
-    def _pay(self, charge: Charge) -> None:
-        try:
-            budgets = self.engines.budgets(self.scope, self.tags)
-            self.engines.guard.post(budgets, actual_amounts(charge), id=charge.id, at=charge.at)
-        except Exception as failure:  # the ledger still has it
-            swallow("metering.budget_post", failure)
 
 
 def watch(call: Call, read: Watcher) -> Watched | None:

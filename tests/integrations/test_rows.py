@@ -24,6 +24,8 @@ MORE = {
     "compatible": 110,
     # Answers of several models in one, at their own prices, and the SKUs of three clouds.
     "anthropic": 90,
+    # What each maker whose model it hosts answers, beside its own form.
+    "bedrock": 70,
 }
 
 

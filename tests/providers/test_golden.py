@@ -196,6 +196,8 @@ CASES = [
     Case("google/batch_line", q(input_tokens=1000, output_tokens=100), "0.000275", "gemini-2.5-flash", tier="batch"),
     Case("google/embed_characters", q(characters=48), None, asked="text-embedding-005",
          sdk="google.genai.types:EmbedContentResponse"),
+    Case("google/embed_predict", q(input_tokens=12), "0.0000018", asked="gemini-embedding-001"),
+    Case("google/imagen", q(images=2), None, asked="imagen-4.0-generate-001"),
     # --- Bedrock: input leaves the cache out, the total includes it; the answer names no model
     Case("bedrock/converse_cache",
          q(input_tokens=100, cache_read_tokens=500, cache_write_tokens=100, cache_write_1h_tokens=300, output_tokens=200),
@@ -208,6 +210,11 @@ CASES = [
          options=(("latency", "optimized"),), sdk="botocore:ConverseResponse"),
     Case("bedrock/invoke_claude", q(input_tokens=100, output_tokens=200), "0.00363",
          asked="us.anthropic.claude-sonnet-4-5-20250929-v1:0", sdk=MESSAGE),
+    Case("bedrock/invoke_titan", q(input_tokens=28, output_tokens=197), "0.0001238", asked="amazon.titan-text-express-v1"),
+    Case("bedrock/invoke_llama", q(input_tokens=8, output_tokens=35), "0.0001437", asked="meta.llama3-70b-instruct-v1:0"),
+    Case("bedrock/invoke_nova", q(input_tokens=7, cache_read_tokens=300, output_tokens=53), "0.00001764", asked="amazon.nova-lite-v1:0"),
+    Case("bedrock/invoke_jamba", q(input_tokens=16, output_tokens=19), None, asked="ai21.jamba-1-5-mini-v1:0"),
+    Case("bedrock/embed_titan", q(input_tokens=5), "0.0000001", asked="amazon.titan-embed-text-v2:0"),
     # --- Mistral: extra fields; connectors beside prompt and completion; pages; minutes
     Case("mistral/chat", q(input_tokens=600, cache_read_tokens=400, output_tokens=200), "0.000216", "mistral-small-latest",
          sdk="mistralai.client.models:ChatCompletionResponse"),

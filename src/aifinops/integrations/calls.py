@@ -10,7 +10,7 @@ from typing import Any
 
 from aifinops import metering
 from aifinops.errors import swallow
-from aifinops.integrations.extract import Reader, first_event, read_events
+from aifinops.integrations.extract import Reader, dig, first_event, read_events
 from aifinops.integrations.later import Files, Later, Lines, Poll, Unknown
 from aifinops.integrations.passing import Opened, Tap
 from aifinops.integrations.provider import Provider, Route
@@ -18,7 +18,7 @@ from aifinops.integrations.registry import answers, knows
 from aifinops.metering import Call
 from aifinops.reading import Reading
 
-__all__ = ["Calls", "answered", "failed", "path_of", "settle"]
+__all__ = ["Calls", "answered", "failed", "path_of", "settle", "settle_body"]
 
 
 class Calls:
@@ -44,6 +44,10 @@ class Calls:
         stream: bool,
         model: str = "",
         files: Any = None,
+        provider: str = "",
+        region: str = "",
+        tier: str = "",
+        asked: bool = True,
     ) -> Opened | None:
         """Begin a call, or None when it is not to be metered.
 
@@ -51,11 +55,17 @@ class Calls:
             client: whose `url` (scheme, host and port, as of httpx) it is. path, route: the endpoint. body: the request.
             stream: True when the answer comes in pieces. model: for requests whose body does not name it.
             files: what is sent beside the body, as httpx takes it.
+            provider, region: where the client itself says more than its host does. tier: that the request asks for elsewhere than in
+                its body. asked: False for what is under way already, which no budget can refuse.
 
         Raises:
             BudgetExceeded: when a budget has no room; nothing was sent.
         """
-        return self.open_at(self.target(client, url), path, route, body, stream=stream, model=model, files=files)
+        at_host, facts = self.target(client, url)
+        target = (provider or at_host, facts)
+        return self.open_at(
+            target, path, route, body, stream=stream, model=model, files=files, region=region, tier=tier, asked=asked
+        )
 
     def open_at(
         self,
@@ -67,12 +77,16 @@ class Calls:
         stream: bool,
         model: str,
         files: Any = None,
+        region: str = "",
+        tier: str = "",
+        asked: bool = True,
     ) -> Opened | None:
         """`open` for a library whose clients have no address of their own: the target is provider and server attributes."""
         provider, facts = target
         reader = self.reader(provider, path)
         # Last, so that nothing can fail between opening an invocation and handing it over.
-        invocation = metering.begin(self._call(provider, facts, body, route, stream, model, files))
+        begin = metering.begin if asked else metering.observe
+        invocation = begin(self._call(provider, facts, body, route, stream, model, files, region, tier))
         if invocation is None:
             return None
         if route.later and (not stream or body.get("background") is True):
@@ -127,9 +141,11 @@ class Calls:
         stream: bool,
         model: str,
         files: Any,
+        region: str,
+        tier: str,
     ) -> Call:
-        limit = next((body[name] for name in route.limits if isinstance(body.get(name), int)), None)
-        choices = body.get(route.choices)
+        limit = next((found for name in route.limits if isinstance(found := _asked(body, name), int)), None)
+        choices = _asked(body, route.choices)
         asked = body.get("model")
         if limit is None and route.most and isinstance(asked, str):
             limit = route.most.get(asked)
@@ -141,9 +157,9 @@ class Calls:
             stream=stream,
             max_output=limit,
             choices=choices if isinstance(choices, int) and choices > 0 else 1,
-            tier=_tier(body, route),
+            tier=_dearer(tier, route) if tier else _tier(body, route),
             facts={**facts, **route.facts} if route.facts else facts,
-            region=_region(body, route) or self.row.residency.get(facts["server.address"], ""),
+            region=region or _region(body, route) or self.row.residency.get(facts["server.address"], ""),
             **_billed(body, route, files) if route.billed or route.hidden else _NOTHING,
         )
 
@@ -210,10 +226,18 @@ def _tier(body: dict[str, Any], route: Route) -> str:
     return ""
 
 
+def _dearer(tier: str, route: Route) -> str:
+    return next((words[tier] for words in route.asks.values() if tier in words), "")
+
+
 def _region(body: dict[str, Any], route: Route) -> str:
     """The region that a request asks for, where that is a region."""
     asked = body.get(route.place) if route.place else None
     return route.regions.get(asked, asked) if isinstance(asked, str) else ""
+
+
+def _asked(body: dict[str, Any], name: str) -> Any:
+    return body.get(name) if "." not in name else dig(body, tuple(name.split(".")))
 
 
 def path_of(url: str) -> str:
@@ -242,8 +266,22 @@ def answered(opened: Opened, result: Any) -> None:
         invocation.settle(Reading())
 
 
-def failed(opened: Opened, error: BaseException) -> None:
-    """The call raised: its own error goes on; an answer that was paid for before is settled for what it says."""
+def settle_body(opened: Opened, body: Any) -> None:
+    """A whole answer is here, as plain JSON; None for one that could not be read."""
+    reader, invocation = opened.reader, opened.invocation
+    reading = reader.tolerant(body)
+    if reading is not None or body is None:
+        invocation.settle(reading or Reading())
+    else:
+        invocation.settle_estimated(reader.text(body), 0, reader.describe(body), "ok")
+
+
+def failed(opened: Opened, error: BaseException, *, refused: bool = False) -> None:
+    """The call raised: its own error goes on; an answer that was paid for before is settled for what it says.
+
+    Args:
+        refused: True where the library's error proves that nothing was billed, which only its seam can tell.
+    """
     invocation = opened.invocation
     try:
         http, invocation.answer = invocation.answer, None
@@ -255,7 +293,7 @@ def failed(opened: Opened, error: BaseException) -> None:
                 return
     except Exception as failure:  # the bound is kept instead
         swallow("integrations.failed", failure)
-    invocation.fail(error)
+    invocation.fail(error, refused=refused)
 
 
 def settle(opened: Opened, result: Any, http: Any) -> None:

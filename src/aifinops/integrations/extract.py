@@ -326,6 +326,15 @@ class Reader:
                 note = f"counted beside the rest, being of a kind that is not known: {', '.join(sorted(strange))}"
                 reading.notes = (*reading.notes, note)
 
+    def most_tools(self, reading: Reading, events: list[Any]) -> Reading:
+        """Count tools over the events of a stream, of which any may tell them: of each the most, since events repeat."""
+        for meter, expression, roots, _ in self._tools:
+            for event in events:
+                ask = getter(event)
+                if ask is not None and any(map(ask, roots)) and (value := expression.number(meter, event)):
+                    reading.quantities = {**reading.quantities, meter: max(value, reading.quantities.get(meter, 0))}
+        return reading
+
     def describe(self, body: Any) -> Reading:
         """Model, id and tier of a body without usage."""
         ask = getter(body)
@@ -816,18 +825,24 @@ def _last_usage(data: bytes, reader: Reader) -> Reading | None:
     return None
 
 
-def read_objects(events: list[Any], reader: Reader) -> tuple[Reading | None, StreamText]:
-    """`read_events` for a stream that its library hands out as objects, or as dicts, of which some may be lost from the beginning."""
+def read_objects(events: list[Any], reader: Reader, *, tools: bool = True) -> tuple[Reading | None, StreamText]:
+    """`read_events` for a stream that its library hands out as objects, or as dicts, of which some may be lost from the beginning.
+
+    Args:
+        tools: False when the request offered none, so that nobody need look for them in every event.
+    """
     found = None
-    if reader.route.merge:
+    if reader.route.running:
+        found = _running(events, reader, tools=tools)
+    elif reader.route.merge:
         found = _merged(iter(events), reader)
     else:
         found = next(filter(None, (reader.tolerant(reader.event_body(event)) for event in reversed(events))), None)
-    if found is not None:
+    if found is not None and (found.finish_reasons or not reader.route.running):
         return found, StreamText()
     collected, pieces = StreamText(), list(filter(None, map(reader.text, events)))
     collected.text, collected.pieces = "".join(pieces), len(pieces)
-    return None, collected
+    return found, collected
 
 
 def _merged_usage(data: bytes, reader: Reader) -> Reading | None:
@@ -852,10 +867,31 @@ def _merged(events: Iterator[Any], reader: Reader) -> Reading | None:
     return reader.tolerant(body) if final else None
 
 
+def _running(events: list[Any], reader: Reader, *, tools: bool) -> Reading | None:
+    """The newest event, with of each field of the usage the newest value that is not null, and the most of each tool."""
+    usage: dict[str, Any] = {}
+    name, path = reader.route.raw, split(reader.route.raw)
+    last = None
+    for event in events:
+        newer = event.get(name) if type(event) is dict else _plain(plain(event, path))
+        if newer and type(newer) is dict:
+            last = event
+            usage.update(newer if None not in newer.values() else {k: v for k, v in newer.items() if v is not None})
+    if last is None:
+        return None
+    newest = {**events[-1], name: usage} if type(events[-1]) is dict else last
+    reading = reader.tolerant(newest)
+    return reader.most_tools(reading, events) if tools and reading is not None else reading
+
+
 def _overlay(body: dict[str, Any], newer: Any) -> None:
+    """Put one into the other, copying: an event is perhaps the user's own."""
     for name, value in newer.items() if isinstance(newer, dict) else ():
-        if isinstance(value, dict) and isinstance(body.get(name), dict):
-            _overlay(body[name], value)
+        if isinstance(value, dict):
+            inner = body.get(name)
+            if not isinstance(inner, dict):
+                inner = body[name] = {}
+            _overlay(inner, value)
         elif value is not None:
             body[name] = value
 

@@ -23,7 +23,9 @@ from aifinops.integrations.extract import Reader, StreamText, first_event, read_
 from aifinops.metering import Invocation
 from aifinops.reading import Reading
 
-__all__ = ["Opened", "Passing", "PassingEvents", "Tap", "awatched", "finish_open_streams", "guarded", "watched"]
+__all__ = [
+    "Opened", "Passing", "PassingEvents", "Tap", "apassed", "at_exit", "awatched", "finish_open_streams", "guarded", "passed", "watched",
+]  # fmt: skip
 
 _G = TypeVar("_G")
 
@@ -129,7 +131,10 @@ class Passing:
             invocation.settle(Reading())
             return
         if reading is not None:
-            invocation.settle(reading)
+            if reader.route.running and not (came.finished or reading.finish_reasons or reading.problem):
+                invocation.settle_partly(came.text, came.pieces, reading)
+            else:
+                invocation.settle(reading)
             return
         about = reader.begun(first)
         self._opened.unsaid(about, came.text, came.pieces, "ok" if came.finished else "abandoned")
@@ -177,22 +182,33 @@ class PassingEvents(Passing):
     def _read(self, reader: Reader) -> tuple[Reading | None, StreamText, Any]:
         events = list(self.events)
         self.events.clear()
-        if self._opened.invocation.engines.capture:
-            self._opened.invocation.said = "".join(map(reader.text, events))
-        reading, came = read_objects(events, reader)
+        invocation = self._opened.invocation
+        if invocation.engines.capture:
+            invocation.said = "".join(map(reader.text, events))
+        body = invocation.call.body
+        offered = not isinstance(body, dict) or bool(body.get("tools"))
+        reading, came = read_objects(events, reader, tools=offered)
         came.finished = came.finished or self.ended
         return reading, came, next(iter(events), None)
 
 
 def watched(opened: Opened, events: Iterable[Any]) -> Iterator[Any]:
     """A generator of the same events, seen go by; its end, however it comes, is the end of the call."""
-    passing = PassingEvents(opened)
+    return passed(PassingEvents(opened), events)
+
+
+def passed(passing: PassingEvents, events: Iterable[Any]) -> Iterator[Any]:
+    """`watched`, for a call whose passing events are known already."""
     return _until_lost(_watched(passing, events), passing)
 
 
 def awatched(opened: Opened, events: AsyncIterable[Any]) -> AsyncIterator[Any]:
     """`watched` for an asynchronous iterable."""
-    passing = PassingEvents(opened)
+    return apassed(PassingEvents(opened), events)
+
+
+def apassed(passing: PassingEvents, events: AsyncIterable[Any]) -> AsyncIterator[Any]:
+    """`awatched`, for a call whose passing events are known already."""
     return _until_lost(_awatched(passing, events), passing)
 
 
@@ -317,7 +333,12 @@ class Tap:
             self._passing.finish()
 
 
-_passing: set[Passing] = set()
+_passing: set[Any] = set()
+
+
+def at_exit(item: Any, *, wanted: bool) -> None:
+    """Whether to `finish` something when the process ends; it is kept until then."""
+    (_passing.add if wanted else _passing.discard)(item)
 
 
 def finish_open_streams() -> None:

@@ -68,8 +68,9 @@ class Route:
         parts: usage of several models in one answer.
         event: where a stream's event keeps the body (`response` for the Responses API), empty for the event itself.
         merge: stream events that add to one another, and where each keeps its piece of the body; empty when the last one says all.
+        running: True when every event of a stream repeats the usage so far, which is final only where `finish` stands.
         text: paths of generated text, in bodies and stream events; counted when a stream ends without usage.
-        limits: request fields that state the output limit, first one wins. choices: the field that multiplies it.
+        limits: request fields (plain paths) that state the output limit, first one wins. choices: the field that multiplies it.
         model, response_id, created, finish: in the body.
         tier, region: in the body; the first that is not empty. tiers, regions: provider's word -> ours, empty for the standard.
         options: option of the price -> where.
@@ -96,6 +97,7 @@ class Route:
     parts: tuple[Parts, ...] = ()
     event: str = ""
     merge: tuple[tuple[str, str], ...] = ()
+    running: bool = False
     text: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
     choices: str = "n"

@@ -33,6 +33,9 @@ PROVIDERS = {
     "ollama": f"{_ROWS}ollama:OLLAMA",
     "huggingface": f"{_ROWS}huggingface:HUGGINGFACE",
     "litellm": f"{_ROWS}litellm:LITELLM",
+    "google": f"{_ROWS}google:GOOGLE",
+    "aiobotocore": f"{_ROWS}bedrock:AIOBOTOCORE",  # first: its clients are botocore's as well
+    "bedrock": f"{_ROWS}bedrock:BEDROCK",
 }
 """Name -> row of a client library that can be instrumented. Rows of others are added when they are first asked for."""
 
@@ -64,7 +67,22 @@ ANSWERS = {
 _SEAMS = {
     "stainless": "aifinops.integrations.seams.stainless:Seam",
     "http": "aifinops.integrations.seams.http:Seam",
+    "google_genai": "aifinops.integrations.seams.google_genai:Seam",
+    "botocore": "aifinops.integrations.seams.botocore:Seam",
 }
+
+_SESSIONS = {
+    "openai": (
+        "aifinops.integrations.seams.sessions:patch_openai",
+        (
+            "openai.resources.realtime.realtime",
+            "openai.resources.beta.realtime.realtime",
+            "openai.resources.live.sideband",
+        ),
+    ),
+    "google": ("aifinops.integrations.seams.sessions:patch_google", ("google.genai.live",)),
+}
+"""Name -> what patches its sessions, and the modules that have them, which are imported when somebody opens one."""
 
 _patches = Patches()
 
@@ -212,6 +230,9 @@ def _instrument_name(name: str, *, asked: bool) -> None:
         raise ConfigurationError(f"{row.module} is not installed: pip install {row.package}")
     for home in dict.fromkeys(place.partition(":")[0] for place in (*row.senders, *row.outermost)) or (row.module,):
         _patches.when_imported(name, home, lambda module: list(_seam(name).patch_module(module)))
+    patch, modules = _SESSIONS.get(name, ("", ()))
+    for place in modules:
+        _patches.when_imported(f"{name} sessions in {place}", place, lambda module: list(_load(patch)(row, module)))
 
 
 def _instrument_hook(name: str, *, asked: bool) -> None:
@@ -230,6 +251,11 @@ def _call(reference: str, loaded: Any) -> list[Any]:
 
 
 def _installed(module: str) -> bool:
+    """Whether there is such a module; without importing a package, other than one that several distributions share."""
+    top, _, rest = module.partition(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None or not rest or spec.origin is not None:
+        return spec is not None
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # what it is inside of is missing
@@ -258,6 +284,8 @@ def uninstrument(*targets: str) -> None:
         _patches.undo(target)
         for module, _ in HOOKS[target].targets[1:] if target in HOOKS else ():
             _patches.undo(f"{target} ({module})")
+        for key in [key for key in _patches.state() if key.startswith(f"{target} sessions in ")]:
+            _patches.undo(key)
 
 
 def state() -> dict[str, str]:

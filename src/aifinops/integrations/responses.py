@@ -19,7 +19,7 @@ from aifinops.money import format_money
 from aifinops.reading import Reading, price
 from aifinops.usage import Moment, Sku, Usage, moment
 
-__all__ = ["holds", "price_response", "read_response", "sign_of"]
+__all__ = ["holds", "price_response", "read_response", "reader_for", "sign_of"]
 
 _DAY = 86_400 * 1_000_000_000
 _Sign = tuple[Names, bool, frozenset[str]]
@@ -80,6 +80,13 @@ def read_response(body: Any, provider: str, *, model: str = "") -> Usage:
     """
     reading, form, name, inner = _read(body, provider)
     return _as_usage(reading, name, model, form.reader.created(inner) or 0)
+
+
+def reader_for(body: Any, provider: str) -> Reader | None:
+    """What reads an answer of this form; None for a form that is not known. Its usage may still be missing."""
+    return next(
+        (form.reader for form, signs in _forms(provider).of(body) if all(holds(sign, body) for sign in signs)), None
+    )
 
 
 def _read(body: Any, provider: str, *, brief: bool = False) -> tuple[Reading, _Form, str, Any]:

@@ -10,19 +10,21 @@ from dataclasses import replace
 
 from aifinops.integrations.provider import Provider, Route
 from aifinops.integrations.providers.anthropic import MESSAGE
-from aifinops.integrations.providers.openai import CHAT
+from aifinops.integrations.providers.openai import CHAT, COMPLETIONS
 
 _CONVERSE = Route(
     "chat",
     {
         "input_tokens": "usage.inputTokens",
         "cache_read_tokens": "usage.cacheReadInputTokens | usage.cacheReadInputTokenCount",
-        "cache_write_tokens": "usage.cacheWriteInputTokens | usage.cacheDetails[].inputTokens",
+        "cache_write_tokens": "usage.cacheWriteInputTokens | usage.cacheWriteInputTokenCount | usage.cacheDetails[].inputTokens",
         "cache_write_1h_tokens": "usage.cacheDetails[ttl=1h].inputTokens",
         "output_tokens": "usage.outputTokens",
     },
     ("usage.inputTokens",),
     text=("output.message.content.text", "contentBlockDelta.delta.text"),
+    limits=("inferenceConfig.maxTokens",),
+    choices="",
     model="trace.promptRouter.invokedModelId",
     response_id="ResponseMetadata.RequestId",
     created="",
@@ -30,17 +32,49 @@ _CONVERSE = Route(
     tiers={"default": "", "reserved": "provisioned"},
     options={"latency": "performanceConfig[latency!=standard].latency"},
     finish="stopReason",
-    known=("usage.totalTokens", "usage.cacheWriteInputTokenCount"),
+    known=("usage.totalTokens",),
 )
+# What InvokeModel and its streams tell beside the maker's body has the words of Converse; this is where the makers have theirs.
+_INVOKE = replace(
+    _CONVERSE,
+    signs=("InvokeModel",),
+    text=(
+        "completion", "generation", "outputText", "results.outputText", "outputs.text", "generations.text", "text", "content.text", "delta.text",
+        "choices.message.content", "choices.delta.content", "choices.text", *_CONVERSE.text,
+    ),
+    limits=(
+        "max_tokens", "max_completion_tokens", "max_gen_len", "max_tokens_to_sample", "maxTokens", "inferenceConfig.maxTokens",
+        "inferenceConfig.max_new_tokens", "textGenerationConfig.maxTokenCount",
+    ),
+)  # fmt: skip
+_TITAN = Route(
+    "chat", {"input_tokens": "inputTextTokenCount", "output_tokens": "results[].tokenCount"}, ("results", "inputTextTokenCount"),
+    model="", response_id="", created="", tier="", raw="", finish="results.completionReason",
+)  # fmt: skip
 
-BEDROCK = Provider(
-    "aws.bedrock",
-    routes={
-        # The id of the request (`us.`, `global.`) decides the price, not the maker's own name for the model in the body.
-        "InvokeModel claude": replace(MESSAGE, model=""),
-        "/v1/messages": replace(MESSAGE, model=""),  # by Anthropic's own client
-        "InvokeModel openai": replace(CHAT, model=""),
-        "Converse": _CONVERSE,
-        "ConverseStream": replace(_CONVERSE, signs=("metadata.usage",), event="metadata"),
-    },
+_ROUTES = {
+    # The id of the request (`us.`, `global.`) decides the price, not the maker's own name for the model in the body.
+    "InvokeModel claude": replace(MESSAGE, model=""),
+    "/v1/messages": replace(MESSAGE, model=""),  # by Anthropic's own client
+    "InvokeModel openai": replace(CHAT, model=""),
+    "InvokeModel jamba": replace(CHAT, signs=("choices", "!object", "usage.prompt_tokens"), model=""),
+    "InvokeModel completion": replace(COMPLETIONS, model=""),
+    "InvokeModel titan": _TITAN,
+    "InvokeModel llama": replace(
+        _TITAN, usage={"input_tokens": "prompt_token_count", "output_tokens": "generation_token_count"},
+        signs=("generation", "generation_token_count"), finish="stop_reason",
+    ),
+    "InvokeModel embeddings": replace(
+        _TITAN, operation="embeddings", usage={"input_tokens": "inputTextTokenCount"}, signs=("embedding", "inputTextTokenCount"), finish="",
+    ),
+    "InvokeModel embed": replace(_INVOKE, operation="embeddings", signs=("InvokeModel embed",), limits=()),
+    "InvokeModel": _INVOKE,
+    "Converse": _CONVERSE,
+    "ConverseStream": replace(_CONVERSE, signs=("metadata.usage",), event="metadata"),
+}  # fmt: skip
+
+BEDROCK = Provider("aws.bedrock", _ROUTES, module="botocore.client", package="boto3", minimum="1.40", seam="botocore")
+
+AIOBOTOCORE = Provider(
+    "aws.bedrock", _ROUTES, module="aiobotocore.client", package="aiobotocore", minimum="2.15", seam="botocore"
 )

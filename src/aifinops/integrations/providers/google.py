@@ -49,7 +49,8 @@ _CONTENT = Route(
         "web_search_requests": f"#{_GROUNDED}.webSearchQueries", "image_search_requests": f"#{_GROUNDED}.imageSearchQueries",
         "maps_requests": f"?{_GROUNDED}.googleMapsWidgetContextToken",
     },
-    text=("candidates.content.parts.text",), model="modelVersion", response_id="responseId", created="", choices="",
+    running=True, text=("candidates.content.parts.text",), limits=("generationConfig.maxOutputTokens",),
+    choices="generationConfig.candidateCount", model="modelVersion", response_id="responseId", created="",
     tier=f"{_U}trafficType | {_U}serviceTier", tiers=_TIERS, finish="candidates.finishReason", raw="usageMetadata",
     known=(f"{_U}totalTokenCount",),
 )  # fmt: skip
@@ -88,8 +89,33 @@ _INTERACTION = Route(
     created="", tier="", known=(f"{_I}total_tokens", f"{_I}initial_input_tokens", f"{_I}tool_use_tokens_by_modality"),
 )  # fmt: skip
 
+# https://cloud.google.com/vertex-ai/generative-ai/pricing: Gemini's embeddings are billed by tokens, the older models by characters.
+_EMBEDDING = Route(
+    "embeddings",
+    {
+        "input_total": f"{_U}promptTokenCount | predictions[].embeddings.statistics.token_count", "input_audio_total": _modality("AUDIO", _PROMPT[0]),
+        "input_image_total": _modality("IMAGE", _PROMPT[0]), "input_video_total": _modality("VIDEO", _PROMPT[0]),
+    },
+    ("embeddings", "usageMetadata"), model="", response_id="", created="", tier="", raw="usageMetadata", also=("metadata",),
+    known=(f"{_U}totalTokenCount", f"{_U}candidatesTokenCount"),
+)  # fmt: skip
+_CHARACTERS = Route(
+    "embeddings", {"characters": "metadata.billableCharacterCount"}, ("metadata.billableCharacterCount",), model="", response_id="",
+    created="", tier="", raw="metadata",
+)  # fmt: skip
+# https://cloud.google.com/vertex-ai/generative-ai/docs/model-reference/imagen-api: what was filtered out has no type, and is not billed.
+_IMAGEN = Route(
+    "image_generation", {"images": " + ".join(f"#predictions[mimeType=image/{kind}]" for kind in ("png", "jpeg", "webp"))},
+    ("predictions",), model="", response_id="", created="", tier="", raw="",
+)  # fmt: skip
+
 GOOGLE = Provider(
     "gcp.gemini",
+    module="google.genai",
+    package="google-genai",
+    minimum="1.20",
+    seam="google_genai",
+    # The first word of a key is the method of the call, a second one how the names of its models begin.
     routes={
         "generateContent before 3": replace(_CONTENT, signs=("usageMetadata", f"modelVersion={','.join(_OLD)}"), tools=_OLDER),
         "generateContent": _CONTENT,
@@ -98,10 +124,12 @@ GOOGLE = Provider(
             _CONTENT, signs=("response.usageMetadata", f"response.modelVersion={','.join(_OLD)}"), event="response", tier="=batch", tools=_OLDER,
         ),
         "batch line": replace(_CONTENT, signs=("response.usageMetadata",), event="response", tier="=batch"),
-        "embedContent": Route(  # Vertex bills characters, and tells them beside the vectors
-            "embeddings", {"characters": "metadata.billableCharacterCount"}, ("metadata.billableCharacterCount",),
-            response_id="", created="", tier="", raw="metadata",
-        ),
+        "embedContent characters": _CHARACTERS,
+        "embedContent": _EMBEDDING,
         "claude": MESSAGE,
+        "batchEmbedContents": _EMBEDDING,
+        "predict text": replace(_CHARACTERS, signs=("predictions", "metadata.billableCharacterCount")),
+        "predict": replace(_EMBEDDING, signs=("predictions",)),
+        "predict imagen": _IMAGEN,
     },
 )  # fmt: skip

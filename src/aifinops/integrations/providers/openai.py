@@ -129,7 +129,7 @@ _SPEECH = Route(  # the answer is sound; only its events tell a usage
 )  # fmt: skip
 _MODERATION = Route("moderation", {}, ("results", "model"), created="", tier="", billed={"requests": ""})
 _REALTIME = Route(
-    "chat", _REALTIME_USAGE, ("type=response.done",), event="response", finish="status", created="", tier="",
+    "chat", _REALTIME_USAGE, ("type=response.done",), event="response", limits=("max_output_tokens",), finish="status", created="", tier="",
     known=(
         "usage.total_tokens", "usage.input_token_details.text_tokens", "usage.output_token_details.text_tokens",
         "usage.input_token_details.cached_tokens_details.text_tokens",

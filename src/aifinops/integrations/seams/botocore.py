@@ -1,0 +1,436 @@
+"""The seam for botocore (boto3) and aiobotocore, of which Amazon Bedrock's inference is metered and every other service left alone.
+
+`_make_api_call` of the client is where every operation of every service passes, with the retries of the library inside: the tries that it
+repeats were refused. Converse answers with a dict. InvokeModel answers with a body of bytes that only the user may read, so it is seen
+while it is read, and what the headers tell stands in for it when it is not. Streams are seen as the messages that the library cuts the
+bytes into, before it parses them: per message that is one append.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from aifinops.errors import swallow
+from aifinops.integrations.calls import Calls, failed, settle_body
+from aifinops.integrations.extract import Reader, StreamText, read_objects
+from aifinops.integrations.passing import Opened, Passing, PassingEvents, guarded
+from aifinops.integrations.patching import Patch
+from aifinops.integrations.provider import Provider
+from aifinops.integrations.responses import reader_for
+from aifinops.reading import Reading
+from aifinops.usage import output_total
+
+__all__ = ["Seam"]
+
+_OPERATIONS = {
+    "Converse": "Converse",
+    "ConverseStream": "ConverseStream",
+    "InvokeModel": "InvokeModel",
+    "InvokeModelWithResponseStream": "InvokeModel",
+}
+"""Metered operation of `bedrock-runtime` -> key of its route."""
+
+_HEADERS = {
+    "x-amzn-bedrock-input-token-count": "inputTokens",
+    "x-amzn-bedrock-output-token-count": "outputTokens",
+    "x-amzn-bedrock-cache-read-input-token-count": "cacheReadInputTokens",
+    "x-amzn-bedrock-cache-write-input-token-count": "cacheWriteInputTokens",
+}
+_METRICS = "amazon-bedrock-invocationMetrics"
+_COUNTS = {
+    "inputTokenCount": "inputTokens",
+    "outputTokenCount": "outputTokens",
+    "cacheReadInputTokenCount": "cacheReadInputTokens",
+    "cacheWriteInputTokenCount": "cacheWriteInputTokens",
+}
+"""What InvokeModel tells in its headers, and its stream in the last message -> the word of Converse."""
+
+_NAMED = ("inference-profile/", "foundation-model/")
+"""Kinds of ARN that end with the id of a model."""
+
+_EDGE = 6
+"""Messages at either end of a stream among which those are that tell its usage."""
+
+
+class _Url(NamedTuple):
+    scheme: str
+    host: str
+    port: int | None
+
+
+class Seam:
+    """Wrappers for one provider's row."""
+
+    def __init__(self, row: Provider) -> None:
+        self._row = row
+        self._calls = Calls(row)
+        self._services = {"bedrock-runtime": _OPERATIONS}
+
+    def patch_module(self, module: Any) -> list[Patch]:
+        """Patch the base of all clients; a version without it degrades to one warning."""
+        try:
+            if hasattr(module, "AioBaseClient"):
+                owner, call = module.AioBaseClient, self._acall
+            else:
+                owner, call = module.BaseClient, self._call
+            return [Patch(owner, "_make_api_call", call), *_close_patch()]
+        except Exception as failure:  # an unknown future version: the user's program goes on unmetered, and is told so
+            swallow(f"integrations.{self._row.name}.patch", failure)
+            return []
+
+    def patch_client(self, client: Any) -> list[Patch]:
+        """Patch one client object only."""
+        is_async = any(kind.__name__ == "AioBaseClient" for kind in type(client).__mro__)
+        return [Patch(client, "_make_api_call", self._acall if is_async else self._call), *_close_patch()]
+
+    # --- the two colours of the last thin layer ---------------------------------------------------------------------------
+
+    def _call(self, wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        operations = self._services.get(client._service_model.service_name)
+        if operations is None:
+            return wrapped(*args, **kwargs)
+        opened = guarded("botocore.begin", self._begin, operations, client, args, kwargs)
+        if opened is None:
+            return wrapped(*args, **kwargs)
+        try:
+            result = wrapped(*args, **kwargs)
+        except BaseException as error:
+            guarded("failed", _failed, opened, error)
+            raise
+        guarded("answered", _answered, opened, result)
+        return result
+
+    async def _acall(
+        self, wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        operations = self._services.get(client._service_model.service_name)
+        if operations is None:
+            return await wrapped(*args, **kwargs)
+        opened = guarded("botocore.begin", self._begin, operations, client, args, kwargs)
+        if opened is None:
+            return await wrapped(*args, **kwargs)
+        try:
+            result = await wrapped(*args, **kwargs)
+        except BaseException as error:
+            guarded("failed", _failed, opened, error)
+            raise
+        guarded("answered", _answered, opened, result)
+        return result
+
+    # --- begin --------------------------------------------------------------------------------------------------------
+
+    def _begin(
+        self, operations: Mapping[str, str], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Opened | None:
+        operation = args[0] if args else kwargs["operation_name"]
+        key = operations.get(operation)
+        if key is None:
+            return None
+        params = args[1] if len(args) > 1 else kwargs["api_params"]
+        model = _model(params.get("modelId"))
+        if key == "InvokeModel" and "embed" in model:
+            key = "InvokeModel embed"
+        tier = params.get("serviceTier")
+        return self._calls.open(
+            client,
+            _url(client.meta.endpoint_url),
+            key,
+            self._row.routes[key],
+            _body(params) if key.startswith("InvokeModel") else params,
+            stream=operation.endswith("Stream"),
+            model=model,
+            region=client.meta.region_name or "",
+            tier=str((tier.get("type") if isinstance(tier, dict) else tier) or ""),
+        )
+
+
+def _model(given: Any) -> str:
+    """The id of a model, out of the ARN of one or of an inference profile; what is opaque stays whole."""
+    text = given if isinstance(given, str) else ""
+    if text.startswith("arn:") and any(f":{kind}" in text for kind in _NAMED):
+        return text.rpartition("/")[2]
+    return text
+
+
+def _body(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The maker's request; empty for one that is a file, which only the library may read."""
+    sent = params.get("body")
+    try:
+        found = json.loads(sent) if isinstance(sent, (str, bytes, bytearray)) else None
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else {}
+
+
+def _url(text: str) -> _Url:
+    found = urlsplit(text)
+    return _Url(found.scheme, found.hostname or "", found.port)
+
+
+# --- the end of a call -----------------------------------------------------------------------------------------------
+
+
+def _failed(opened: Opened, error: BaseException) -> None:
+    failed(opened, error, refused=_refused(error))
+
+
+def _refused(error: BaseException) -> bool:
+    """With proof: an error status, or a failure before anything was sent."""
+    answer = getattr(error, "response", None)
+    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(answer, dict) else None
+    if isinstance(status, int):
+        return status >= 400
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if kinds & {"EndpointConnectionError", "ConnectTimeoutError", "ProxyConnectionError", "SSLError"}:
+        return True
+    # https://github.com/boto/botocore/blob/develop/botocore/exceptions.py: all others are about settings, credentials and arguments.
+    return "BotoCoreError" in kinds and not kinds & {"HTTPClientError", "IncompleteReadError"}
+
+
+def _answered(opened: Opened, answer: dict[str, Any]) -> None:
+    opened.invocation.leave()
+    body = answer.get("stream", answer.get("body"))
+    if hasattr(body, "_event_generator"):
+        _Messages(opened, answer).watch(body)
+    elif hasattr(body, "_raw_stream"):
+        _Whole(opened, answer).watch(body)
+    elif body is None:
+        settle_body(opened, answer)
+    else:  # a body of a version that cannot be seen
+        opened.invocation.settle(_with(None, _told(answer), opened.reader) or Reading())
+
+
+def _told(answer: dict[str, Any]) -> dict[str, Any]:
+    """What an answer tells beside its body, in the words of Converse. It is copied, since the answer is the user's."""
+    about = answer.get("ResponseMetadata") or {}
+    headers = about.get("HTTPHeaders") or {}
+    usage = {word: int(headers[name]) for name, word in _HEADERS.items() if str(headers.get(name, "")).isdecimal()}
+    return {
+        "ResponseMetadata": {"RequestId": about.get("RequestId")},
+        "usage": usage or None,
+        "serviceTier": {"type": answer.get("serviceTier")},
+        "performanceConfig": {"latency": answer.get("performanceConfigLatency") or "standard"},
+    }
+
+
+def _with(reading: Reading | None, told: dict[str, Any], reader: Reader) -> Reading | None:
+    """Add what only the headers tell to what a body says; without a body's usage theirs is it."""
+    headers = reader.tolerant(told)
+    if reading is None:
+        return headers
+    beside = headers or reader.describe(told)
+    if not output_total(reading.quantities) and not reading.problem:  # a guardrail leaves it out
+        made = {name: count for name, count in beside.quantities.items() if name == "output_tokens"}
+        reading.quantities = {**reading.quantities, **made}
+    reading.tier = reading.tier or beside.tier
+    reading.options = reading.options or beside.options
+    reading.response_id = reading.response_id or beside.response_id
+    return reading
+
+
+def _form(body: Any) -> Reader | None:
+    return reader_for(body, "aws.bedrock") if isinstance(body, dict) else None
+
+
+class _Whole(Passing):
+    """A body of InvokeModel, seen while the user reads it."""
+
+    def __init__(self, opened: Opened, answer: dict[str, Any]) -> None:
+        super().__init__(opened)
+        self._told = _told(answer)
+        length = (answer.get("ResponseMetadata") or {}).get("HTTPHeaders", {}).get("content-length", "")
+        self._length = int(length) if str(length).isdecimal() else None
+
+    def watch(self, body: Any) -> None:
+        """Attributes of what the bytes come from, so that every way of reading passes here and no class is another."""
+        owner: Any
+        wrap: dict[str, Callable[..., Any]]
+        names: tuple[str, ...]
+        if hasattr(body, "__aenter__"):
+            owner, names = (
+                body,
+                ("read", "readinto", "close", "aclose"),
+            )  # the transport's own object differs by version
+            wrap = {"read": self._aread, "readinto": self._areadinto}
+        else:
+            owner, names = body._raw_stream, ("read", "read1", "read_chunked", "close")
+            wrap = {"read": self._read_some, "read1": self._read_some, "read_chunked": self._chunks}
+        ref = weakref.ref(owner)
+        for name in names:
+            method = getattr(type(owner), name, None)
+            if method is not None:
+                setattr(owner, name, _Bound(ref, method, wrap.get(name, self._close)))
+        weakref.finalize(owner, guarded, "lost", self.lost).atexit = False
+
+    def _read_some(self, method: Callable[..., bytes], *args: Any, **kwargs: Any) -> bytes:
+        chunk = method(*args, **kwargs)
+        guarded("keep", self._seen, chunk, args[1] if len(args) > 1 else kwargs.get("amt"))
+        return chunk
+
+    def _chunks(self, method: Callable[..., Iterator[bytes]], *args: Any, **kwargs: Any) -> Iterator[bytes]:
+        for chunk in method(*args, **kwargs):
+            guarded("keep", self._seen, chunk, len(chunk))
+            yield chunk
+        guarded("finish", self.finish)
+
+    async def _aread(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> bytes:
+        chunk: bytes = await method(*args, **kwargs)
+        guarded("keep", self._seen, chunk, args[1] if len(args) > 1 else kwargs.get("amt"))
+        return chunk
+
+    async def _areadinto(self, method: Callable[..., Any], body: Any, into: Any) -> int:
+        size: int = await method(body, into)
+        guarded("keep", self._seen, bytes(into[:size]), len(into))
+        return size
+
+    def _close(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(*args, **kwargs)
+        finally:
+            guarded("finish", self.finish)
+
+    def _seen(self, chunk: bytes, asked: int | None) -> None:
+        if self.done:
+            return
+        self.pack(chunk)
+        if asked is None or asked < 0 or (asked and not chunk) or (self._length or sys.maxsize) <= self.size:
+            self.finish()
+
+    def _read(self, reader: Reader) -> tuple[Reading | None, StreamText, Any]:
+        try:
+            body = json.loads(b"".join(self.kept))
+        except ValueError:  # not read to its end, or an image
+            body = None
+        self.kept.clear()
+        form, came = _form(body), StreamText()
+        reading = _with(form.tolerant(body) if form is not None else None, self._told, reader)
+        if reading is None and body is not None:
+            came.text = reader.text(body)
+        came.finished = True
+        return reading, came, self._told
+
+
+class _Bound:
+    """A method of one object that calls `seen` with the original; it does not keep the object alive."""
+
+    __slots__ = ("_method", "_ref", "_seen")
+
+    def __init__(self, ref: weakref.ref[Any], method: Callable[..., Any], seen: Callable[..., Any]) -> None:
+        self._ref, self._method, self._seen = ref, method, seen
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._seen(self._method, self._ref(), *args, **kwargs)
+
+
+class _Messages(PassingEvents):
+    """The messages of an event stream."""
+
+    def __init__(self, opened: Opened, answer: dict[str, Any]) -> None:
+        super().__init__(opened)
+        self._told = _told(answer)
+
+    def watch(self, stream: Any) -> None:
+        """Put ourselves between where the stream cuts its bytes into messages and where it parses them."""
+        source = stream._event_generator
+        stream._event_generator = self._apass(source) if hasattr(source, "__anext__") else self._pass(source)
+        stream._aifinops = self
+        weakref.finalize(stream, guarded, "lost", self.lost).atexit = False
+
+    def _pass(self, messages: Iterator[Any]) -> Iterator[Any]:
+        kept = self.events
+        try:
+            for message in messages:
+                if not kept:
+                    guarded("first", self.first)
+                kept.append(message)
+                if message.headers.get(":message-type") != "event":  # the library raises what it says
+                    guarded("finish", self.finish)
+                yield message
+        except GeneratorExit:
+            guarded("lost", self.lost)  # perhaps by the garbage collector
+            raise
+        except BaseException:
+            guarded("finish", self.finish)
+            raise
+        guarded("finish", self.end)
+
+    async def _apass(self, messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        kept = self.events
+        try:
+            async for message in messages:
+                if not kept:
+                    guarded("first", self.first)
+                kept.append(message)
+                if message.headers.get(":message-type") != "event":
+                    guarded("finish", self.finish)
+                yield message
+        except GeneratorExit:
+            guarded("lost", self.lost)
+            raise
+        except BaseException:
+            guarded("finish", self.finish)
+            raise
+        guarded("finish", self.end)
+
+    def _read(self, reader: Reader) -> tuple[Reading | None, StreamText, Any]:
+        messages = list(self.events)
+        self.events.clear()
+        edges = messages if len(messages) <= 2 * _EDGE else [*messages[:_EDGE], *messages[-_EDGE:]]
+        reading, came = self._usage(edges, reader), StreamText()
+        if reading is None:
+            _, came = read_objects([_decoded(message) for message in messages], reader)
+        came.finished = came.finished or self.ended
+        return reading, came, self._told
+
+    def _usage(self, messages: list[Any], reader: Reader) -> Reading | None:
+        events = [event for event in map(_decoded, messages) if event]
+        reading: Reading | None = None
+        form = next((found for event in events for found in (_form(_opening(event)),) if found is not None), None)
+        if form is not None:
+            reading, _ = read_objects(events, form)
+        for event in reversed(events):
+            counts = event.get(_METRICS)
+            if reading is None and isinstance(counts, dict):
+                usage = {word: counts[name] for name, word in _COUNTS.items() if name in counts}
+                reading = reader.tolerant({**self._told, "usage": usage})
+        if reading is None:
+            reading, _ = read_objects(events, reader)
+        return None if reading is None else _with(reading, self._told, reader)
+
+
+def _opening(event: dict[str, Any]) -> dict[str, Any] | None:
+    """Of the makers that have a stream of their own, what the first event says of the form of them all."""
+    begun = event.get("message") if event.get("type") == "message_start" else event
+    return begun if isinstance(begun, dict) and ("type" in begun or "object" in begun) else None
+
+
+def _decoded(message: Any) -> dict[str, Any]:
+    """A message as what it says: an event of Converse under its name, a chunk of InvokeModel as the maker's own event."""
+    try:
+        said = json.loads(message.payload)
+        name = message.headers.get(":event-type", "")
+        found = json.loads(base64.b64decode(said["bytes"])) if name == "chunk" else {name: said}
+    except (ValueError, KeyError, TypeError):  # damaged; the others still count
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _close_patch() -> list[Patch]:
+    """`close()` of an event stream is its end; where the library is not there to be patched, dropping it is."""
+    module = sys.modules.get("botocore.eventstream")
+    return [] if module is None else [Patch(module.EventStream, "close", _close)]
+
+
+def _close(wrapped: Callable[..., Any], stream: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    try:
+        return wrapped(*args, **kwargs)
+    finally:
+        passing = getattr(stream, "_aifinops", None)
+        if passing is not None:
+            guarded("finish", passing.finish)

@@ -1,0 +1,190 @@
+"""The seam for google-genai, for the Gemini API and for Vertex AI.
+
+`_request` and `_async_request` of its `BaseApiClient` are where every call passes: models, chats, each turn of automatic function calling,
+embeddings and images, with the library's retries inside. A plain answer is the text that they return. A stream is seen as the parsed pieces
+that the library makes of it, whatever it is transported by (httpx, aiohttp or requests): per piece that is one append.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from aifinops.errors import swallow
+from aifinops.integrations.calls import Calls, failed, settle_body
+from aifinops.integrations.passing import Opened, PassingEvents, apassed, guarded, passed
+from aifinops.integrations.patching import Patch
+from aifinops.integrations.provider import Provider, Route
+
+__all__ = ["Seam"]
+
+_VERTEX = "gcp.vertex_ai"
+_NEVER_SENT = frozenset({"ClientConnectorError", "ClientConnectorDNSError", "ClientConnectorCertificateError"})
+"""aiohttp's exceptions that prove that no request left: https://docs.aiohttp.org/en/stable/client_reference.html#client-exceptions."""
+
+
+class _Url(NamedTuple):
+    scheme: str
+    host: str
+    port: int | None
+
+
+class _Form(NamedTuple):
+    """One form of a method's answers."""
+
+    key: str
+    route: Route
+    models: frozenset[str]
+    prefix: str
+
+    def is_for(self, model: str) -> bool:
+        return model in self.models or bool(self.prefix and model.startswith(self.prefix))
+
+
+class Seam:
+    """Wrappers for one provider's row."""
+
+    def __init__(self, row: Provider) -> None:
+        self._row = row
+        self._calls = Calls(row)
+        self._methods = _forms(row)
+
+    def patch_module(self, module: Any) -> list[Patch]:
+        """Patch the client of an imported library; a version without it degrades to one warning."""
+        try:
+            return self._patch(sys.modules[f"{module.__name__}._api_client"].BaseApiClient)
+        except Exception as failure:  # an unknown future version: the user's program goes on unmetered, and is told so
+            swallow(f"integrations.{self._row.name}.patch", failure)
+            return []
+
+    def patch_client(self, client: Any) -> list[Patch]:
+        """Patch one client object only (and so its `aio`, which shares what sends)."""
+        return self._patch(client._api_client)
+
+    def _patch(self, owner: Any) -> list[Patch]:
+        return [Patch(owner, "_request", self._request), Patch(owner, "_async_request", self._arequest)]
+
+    # --- the two colours of the last thin layer ---------------------------------------------------------------------------
+
+    def _request(self, wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        opened = guarded("google_genai.begin", self._begin, client, args, kwargs)
+        if opened is None:
+            return wrapped(*args, **kwargs)
+        try:
+            result = wrapped(*args, **kwargs)
+        except BaseException as error:
+            guarded("failed", _failed, opened, error)
+            raise
+        guarded("answered", _answered, opened, result)
+        return result
+
+    async def _arequest(
+        self, wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        opened = guarded("google_genai.begin", self._begin, client, args, kwargs)
+        if opened is None:
+            return await wrapped(*args, **kwargs)
+        try:
+            result = await wrapped(*args, **kwargs)
+        except BaseException as error:
+            guarded("failed", _failed, opened, error)
+            raise
+        guarded("answered", _answered, opened, result)
+        return result
+
+    # --- begin --------------------------------------------------------------------------------------------------------
+
+    def _begin(self, client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opened | None:
+        request = args[0] if args else kwargs["http_request"]
+        # .../models/gemini-2.5-flash:streamGenerateContent?alt=sse
+        name, _, method = request.url.partition("?")[0].rpartition(":")
+        method = method.partition(";")[0]
+        forms = self._methods.get(method)
+        if forms is None or request.method.lower() != "post":
+            return None
+        model = name.rpartition("/")[2]
+        form = next((form for form in forms if form.is_for(model)), forms[-1])
+        vertex = bool(getattr(client, "vertexai", False))
+        body = request.data if isinstance(request.data, dict) else {}
+        return self._calls.open(
+            client,
+            _url(request.url),
+            form.key,
+            form.route,
+            body,
+            stream=method.startswith("stream"),
+            model=model,
+            provider=_VERTEX if vertex else "",
+            region=(getattr(client, "location", None) or "") if vertex else "",
+            tier=str(body.get("serviceTier") or "").lower().removeprefix("service_tier_"),
+        )
+
+
+def _forms(row: Provider) -> dict[str, list[_Form]]:
+    """Method -> its forms; the one for all other models is the last."""
+    methods: dict[str, list[_Form]] = {}
+    for key, route in row.routes.items():
+        method, _, word = key.partition(" ")
+        named = next((sign.partition("=")[2] for sign in route.signs if sign.startswith(f"{route.model}=")), "")
+        methods.setdefault(method, []).append(
+            _Form(key, route, frozenset(filter(None, named.split(","))), "" if named else word)
+        )
+    for forms in methods.values():
+        forms.sort(key=lambda form: not (form.models or form.prefix))
+    methods["streamGenerateContent"] = methods["generateContent"]
+    return {name: forms for name, forms in methods.items() if any(not form.prefix for form in forms)}
+
+
+def _url(text: str) -> _Url:
+    found = urlsplit(text)
+    return _Url(found.scheme, found.hostname or "", found.port)
+
+
+def _answered(opened: Opened, response: Any) -> None:
+    invocation = opened.invocation
+    invocation.leave()
+    if invocation.call.stream:
+        _watch(opened, response)
+        return
+    text = response.response_stream[0] if response.response_stream else ""
+    try:
+        body = json.loads(text)
+    except ValueError:  # the library will say so itself
+        body = None
+    settle_body(opened, body)
+
+
+def _watch(opened: Opened, response: Any) -> None:
+    """Let the pieces of one answer be seen, by two attributes of it, the first use of which takes them away again."""
+    passing = PassingEvents(opened)
+    # The library takes the pieces with its next step, or never: then it drops the answer.
+    weakref.finalize(response, guarded, "lost", passing.lost).atexit = False
+
+    def whole() -> Any:
+        del response.segments, response.async_segments
+        return passed(passing, response.segments())
+
+    def awhole() -> Any:
+        del response.segments, response.async_segments
+        return apassed(passing, response.async_segments())
+
+    response.segments, response.async_segments = whole, awhole
+
+
+def _failed(opened: Opened, error: BaseException) -> None:
+    status = getattr(error, "code", None)
+    refused = isinstance(status, int) and status >= 400
+    seen: BaseException | None = error
+    while seen is not None and not refused:
+        refused = type(seen).__name__ in _NEVER_SENT or _is_login(seen)
+        seen = seen.__cause__
+    failed(opened, error, refused=refused)
+
+
+def _is_login(error: BaseException) -> bool:
+    # A TransportError of google-auth is also what its session makes of a connection that broke after the request was sent.
+    return type(error).__module__.startswith("google.auth") and type(error).__name__ != "TransportError"
