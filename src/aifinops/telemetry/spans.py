@@ -14,6 +14,7 @@ from typing import Any
 
 from aifinops.errors import swallow
 from aifinops.telemetry import names
+from aifinops.telemetry.guests import Guest, quieten
 
 __all__ = ["OpenSpan", "Spans"]
 
@@ -137,9 +138,10 @@ class _Pipeline:
 class Spans:
     """Begins and finishes spans through whatever tracer provider the application has set; none set, nothing done."""
 
-    def __init__(self, version: str, get_provider: Callable[[], Any] | None = None) -> None:
+    def __init__(self, version: str, get_provider: Callable[[], Any] | None = None, *, alone: bool = False) -> None:
         self._version = version
         self._get_provider = get_provider
+        self._alone = alone  # other instrumentations are kept from making a span of the same call
         self._pipeline: _Pipeline | None = None
 
     def pipeline(self) -> _Pipeline | None:
@@ -178,8 +180,13 @@ class Spans:
                 parent = fallback.get_span_context()
                 context = api.in_context(fallback)
         opened = (self._late if pipeline.late else _ordinary)(pipeline, name, start, attributes, parent, context)
-        opened.attached = api.attach(api.in_context(opened.span))
+        inside = api.in_context(opened.span)
+        opened.attached = api.attach(quieten(inside) if self._alone else inside)
         return opened
+
+    def join(self) -> Guest | None:
+        """For a call whose span somebody else makes; None while nobody has set a tracer provider."""
+        return Guest() if self.pipeline() is not None else None
 
     @staticmethod
     def _late(
