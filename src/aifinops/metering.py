@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from aifinops.pricing.book import PriceBook
 
 __all__ = [
-    "Call", "Charged", "Invocation", "begin", "charged", "drain", "enqueue", "in_flight", "record", "record_reading", "settle_later",
+    "Call", "Charged", "Invocation", "begin", "charge_of", "charged", "drain", "enqueue", "in_flight", "record", "record_reading", "settle_later",
 ]  # fmt: skip
 
 MICRO = 1_000_000
@@ -692,6 +692,21 @@ def record_reading(
         call, reading: what was asked and answered. at: when it began; duration: nanoseconds. trace_id, span_id: of whose span, in hex.
         tags: beside those of the scope. ended: type of the error that ended it.
     """
+    invocation, charge = _read(call, reading, at, duration, trace_id, span_id, tags, ended)
+    _post(invocation, charge, ended, official=False)
+    return charge
+
+
+def charge_of(
+    call: Call, reading: Reading, *, at: int, duration: int, trace_id: str, span_id: str, tags: Tags, ended: str = ""
+) -> Charge:
+    """What `record_reading` would record, recorded nowhere."""
+    return _read(call, reading, at, duration, trace_id, span_id, tags, ended)[1]
+
+
+def _read(
+    call: Call, reading: Reading, at: int, duration: int, trace_id: str, span_id: str, tags: Tags, ended: str
+) -> tuple[Invocation, Charge]:
     engines = runtime.get()
     scope = current()
     invocation = Invocation(engines, call, scope, merge(engines.tags(scope), tags))
@@ -703,8 +718,7 @@ def record_reading(
         span_id=span_id,
         error=ended.rpartition(".")[2],
     )
-    _post(invocation, charge, ended, official=False)
-    return charge
+    return invocation, charge
 
 
 def _post(invocation: Invocation, charge: Charge, error: str = "", *, official: bool = True) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from aifinops import metering
 from aifinops.errors import swallow
+from aifinops.integrations import others
 from aifinops.integrations.extract import Reader, first_event, read_events
 from aifinops.integrations.passing import Opened, Tap
 from aifinops.integrations.provider import Provider, Route
@@ -20,13 +21,17 @@ _DEARER_TIERS = {"priority": "priority", "fast": "priority"}
 """Tiers whose bound is above the standard one; for the cheaper ones the standard bound is sound, whatever is served."""
 
 
+_Target = tuple[str, dict[str, Any], bool]
+
+
 class Calls:
     """Opens the calls of one provider's row."""
 
     def __init__(self, row: Provider) -> None:
         self.row = row
         self._readers: dict[tuple[str, str], Reader] = {}
-        self._targets: weakref.WeakKeyDictionary[Any, tuple[str, dict[str, Any]]] = weakref.WeakKeyDictionary()
+        self._targets: weakref.WeakKeyDictionary[Any, _Target] = weakref.WeakKeyDictionary()
+        self.others = others.presence(row.module)
 
     def open(
         self, client: Any, url: Any, path: str, route: Route, body: dict[str, Any], *, stream: bool, model: str = ""
@@ -40,10 +45,15 @@ class Calls:
         Raises:
             BudgetExceeded: when a budget has no room; nothing was sent.
         """
-        provider, facts = self.target(client, url)
+        provider, facts, native = self.target(client, url)
         reader = self.reader(provider, path)
+        call = self._call(provider, facts, body, route, stream, model)
+        if native:
+            call.host = 2
+        elif self.others.any:
+            call.host = self.others.rank(route.operation)
         # Last, so that nothing can fail between opening an invocation and handing it over.
-        invocation = metering.begin(self._call(provider, facts, body, route, stream, model))
+        invocation = metering.begin(call)
         return None if invocation is None else Opened(reader, invocation)
 
     def reader(self, provider: str, path: str) -> Reader:
@@ -73,15 +83,16 @@ class Calls:
             region=self.row.residency.get(facts["server.address"], ""),
         )
 
-    def target(self, client: Any, url: Any) -> tuple[str, dict[str, Any]]:
-        """Provider and server attributes of a client, worked out once for each."""
+    def target(self, client: Any, url: Any) -> _Target:
+        """Provider and server attributes of a client, and whether it makes spans itself; worked out once for each."""
         found = self._targets.get(client)
         if found is None:
             provider = self.row.provider_at(url.host)
             if "Azure" in type(client).__name__:
                 provider = "azure.ai.openai"
             facts = {"server.address": url.host, "server.port": url.port or (443 if url.scheme == "https" else 80)}
-            found = self._targets[client] = (provider, facts)
+            found = self._targets[client] = (provider, facts, others.native(client))
+            others.presence(self.row.module)
         return found
 
 

@@ -127,7 +127,16 @@ def _instrument_name(name: str, *, asked: bool) -> None:
     row = provider(name)
     if asked and row.module not in sys.modules and importlib.util.find_spec(row.module) is None:
         raise ConfigurationError(f"{row.module} is not installed: pip install {row.package}")
-    _patches.when_imported(name, row.module, lambda module: list(_seam(name).patch_module(module)))
+    _patches.when_imported(name, row.module, lambda module: _patch(name, row.module, module))
+
+
+def _patch(name: str, library: str, module: Any) -> list[Patch]:
+    from aifinops.integrations import others
+    from aifinops.integrations.passing import guarded
+
+    patches = list(_seam(name).patch_module(module))
+    guarded("others.step_in", others.presence(library).step_in)
+    return patches
 
 
 def _instrument_client(client: Any) -> None:
@@ -146,8 +155,11 @@ def _instrument_client(client: Any) -> None:
 
 def uninstrument(*targets: str) -> None:
     """Restore exactly what was there; nothing named takes back everything."""
+    others = sys.modules.get(f"{__package__}.others")
     for target in targets or (None,):
         _patches.undo(target)
+        if others is not None:
+            others.leave(provider(target).module if target in PROVIDERS else target)
 
 
 def state() -> dict[str, str]:
