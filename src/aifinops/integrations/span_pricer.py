@@ -32,6 +32,9 @@ MOST_PARENTS = 16_384
 """Spans whose children are priced, remembered until they end themselves; beyond it the oldest are forgotten."""
 
 
+_NONE = object()
+
+
 class SpanPricer(SpanExporter):
     """An exporter that adds costs to the spans of model calls and passes everything on.
 
@@ -49,7 +52,7 @@ class SpanPricer(SpanExporter):
         self._exporter = exporter
         self._record = record
         self._lock = threading.Lock()
-        self._parents: OrderedDict[tuple[int, int], None] = OrderedDict()
+        self._parents: OrderedDict[tuple[int, int], object] = OrderedDict()
         late.wanted = True
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
@@ -79,7 +82,7 @@ class SpanPricer(SpanExporter):
         name = "" if scope is None else scope.name
         if context is None:
             return None
-        repeats = self._has_priced_child(span)
+        repeats = self._has_priced_child(span, context)
         if name == names.SCOPE or names.RECORD_ID in said:
             self._note_parent(span)
             return None
@@ -97,11 +100,12 @@ class SpanPricer(SpanExporter):
         return self._charged(span, call)
 
     def _charged(self, span: ReadableSpan, call: Foreign) -> Mapping[str, Any] | None:
-        again = _is_metered(call)
-        if again and call.reading.response_id:
+        if _is_metered(call):
             return None  # its cost is on another span, or in the ledger alone
-        charge = _charge(call, span, record=self._record and not again)
-        return span_attributes.enrichment(charge, compat=runtime.get().compat)
+        more = span_attributes.enrichment(_charge(call, span, record=self._record), compat=runtime.get().compat)
+        if not self._record:
+            del more[names.RECORD_ID]
+        return more
 
     # --- spans above the priced ones ------------------------------------------------------------------------------------
 
@@ -112,13 +116,10 @@ class SpanPricer(SpanExporter):
                 if len(self._parents) > MOST_PARENTS:
                     self._parents.popitem(last=False)
 
-    def _has_priced_child(self, span: ReadableSpan) -> bool:
+    def _has_priced_child(self, span: ReadableSpan, context: Any) -> bool:
         """Whether a span below this one is priced. Children end first, so their exporter has seen them first."""
-        assert span.context is not None
         with self._lock:
-            found = (span.context.trace_id, span.context.span_id) in self._parents
-            if found:
-                del self._parents[span.context.trace_id, span.context.span_id]
+            found = self._parents.pop((context.trace_id, context.span_id), _NONE) is None
         if found:
             self._note_parent(span)
         return found
