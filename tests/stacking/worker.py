@@ -89,8 +89,8 @@ def openai_calls(base_url: str) -> dict[str, Callable[[], Any]]:
         "chat": lambda: create(model=model, messages=MESSAGES),
         "stream": lambda: list(create(model=model, messages=MESSAGES, stream=True, **usage)),
         "stream without usage": lambda: list(create(model=model, messages=MESSAGES, stream=True)),
-        "async chat": lambda: asyncio.run(achat()),
-        "async stream": lambda: asyncio.run(achat(stream=True, **usage)),
+        "async chat": lambda: _RUN(achat()),
+        "async stream": lambda: _RUN(achat(stream=True, **usage)),
         "embeddings": lambda: client.embeddings.create(model="text-embedding-3-small", input="hello"),
     }
 
@@ -111,11 +111,15 @@ def langchain_calls(base_url: str) -> dict[str, Callable[[], Any]]:
         "chat": lambda: made.invoke(text),
         "stream": lambda: list(made.stream(text)),
         "stream without usage": lambda: list(bare.stream(text)),
-        "async chat": lambda: asyncio.run(made.ainvoke(text)),
-        "async stream": lambda: asyncio.run(astream()),
+        "async chat": lambda: _RUN(made.ainvoke(text)),
+        "async stream": lambda: _RUN(astream()),
         "embeddings": lambda: vectors.embed_documents(["hello"]),
     }
 
+
+_LOOP = asyncio.Runner()
+_RUN = _LOOP.run
+"""One loop for all: frameworks keep their connections."""
 
 _COUNT = iter(range(1, 1_000_000))
 
@@ -169,8 +173,8 @@ def anthropic_calls(_base_url: str) -> dict[str, Callable[[], Any]]:
     return {
         "chat": lambda: made.messages.create(**asked),
         "stream": lambda: list(made.messages.create(**asked, stream=True)),
-        "async chat": lambda: asyncio.run(acall()),
-        "async stream": lambda: asyncio.run(acall(stream=True)),
+        "async chat": lambda: _RUN(acall()),
+        "async stream": lambda: _RUN(acall(stream=True)),
     }
 
 
@@ -265,7 +269,9 @@ def look(shape: str, ended: Any, priced: Any, reader: Any, rows: list[Any]) -> d
 
 def main() -> None:
     peer, library, order, mode = sys.argv[1:]
-    os.environ.update(AIFINOPS_LEDGER="memory", AIFINOPS_PRICE_FOLDER=os.devnull + "/none", OTEL_PYTHON_LOG_LEVEL="error")
+    os.environ.update(
+        AIFINOPS_LEDGER="memory", AIFINOPS_PRICE_FOLDER=os.devnull + "/none", OTEL_PYTHON_LOG_LEVEL="error"
+    )
     os.environ["TRACELOOP_TRACE_CONTENT"] = "false"
     if peer not in {"native", "openlit"}:
         os.environ.setdefault("ANTHROPIC_OPEN_TELEMETRY", "false")

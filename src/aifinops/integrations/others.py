@@ -50,15 +50,19 @@ class Other:
         if module is None:
             return False
         if self.marked:
-            library = vars(sys.modules[self.library]) if self.library in sys.modules else {}
-            return any(getattr(kind, self.marked, False) for kind in library.values() if isinstance(kind, type))
+            library = sys.modules.get(self.library)
+            return any(getattr(kind, self.marked, False) for kind in _classes(library))
         return any(getattr(kind, "_is_instrumented_by_opentelemetry", False) for kind in _instances(module))
+
+
+def _classes(module: Any) -> list[type]:
+    return [] if module is None else [kind for kind in list(vars(module).values()) if isinstance(kind, type)]
 
 
 def _instances(module: Any) -> Iterator[Any]:
     """The instrumentors of a module that exist: each class has one instance at most."""
-    for kind in list(vars(module).values()):
-        if isinstance(kind, type) and kind.__name__.endswith("Instrumentor"):
+    for kind in _classes(module):
+        if kind.__name__.endswith("Instrumentor"):
             made = vars(kind).get("_instance")
             if made is not None:
                 yield made
@@ -81,7 +85,7 @@ OTHERS = (
             "ollama": "ollama", "together": "together", "google": "google_generativeai",
         }.items()
     ),
-    Other("Traceloop", "*", f"{_T}langchain", quiet=True),
+    Other("Traceloop", "*", f"{_T}langchain"),
     Other("OpenInference", "openai", f"{_OI}openai"),
     *(
         Other("OpenInference", library, f"{_OI}{module}")
@@ -125,7 +129,7 @@ class Presence:
     def rank(self, operation: str) -> int:
         """`Call.host` for a call: 0 nobody, 1 somebody who can be kept from a span, 2 somebody who cannot."""
         found = self._ranks.get(operation, 0)
-        return 1 if not found and self._above and hosted() else found
+        return 2 if not found and self._above and hosted() else found
 
     def look(self) -> None:
         """See who is there now."""
@@ -169,8 +173,8 @@ def _wrapped_methods(library: str) -> list[tuple[type, str, Any]]:
     for place, module in list(sys.modules.items()):
         if module is None or not place.startswith(prefix):
             continue
-        for kind in list(vars(module).values()):
-            if isinstance(kind, type) and kind.__module__ == place:
+        for kind in _classes(module):
+            if kind.__module__ == place:
                 found += [
                     (kind, name, value)
                     for name, value in list(vars(kind).items())

@@ -140,7 +140,7 @@ class CompletionHook:
             said = span.attributes or {}
             scope = getattr(span, "instrumentation_scope", None)
             call = None if names.RECORD_ID in said else read("" if scope is None else scope.name, said)
-            if call is None or _is_metered(call) or metering.in_flight() is not None:
+            if call is None or _is_metered(call):
                 return
             charge = _charge(call, span, record=True)
             more = span_attributes.enrichment(charge, compat=runtime.get().compat)
@@ -157,6 +157,8 @@ def completion_hook() -> CompletionHook:
 def _is_metered(call: Foreign) -> bool:
     """Whether a call has a ledger entry, or would have had one where its span does not say which answer it was."""
     response_id = call.reading.response_id
+    if metering.in_flight() is not None:
+        return True  # the span of the call that we are in the middle of
     if response_id:
         return charged.seen("", response_id)
     return _is_instrumented(call.provider)

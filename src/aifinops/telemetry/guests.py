@@ -49,8 +49,10 @@ def quieten(context: Any) -> Any:
 
 
 def hosted() -> bool:
-    """Whether the current span is somebody else's, of a model call."""
-    return _is_host(_current())
+    """Whether the current span is somebody else's, of a model call, or somebody has said that there is one."""
+    from opentelemetry.context import get_value
+
+    return get_value(SUPPRESS) is True or _is_host(_current())
 
 
 def _current() -> Any:
@@ -62,9 +64,20 @@ def _current() -> Any:
 def _is_host(span: Any) -> bool:
     if not span.is_recording():
         return False
-    scope = getattr(span, "instrumentation_scope", None)
+    scope = getattr(_bare(span), "instrumentation_scope", None)
     name = "" if scope is None else scope.name
-    return name != names.SCOPE and is_inference(name, getattr(span, "attributes", None) or {})
+    return name != names.SCOPE and is_inference(name, _said(span))
+
+
+def _bare(span: Any) -> Any:
+    """The SDK's span inside a wrapper that does not show its attributes (Logfire's)."""
+    while getattr(span, "instrumentation_scope", None) is None and hasattr(span, "span"):
+        span = span.span
+    return span
+
+
+def _said(span: Any) -> Mapping[str, Any]:
+    return getattr(_bare(span), "attributes", None) or {}
 
 
 class Guest:
@@ -102,7 +115,7 @@ class Guest:
         span = self._span
         if span is None or not span.is_recording():
             return False
-        theirs = getattr(span, "attributes", None) or {}
+        theirs = _said(span)
         span.set_attributes({name: value for name, value in attributes.items() if name not in theirs})
         return True
 
@@ -141,32 +154,32 @@ class _Held:
 
 
 class _Late:
-    """Attributes that came when their span had ended, by trace and response id; kept only while somebody `wants` them."""
+    """Attributes that came when their span had ended, by response id; kept only while somebody `wants` them."""
 
     def __init__(self) -> None:
         self.wanted = False
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[int, str], list[Mapping[str, Any]]] = OrderedDict()
+        self._kept: OrderedDict[str, list[tuple[int, Mapping[str, Any]]]] = OrderedDict()
 
     def put(self, trace_id: int, response_id: str, attributes: Mapping[str, Any]) -> None:
         """Keep attributes; `trace_id` 0 where the call was made outside of any trace."""
         if self.wanted and response_id:
             with self._lock:
-                self._kept.setdefault((trace_id, response_id), []).append(attributes)
+                self._kept.setdefault(response_id, []).append((trace_id, attributes))
                 while len(self._kept) > MOST_LATE:
                     self._kept.popitem(last=False)
 
     def take(self, trace_id: int, response_id: str) -> Mapping[str, Any] | None:
-        """The attributes for a span, once; None when there are none."""
+        """The attributes for a span, once; None when there are none. Of several with one id, those of its trace, else the oldest."""
         with self._lock:
-            for key in ((trace_id, response_id), (0, response_id)):
-                found = self._kept.get(key)
-                if found:
-                    attributes = found.pop(0)
-                    if not found:
-                        del self._kept[key]
-                    return attributes
-        return None
+            found = self._kept.get(response_id)
+            if not found:
+                return None
+            place = next((place for place, (trace, _) in enumerate(found) if trace == trace_id), 0)
+            _, attributes = found.pop(place)
+            if not found:
+                del self._kept[response_id]
+            return attributes
 
     def clear(self) -> None:
         """Forget everything (a forked child: the spans are its parent's)."""

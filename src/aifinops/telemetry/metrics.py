@@ -18,6 +18,7 @@ from aifinops.errors import failures, swallow
 from aifinops.money import NANO
 from aifinops.telemetry import names
 from aifinops.telemetry.histograms import record_all
+from aifinops.telemetry.spans import is_placeholder
 from aifinops.usage import Quantities, input_total, output_total
 
 __all__ = ["Metrics"]
@@ -205,7 +206,7 @@ class Metrics:
         provider = self._get_provider()
         if provider is self._provider:
             return True
-        return "Proxy" not in type(provider).__name__ and self._connect(provider)
+        return not is_placeholder(provider) and self._connect(provider)
 
     def _connect(self, provider: Any) -> bool:
         meter = provider.get_meter(names.SCOPE, self._version, names.SCHEMA_URL)

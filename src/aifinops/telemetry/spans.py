@@ -16,7 +16,7 @@ from aifinops.errors import swallow
 from aifinops.telemetry import names
 from aifinops.telemetry.guests import Guest, quieten
 
-__all__ = ["OpenSpan", "Spans"]
+__all__ = ["OpenSpan", "Spans", "error_type", "guarded_finish", "is_placeholder"]
 
 _EXPORT_MODULE = "opentelemetry.sdk.trace.export"
 
@@ -152,7 +152,7 @@ class Spans:
         provider = (self._get_provider or _otel().get_provider)()
         pipeline = self._pipeline
         if pipeline is None or pipeline.stale(provider):
-            if type(provider).__name__ == "ProxyTracerProvider":
+            if is_placeholder(provider):
                 return None
             pipeline = self._pipeline = _Pipeline(provider, self._version)
         return pipeline
@@ -280,6 +280,12 @@ def _ordinary(
         name, context=context, kind=_otel().client, attributes=attributes, start_time=start
     )
     return OpenSpan(name, start, span.get_span_context(), parent, None, span)
+
+
+def is_placeholder(provider: Any) -> bool:
+    """Whether a tracer or meter provider is what the API gives while nobody has set one. Logfire's real ones are called proxies too."""
+    kind = type(provider)
+    return "Proxy" in kind.__name__ and kind.__module__.startswith("opentelemetry.")
 
 
 def error_type(error: BaseException) -> str:

@@ -39,7 +39,7 @@ class Seam:
             self._calls.others.front = lambda: [
                 Patch(kind, "request", self._wrapper(colour))
                 for owner, colour in ((sync, "sync"), (asynchronous, "async"))
-                for kind in _around(owner)
+                for kind in _around(owner, self._wrapper(colour))
             ]
             return patches
         except Exception as failure:  # an unknown future version: the user's program goes on unmetered, and is told so
@@ -105,7 +105,7 @@ class Seam:
         return self._calls.open(client, client.base_url, path, route, body, stream=bool(body.get("stream")))
 
 
-def _around(owner: type) -> list[type]:
+def _around(owner: type, ours: Callable[..., Any]) -> list[type]:
     """Client classes on which somebody has wrapped the `request` that they inherit: such a wrapper calls the function that was there
     before us, and so does what they leave behind; only in front of it are all calls seen. A class that overrides `request` calls ours,
     as often as it likes."""
@@ -116,9 +116,18 @@ def _around(owner: type) -> list[type]:
         kind = todo.pop()
         todo += kind.__subclasses__()
         own = vars(kind).get("request")
-        if own is not None and inspect.unwrap(own) is original:
+        if own is not None and inspect.unwrap(own) is original and not _has(own, ours):
             found.append(kind)
     return found
+
+
+def _has(function: Any, ours: Callable[..., Any]) -> bool:
+    """Whether a wrapper of ours, in force, is in a chain of wrappers."""
+    while function is not None:
+        if getattr(function, "_self_wrapper", None) == ours and function._self_enabled():
+            return True
+        function = getattr(function, "__wrapped__", None)
+    return False
 
 
 def _process_response(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
