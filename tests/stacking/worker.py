@@ -6,6 +6,8 @@ Answers one line of JSON. The servers are fake, the client libraries and the ins
 ended, and as they leave a `SpanPricer`.
 """
 
+# ruff: noqa: T201 - a script: printing is its job
+
 from __future__ import annotations
 
 import asyncio
@@ -192,8 +194,8 @@ def telemetry(peer: str) -> tuple[Any, Any, Any]:
     """(spans as ended, spans as priced, metric reader) of providers that every instrumentation uses."""
     from opentelemetry import metrics, trace
     from opentelemetry.sdk.metrics import MeterProvider
-    from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMetricReader
     from opentelemetry.sdk.metrics._internal.instrument import Counter, Histogram
+    from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMetricReader
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
