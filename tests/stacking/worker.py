@@ -1,6 +1,8 @@
 """One other instrumentation and ours in one process: makes calls of every shape and says what came of each.
 
-    worker.py PEER LIBRARY ours-first|peer-first auto|emit|enrich|off
+    worker.py PEER LIBRARY ours-first|peer-first auto|emit|enrich|off|pricer|hook
+
+In the last two nothing is metered by us: a `SpanPricer` prices what the peer tells, or the completion hook of the official ones does.
 
 Answers one line of JSON. The servers are fake, the client libraries and the instrumentations real. Spans are looked at twice: as they
 ended, and as they leave a `SpanPricer`.
@@ -30,7 +32,15 @@ CANARY = "canary-5d1f"
 
 
 def _instrumentor(module: str, name: str) -> Callable[[], None]:
-    return lambda: getattr(import_module(module), name)().instrument(skip_dep_check=True)
+    def switch() -> None:
+        more = {}
+        if sys.argv[4] == "hook":
+            from aifinops.integrations.span_pricer import completion_hook
+
+            more["completion_hook"] = completion_hook()
+        getattr(import_module(module), name)().instrument(skip_dep_check=True, **more)
+
+    return switch
 
 
 def _logfire(library: str) -> Callable[[], None]:
@@ -284,11 +294,12 @@ def main() -> None:
     if library not in registry.PROVIDERS:
         print(json.dumps({"skipped": f"no row for {library} yet"}))
         return
-    aifinops.init(spans=mode)
+    alone = mode in {"pricer", "hook"}
+    aifinops.init(spans="off" if alone else mode)
     ended, priced, reader = telemetry(peer)
     switch = switch_of(peer, library)
     import_module(library)
-    steps: list[Callable[[], Any]] = [switch, lambda: aifinops.instrument(library)]
+    steps: list[Callable[[], Any]] = [switch] if alone else [switch, lambda: aifinops.instrument(library)]
     for step in steps if order == "peer-first" else reversed(steps):
         step()
     found = []
