@@ -266,6 +266,39 @@ def test_uninstrument_leaves_theirs(order: str, other: Any, spans: InMemorySpanE
     assert len(spans.get_finished_spans()) == 1
 
 
+@pytest.mark.parametrize("other", ["methods"], indirect=True)
+def test_a_mode_that_comes_later(other: Any, spans: InMemorySpanExporter, client: Any) -> None:
+    """`emit` that is set after `instrument()` has silenced nobody yet: theirs stays the only span."""
+    switch_on(other, "ours first")
+    af.init(ledger="memory", spans="emit")
+    client.chat.completions.create(**ASKED)
+    assert [span.instrumentation_scope.name for span in spans.get_finished_spans() if span.instrumentation_scope] == [
+        other.scope
+    ]
+    other.uninstrument()
+    other.instrument()
+    spans.clear()
+    client.chat.completions.create(**ASKED)
+    assert [span.instrumentation_scope.name for span in spans.get_finished_spans() if span.instrumentation_scope] == [
+        "aifinops"
+    ]
+
+
+@pytest.mark.parametrize("other", ["methods"], indirect=True)
+def test_a_single_client_silences_nobody(other: Any, spans: InMemorySpanExporter, client: Any) -> None:
+    """Other clients of the library are not ours: their spans are made as ever, and our call is a guest under one."""
+    af.init(ledger="memory", spans="emit")
+    other.instrument()
+    af.instrument(client)
+    with FakeProvider() as server, openai.OpenAI(base_url=server.base_url, api_key="test", max_retries=0) as theirs:
+        for one in (client, theirs):
+            one.chat.completions.create(**ASKED)
+    assert [span.instrumentation_scope.name for span in spans.get_finished_spans() if span.instrumentation_scope] == [
+        other.scope
+    ] * 2
+    assert len(list(runtime.get().ledger.rows())) == 1
+
+
 def test_an_endpoint_that_they_do_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who makes spans of chats makes none of speech: that call has nobody else."""
     place: Any = ModuleType("opentelemetry.instrumentation.openai")
@@ -273,6 +306,7 @@ def test_an_endpoint_that_they_do_not_know(monkeypatch: pytest.MonkeyPatch) -> N
     place.OpenAIInstrumentor._instance = type("Made", (), {"_is_instrumented_by_opentelemetry": True})
     monkeypatch.setitem(sys.modules, place.__name__, place)
     found = others.presence("openai")
+    found.step_in()
     assert found.any
     assert found.names == ("Traceloop",)
     assert [found.rank(operation) for operation in ("chat", "speech")] == [1, 0]

@@ -219,10 +219,10 @@ def main() -> int:
         for text in wrong:
             print(f"    {text}", flush=True)
         bad += bool(wrong)
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1))
-    if options.table:
-        options.table.write_text(table(found))
+        if options.json:
+            options.json.write_text(json.dumps(found, indent=1))
+        if options.table:
+            options.table.write_text(table(found))
     return 1 if bad else 0
 
 

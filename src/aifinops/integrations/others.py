@@ -97,6 +97,10 @@ OTHERS = (
         Other("OpenLIT", library, f"openlit.instrumentation.{library}")
         for library in ("openai", "anthropic", "cohere", "groq", "ollama", "together")
     ),
+    *(
+        Other("OpenLIT", library, f"openlit.instrumentation.{module}")
+        for library, module in {"botocore": "bedrock", "google": "google_ai_studio", "mistralai": "mistral"}.items()
+    ),
     Other("Logfire", "openai", "logfire", marked="_is_instrumented_by_logfire"),
     Other("Logfire", "anthropic", "logfire", marked="_is_instrumented_by_logfire"),
 )  # fmt: skip
@@ -115,6 +119,7 @@ class Presence:
     Attributes:
         any: False when nobody does: nothing else needs to be asked then. names: who, for people.
         front: what a seam wants to put in front of others, made anew after each of their changes.
+        stands: whether that is done, and others are silenced: for a whole library, never for a single client of it.
     """
 
     def __init__(self, library: str) -> None:
@@ -125,11 +130,14 @@ class Presence:
         self._above = False
         self.front: Callable[[], list[Patch]] | None = None
         self._in_front: list[Patch] = []
+        self.stands = self._silenced = False
 
     def rank(self, operation: str) -> int:
         """`Call.host` for a call: 0 nobody, 1 somebody who can be kept from a span, 2 somebody who cannot."""
         found = self._ranks.get(operation, 0)
-        return 2 if not found and self._above and hosted() else found
+        if not found:
+            return 2 if self._above and hosted() else 0
+        return found if self.stands and (self._silenced or not _owned()) else 2
 
     def look(self) -> None:
         """See who is there now."""
@@ -145,9 +153,11 @@ class Presence:
     def step_in(self) -> None:
         """Stand in front of others where that is needed."""
         self.step_aside()
+        self.stands = True
         if self.front is not None:
             self._in_front += self.front()
-        if self.any and _owned():
+        self._silenced = _owned()
+        if self.any and self._silenced:
             self._in_front += _silence(self.library)
 
     def step_aside(self) -> None:
@@ -184,7 +194,8 @@ def _wrapped_methods(library: str) -> list[tuple[type, str, Any]]:
 
 
 def _owned() -> bool:
-    return runtime.get().config.spans == "emit"
+    settings = runtime.get().config
+    return settings.spans == "emit" and settings.enabled
 
 
 def _quiet(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -216,7 +227,8 @@ _patches = Patches()
 
 
 def presence(library: str) -> Presence:
-    """Who else is there for a library (its top-level module), kept up to date from now on."""
+    """Who else is there for a library (a module of it), kept up to date from now on."""
+    library = library.partition(".")[0]
     found = _presences.get(library)
     if found is None:
         found = _presences[library] = Presence(library)
@@ -244,14 +256,15 @@ def _switched(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...],
     finally:
         for one in _presences.values():
             guarded("others.look", one.look)
-            guarded("others.step_in", one.step_in)
+            if one.stands:
+                guarded("others.step_in", one.step_in)
 
 
 def leave(library: str | None = None) -> None:
     """Take back what was put in front of others for one library; for None, for all, and no longer see them switched."""
     for one in _presences.values():
-        if library in {None, one.library}:
-            one.front = None
+        if library is None or library.partition(".")[0] == one.library:
+            one.front, one.stands = None, False
             one.step_aside()
     if library is None:
         _patches.undo()
