@@ -172,26 +172,30 @@ def short(scopes: Sequence[str]) -> str:
     return " and ".join(said) or "none"
 
 
+_SAME = {"async chat": "chat", "async stream": "stream"}
+
+
 def table(found: Sequence[dict[str, Any]]) -> str:
-    """The page's table: a row for peer, library and mode; both orders together where they agree."""
-    rows: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    """The page's table: a row for peer, library and mode, and for each way in which calls or orders differ."""
+    rows: dict[tuple[str, ...], dict[str, dict[str, list[str]]]] = {}
     for cell in found:
         for one in cell.get("found", ()):
-            kind = "streams" if "stream" in one["shape"] else "plain"
             place = "none"
             if one["costs"]:
                 place = f"{short(one['costs'])}{'' if one['open'] else ', at export'}"
             said = f"{short(one['spans'])} | {one['rows']} | {short(list(one['tokens']))} | {place}"
-            key = (cell["peer"], cell["library"], cell["mode"], kind)
-            rows.setdefault(key, {}).setdefault(said, []).append(cell["order"])
+            kinds = rows.setdefault((cell["peer"], cell["library"], cell["mode"]), {}).setdefault(said, {})
+            kinds.setdefault(_SAME.get(one["shape"], one["shape"]), []).append(cell["order"])
     lines = [
         "| with | library | mode | calls | spans | rows | token metrics | cost on the span |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for (peer, library, mode, kind), variants in rows.items():
-        for said, orders in variants.items():
-            note = "" if len(set(orders)) == len(ORDERS) or mode in WITHOUT_US else f" ({orders[0].replace('-', ' ')})"
-            lines.append(f"| {peer} | {library} | `{mode}` | {kind}{note} | {said} |")
+    for (peer, library, mode), variants in rows.items():
+        for said, kinds in variants.items():
+            notes = {orders[0].replace("-", " ") for orders in kinds.values() if len(set(orders)) < len(ORDERS)}
+            note = f" ({', '.join(sorted(notes))})" if notes and mode not in WITHOUT_US else ""
+            calls = "all" if len(variants) == 1 else ", ".join(kinds)
+            lines.append(f"| {peer} | {library} | `{mode}` | {calls}{note} | {said} |")
     return "\n".join(lines) + "\n"
 
 
