@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         UnpricedCall,
     )
     from aifinops.integrations import instrument, price_response, uninstrument
+    from aifinops.integrations.span_pricer import SpanPricer
     from aifinops.quote import estimate, price, price_self_hosted
     from aifinops.runtime import flush, init, register_price, shutdown
     from aifinops.scope import bind
@@ -45,6 +46,7 @@ __all__ = [
     "ImpossibleUsage",
     "PricingError",
     "Sku",
+    "SpanPricer",
     "StoreError",
     "UnknownModel",
     "UnpricedCall",
@@ -86,6 +88,7 @@ _HOMES = {
         "UnpricedCall",
     ),
     "integrations": ("instrument", "price_response", "uninstrument"),
+    "integrations.span_pricer": ("SpanPricer",),
     "runtime": ("flush", "init", "register_price", "shutdown"),
     "scope": ("bind",),
     "quote": ("estimate", "price", "price_self_hosted"),

@@ -120,7 +120,7 @@ SETTINGS = (
     Setting("model_map", "AIFINOPS_MODEL_MAP", EMPTY, _model_map, "Which models your own names are: Azure deployments, inference profiles of Bedrock."),
     Setting("tags", "AIFINOPS_TAGS", EMPTY, _tags, "Tags of everything in this process."),
     Setting("budgets", "", (), _budgets, "Standing budgets with `match`, enforced without a `with` block."),
-    Setting("spans", "AIFINOPS_SPANS", "auto", _choice("auto", "emit", "off"), "Whether calls make spans; `off` keeps ledger and metrics."),
+    Setting("spans", "AIFINOPS_SPANS", "auto", _choice("auto", "emit", "enrich", "off"), "Who makes the span of a call: we, or another instrumentation (`enrich`); `auto` looks, `off` keeps ledger and metrics."),
     Setting("dialects", "AIFINOPS_DIALECTS", ("compat",), _choices("compat", "none"), "Extra attribute names for backends; `compat` adds `gen_ai.usage.cost`."),
     Setting("metric_tags", "AIFINOPS_METRIC_TAGS", ("team", "project", "feature"), _names, "Tags that become metric attributes; keep them few."),
     Setting("otlp", "", None, _text, "OTLP endpoint; without it the standard `OTEL_EXPORTER_OTLP_*` variables decide."),

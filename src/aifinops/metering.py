@@ -9,7 +9,9 @@ what a budget has spent, and none of them reaches the call. Only `BudgetExceeded
 
 from __future__ import annotations
 
+import os
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field, replace
@@ -24,11 +26,13 @@ from aifinops.charges import Amounts, Basis, Charge, Cost, make_charge, nanos, n
 from aifinops.errors import BudgetExceeded, UnknownModel, swallow
 from aifinops.money import to_nanos
 from aifinops.pricing import tokens
+from aifinops.pricing.match import provider_id
 from aifinops.reading import Reading, amounts_of, price, with_parts
 from aifinops.scope import Scope, current
 from aifinops.tags import Tags, make_tags, merge
 from aifinops.telemetry import attributes as span_attributes
 from aifinops.telemetry import names
+from aifinops.telemetry.guests import Guest, late
 from aifinops.telemetry.spans import OpenSpan, Spans, error_type, guarded_finish
 from aifinops.usage import EMPTY_QUANTITIES, Quantities, Sku, Usage, input_total, output_total, quantities
 
@@ -37,14 +41,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Call",
+    "Charged",
     "Invocation",
     "Watched",
     "begin",
+    "charge_of",
+    "charged",
     "drain",
     "enqueue",
     "in_flight",
     "observe",
     "record",
+    "record_reading",
     "settle_later",
     "watch",
 ]
@@ -75,6 +83,7 @@ class Call:
         counts: what the request alone says will be billed (`{"characters": 12}`), where that is all. most: the most of it, where
             `counts` is only expected.
         options: whatever else the request says that decides the price. hidden: True when `body` does not show all of the input.
+        host: who else makes a span of this call: 0 nobody, 1 somebody who can be kept from it, 2 somebody who cannot.
     """
 
     provider: str
@@ -92,6 +101,7 @@ class Call:
     most: Quantities = field(default_factory=lambda: EMPTY_QUANTITIES)
     options: tuple[tuple[str, str], ...] = ()
     hidden: bool = False
+    host: int = 0
 
     def output_bound(self) -> int | None:
         """The most output tokens, over all choices; None when the request states no limit."""
@@ -102,6 +112,43 @@ class Call:
 
 _in_flight: ContextVar[Invocation | None] = ContextVar("aifinops_in_flight", default=None)
 _waiting: SimpleQueue[Callable[[], None]] = SimpleQueue()
+
+
+class Charged:
+    """Response ids that have a row, for whoever reads an answer again: a poll, a span, an import.
+
+    A call that is made is always a row of its own, whatever id its answer has: servers for tests and caches answer with the same one
+    twice. Only a re-reading asks here. It forgets the oldest ids.
+    """
+
+    def __init__(self, most: int = 16_384) -> None:
+        self._most = most
+        self._new: deque[tuple[str, str]] = deque(maxlen=most)
+        self._ids: dict[str, set[str]] = {}
+        self._lock = threading.Lock()
+
+    def note(self, provider: str, response_id: str) -> None:
+        """That response is charged. One append: it is called for every call."""
+        self._new.append((provider, response_id))
+
+    def seen(self, provider: str, response_id: str) -> bool:
+        """Whether it is charged; `provider` in any spelling, empty for whichever."""
+        with self._lock:
+            ids = self._ids
+            while self._new:
+                name, noted = self._new.popleft()
+                ids.setdefault(noted, set()).add(provider_id(name) or "")
+            while len(ids) > self._most:
+                del ids[next(iter(ids))]
+            found = ids.get(response_id, ())
+        return bool(found) if not provider else provider_id(provider) in found
+
+    def reset_after_fork(self) -> None:
+        """The lock may have been held by a thread that is not here."""
+        self._lock = threading.Lock()
+
+
+charged = Charged()
 
 
 class _Busy(threading.local):
@@ -182,8 +229,8 @@ class Invocation:
     """One call between its beginning and its single end."""
 
     __slots__ = (
-        "_once", "_owner", "answer", "budgets", "call", "currency", "engines", "first_chunk", "id", "prompt_bound", "reservation", "said",
-        "scope", "span", "started", "tags", "upper", "wall",
+        "_once", "_owner", "answer", "budgets", "call", "currency", "engines", "first_chunk", "guest", "id", "prompt_bound", "reservation",
+        "said", "scope", "span", "started", "tags", "upper", "wall",
     )  # fmt: skip
 
     def __init__(self, engines: runtime.Runtime, call: Call, scope: Scope, tags: Tags) -> None:
@@ -200,6 +247,7 @@ class Invocation:
         self.currency = "USD"
         self.prompt_bound = 0  # tokens; 0 is not known
         self.span: OpenSpan | None = None
+        self.guest: Guest | None = None  # of a foreign span, in place of one of our own
         self.first_chunk: int | None = None
         self.answer: Any = None  # the transport's answer, left here by a seam for itself
         self.said: Any = None  # the answer itself; only where content is asked for
@@ -278,6 +326,9 @@ class Invocation:
             return
         try:
             call = self.call
+            if call.host >= self.engines.host:
+                self.guest = spans.join()
+                return
             name = f"{call.operation} {call.model}" if call.model else call.operation
             start = span_attributes.request(call.provider, call.operation, call.model)
             self.span = spans.begin(name, self.wall, start, self.scope.span)
@@ -315,6 +366,8 @@ class Invocation:
             swallow("metering.settle", failure)
         finally:
             _busy.on = False
+            if self.guest is not None:
+                self.guest.release()
 
     def settle_estimated(self, output_text: str, chunks: int, reading: Reading, status: str) -> None:
         """Settle a stream that ended without usage: counted with bounds and marked, never zero and never released.
@@ -389,6 +442,8 @@ class Invocation:
             swallow("metering.release", failure)
         finally:
             _busy.on = False
+            if self.guest is not None:
+                self.guest.release()
 
     def _end(self) -> bool:
         try:
@@ -446,7 +501,8 @@ class Invocation:
         return Cost(None, self.currency, "unknown", lower=Decimal(0), upper=self.upper, notes=notes)
 
     def _charge(self, reading: Reading, amounts: Amounts, status: str, error: BaseException | None) -> Charge:
-        call, span = self.call, self.span
+        call = self.call
+        trace_id, span_id = self._ids()
         amount, currency, basis, lower, upper, lines, price_id, as_of, source, listed = amounts
         return make_charge(
             id=self.id,
@@ -474,12 +530,21 @@ class Invocation:
             status=status,
             error="" if error is None else type(error).__name__,
             tags=self.tags,
-            trace_id="" if span is None else span.trace_id,
-            span_id="" if span is None else span.span_id,
+            trace_id=trace_id,
+            span_id=span_id,
             raw=with_parts(reading.raw, reading.parts, reading.options, listed)
             if reading.parts or reading.options or listed is not None
             else reading.raw,
         )
+
+    def _ids(self) -> tuple[str, str]:
+        """(trace, span) in hex, empty where there is none; of a foreign span the trace is often known before the span."""
+        if self.span is not None:
+            return self.span.trace_id, self.span.span_id
+        guest = self.guest
+        if guest is None or not guest.context.is_valid:
+            return "", ""
+        return f"{guest.context.trace_id:032x}", f"{guest.context.span_id:016x}" if guest.found else ""
 
     def _pay(self, charge: Charge) -> None:
         if self.reservation is None and not self.budgets:
@@ -497,6 +562,8 @@ class Invocation:
             self.engines.writer.write(charge)
         except Exception as failure:  # the writer keeps what a store refuses; this is what even that could not take
             swallow("metering.ledger", failure)
+        if charge.response_id:
+            charged.note(charge.provider, charge.response_id)
         give_to_trackers(self.scope, charge)
 
     def _learn(self, reading: Reading) -> None:
@@ -530,10 +597,23 @@ class Invocation:
                 swallow("metering.span_attributes", failure)
                 values = {}
             guarded_finish(self.span, values, self.wall + charge.duration, error)
+        elif self.guest is not None:
+            self._enrich(self.guest, charge)
+        self._measure(charge, "" if error is None else error_type(error), first, official=self.guest is None)
+
+    def _measure(self, charge: Charge, error: str, first_chunk: float | None, *, official: bool) -> None:
         try:
-            self.engines.metrics.record(charge, "" if error is None else error_type(error), first, charge.service)
+            self.engines.metrics.record(charge, error, first_chunk, charge.service, official)
         except Exception as failure:  # metrics are a view
             swallow("metering.metrics", failure)
+
+    def _enrich(self, guest: Guest, charge: Charge) -> None:
+        try:
+            values = span_attributes.enrichment(charge, compat=self.engines.compat)
+            if not guest.add(values):
+                late.put(guest.context.trace_id, charge.response_id, values)
+        except Exception as failure:  # a foreign span, of whatever kind, without our attributes
+            swallow("metering.enrich", failure)
 
     def _estimate(self, output_text: str, chunks: int, reading: Reading, *, complete: bool) -> None:
         call = self.call
@@ -790,6 +870,14 @@ def enqueue(job: Callable[[], None]) -> None:
 runtime.on_flush(drain)
 
 
+def _after_fork() -> None:
+    charged.reset_after_fork()
+    late.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 # --- by hand -------------------------------------------------------------------------------------------------------------
 
 
@@ -819,15 +907,60 @@ def record(
     reading = Reading(counts, model=model, tier=tier, region=region, response_id=response_id)
     amounts = Amounts.of(_given_cost(cost)) if cost is not None else invocation._amounts(reading)
     charge = invocation._charge(reading, amounts, "ok", None)
+    _post(invocation, charge)
+    return charge
+
+
+def record_reading(
+    call: Call, reading: Reading, *, at: int, duration: int, trace_id: str, span_id: str, tags: Tags, ended: str = ""
+) -> Charge:
+    """Record a call that was made without us, from what somebody else has read of its answer.
+
+    Args:
+        call, reading: what was asked and answered. at: when it began; duration: nanoseconds. trace_id, span_id: of whose span, in hex.
+        tags: beside those of the scope. ended: type of the error that ended it.
+    """
+    invocation, charge = _read(call, reading, at, duration, trace_id, span_id, tags, ended)
+    _post(invocation, charge, ended, official=False)
+    return charge
+
+
+def charge_of(
+    call: Call, reading: Reading, *, at: int, duration: int, trace_id: str, span_id: str, tags: Tags, ended: str = ""
+) -> Charge:
+    """What `record_reading` would record, recorded nowhere."""
+    return _read(call, reading, at, duration, trace_id, span_id, tags, ended)[1]
+
+
+def _read(
+    call: Call, reading: Reading, at: int, duration: int, trace_id: str, span_id: str, tags: Tags, ended: str
+) -> tuple[Invocation, Charge]:
+    engines = runtime.get()
+    scope = current()
+    invocation = Invocation(engines, call, scope, merge(engines.tags(scope), tags))
+    invocation.wall = at
+    charge = replace(
+        invocation._charge(reading, invocation._amounts(reading), "error" if ended else "ok", None),
+        duration=duration,
+        trace_id=trace_id,
+        span_id=span_id,
+        error=ended.rpartition(".")[2],
+    )
+    return invocation, charge
+
+
+def _post(invocation: Invocation, charge: Charge, error: str = "", *, official: bool = True) -> None:
+    """Put a charge that was never reserved into budgets, ledger and metrics."""
+    engines = invocation.engines
     invocation._end()
     _busy.on = True
     try:
-        engines.guard.post(engines.budgets(scope, invocation.tags), actual_amounts(charge), id=charge.id, at=charge.at)
+        budgets = engines.budgets(invocation.scope, invocation.tags)
+        engines.guard.post(budgets, actual_amounts(charge), id=charge.id, at=charge.at)
         invocation._keep(charge)
-        invocation._tell(charge, reading, None)
+        invocation._measure(charge, error, None, official=official)
     finally:
         _busy.on = False
-    return charge
 
 
 def _given_cost(cost: Any) -> Cost:

@@ -40,13 +40,17 @@ EXIT_FLUSH_S = 2.0
 
 _ENGINES = frozenset({"guard", "learned", "metrics", "policies", "spans"})
 
+_HOST = {"off": 3, "emit": 2, "auto": 1, "enrich": 0}
+"""How sure (`Call.host`) it must be that somebody else makes a call's span for us to make none."""
+
 
 class Runtime:
     """One process's engines. Make it through `init()` or `get()`.
 
     Attributes:
         config: the settings in force. clock: where time comes from. book: the price lists. policies: standing budgets with their `match`.
-        spans: span maker, or None when spans are off. metrics: metric sums. export: the OTLP providers that we made.
+        spans: span maker, or None when spans are off. host: from which `Call.host` on a call is a guest under a foreign span.
+        metrics: metric sums. export: the OTLP providers that we made.
         capture: True when what is said goes onto spans. learned: what calls of a kind have used.
     """
 
@@ -62,6 +66,7 @@ class Runtime:
         self.clock: Clock = clock or SystemClock()
         self.compat = "compat" in settings.dialects
         self.capture = wanted()
+        self.host = _HOST[settings.spans]
         self.export = Export()
         self._lock = threading.RLock()
         self._files: tuple[PriceList, ...] | None = None
@@ -91,8 +96,10 @@ class Runtime:
         from aifinops.telemetry.spans import Spans
 
         self.policies = tuple(_policy(entry) for entry in self.config.budgets)
-        self.spans = None if self.config.spans == "off" else Spans(_version.__version__)
+        mode = self.config.spans
+        self.spans = None if mode == "off" else Spans(_version.__version__, alone=mode == "emit")
         self.metrics = Metrics(_version.__version__, self.config.metric_tags, self._dropped)
+        self.metrics.full = mode in {"auto", "emit"}
         self.learned = Learned()
         self.guard = Guard(MemoryStore(), self.clock)
 
@@ -245,7 +252,7 @@ def init(
         tags: tags of everything in this process, e.g. `{"team": "search"}`.
         budgets: standing budgets, each a mapping with the arguments of `budget()` and a `name`; `match` selects by tags.
         otlp: OTLP endpoint; without it `OTEL_EXPORTER_OTLP_*` decides, and without those nothing is exported.
-        spans: `"auto"`, `"emit"` or `"off"`. dialects: extra attribute names, default `("compat",)`.
+        spans: `"auto"`, `"emit"`, `"enrich"` or `"off"`. dialects: extra attribute names, default `("compat",)`.
         metric_tags: tags that become metric attributes. threads: carry scopes into `ThreadPoolExecutor` threads.
         enabled: False turns metering off. clock: for tests.
         egress: True counts the bytes that storage sends as egress to the internet.

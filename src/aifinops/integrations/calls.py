@@ -10,6 +10,7 @@ from typing import Any
 
 from aifinops import metering
 from aifinops.errors import swallow
+from aifinops.integrations import others
 from aifinops.integrations.extract import Reader, dig, first_event, read_events
 from aifinops.integrations.later import Files, Later, Lines, Poll, Unknown
 from aifinops.integrations.passing import Opened, Tap
@@ -19,6 +20,9 @@ from aifinops.metering import Call
 from aifinops.reading import Reading
 
 __all__ = ["Calls", "answered", "failed", "path_of", "settle", "settle_body"]
+
+
+_Target = tuple[str, dict[str, Any], bool]
 
 
 class Calls:
@@ -31,7 +35,8 @@ class Calls:
         self._polls = [
             (kind, pattern.split("{}"), keys) for kind, table in answers_of for pattern, keys in table.items()
         ]
-        self._targets: weakref.WeakKeyDictionary[Any, tuple[str, dict[str, Any]]] = weakref.WeakKeyDictionary()
+        self._targets: weakref.WeakKeyDictionary[Any, _Target] = weakref.WeakKeyDictionary()
+        self.others = others.presence(row.module)
 
     def open(
         self,
@@ -61,11 +66,12 @@ class Calls:
         Raises:
             BudgetExceeded: when a budget has no room; nothing was sent.
         """
-        at_host, facts = self.target(client, url)
+        at_host, facts, native = self.target(client, url)
         target = (provider or at_host, facts)
         return self.open_at(
-            target, path, route, body, stream=stream, model=model, files=files, region=region, tier=tier, asked=asked
-        )
+            target, path, route, body, stream=stream, model=model, files=files, region=region, tier=tier, asked=asked,
+            native=native,
+        )  # fmt: skip
 
     def open_at(
         self,
@@ -80,13 +86,19 @@ class Calls:
         region: str = "",
         tier: str = "",
         asked: bool = True,
+        native: bool = False,
     ) -> Opened | None:
         """`open` for a library whose clients have no address of their own: the target is provider and server attributes."""
         provider, facts = target
         reader = self.reader(provider, path)
+        call = self._call(provider, facts, body, route, stream, model, files, region, tier)
+        if native:
+            call.host = 2
+        elif self.others.any:
+            call.host = self.others.rank(route.operation)
         # Last, so that nothing can fail between opening an invocation and handing it over.
         begin = metering.begin if asked else metering.observe
-        invocation = begin(self._call(provider, facts, body, route, stream, model, files, region, tier))
+        invocation = begin(call)
         if invocation is None:
             return None
         if route.later and (not stream or body.get("background") is True):
@@ -107,7 +119,7 @@ class Calls:
             if path.startswith(start) and path.endswith(end):
                 subject = path[len(start) : len(path) - len(end)]
                 if subject and "/" not in subject:
-                    provider, facts = self.target(client, url)
+                    provider, facts, _ = self.target(client, url)
                     readers = [self.reader(provider, key) for key in ([keys] if isinstance(keys, str) else keys)]
                     route = readers[0].route
                     call = Call(provider, route.operation, "", stream=stream, facts={**facts, **route.facts})
@@ -119,7 +131,7 @@ class Calls:
         operation = path.rpartition("/")[2]
         if self.row.other is None or operation == "cancel":  # it answers with what is cancelled, and what that has used
             return None
-        provider, facts = self.target(client, url)
+        provider, facts, _ = self.target(client, url)
         asked = body.get("model")
         call = Call(provider, operation, asked if isinstance(asked, str) else "", stream=stream, facts=facts)
         reader = self._readers.get((provider, ""))
@@ -163,15 +175,16 @@ class Calls:
             **_billed(body, route, files) if route.billed or route.hidden else _NOTHING,
         )
 
-    def target(self, client: Any, url: Any) -> tuple[str, dict[str, Any]]:
-        """Provider and server attributes of a client, worked out once for each."""
+    def target(self, client: Any, url: Any) -> _Target:
+        """Provider and server attributes of a client, and whether it makes spans itself; worked out once for each."""
         found = self._targets.get(client)
         if found is None:
             kinds = " ".join(kind.__name__ for kind in type(client).__mro__)
             named = next((name for part, name in self.row.clients.items() if part in kinds), "")
             provider = named or self.row.provider_at(url.host)
             facts = {"server.address": url.host, "server.port": url.port or (443 if url.scheme == "https" else 80)}
-            found = self._targets[client] = (provider, facts)
+            found = self._targets[client] = (provider, facts, others.native(client))
+            others.presence(self.row.module)
         return found
 
 

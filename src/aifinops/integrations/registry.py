@@ -229,7 +229,7 @@ def _instrument_name(name: str, *, asked: bool) -> None:
     if asked and row.module not in sys.modules and not _installed(row.module):
         raise ConfigurationError(f"{row.module} is not installed: pip install {row.package}")
     for home in dict.fromkeys(place.partition(":")[0] for place in (*row.senders, *row.outermost)) or (row.module,):
-        _patches.when_imported(name, home, lambda module: list(_seam(name).patch_module(module)))
+        _patches.when_imported(name, home, lambda module: _patch(name, row.module, module))
     patch, modules = _SESSIONS.get(name, ("", ()))
     for place in modules:
         _patches.when_imported(f"{name} sessions in {place}", place, lambda module: list(_load(patch)(row, module)))
@@ -262,6 +262,15 @@ def _installed(module: str) -> bool:
         return False
 
 
+def _patch(name: str, library: str, module: Any) -> list[Patch]:
+    from aifinops.integrations import others
+    from aifinops.integrations.passing import guarded
+
+    patches = list(_seam(name).patch_module(module))
+    guarded("others.step_in", others.presence(library).step_in)
+    return patches
+
+
 def _instrument_client(client: Any) -> None:
     modules = [f"{kind.__module__}." for kind in type(client).__mro__]
     _find_others()
@@ -280,12 +289,15 @@ def _instrument_client(client: Any) -> None:
 
 def uninstrument(*targets: str) -> None:
     """Restore exactly what was there; nothing named takes back everything."""
+    others = sys.modules.get(f"{__package__}.others")
     for target in targets or (None,):
         _patches.undo(target)
         for module, _ in HOOKS[target].targets[1:] if target in HOOKS else ():
             _patches.undo(f"{target} ({module})")
         for key in [key for key in _patches.state() if key.startswith(f"{target} sessions in ")]:
             _patches.undo(key)
+        if others is not None:
+            others.leave(provider(target).module if target in PROVIDERS else target)
 
 
 def state() -> dict[str, str]:

@@ -12,7 +12,7 @@ from aifinops.tags import Tags
 from aifinops.telemetry import names
 from aifinops.usage import input_total, output_total
 
-__all__ = ["add_tags", "inference", "request"]
+__all__ = ["add_tags", "enrichment", "inference", "request"]
 
 _SPLIT = {
     "cache_write_tokens": "aifinops.usage.cache_write_5m.input_tokens",
@@ -51,6 +51,21 @@ def inference(charge: Charge, facts: Mapping[str, Any], *, compat: bool) -> dict
     # Tokens that we estimated go to the ledger only: the conventions want reported counts on gen_ai.usage.*.
     if charge.basis != "estimated" or charge.status == "ok":
         _add_tokens(attributes, charge)
+    _add_cost(attributes, charge, compat)
+    if charge.tags:
+        add_tags(attributes, charge.tags)
+    return attributes
+
+
+def enrichment(charge: Charge, *, compat: bool) -> dict[str, Any]:
+    """What we know of a call that the span of somebody else does not say: money, where it comes from, whose it is."""
+    attributes: dict[str, Any] = {names.RECORD_ID: charge.id}
+    if charge.tier:
+        attributes[names.PRICE_TIER] = charge.tier
+    for name, quantity in charge.quantities.items():
+        for key in _TOKEN_KEYS.get(name, ()):
+            if key.startswith(names.USAGE_PREFIX):
+                attributes[key] = attributes.get(key, 0) + int(quantity)
     _add_cost(attributes, charge, compat)
     if charge.tags:
         add_tags(attributes, charge.tags)

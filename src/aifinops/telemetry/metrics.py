@@ -18,6 +18,7 @@ from aifinops.errors import failures, swallow
 from aifinops.money import NANO
 from aifinops.telemetry import names
 from aifinops.telemetry.histograms import record_all
+from aifinops.telemetry.spans import is_placeholder
 from aifinops.usage import Quantities, input_total, output_total
 
 __all__ = ["Metrics"]
@@ -76,10 +77,21 @@ class _Points:
         self.tokens_out: list[int] = []
         self.first_chunk: list[float] = []
 
+    def add_official(self, duration: int, quantities: Quantities, first_chunk: float | None) -> None:
+        """What `gen_ai.client.*` tells of one call; `duration` in nanoseconds, `first_chunk` in seconds."""
+        self.seconds.append(duration / NANO)
+        tokens_in, tokens_out = input_total(quantities), output_total(quantities)
+        if tokens_in:
+            self.tokens_in.append(tokens_in)
+        if tokens_out:
+            self.tokens_out.append(tokens_out)
+        if first_chunk is not None:
+            self.first_chunk.append(first_chunk)
 
-_Waiting = tuple[_Series, str, tuple[tuple[str, int], ...], Quantities, int | None, int, float | None]
-"""What of a call is still to be added up: series, error, lines, quantities, amount, duration, first chunk. A plain tuple, since
-one is made in every call."""
+
+_Waiting = tuple[_Series, str, tuple[tuple[str, int], ...], Quantities, int | None, int, float | None, bool]
+"""What of a call is still to be added up: series, error, lines, quantities, amount, duration, first chunk, whether the official
+metrics are ours to tell. A plain tuple, since one is made in every call."""
 
 
 class Metrics:
@@ -105,8 +117,15 @@ class Metrics:
         self.full = True
         """False leaves out the official `gen_ai.client.*` metrics (somebody else emits them)."""
 
-    def record(self, charge: Charge, error: str = "", first_chunk: float | None = None, kind: str = "llm") -> None:
-        """Add one settled or failed call; `first_chunk` in seconds."""
+    def record(
+        self,
+        charge: Charge,
+        error: str = "",
+        first_chunk: float | None = None,
+        kind: str = "llm",
+        official: bool = True,
+    ) -> None:
+        """Add one settled or failed call; `first_chunk` in seconds, `official` False where somebody else tells `gen_ai.client.*` of it."""
         self._ready()
         self._waiting.append(
             (
@@ -117,6 +136,7 @@ class Metrics:
                 charge.amount,
                 charge.duration,
                 first_chunk,
+                official,
             )
         )
         if len(self._waiting) >= BATCH:
@@ -127,21 +147,15 @@ class Metrics:
         with self._lock:
             live, waiting = self._provider is not None, self._waiting
             while waiting:
-                series, error, lines, quantities, amount, duration, first_chunk = waiting.popleft()
+                series, error, lines, quantities, amount, duration, first_chunk, official = waiting.popleft()
                 series.count(error, lines, quantities, unpriced=amount is None and not error)
                 if live:
                     points = series.points.get(error) or series.points.setdefault(error, _Points())
-                    points.seconds.append(duration / NANO)
-                    tokens_in, tokens_out = input_total(quantities), output_total(quantities)
-                    if tokens_in:
-                        points.tokens_in.append(tokens_in)
-                    if tokens_out:
-                        points.tokens_out.append(tokens_out)
                     if amount is not None:
                         points.cost.append(amount / NANO)
-                    if first_chunk is not None:
-                        points.first_chunk.append(first_chunk)
                     self._points += 1
+                    if official:
+                        points.add_official(duration, quantities, first_chunk)
             if self._points >= MAX_POINTS:
                 self._drain()
 
@@ -192,7 +206,7 @@ class Metrics:
         provider = self._get_provider()
         if provider is self._provider:
             return True
-        return "Proxy" not in type(provider).__name__ and self._connect(provider)
+        return not is_placeholder(provider) and self._connect(provider)
 
     def _connect(self, provider: Any) -> bool:
         meter = provider.get_meter(names.SCOPE, self._version, names.SCHEMA_URL)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aifinops.errors import ConfigurationError, swallow
+from aifinops.telemetry.spans import is_placeholder
 
 __all__ = ["Export", "endpoint", "set_up"]
 
@@ -79,7 +80,7 @@ def set_up(argument: str | None = None, environ: Mapping[str, str] = os.environ)
 def _set_tracer_provider(export: Export, argument: str | None, protocol: str) -> None:
     from opentelemetry import trace
 
-    if type(trace.get_tracer_provider()).__name__ != "ProxyTracerProvider":
+    if not is_placeholder(trace.get_tracer_provider()):
         export.notes.append("the application has set a tracer provider: spans go there")
         return
     from opentelemetry.sdk.trace import TracerProvider
@@ -100,7 +101,7 @@ def _set_tracer_provider(export: Export, argument: str | None, protocol: str) ->
 def _set_meter_provider(export: Export, argument: str | None, protocol: str) -> None:
     from opentelemetry import metrics
 
-    if "Proxy" not in type(metrics.get_meter_provider()).__name__:
+    if not is_placeholder(metrics.get_meter_provider()):
         export.notes.append("the application has set a meter provider: metrics go there")
         return
     from opentelemetry.sdk.metrics import MeterProvider

@@ -14,8 +14,9 @@ from typing import Any
 
 from aifinops.errors import swallow
 from aifinops.telemetry import names
+from aifinops.telemetry.guests import Guest, quieten
 
-__all__ = ["OpenSpan", "Spans"]
+__all__ = ["OpenSpan", "Spans", "error_type", "guarded_finish", "is_placeholder"]
 
 _EXPORT_MODULE = "opentelemetry.sdk.trace.export"
 
@@ -137,9 +138,10 @@ class _Pipeline:
 class Spans:
     """Begins and finishes spans through whatever tracer provider the application has set; none set, nothing done."""
 
-    def __init__(self, version: str, get_provider: Callable[[], Any] | None = None) -> None:
+    def __init__(self, version: str, get_provider: Callable[[], Any] | None = None, *, alone: bool = False) -> None:
         self._version = version
         self._get_provider = get_provider
+        self._alone = alone  # other instrumentations are kept from making a span of the same call
         self._pipeline: _Pipeline | None = None
 
     def pipeline(self) -> _Pipeline | None:
@@ -150,7 +152,7 @@ class Spans:
         provider = (self._get_provider or _otel().get_provider)()
         pipeline = self._pipeline
         if pipeline is None or pipeline.stale(provider):
-            if type(provider).__name__ == "ProxyTracerProvider":
+            if is_placeholder(provider):
                 return None
             pipeline = self._pipeline = _Pipeline(provider, self._version)
         return pipeline
@@ -178,8 +180,13 @@ class Spans:
                 parent = fallback.get_span_context()
                 context = api.in_context(fallback)
         opened = (self._late if pipeline.late else _ordinary)(pipeline, name, start, attributes, parent, context)
-        opened.attached = api.attach(api.in_context(opened.span))
+        inside = api.in_context(opened.span)
+        opened.attached = api.attach(quieten(inside) if self._alone else inside)
         return opened
+
+    def join(self) -> Guest | None:
+        """For a call whose span somebody else makes; None while nobody has set a tracer provider."""
+        return Guest() if self.pipeline() is not None else None
 
     @staticmethod
     def _late(
@@ -274,6 +281,12 @@ def _ordinary(
         name, context=context, kind=_otel().client, attributes=attributes, start_time=start
     )
     return OpenSpan(name, start, span.get_span_context(), parent, None, span)
+
+
+def is_placeholder(provider: Any) -> bool:
+    """Whether a tracer or meter provider is what the API gives while nobody has set one. Logfire's real ones are called proxies too."""
+    kind = type(provider)
+    return "Proxy" in kind.__name__ and kind.__module__.startswith("opentelemetry.")
 
 
 def error_type(error: BaseException) -> str:

@@ -8,6 +8,7 @@ Streams are read from the bytes as they pass: per chunk that is one append, and 
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -33,7 +34,14 @@ class Seam:
         """Patch both base clients of an imported library; a version without them degrades to one warning."""
         try:
             base = sys.modules[f"{module.__name__}._base_client"]
-            return [*self._patch(base.SyncAPIClient, "sync"), *self._patch(base.AsyncAPIClient, "async")]
+            sync, asynchronous = base.SyncAPIClient, base.AsyncAPIClient
+            patches = [*self._patch(sync, "sync"), *self._patch(asynchronous, "async")]
+            self._calls.others.front = lambda: [
+                Patch(kind, "request", self._wrapper(colour))
+                for owner, colour in ((sync, "sync"), (asynchronous, "async"))
+                for kind in _around(owner, self._wrapper(colour))
+            ]
+            return patches
         except Exception as failure:  # an unknown future version: the user's program goes on unmetered, and is told so
             swallow(f"integrations.{self._row.name}.patch", failure)
             return []
@@ -44,11 +52,13 @@ class Seam:
         return self._patch(client, "async" if is_async else "sync")
 
     def _patch(self, owner: Any, colour: str) -> list[Patch]:
-        request = self._request if colour == "sync" else self._arequest
-        patches = [Patch(owner, "request", request)]
+        patches = [Patch(owner, "request", self._wrapper(colour))]
         if hasattr(owner, "_process_response"):
             patches.append(Patch(owner, "_process_response", _process_response))
         return patches
+
+    def _wrapper(self, colour: str) -> Callable[..., Any]:
+        return self._request if colour == "sync" else self._arequest
 
     # --- the two colours of the last thin layer ---------------------------------------------------------------------------
 
@@ -113,6 +123,31 @@ _JSON = frozenset({str, int, float, bool, list, dict, type(None)})
 _ABSENT = frozenset({"NotGiven", "Omit"})
 
 
+def _around(owner: type, ours: Callable[..., Any]) -> list[type]:
+    """Client classes on which somebody has wrapped the `request` that they inherit: such a wrapper calls the function that was there
+    before us, and so does what they leave behind; only in front of it are all calls seen. A class that overrides `request` calls ours,
+    as often as it likes."""
+    original = inspect.unwrap(vars(owner)["request"])
+    found: list[type] = []
+    todo: list[type] = owner.__subclasses__()
+    while todo:
+        kind = todo.pop()
+        todo += kind.__subclasses__()
+        own = vars(kind).get("request")
+        if own is not None and inspect.unwrap(own) is original and not _has(own, ours):
+            found.append(kind)
+    return found
+
+
+def _has(function: Any, ours: Callable[..., Any]) -> bool:
+    """Whether a wrapper of ours, in force, is in a chain of wrappers."""
+    while function is not None:
+        if getattr(function, "_self_wrapper", None) == ours and function._self_enabled():
+            return True
+        function = getattr(function, "__wrapped__", None)
+    return False
+
+
 def _process_response(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Remember the HTTP answer of the call in flight; the same for both colours, since it only looks at the arguments."""
     guarded("stainless.process_response", _remember, kwargs.get("response"))
@@ -125,3 +160,5 @@ def _remember(response: Any) -> None:
         invocation.answer = response
         if type(invocation) is metering.Watched and invocation.early is not None:
             invocation.early(response)
+        if invocation.guest is not None:
+            invocation.guest.look_again()

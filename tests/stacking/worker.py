@@ -1,0 +1,321 @@
+"""One other instrumentation and ours in one process: makes calls of every shape and says what came of each.
+
+    worker.py PEER LIBRARY ours-first|peer-first auto|emit|enrich|off|pricer|hook
+
+In the last two nothing is metered by us: a `SpanPricer` prices what the peer tells, or the completion hook of the official ones does.
+
+Answers one line of JSON. The servers are fake, the client libraries and the instrumentations real. Spans are looked at twice: as they
+ended, and as they leave a `SpanPricer`.
+"""
+
+# ruff: noqa: T201 - a script: printing is its job
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+SHAPES = ("chat", "stream", "stream without usage", "async chat", "async stream", "embeddings")
+MESSAGES = [{"role": "user", "content": "canary-5d1f please answer in a few words"}]
+MODEL = {"openai": "gpt-4o-mini", "anthropic": "claude-sonnet-4-5"}
+CANARY = "canary-5d1f"
+
+
+# --- peers: how each is switched on -------------------------------------------------------------------------------------------
+
+
+def _instrumentor(module: str, name: str) -> Callable[[], None]:
+    def switch() -> None:
+        more = {}
+        if sys.argv[4] == "hook":
+            from aifinops.integrations.span_pricer import completion_hook
+
+            more["completion_hook"] = completion_hook()
+        getattr(import_module(module), name)().instrument(skip_dep_check=True, **more)
+
+    return switch
+
+
+def _logfire(library: str) -> Callable[[], None]:
+    def switch() -> None:
+        import logfire
+        from opentelemetry import metrics, trace
+
+        del metrics, trace
+        getattr(logfire, f"instrument_{library}")()
+
+    return switch
+
+
+def _openlit() -> None:
+    import openlit
+
+    openlit.init(disable_batch=True, disabled_instrumentors=[])
+
+
+_NAMES = {"openai": "OpenAIInstrumentor", "anthropic": "AnthropicInstrumentor"}
+
+
+def switch_of(peer: str, library: str) -> Callable[[], None]:
+    """What switches a peer on for a library."""
+    name = _NAMES[library]
+    return {
+        "none": lambda: None,
+        "native": lambda: None,
+        "langchain": lambda: None,
+        "official": _instrumentor(f"opentelemetry.instrumentation.genai.{library}", name),
+        "traceloop": _instrumentor(f"opentelemetry.instrumentation.{library}", name),
+        "openinference": _instrumentor(f"openinference.instrumentation.{library}", name),
+        "langchain+traceloop": _instrumentor("opentelemetry.instrumentation.langchain", "LangchainInstrumentor"),
+        "langchain+openinference": _instrumentor("openinference.instrumentation.langchain", "LangChainInstrumentor"),
+        "openlit": _openlit,
+        "logfire": _logfire(library),
+    }[peer]
+
+
+# --- calls --------------------------------------------------------------------------------------------------------------------
+
+
+def openai_calls(base_url: str) -> dict[str, Callable[[], Any]]:
+    import openai
+
+    client = openai.OpenAI(base_url=base_url, api_key="test", max_retries=0)
+    create, model = client.chat.completions.create, MODEL["openai"]
+    usage = {"stream_options": {"include_usage": True}}
+
+    async def achat(**more: Any) -> None:
+        async with openai.AsyncOpenAI(base_url=base_url, api_key="test", max_retries=0) as aclient:
+            answer = await aclient.chat.completions.create(model=model, messages=MESSAGES, **more)
+            if more:
+                async for _ in answer:
+                    pass
+
+    return {
+        "chat": lambda: create(model=model, messages=MESSAGES),
+        "stream": lambda: list(create(model=model, messages=MESSAGES, stream=True, **usage)),
+        "stream without usage": lambda: list(create(model=model, messages=MESSAGES, stream=True)),
+        "async chat": lambda: _RUN(achat()),
+        "async stream": lambda: _RUN(achat(stream=True, **usage)),
+        "embeddings": lambda: client.embeddings.create(model="text-embedding-3-small", input="hello"),
+    }
+
+
+def langchain_calls(base_url: str) -> dict[str, Callable[[], Any]]:
+    from langchain_openai import ChatOpenAI, OpenAIEmbeddings
+
+    made = ChatOpenAI(model=MODEL["openai"], base_url=base_url, api_key="test", max_retries=0, stream_usage=True)
+    bare = ChatOpenAI(model=MODEL["openai"], base_url=base_url, api_key="test", max_retries=0, stream_usage=False)
+    vectors = OpenAIEmbeddings(base_url=base_url, api_key="test", max_retries=0, check_embedding_ctx_length=False)
+    text = MESSAGES[0]["content"]
+
+    async def astream() -> None:
+        async for _ in made.astream(text):
+            pass
+
+    return {
+        "chat": lambda: made.invoke(text),
+        "stream": lambda: list(made.stream(text)),
+        "stream without usage": lambda: list(bare.stream(text)),
+        "async chat": lambda: _RUN(made.ainvoke(text)),
+        "async stream": lambda: _RUN(astream()),
+        "embeddings": lambda: vectors.embed_documents(["hello"]),
+    }
+
+
+_LOOP = asyncio.Runner()
+_RUN = _LOOP.run
+"""One loop for all: frameworks keep their connections."""
+
+_COUNT = iter(range(1, 1_000_000))
+
+
+def _message() -> dict[str, Any]:
+    return {
+        "id": f"msg_{next(_COUNT):06}", "type": "message", "role": "assistant", "model": "claude-sonnet-4-5-20250929",
+        "content": [{"type": "text", "text": "an answer"}], "stop_reason": "end_turn", "stop_sequence": None,
+        "usage": {"input_tokens": 300, "cache_creation_input_tokens": 100, "cache_read_input_tokens": 600, "output_tokens": 200,
+                  "service_tier": "standard", "cache_creation": {"ephemeral_5m_input_tokens": 100, "ephemeral_1h_input_tokens": 0}},
+    }  # fmt: skip
+
+
+def _message_events() -> bytes:
+    whole = _message()
+    start = {**whole, "content": [], "stop_reason": None, "usage": {**whole["usage"], "output_tokens": 1}}
+    events = [
+        {"type": "message_start", "message": start},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "an answer"}},
+        {"type": "content_block_stop", "index": 0},
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn", "stop_sequence": None}, "usage": {"output_tokens": 200}},
+        {"type": "message_stop"},
+    ]  # fmt: skip
+    return b"".join(f"event: {one['type']}\ndata: {json.dumps(one)}\n\n".encode() for one in events)
+
+
+def anthropic_calls(_base_url: str) -> dict[str, Callable[[], Any]]:
+    import anthropic
+    import anthropic._base_client as base
+
+    library = getattr(base, "httpx2", None) or base.httpx
+
+    def answer(request: Any) -> Any:
+        if json.loads(request.content).get("stream"):
+            return library.Response(200, headers={"content-type": "text/event-stream"}, content=_message_events())
+        return library.Response(200, json=_message())
+
+    def client(kind: Any, http: Any) -> Any:
+        return kind(api_key="test", max_retries=0, http_client=http(transport=library.MockTransport(answer)))
+
+    made = client(anthropic.Anthropic, library.Client)
+    asked: dict[str, Any] = {"model": MODEL["anthropic"], "max_tokens": 300, "messages": MESSAGES}
+
+    async def acall(**more: Any) -> None:
+        answered = await client(anthropic.AsyncAnthropic, library.AsyncClient).messages.create(**asked, **more)
+        if more:
+            async for _ in answered:
+                pass
+
+    return {
+        "chat": lambda: made.messages.create(**asked),
+        "stream": lambda: list(made.messages.create(**asked, stream=True)),
+        "async chat": lambda: _RUN(acall()),
+        "async stream": lambda: _RUN(acall(stream=True)),
+    }
+
+
+def calls_of(peer: str, library: str, base_url: str) -> dict[str, Callable[[], Any]]:
+    """The calls of a library, or of a framework above it."""
+    if peer.startswith("langchain"):
+        return langchain_calls(base_url)
+    return {"openai": openai_calls, "anthropic": anthropic_calls}[library](base_url)
+
+
+# --- what came of them --------------------------------------------------------------------------------------------------------
+
+
+def telemetry(peer: str) -> tuple[Any, Any, Any]:
+    """(spans as ended, spans as priced, metric reader) of providers that every instrumentation uses."""
+    from opentelemetry import metrics, trace
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics._internal.instrument import Counter, Histogram
+    from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMetricReader
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    import aifinops
+
+    ended, priced = InMemorySpanExporter(), InMemorySpanExporter()
+    delta = AggregationTemporality.DELTA
+    reader = InMemoryMetricReader(preferred_temporality={Counter: delta, Histogram: delta})
+    processors = [SimpleSpanProcessor(ended), SimpleSpanProcessor(aifinops.SpanPricer(priced))]
+    if peer == "logfire":
+        import logfire
+
+        logfire.configure(
+            send_to_logfire=False, console=False, additional_span_processors=processors,
+            metrics=logfire.MetricsOptions(additional_readers=[reader]),
+        )  # fmt: skip
+        return ended, priced, reader
+    tracing = TracerProvider()
+    for one in processors:
+        tracing.add_span_processor(one)
+    trace.set_tracer_provider(tracing)
+    metrics.set_meter_provider(MeterProvider(metric_readers=[reader]))
+    return ended, priced, reader
+
+
+def token_metrics(reader: Any) -> dict[str, int]:
+    """Scope -> points of `gen_ai.client.token.usage` that it told since the last look."""
+    found: dict[str, int] = {}
+    data = reader.get_metrics_data()
+    for resource in data.resource_metrics if data else ():
+        for scope in resource.scope_metrics:
+            for metric in scope.metrics:
+                if metric.name == "gen_ai.client.token.usage":
+                    points = sum(point.count for point in metric.data.data_points)
+                    if points:
+                        found[scope.scope.name] = found.get(scope.scope.name, 0) + points
+    return found
+
+
+@contextmanager
+def server() -> Iterator[Any]:
+    from aifinops.testing import FakeProvider
+
+    with FakeProvider(words=16) as running:
+        yield running
+
+
+def look(shape: str, ended: Any, priced: Any, reader: Any, rows: list[Any]) -> dict[str, Any]:
+    """What one call left behind."""
+    from aifinops.telemetry.foreign import is_inference
+
+    def scope(span: Any) -> str:
+        return span.instrumentation_scope.name
+
+    spans = ended.get_finished_spans()
+    calls = [span for span in spans if scope(span) == "aifinops" or is_inference(scope(span), span.attributes or {})]
+    out = priced.get_finished_spans()
+    costs = [span for span in out if "aifinops.cost.total" in (span.attributes or {})]
+    said = {
+        "shape": shape, "rows": len(rows), "spans": [scope(span) for span in calls],
+        "amounts": [row.amount for row in rows], "basis": [row.basis for row in rows],
+        "open": sum("aifinops.cost.total" in (span.attributes or {}) for span in spans),
+        "costs": [scope(span) for span in costs],
+        "same": all(abs(span.attributes["aifinops.cost.total"] - rows[0].amount / 1e9) < 1e-12 for span in costs) if rows else False,
+        "tokens": token_metrics(reader),
+        "leak": CANARY in json.dumps([row.raw and dict(row.raw) for row in rows], default=str),
+    }  # fmt: skip
+    ended.clear()
+    priced.clear()
+    return said
+
+
+def main() -> None:
+    peer, library, order, mode = sys.argv[1:]
+    os.environ.update(
+        AIFINOPS_LEDGER="memory", AIFINOPS_PRICE_FOLDER=os.devnull + "/none", OTEL_PYTHON_LOG_LEVEL="error"
+    )
+    os.environ["TRACELOOP_TRACE_CONTENT"] = "false"
+    if peer not in {"native", "openlit"}:
+        os.environ.setdefault("ANTHROPIC_OPEN_TELEMETRY", "false")
+    import aifinops
+    from aifinops import errors, runtime
+    from aifinops.integrations import registry
+
+    if library not in registry.PROVIDERS:
+        print(json.dumps({"skipped": f"no row for {library} yet"}))
+        return
+    alone = mode in {"pricer", "hook"}
+    aifinops.init(spans="off" if alone else mode)
+    ended, priced, reader = telemetry(peer)
+    switch = switch_of(peer, library)
+    import_module(library)
+    steps: list[Callable[[], Any]] = [switch] if alone else [switch, lambda: aifinops.instrument(library)]
+    for step in steps if order == "peer-first" else reversed(steps):
+        step()
+    found = []
+    with server() as running:
+        calls = calls_of(peer, library, running.base_url)
+        ended.clear()
+        for shape in SHAPES:
+            if shape not in calls:
+                continue
+            before = len(list(runtime.get().ledger.rows()))
+            calls[shape]()
+            gc.collect()
+            aifinops.flush()
+            found.append(look(shape, ended, priced, reader, list(runtime.get().ledger.rows())[before:]))
+    print(json.dumps({"found": found, "failures": errors.failures()}))
+
+
+if __name__ == "__main__":
+    main()
