@@ -11,7 +11,7 @@ from opentelemetry import context
 
 from aifinops import errors, scope
 
-_KEPT = frozenset({"AIFINOPS_CORPUS"})
+_KEPT = frozenset({"AIFINOPS_CORPUS", "AIFINOPS_SOAK"})
 
 
 @pytest.fixture(autouse=True)

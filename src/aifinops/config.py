@@ -33,6 +33,15 @@ def _flag(value: object) -> bool:
     raise ValueError("write true or false")
 
 
+def _stream_usage(value: object) -> str:
+    if value in {"known", "always", "never"}:
+        return str(value)
+    try:
+        return "known" if _flag(value) else "never"
+    except ValueError:
+        raise ValueError("write true, false or always") from None
+
+
 def _text(value: object) -> str:
     if not isinstance(value, (str, Path)) or not str(value).strip():
         raise ValueError("write a text that is not empty")
@@ -122,11 +131,12 @@ SETTINGS = (
     Setting("metric_tags", "AIFINOPS_METRIC_TAGS", ("team", "project", "feature"), _names, "Tags that become metric attributes; keep them few."),
     Setting("otlp", "", None, _text, "OTLP endpoint; without it the standard `OTEL_EXPORTER_OTLP_*` variables decide."),
     Setting("threads", "AIFINOPS_THREADS", True, _flag, "Carry tags and budgets into `ThreadPoolExecutor` threads once `instrument()` was called."),
+    Setting("stream_usage", "AIFINOPS_STREAM_USAGE", "known", _stream_usage, "Ask for the usage of streams whose caller did not, and hide the answer to that from him: at hosts `known` to take the question (or true), `always`, or `never` (or false)."),
 )  # fmt: skip
 
 _BY_NAME = {row.name: row for row in SETTINGS}
 _BY_ENV = {row.env: row for row in SETTINGS if row.env}
-_OTHER_ENV = ("AIFINOPS_CONFIG", "AIFINOPS_CORPUS", "AIFINOPS_TESTING")
+_OTHER_ENV = ("AIFINOPS_CONFIG", "AIFINOPS_CORPUS", "AIFINOPS_SOAK", "AIFINOPS_TESTING")
 _FILES = ("aifinops.toml", "pyproject.toml")
 
 
@@ -146,6 +156,7 @@ class Config:
     metric_tags: tuple[str, ...] = ("team", "project", "feature")
     otlp: str | None = None
     threads: bool = True
+    stream_usage: str = "known"
     origin: Mapping[str, str] = field(default_factory=lambda: EMPTY)
 
 

@@ -43,6 +43,15 @@ MICRO = 1_000_000
 BYTES_PER_TOKEN, BYTES_PER_TOKEN_MOST = 4, 16
 """Estimates without a tokenizer: about four UTF-8 bytes a token, hardly ever more than sixteen, never less than one."""
 
+CACHED_AT_LEAST = 128
+"""A cached token of a prompt costs no less than one part in so many of a fresh one, at any provider whose prices are listed."""
+
+ALLOWANCE = 64
+"""Tokens that are added to what was counted of a stream that was left: the provider goes on until it notices, and bills that."""
+
+UNSAID = 16
+"""Tokens of a whole answer that are no text of it: its ends, and what marks a tool's call."""
+
 _NO_OUTPUT = frozenset({"embeddings", "moderation", "rerank"})
 
 _NOT_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "LocalProtocolError"})
@@ -254,15 +263,19 @@ class Invocation:
         finally:
             _busy.on = False
 
-    def settle_estimated(self, output_text: str, chunks: int, reading: Reading, status: str) -> None:
+    def settle_estimated(
+        self, output_text: str, chunks: int, reading: Reading, status: str, *, unseen: tuple[str, ...] = ()
+    ) -> None:
         """Settle a stream that ended without usage: counted with bounds and marked, never zero and never released.
 
         Args:
             output_text: the text that arrived. chunks: pieces that it came in; each is at least one token.
             reading: whatever else was read (model, response id). status: `ok` or `abandoned`.
+            unseen: beginnings of names of models whose output is more than the text.
         """
         try:
-            self._estimate(output_text, chunks, reading, complete=status == "ok")
+            whole = status == "ok" and not (unseen and (reading.model or self.call.model).startswith(unseen))
+            self._estimate(output_text, chunks, reading, left=status != "ok", whole=whole)
         except Exception as failure:  # without an estimate the charge is recorded with unknown cost
             swallow("metering.estimate", failure)
         self.settle(reading, status)
@@ -427,22 +440,39 @@ class Invocation:
         except Exception as failure:  # metrics are a view
             swallow("metering.metrics", failure)
 
-    def _estimate(self, output_text: str, chunks: int, reading: Reading, *, complete: bool) -> None:
+    def _estimate(self, output_text: str, chunks: int, reading: Reading, *, left: bool, whole: bool) -> None:
+        """Count what came. A stream that was left may have been written on: an allowance for what was under way is added.
+
+        The bounds hold what was billed: a prompt that was read from a cache costs next to nothing; of an answer that we have not
+        seen the whole of, anything up to its limit may have been written.
+        """
         call = self.call
         prompt, messages = _prompt(call.body)
         size = len(output_text.encode())
+        most = max(size + UNSAID, chunks)
+        if not whole:
+            most = max(most, self._output_limit())
         output_mid = max(_about(output_text, call.model), chunks)
-        allowance = 0 if complete else call.max_output or 0
+        if left:
+            output_mid = min(output_mid + ALLOWANCE, most)
         reading.estimated = True
         reading.quantities = {
             "input_tokens": _about(prompt, call.model) + 4 * messages,
             "output_tokens": output_mid,
         }
-        reading.lower = {"input_tokens": len(prompt) // BYTES_PER_TOKEN_MOST, "output_tokens": chunks}
+        reading.lower = {
+            "input_tokens": len(prompt.encode()) // (BYTES_PER_TOKEN_MOST * CACHED_AT_LEAST),
+            "output_tokens": chunks,
+        }
         reading.upper = {
             "input_tokens": tokens.text_upper_bound(call.body) if call.body else 0,
-            "output_tokens": max(size, allowance, output_mid),
+            "output_tokens": max(most, output_mid),
         }
+
+    def _output_limit(self) -> int:
+        call, book = self.call, self.engines.book
+        stated = call.output_bound()
+        return (book.output_limit(call.provider, call.model) or 0) * call.choices if stated is None else stated
 
 
 def _regional(book: PriceBook, provider: str, model: str, region: str) -> str:

@@ -137,4 +137,4 @@ def _settle(opened: Opened, result: Any, http: Any) -> None:
         invocation.settle(reading)
         return
     body = result if http is None else first_event(http.content)
-    invocation.settle_estimated(reader.text(body), 0, reader.describe(body), "ok")
+    invocation.settle_estimated(reader.text(body), 0, reader.describe(body), "ok", unseen=reader.route.unseen)

@@ -66,6 +66,8 @@ class Route:
         merge: stream events that add to one another, and where each keeps its piece of the body; empty when the last one says all.
         text: paths of generated text, in bodies and stream events; counted when a stream ends without usage.
         limits: request fields that state the output limit, first one wins. choices: the field that multiplies it.
+        usage_option: `field.flag` of a request for a stream that makes it end with its usage, in an event that has no choices.
+        unseen: beginnings of the names of models that think in billed tokens which no event of a stream shows.
         model, response_id, created, finish: in the body.
         tier, region: in the body; the first that is not empty. tiers, regions: provider's word -> ours, empty for the standard.
         options: option of the price -> where.
@@ -86,6 +88,8 @@ class Route:
     merge: tuple[tuple[str, str], ...] = ()
     text: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
+    usage_option: str = ""
+    unseen: tuple[str, ...] = ()
     choices: str = "n"
     model: str = "model"
     response_id: str = "id"
@@ -113,6 +117,7 @@ class Provider:
         minimum: lowest version that is tested. seam: name of the module in `seams/`; empty for answers that are only read.
         routes: request path -> route. A key that is no path (no leading slash) is a form of answers that no call has of its own.
         hosts: host, or `.suffix` of hosts -> provider name; one client library reaches many providers.
+        usage_hosts: hosts, or `.suffix` of hosts, that are known to take every route's `usage_option` and to send no usage without it.
         residency: host -> region that it keeps requests in, of which answers say nothing.
         package: what to install, for the error that says so.
     """
@@ -124,6 +129,7 @@ class Provider:
     minimum: str = ""
     seam: str = ""
     hosts: Mapping[str, str] = field(default_factory=dict)
+    usage_hosts: tuple[str, ...] = ()
     residency: Mapping[str, str] = field(default_factory=dict)
 
     def provider_at(self, host: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from aifinops import metering
 from aifinops.errors import swallow
 from aifinops.integrations.calls import Calls, answered, failed, path_of
+from aifinops.integrations.hiding import ask, hide, replaced
 from aifinops.integrations.passing import Opened, guarded
 from aifinops.integrations.patching import Patch
 from aifinops.integrations.provider import Provider
@@ -56,12 +57,16 @@ class Seam:
         opened = guarded("stainless.begin", self._begin, client, args, kwargs)
         if opened is None:
             return wrapped(*args, **kwargs)
+        if opened.options is not None:
+            args, kwargs = replaced(opened, args, kwargs)
         try:
             result = wrapped(*args, **kwargs)
         except BaseException as error:
             guarded("failed", failed, opened, error)
             raise
         guarded("answered", answered, opened, result)
+        if opened.options is not None:
+            guarded("hide", hide, result)
         return result
 
     async def _arequest(
@@ -70,12 +75,16 @@ class Seam:
         opened = guarded("stainless.begin", self._begin, client, args, kwargs)
         if opened is None:
             return await wrapped(*args, **kwargs)
+        if opened.options is not None:
+            args, kwargs = replaced(opened, args, kwargs)
         try:
             result = await wrapped(*args, **kwargs)
         except BaseException as error:
             guarded("failed", failed, opened, error)
             raise
         guarded("answered", answered, opened, result)
+        if opened.options is not None:
+            guarded("hide", hide, result)
         return result
 
     # --- begin --------------------------------------------------------------------------------------------------------
@@ -92,7 +101,10 @@ class Seam:
             body = {**body, **extra}
         if not isinstance(body, dict):
             body = {}
-        return self._calls.open(client, client.base_url, path, route, body, stream=bool(body.get("stream")))
+        opened = self._calls.open(client, client.base_url, path, route, body, stream=bool(body.get("stream")))
+        if opened is not None and route.usage_option and kwargs.get("stream"):
+            guarded("ask", ask, opened, self._row, route, client.base_url.host, options)
+        return opened
 
 
 def _process_response(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
