@@ -69,6 +69,7 @@ class Call:
         max_output: the output limit that the caller stated, tokens; None for none. choices: answers asked for.
         service: `llm` and so on. facts: further span attributes.
         region: that the request was sent to, where its address says so; the answer's own word wins.
+        unseen: True for a model that thinks in tokens which are billed and not shown.
     """
 
     provider: str
@@ -82,6 +83,7 @@ class Call:
     service: str = "llm"
     facts: dict[str, Any] = field(default_factory=dict)
     region: str = ""
+    unseen: bool = False
 
     def output_bound(self) -> int | None:
         """The most output tokens, over all choices; None when the request states no limit."""
@@ -263,19 +265,15 @@ class Invocation:
         finally:
             _busy.on = False
 
-    def settle_estimated(
-        self, output_text: str, chunks: int, reading: Reading, status: str, *, unseen: tuple[str, ...] = ()
-    ) -> None:
+    def settle_estimated(self, output_text: str, chunks: int, reading: Reading, status: str) -> None:
         """Settle a stream that ended without usage: counted with bounds and marked, never zero and never released.
 
         Args:
             output_text: the text that arrived. chunks: pieces that it came in; each is at least one token.
             reading: whatever else was read (model, response id). status: `ok` or `abandoned`.
-            unseen: beginnings of names of models whose output is more than the text.
         """
         try:
-            whole = status == "ok" and not (unseen and (reading.model or self.call.model).startswith(unseen))
-            self._estimate(output_text, chunks, reading, left=status != "ok", whole=whole)
+            self._estimate(output_text, chunks, reading, complete=status == "ok")
         except Exception as failure:  # without an estimate the charge is recorded with unknown cost
             swallow("metering.estimate", failure)
         self.settle(reading, status)
@@ -440,20 +438,18 @@ class Invocation:
         except Exception as failure:  # metrics are a view
             swallow("metering.metrics", failure)
 
-    def _estimate(self, output_text: str, chunks: int, reading: Reading, *, left: bool, whole: bool) -> None:
+    def _estimate(self, output_text: str, chunks: int, reading: Reading, *, complete: bool) -> None:
         """Count what came. A stream that was left may have been written on: an allowance for what was under way is added.
 
-        The bounds hold what was billed: a prompt that was read from a cache costs next to nothing; of an answer that we have not
-        seen the whole of, anything up to its limit may have been written.
+        The bounds hold what was billed. A prompt that was read from a cache costs next to nothing; of an answer whose end was not seen,
+        or whose model thinks unseen, anything up to its limit may have been written.
         """
         call = self.call
         prompt, messages = _prompt(call.body)
         size = len(output_text.encode())
-        most = max(size + UNSAID, chunks)
-        if not whole:
-            most = max(most, self._output_limit())
         output_mid = max(_about(output_text, call.model), chunks)
-        if left:
+        most = size + UNSAID if complete and not call.unseen else max(size + UNSAID, self._allowance())
+        if not complete:
             output_mid = min(output_mid + ALLOWANCE, most)
         reading.estimated = True
         reading.quantities = {
@@ -469,10 +465,13 @@ class Invocation:
             "output_tokens": max(most, output_mid),
         }
 
-    def _output_limit(self) -> int:
+    def _allowance(self) -> int:
+        """The most output tokens of an answer whose end was not seen: the provider may have written on, and billed it."""
         call, book = self.call, self.engines.book
         stated = call.output_bound()
-        return (book.output_limit(call.provider, call.model) or 0) * call.choices if stated is None else stated
+        if stated is not None:
+            return stated
+        return (book.output_limit(call.provider, call.model) or 0) * call.choices
 
 
 def _regional(book: PriceBook, provider: str, model: str, region: str) -> str:

@@ -26,7 +26,8 @@ class Calls:
     def __init__(self, row: Provider) -> None:
         self.row = row
         self._readers: dict[tuple[str, str], Reader] = {}
-        self._targets: weakref.WeakKeyDictionary[Any, tuple[str, dict[str, Any]]] = weakref.WeakKeyDictionary()
+        # By identity: a client may be of a class that cannot be hashed, or that is equal to another one of another host.
+        self._targets: dict[int, tuple[weakref.ref[Any], Any, tuple[str, dict[str, Any]]]] = {}
 
     def open(
         self, client: Any, url: Any, path: str, route: Route, body: dict[str, Any], *, stream: bool, model: str = ""
@@ -60,10 +61,11 @@ class Calls:
         limit = next((body[name] for name in route.limits if isinstance(body.get(name), int)), None)
         choices = body.get(route.choices)
         asked = body.get("model")
+        model = model or (asked if isinstance(asked, str) else "")
         return Call(
             provider=provider,
             operation=route.operation,
-            model=model or (asked if isinstance(asked, str) else ""),
+            model=model,
             body=body,
             stream=stream,
             max_output=limit,
@@ -71,18 +73,22 @@ class Calls:
             tier=_DEARER_TIERS.get(body.get("service_tier"), ""),  # type: ignore[arg-type]
             facts={**facts, **route.facts} if route.facts else facts,
             region=self.row.residency.get(facts["server.address"], ""),
+            unseen=bool(route.unseen) and model.startswith(route.unseen),
         )
 
     def target(self, client: Any, url: Any) -> tuple[str, dict[str, Any]]:
         """Provider and server attributes of a client, worked out once for each."""
-        found = self._targets.get(client)
-        if found is None:
-            provider = self.row.provider_at(url.host)
-            if "Azure" in type(client).__name__:
-                provider = "azure.ai.openai"
-            facts = {"server.address": url.host, "server.port": url.port or (443 if url.scheme == "https" else 80)}
-            found = self._targets[client] = (provider, facts)
-        return found
+        key = id(client)
+        known = self._targets.get(key)
+        if known is not None and known[0]() is client and (known[1] is url or known[1] == url):
+            return known[2]
+        provider = self.row.provider_at(url.host)
+        if "Azure" in type(client).__name__:
+            provider = "azure.ai.openai"
+        facts = {"server.address": url.host, "server.port": url.port or (443 if url.scheme == "https" else 80)}
+        targets = self._targets
+        targets[key] = (weakref.ref(client, lambda _: targets.pop(key, None)), url, (provider, facts))
+        return provider, facts
 
 
 def path_of(url: str) -> str:
@@ -137,4 +143,4 @@ def _settle(opened: Opened, result: Any, http: Any) -> None:
         invocation.settle(reading)
         return
     body = result if http is None else first_event(http.content)
-    invocation.settle_estimated(reader.text(body), 0, reader.describe(body), "ok", unseen=reader.route.unseen)
+    invocation.settle_estimated(reader.text(body), 0, reader.describe(body), "ok")

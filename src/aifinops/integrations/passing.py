@@ -104,8 +104,7 @@ class Passing:
             invocation.settle(reading)
             return
         about = reader.describe(reader.event_body(first) or {})
-        status = "ok" if came.finished else "abandoned"
-        invocation.settle_estimated(came.text, came.pieces, about, status, unseen=reader.route.unseen)
+        invocation.settle_estimated(came.text, came.pieces, about, "ok" if came.finished else "abandoned")
 
     def _read(self, reader: Reader) -> tuple[Reading | None, StreamText, Any]:
         """(the usage that came, or else the text, the first event)."""
