@@ -197,8 +197,9 @@ def _exception(error: BaseException) -> Any:
     }
     chain, cause = [], error.__cause__
     while cause is not None:
-        chain.append((_name(cause), str(cause)))
-        cause = cause.__cause__
+        cancelled = isinstance(cause, asyncio.CancelledError)  # says in which task, and where that was
+        chain.append((_name(cause), "" if cancelled else str(cause)))
+        cause = None if cancelled else cause.__cause__
     kinds = [kind.__name__ for kind in type(error).__mro__]
     return [
         _name(error),
@@ -318,10 +319,10 @@ OPENAI = Sdk(
         "page async parsed": lambda sdk, c: picture(c.models.with_raw_response.list().parse().data),
     },
 )  # fmt: skip
-_ANTHROPIC = {"id": "msg_1", "type": "message", "role": "assistant", "model": "claude-sonnet-4-5", "content": [], "stop_reason": None, "stop_sequence": None, "usage": {"input_tokens": 9, "output_tokens": 1}}  # fmt: skip
+_ANTHROPIC = {"id": "msg_1", "type": "message", "role": "assistant", "model": "claude-next", "content": [], "stop_reason": None, "stop_sequence": None, "usage": {"input_tokens": 9, "output_tokens": 1}}  # fmt: skip
 ANTHROPIC = Sdk(
     "anthropic", ("Anthropic", "AsyncAnthropic"), "", "messages",
-    {"model": "claude-sonnet-4-5", "max_tokens": 50, "messages": [{"role": "user", "content": f"say {CANARY}"}]}, "/v1/messages",
+    {"model": "claude-next", "max_tokens": 50, "messages": [{"role": "user", "content": f"say {CANARY}"}]}, "/v1/messages",
     Script(
         {
             "/v1/messages": {**_ANTHROPIC, "content": [{"type": "text", "text": CANARY}], "stop_reason": "end_turn", "usage": {"input_tokens": 9, "output_tokens": 4}},
@@ -498,12 +499,12 @@ FAULTS: dict[str, tuple[str, Callable[[Sdk, Any], Any]]] = {
     "error page": ("text", lambda sdk, c: picture(caught(lambda: many(sdk, c)))),
     "200 with an error": ("error", lambda sdk, c: picture(caught(lambda: many(sdk, c)))),
     "invalid json": ("junk", lambda sdk, c: picture(caught(lambda: many(sdk, c)))),
-    "invalid json of a raw call": ("junk", lambda sdk, c: [picture(r := raw(sdk, c)), picture(caught(r.parse)), r.text]),
+    "invalid json of a raw call": ("junk", lambda sdk, c: [picture(r := raw(sdk, c)), picture(caught(r.parse)), r.http_response.text]),
     "half a body": ("half", lambda sdk, c: picture(caught(lambda: many(sdk, c)))),
     "closed without a word": ("close", lambda sdk, c: picture(caught(lambda: many(sdk, c)))),
     "retried": ("500", lambda sdk, c: picture(caught(lambda: many(sdk, c.with_options(max_retries=2))))),
-    "timed out after sending": ("hang", lambda sdk, c: picture(caught(lambda: many(sdk, c, timeout=0.05)))),
-    "stream timed out": ("hang", lambda sdk, c: picture(caught(lambda: many(sdk, c, timeout=0.05, stream=True)))),
+    "timed out after sending": ("hang", lambda sdk, c: picture(caught(lambda: many(sdk, c, timeout=0.3)))),
+    "stream timed out": ("hang", lambda sdk, c: picture(caught(lambda: many(sdk, c, timeout=0.3, stream=True)))),
     "stream cut": ("cut", lambda sdk, c: cut_short(many(sdk, c, stream=True))),
     "stream cut below": ("cut", lambda sdk, c: picture(caught(lambda: through(streaming(sdk, c, stream=True), lambda r: b"".join(r.iter_bytes()))))),
     "error within a stream": ("sse", lambda sdk, c: cut_short(many(sdk, c, stream=True))),
@@ -597,7 +598,7 @@ async def alist(values: Any) -> list[Any]:
 
 async def cancelled(call: Any) -> Any:
     task = asyncio.create_task(call)
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.3)
     task.cancel()
     error = await acaught(task)
     return [picture(error), task.cancelled()]
@@ -631,10 +632,10 @@ ASHAPES: dict[str, tuple[str, Callable[[Sdk, Any], Any]]] = {
     **{f"status {status}": (str(status), lambda sdk, c: chained(acaught(many(sdk, c)), _apicture)) for status in (400, 401, 404, 429, 500)},
     "invalid json": ("junk", lambda sdk, c: chained(acaught(many(sdk, c)), _apicture)),
     "half a body": ("half", lambda sdk, c: chained(acaught(many(sdk, c)), _apicture)),
-    "timed out": ("hang", lambda sdk, c: chained(acaught(many(sdk, c, timeout=0.05)), _apicture)),
+    "timed out": ("hang", lambda sdk, c: chained(acaught(many(sdk, c, timeout=0.3)), _apicture)),
     "cancelled": ("hang", lambda sdk, c: cancelled(many(sdk, c))),
     "stream cancelled": ("hang", lambda sdk, c: cancelled(many(sdk, c, stream=True))),
-    "wait_for": ("hang", lambda sdk, c: chained(acaught(asyncio.wait_for(many(sdk, c), 0.05)), _apicture)),
+    "wait_for": ("hang", lambda sdk, c: chained(acaught(asyncio.wait_for(many(sdk, c), 0.3)), _apicture)),
     "stream cut": ("cut", lambda sdk, c: chained(many(sdk, c, stream=True), acut)),
     "error within a stream": ("sse", lambda sdk, c: chained(many(sdk, c, stream=True), acut)),
 }  # fmt: skip

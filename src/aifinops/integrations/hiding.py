@@ -26,6 +26,7 @@ MAX_EVENT = 8 * 1024 * 1024
 _ENDS = (b"\n\n", b"\n\r\n")
 _LAST_ENDS = (*_ENDS, b"\r\r")
 _END = re.compile(rb"\r\n\r\n|\n\r?\n|\r\r")
+_ABSENT = frozenset({"NotGiven", "Omit"})
 _LF = 10
 _USAGE, _NULL = b'"usage"', b',"usage":null'
 """Inside of a JSON text each quotation mark has a backslash before it, so these bytes are never something that was said."""
@@ -49,7 +50,9 @@ def ask(opened: Opened, row: Provider, route: Route, host: str, options: Any) ->
     if not isinstance(body, dict) or field in extra:
         return
     given = body.get(field)
-    if given is None:
+    if (
+        given is None or type(given).__name__ in _ABSENT
+    ):  # some versions leave that out only when they write the request
         given = {}
     if not isinstance(given, dict) or flag in given:
         return

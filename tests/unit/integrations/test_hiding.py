@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aifinops import errors
@@ -43,6 +43,7 @@ def shown(data: bytes, cuts: list[int]) -> list[bytes]:
     return list(Hider().all(iter([data[a:b] for a, b in pairwise(edges)])))
 
 
+@settings(deadline=None)
 @given(
     texts=st.lists(st.sampled_from(TALE) | st.text(), max_size=5),
     end=st.sampled_from(["\n", "\r\n", "\r"]),
@@ -118,6 +119,7 @@ def test_a_failure_of_ours_shows_everything(monkeypatch: pytest.MonkeyPatch) -> 
     assert errors.failures()["integrations.hiding"] == 1
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=20), max_size=20), st.integers(1, 30))
 def test_pieces_of_a_size(parts: list[bytes], size: int) -> None:
     """All but the last are of the size that was asked for, and nothing is lost."""
