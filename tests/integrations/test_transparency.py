@@ -425,8 +425,8 @@ def raw_seen(response: Any) -> Any:
         picture(response),
         picture(parsed),
         parsed is response.parse(),
-        response.text,
-        response.content,
+        response.http_response.text,
+        response.http_response.content,
         copies(parsed),
     ]
 
