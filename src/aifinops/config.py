@@ -34,6 +34,15 @@ def _flag(value: object) -> bool:
     raise ValueError("write true or false")
 
 
+def _stream_usage(value: object) -> str:
+    if value in {"known", "always", "never"}:
+        return str(value)
+    try:
+        return "known" if _flag(value) else "never"
+    except ValueError:
+        raise ValueError("write true, false or always") from None
+
+
 def _text(value: object) -> str:
     if not isinstance(value, (str, os.PathLike)) or not str(value).strip():
         raise ValueError("write a text that is not empty")
@@ -128,6 +137,7 @@ SETTINGS = (
     Setting("egress", "AIFINOPS_EGRESS", False, _flag, "Whether bytes that storage sends are egress to the internet; false: this program is in the same region."),
     Setting("instrument", "AIFINOPS_INSTRUMENT", (), _names, "What `aifinops run` and `opentelemetry-instrument` meter; default: all that `instrument()` does."),
     Setting("summary", "AIFINOPS_SUMMARY", True, _flag, "Whether a program below `aifinops run` says at its end what it cost."),
+    Setting("stream_usage", "AIFINOPS_STREAM_USAGE", "known", _stream_usage, "Ask for the usage of streams whose caller did not, and hide the answer to that from him: at hosts `known` to take the question (or true), `always`, or `never` (or false)."),
 )  # fmt: skip
 
 _BY_NAME = {row.name: row for row in SETTINGS}
@@ -138,9 +148,10 @@ OTHER_VARIABLES = (
     "AIFINOPS_CORPUS",
     "AIFINOPS_RUN",
     "AIFINOPS_RUN_PID",
+    "AIFINOPS_SOAK",
     "AIFINOPS_TESTING",
 )
-"""Variables that are no settings: switches of `aifinops run`, and where a file or test material is."""
+"""Variables that are no settings: switches of `aifinops run` and of tests, and where a file or test material is."""
 
 _FILES = ("aifinops.toml", "pyproject.toml")
 
@@ -164,6 +175,7 @@ class Config:
     egress: bool = False
     instrument: tuple[str, ...] = ()
     summary: bool = True
+    stream_usage: str = "known"
     origin: Mapping[str, str] = field(default_factory=lambda: EMPTY)
 
 

@@ -63,6 +63,15 @@ MICRO = 1_000_000
 BYTES_PER_TOKEN, BYTES_PER_TOKEN_MOST = 4, 16
 """Estimates without a tokenizer: about four UTF-8 bytes a token, hardly ever more than sixteen, never less than one."""
 
+CACHED_AT_LEAST = 128
+"""A cached token of a prompt costs no less than one part in so many of a fresh one, at any provider whose prices are listed."""
+
+ALLOWANCE = 64
+"""Tokens that are added to what was counted of a stream that was left: the provider goes on until it notices, and bills that."""
+
+UNSAID = 16
+"""Tokens of a whole answer that are no text of it: its ends, and what marks a tool's call."""
+
 _NO_OUTPUT = frozenset({"embeddings", "moderation", "rerank"})
 
 _NOT_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "LocalProtocolError"})
@@ -84,6 +93,7 @@ class Call:
             `counts` is only expected.
         options: whatever else the request says that decides the price. hidden: True when `body` does not show all of the input.
         host: who else makes a span of this call: 0 nobody, 1 somebody who can be kept from it, 2 somebody who cannot.
+        unseen: True for a model that thinks in tokens which are billed and not shown.
     """
 
     provider: str
@@ -102,6 +112,7 @@ class Call:
     options: tuple[tuple[str, str], ...] = ()
     hidden: bool = False
     host: int = 0
+    unseen: bool = False
 
     def output_bound(self) -> int | None:
         """The most output tokens, over all choices; None when the request states no limit."""
@@ -616,19 +627,26 @@ class Invocation:
             swallow("metering.enrich", failure)
 
     def _estimate(self, output_text: str, chunks: int, reading: Reading, *, complete: bool) -> None:
+        """Count what came. A stream that was left may have been written on: an allowance for what was under way is added.
+
+        The bounds hold what was billed. A prompt that was read from a cache costs next to nothing; of an answer whose end was not seen,
+        or whose model thinks unseen, anything up to its limit may have been written.
+        """
         call = self.call
         prompt, messages = _prompt(call.body)
         size = len(output_text.encode())
         output_mid = max(_about(output_text, call.model), chunks)
-        allowance = 0 if complete else self._allowance()
+        most = size + UNSAID if complete and not call.unseen else max(size + UNSAID, self._allowance())
+        if not complete:
+            output_mid = min(output_mid + ALLOWANCE, most)
         told = reading.quantities  # the input, where the answer told it before it broke off
         reading.estimated = True
-        least = told or {"input_tokens": len(prompt) // BYTES_PER_TOKEN_MOST}
-        most = told or {"input_tokens": self._prompt_bound()}
+        least = told or {"input_tokens": len(prompt.encode()) // (BYTES_PER_TOKEN_MOST * CACHED_AT_LEAST)}
+        upper = told or {"input_tokens": self._prompt_bound()}
         middle = told or {"input_tokens": _about(prompt, call.model) + 4 * messages}
         reading.quantities = {**middle, "output_tokens": output_mid}
         reading.lower = {**least, "output_tokens": chunks}
-        reading.upper = {**most, "output_tokens": max(size, allowance, output_mid)}
+        reading.upper = {**upper, "output_tokens": max(most, output_mid)}
 
     def _prompt_bound(self) -> int:
         call = self.call

@@ -235,6 +235,7 @@ def init(
     dialects: Any = None,
     metric_tags: Any = None,
     threads: bool | None = None,
+    stream_usage: bool | str | None = None,
     enabled: bool | None = None,
     egress: bool | None = None,
     instrument: Any = None,
@@ -254,6 +255,8 @@ def init(
         otlp: OTLP endpoint; without it `OTEL_EXPORTER_OTLP_*` decides, and without those nothing is exported.
         spans: `"auto"`, `"emit"`, `"enrich"` or `"off"`. dialects: extra attribute names, default `("compat",)`.
         metric_tags: tags that become metric attributes. threads: carry scopes into `ThreadPoolExecutor` threads.
+        stream_usage: whether streams are asked for their usage where the caller did not, unseen by him: at hosts that are known to take
+            the question (default), `"always"`, or False for never.
         enabled: False turns metering off. clock: for tests.
         egress: True counts the bytes that storage sends as egress to the internet.
         instrument, summary: for programs that run without a line of code, so they are customary in the environment or the file.
@@ -267,7 +270,7 @@ def init(
     """
     arguments = {
         "ledger": ledger, "prices": prices, "price_folder": price_folder, "model_map": model_map, "tags": tags, "budgets": budgets, "otlp": otlp, "spans": spans,
-        "dialects": dialects, "metric_tags": metric_tags, "threads": threads, "enabled": enabled, "egress": egress, "instrument": instrument, "summary": summary, **unknown,
+        "dialects": dialects, "metric_tags": metric_tags, "threads": threads, "stream_usage": stream_usage, "enabled": enabled, "egress": egress, "instrument": instrument, "summary": summary, **unknown,
     }  # fmt: skip
     return _install(arguments, clock, only_if_missing=False)
 

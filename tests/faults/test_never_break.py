@@ -22,7 +22,7 @@ from aifinops import charges, errors, metering, money, reading, runtime, scope, 
 from aifinops.budgets import guard, policy  # noqa: E402
 from aifinops.budgets.stores import base as store_base  # noqa: E402
 from aifinops.budgets.stores import memory as store_memory  # noqa: E402
-from aifinops.integrations import calls, extract, passing  # noqa: E402
+from aifinops.integrations import calls, extract, hiding, passing  # noqa: E402
 from aifinops.integrations.seams import stainless  # noqa: E402
 from aifinops.ledger import codec, journal, sqlite, writer  # noqa: E402
 from aifinops.pricing import book, contract, lists, match, prices, sheet, tokens  # noqa: E402
@@ -33,7 +33,7 @@ from aifinops.testing import FakeProvider  # noqa: E402
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 
 MODULES = (
-    stainless, calls, passing, extract, metering, spans, metrics, histograms, attributes, names, writer, sqlite, journal, codec, guard, policy, store_base, store_memory,
+    stainless, calls, passing, hiding, extract, metering, spans, metrics, histograms, attributes, names, writer, sqlite, journal, codec, guard, policy, store_base, store_memory,
     book, contract, lists, match, prices, sheet, tokens, charges, money, reading, usage, runtime, scope,
 )  # fmt: skip
 
@@ -41,6 +41,11 @@ CONTAINERS = {
     "stainless.Seam._request", "stainless.Seam._arequest", "stainless._process_response", "passing.guarded",  # the outermost wrappers
     "passing.Tap._iter_bytes", "passing.Tap._aiter_bytes", "passing.Tap._segments", "passing.Tap._apass",  # what the user pulls on
     "passing.Tap._close", "passing.Tap._aclose", "passing.Tap._original",
+    "passing.Tap._iter_raw", "passing.Tap._aiter_raw", "passing.Tap._tapped", "passing.Tap._atapped",
+    "hiding.replaced", "hiding.hide", "hiding.Veil.__init__", "hiding.Veil._iter_bytes", "hiding.Veil._iter_raw",
+    "hiding.Veil._aiter_bytes", "hiding.Veil._aiter_raw", "hiding._sized", "hiding._asized", "hiding._cut", "hiding._acut", "hiding._aall",
+    "hiding.Hider.__init__", "hiding.Hider.take", "hiding.Hider.taking", "hiding.Hider.all", "hiding.Hider.rest",
+    "hiding.Hider._until_end", "hiding._without", "hiding._shown", "hiding._without_null",  # what cannot be read is shown, see test_hiding
     "passing._watched", "passing._awatched",
     "scope.enter", "scope.leave", "scope.Scope.__init__",  # the user's own `with`, not the call
 }  # fmt: skip
@@ -111,8 +116,9 @@ def armed(tmp_path: Any) -> Iterator[None]:
 
     errors.reraise_failures(False)
     logging.getLogger("aifinops").setLevel(logging.CRITICAL)
-    af.init(ledger=tmp_path / "ledger.db")
+    af.init(ledger=tmp_path / "ledger.db", stream_usage="always")
     provider = TracerProvider(shutdown_on_exit=False)
+    assert runtime.get().guard  # the engines are made together when one is first asked for
     runtime.get().spans = spans.Spans("0", lambda: provider)
     af.instrument("openai")
     yield

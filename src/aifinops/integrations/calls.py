@@ -35,7 +35,8 @@ class Calls:
         self._polls = [
             (kind, pattern.split("{}"), keys) for kind, table in answers_of for pattern, keys in table.items()
         ]
-        self._targets: weakref.WeakKeyDictionary[Any, _Target] = weakref.WeakKeyDictionary()
+        # By identity: a client may be of a class that cannot be hashed, or that is equal to another one of another host.
+        self._targets: dict[int, tuple[weakref.ref[Any], Any, _Target]] = {}
         self.others = others.presence(row.module)
 
     def open(
@@ -159,12 +160,13 @@ class Calls:
         limit = next((found for name in route.limits if isinstance(found := _asked(body, name), int)), None)
         choices = _asked(body, route.choices)
         asked = body.get("model")
-        if limit is None and route.most and isinstance(asked, str):
-            limit = route.most.get(asked)
+        model = model or (asked if isinstance(asked, str) else "")
+        if limit is None and route.most:
+            limit = route.most.get(model)
         return Call(
             provider=provider,
             operation=route.operation,
-            model=model or (asked if isinstance(asked, str) else ""),
+            model=model,
             body=body,
             stream=stream,
             max_output=limit,
@@ -172,19 +174,23 @@ class Calls:
             tier=_dearer(tier, route) if tier else _tier(body, route),
             facts={**facts, **route.facts} if route.facts else facts,
             region=region or _region(body, route) or self.row.residency.get(facts["server.address"], ""),
+            unseen=bool(route.unseen) and model.startswith(route.unseen),
             **_billed(body, route, files) if route.billed or route.hidden else _NOTHING,
         )
 
     def target(self, client: Any, url: Any) -> _Target:
         """Provider and server attributes of a client, and whether it makes spans itself; worked out once for each."""
-        found = self._targets.get(client)
-        if found is None:
-            kinds = " ".join(kind.__name__ for kind in type(client).__mro__)
-            named = next((name for part, name in self.row.clients.items() if part in kinds), "")
-            provider = named or self.row.provider_at(url.host)
-            facts = {"server.address": url.host, "server.port": url.port or (443 if url.scheme == "https" else 80)}
-            found = self._targets[client] = (provider, facts, others.native(client))
-            others.presence(self.row.module)
+        key = id(client)
+        known = self._targets.get(key)
+        if known is not None and known[0]() is client and (known[1] is url or known[1] == url):
+            return known[2]
+        kinds = " ".join(kind.__name__ for kind in type(client).__mro__)
+        named = next((name for part, name in self.row.clients.items() if part in kinds), "")
+        provider = named or self.row.provider_at(url.host)
+        facts = {"server.address": url.host, "server.port": url.port or (443 if url.scheme == "https" else 80)}
+        found, targets = (provider, facts, others.native(client)), self._targets
+        targets[key] = (weakref.ref(client, lambda _: targets.pop(key, None)), url, found)
+        others.presence(self.row.module)
         return found
 
 

@@ -45,11 +45,12 @@ SEGMENT = 63
 class Opened:
     """An invocation with what a seam needs to close it."""
 
-    __slots__ = ("invocation", "reader")
+    __slots__ = ("invocation", "options", "reader")
 
     def __init__(self, reader: Reader, invocation: Invocation) -> None:
         self.reader = reader
         self.invocation = invocation
+        self.options: Any = None  # of a request that asks for more than its caller did, see `hiding`
 
     def passing(self) -> Passing:
         """What keeps an answer of this call that comes in pieces."""
@@ -266,18 +267,24 @@ class Tap:
         passing.framed = "amazon.eventstream" in http.headers.get("content-type", "")
         self._source: Any = None
         if hasattr(http, "iter_bytes"):
-            http.iter_bytes = self._iter_bytes
-            http.close = self._close
+            http.iter_bytes, http.iter_raw, http.close = self._iter_bytes, self._iter_raw, self._close
         if hasattr(http, "aiter_bytes"):
-            http.aiter_bytes = self._aiter_bytes
-            http.aclose = self._aclose
+            http.aiter_bytes, http.aiter_raw, http.aclose = self._aiter_bytes, self._aiter_raw, self._aclose
         weakref.finalize(http, guarded, "lost", self._passing.lost).atexit = False
 
     def _original(self, name: str) -> Any:
         return getattr(type(self._http), name).__get__(self._http)
 
     def _iter_bytes(self, *args: Any, **kwargs: Any) -> Iterator[bytes]:
-        self._source = source = self._original("iter_bytes")(*args, **kwargs)
+        return self._tapped("iter_bytes", args, kwargs)
+
+    def _iter_raw(self, *args: Any, **kwargs: Any) -> Iterator[bytes]:
+        if self._source is not None:  # asked by `iter_bytes`, whose bytes are seen already
+            return self._original("iter_raw")(*args, **kwargs)  # type: ignore[no-any-return]
+        return self._tapped("iter_raw", args, kwargs)
+
+    def _tapped(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[bytes]:
+        self._source = source = self._original(name)(*args, **kwargs)
         return chain.from_iterable(self._segments(source))
 
     def _segments(self, chunks: Iterator[bytes]) -> Iterator[Iterable[bytes]]:
@@ -293,10 +300,18 @@ class Tap:
         except GeneratorExit:  # nobody reads on, though some keep the answer open for long
             guarded("lost", passing.lost)
             raise
-        guarded("finish", passing.finish)
+        guarded("finish", self._finished)
 
     def _aiter_bytes(self, *args: Any, **kwargs: Any) -> AsyncIterator[bytes]:
-        self._source = source = self._original("aiter_bytes")(*args, **kwargs)
+        return self._atapped("aiter_bytes", args, kwargs)
+
+    def _aiter_raw(self, *args: Any, **kwargs: Any) -> AsyncIterator[bytes]:
+        if self._source is not None:
+            return self._original("aiter_raw")(*args, **kwargs)  # type: ignore[no-any-return]
+        return self._atapped("aiter_raw", args, kwargs)
+
+    def _atapped(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AsyncIterator[bytes]:
+        self._source = source = self._original(name)(*args, **kwargs)
         return self._apass(source)
 
     async def _apass(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -311,7 +326,7 @@ class Tap:
         except GeneratorExit:
             guarded("lost", passing.lost)
             raise
-        guarded("finish", passing.finish)
+        guarded("finish", self._finished)
 
     def _close(self) -> None:
         try:
@@ -328,9 +343,20 @@ class Tap:
     def _closed(self, running: str) -> None:
         if sys.exc_info()[0] is GeneratorExit:
             self._passing.lost()  # a dropped generator is closed by the garbage collector
+            self._leave()
         # httpx closes an answer itself when it has read the last bytes, before it hands them out: not the end yet.
         elif not getattr(self._source, running, False):
-            self._passing.finish()
+            self._finished()
+
+    def _finished(self) -> None:
+        self._leave()
+        self._passing.finish()
+
+    def _leave(self) -> None:
+        """Take our attributes away again: what is over can be pickled and read again as if we had not been there."""
+        mine = vars(self._http)
+        for name in ("iter_bytes", "iter_raw", "close", "aiter_bytes", "aiter_raw", "aclose"):
+            mine.pop(name, None)
 
 
 _passing: set[Any] = set()

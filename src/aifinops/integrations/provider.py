@@ -71,6 +71,8 @@ class Route:
         running: True when every event of a stream repeats the usage so far, which is final only where `finish` stands.
         text: paths of generated text, in bodies and stream events; counted when a stream ends without usage.
         limits: request fields (plain paths) that state the output limit, first one wins. choices: the field that multiplies it.
+        usage_option: `field.flag` of a request for a stream that makes it end with its usage, in an event that has no choices.
+        unseen: beginnings of the names of models that think in billed tokens which no event of a stream shows.
         model, response_id, created, finish: in the body.
         tier, region: in the body; the first that is not empty. tiers, regions: provider's word -> ours, empty for the standard.
         options: option of the price -> where.
@@ -100,6 +102,8 @@ class Route:
     running: bool = False
     text: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
+    usage_option: str = ""
+    unseen: tuple[str, ...] = ()
     choices: str = "n"
     model: str = "model"
     response_id: str = "id"
@@ -140,6 +144,7 @@ class Provider:
             and `{id}` any one part.
         hosts: host, or `.suffix` of hosts -> provider name; one client library reaches many providers. Where it sends with httpx, a
             host may be followed by the first part of the path (`router.example/groq`).
+        usage_hosts: hosts, or `.suffix` of hosts, that are known to take every route's `usage_option` and to send no usage without it.
         residency: host -> region that it keeps requests in, of which answers say nothing.
         package: what to install, for the error that says so.
         clients: part of the name of a client's class -> provider name; it is over `hosts`.
@@ -162,6 +167,7 @@ class Provider:
     minimum: str = ""
     seam: str = ""
     hosts: Mapping[str, str] = field(default_factory=dict)
+    usage_hosts: tuple[str, ...] = ()
     residency: Mapping[str, str] = field(default_factory=dict)
     clients: Mapping[str, str] = field(default_factory=dict)
     prefix: str = ""

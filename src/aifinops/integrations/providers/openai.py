@@ -81,18 +81,32 @@ _SVG = Parts(
 # Capacity that was bought beforehand has no price by the token.
 TIERS = {"scale": "provisioned"}
 
+# Written by the model, so it is counted when nobody says how many tokens it was.
+_CHAT_TEXT = tuple(
+    f"choices.{where}.{what}"
+    for where in ("message", "delta")
+    for what in (
+        "content", "refusal", "reasoning_content", "reasoning", "tool_calls.function.name", "tool_calls.function.arguments",
+        "function_call.name", "function_call.arguments",
+    )
+)  # fmt: skip
+# https://platform.openai.com/docs/guides/reasoning: billed as output, not in the answer.
+_UNSEEN = ("o1", "o3", "o4", "gpt-5", "gpt-oss", "codex")
+_USAGE_OPTION = "stream_options.include_usage"
+
 CHAT = Route(
     "chat", COMPLETION_USAGE, ("object=chat.completion,chat.completion.chunk",),
-    text=("choices.message.content", "choices.delta.content"), limits=("max_completion_tokens", "max_tokens"), tiers=TIERS,
+    text=_CHAT_TEXT, limits=("max_completion_tokens", "max_tokens"), usage_option=_USAGE_OPTION, unseen=_UNSEEN, tiers=TIERS,
     finish="choices.finish_reason", known=COMPLETION_KNOWN, facts={"openai.api.type": "chat_completions"},
 )  # fmt: skip
 RESPONSES = Route(
     "chat", _RESPONSE_USAGE, ("object=response",), _RESPONSE_TOOLS, "tools", (_IMAGE_TOOL,), event="response",
-    text=("output.content.text", "delta"), limits=("max_output_tokens",), created="created_at", tiers=TIERS, finish="status",
-    also=("tool_usage",), known=("usage.total_tokens",), facts={"openai.api.type": "responses"}, later=("queued", "in_progress"),
+    text=("output.content.text", "delta"), limits=("max_output_tokens",), unseen=_UNSEEN, created="created_at", tiers=TIERS,
+    finish="status", also=("tool_usage",), known=("usage.total_tokens",), facts={"openai.api.type": "responses"},
+    later=("queued", "in_progress"),
 )  # fmt: skip
 COMPLETIONS = Route(
-    "text_completion", COMPLETION_USAGE, ("object=text_completion",), text=("choices.text",), limits=("max_tokens",),
+    "text_completion", COMPLETION_USAGE, ("object=text_completion",), text=("choices.text",), limits=("max_tokens",), usage_option=_USAGE_OPTION,
     finish="choices.finish_reason", known=COMPLETION_KNOWN,
 )  # fmt: skip
 EMBEDDINGS = Route(
@@ -204,6 +218,8 @@ OPENAI = Provider(
     files=FILES,
     other=ANY,
     clients={"Azure": "azure.ai.openai", "Bedrock": "aws.bedrock"},
+    # Azure refuses the option in older API versions; the other hosts above send the usage of a stream unasked.
+    usage_hosts=("api.openai.com", ".api.openai.com"),
     # https://developers.openai.com/api/docs/guides/data-residency: models since March 2026 cost a tenth more there.
     residency={f"{region}.api.openai.com": region for region in ("us", "eu", "au", "in", "jp", "ae")},
 )  # fmt: skip

@@ -16,6 +16,7 @@ from typing import Any
 from aifinops import metering
 from aifinops.errors import swallow
 from aifinops.integrations.calls import Calls, answered, failed
+from aifinops.integrations.hiding import ask, hide, replaced
 from aifinops.integrations.passing import Opened, guarded
 from aifinops.integrations.patching import Patch
 from aifinops.integrations.provider import Provider
@@ -66,12 +67,16 @@ class Seam:
         opened = guarded("stainless.begin", self._begin, client, args, kwargs)
         if opened is None:
             return wrapped(*args, **kwargs)
+        if opened.options is not None:
+            args, kwargs = replaced(opened, args, kwargs)
         try:
             result = wrapped(*args, **kwargs)
         except BaseException as error:
             guarded("failed", failed, opened, error)
             raise
         guarded("answered", answered, opened, result)
+        if opened.options is not None:
+            guarded("hide", hide, result)
         return result
 
     async def _arequest(
@@ -80,12 +85,16 @@ class Seam:
         opened = guarded("stainless.begin", self._begin, client, args, kwargs)
         if opened is None:
             return await wrapped(*args, **kwargs)
+        if opened.options is not None:
+            args, kwargs = replaced(opened, args, kwargs)
         try:
             result = await wrapped(*args, **kwargs)
         except BaseException as error:
             guarded("failed", failed, opened, error)
             raise
         guarded("answered", answered, opened, result)
+        if opened.options is not None:
+            guarded("hide", hide, result)
         return result
 
     # --- begin --------------------------------------------------------------------------------------------------------
@@ -103,7 +112,10 @@ class Seam:
         route = self._row.routes.get(path)
         if route is None:
             return self._calls.unknown(client, client.base_url, path, body, stream=stream)
-        return self._calls.open(client, client.base_url, path, route, body, stream=stream, files=options.files)
+        opened = self._calls.open(client, client.base_url, path, route, body, stream=stream, files=options.files)
+        if opened is not None and route.usage_option and kwargs.get("stream"):
+            guarded("ask", ask, opened, self._row, route, client.base_url.host, options)
+        return opened
 
 
 def _body(options: Any) -> dict[str, Any]:

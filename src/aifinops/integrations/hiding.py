@@ -1,0 +1,270 @@
+"""Ask for the usage of a stream whose caller did not, and keep the answer to that question from him.
+
+A stream of chat completions says what it used only when it is asked to, in one more event without choices, and then has `usage: null`
+in every other event. Programs that never asked index `choices[0]` of each event. So what the question added is taken out of the bytes,
+before anybody reads them: the event, and the nulls. Every other byte stays.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from aifinops.errors import swallow
+
+if TYPE_CHECKING:
+    from aifinops.integrations.passing import Opened
+    from aifinops.integrations.provider import Provider, Route
+
+__all__ = ["Hider", "ask", "hide", "replaced"]
+
+MAX_EVENT = 8 * 1024 * 1024
+"""Bytes without the end of an event after which this is taken for no stream of events: it passes as it is from there on."""
+
+_ENDS = (b"\n\n", b"\n\r\n")
+_LAST_ENDS = (*_ENDS, b"\r\r")
+_END = re.compile(rb"\r\n\r\n|\n\r?\n|\r\r")
+_ABSENT = frozenset({"NotGiven", "Omit"})
+_LF = 10
+_USAGE, _NULL = b'"usage"', b',"usage":null'
+"""Inside of a JSON text each quotation mark has a backslash before it, so these bytes are never something that was said."""
+_SPACED_NULL = re.compile(rb'\s*,\s*"usage"\s*:\s*null|"usage"\s*:\s*null\s*,\s*')
+
+
+def ask(opened: Opened, row: Provider, route: Route, host: str, options: Any) -> None:
+    """Leave in `opened` the options of a request that asks for usage too, when this stream is to be asked.
+
+    The caller's own dicts stay as they are, and whoever has said himself whether he wants usage is left as asked.
+
+    Args:
+        options: of the request, as Stainless' client libraries have them.
+    """
+    how = opened.invocation.engines.config.stream_usage
+    if how == "never" or not route.usage_option or (how == "known" and not _is_known(row, host)):
+        return
+    field, _, flag = route.usage_option.partition(".")
+    body = options.json_data
+    extra = getattr(options, "extra_json", None) or {}
+    if not isinstance(body, dict) or field in extra:
+        return
+    given = body.get(field)
+    if (
+        given is None or type(given).__name__ in _ABSENT
+    ):  # some versions leave that out only when they write the request
+        given = {}
+    if not isinstance(given, dict) or flag in given:
+        return
+    copy = getattr(options, "model_copy", None) or options.copy  # pydantic 2, else 1
+    opened.options = copy(update={"json_data": {**body, field: {**given, flag: True}}})
+
+
+def _is_known(row: Provider, host: str) -> bool:
+    return any(host == known or (known[0] == "." and host.endswith(known)) for known in row.usage_hosts)
+
+
+def replaced(opened: Opened, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of the request with the options that `ask` has left."""
+    if len(args) > 1:
+        return (args[0], opened.options, *args[2:]), kwargs
+    return args, {**kwargs, "options": opened.options}
+
+
+class Hider:
+    """What is taken out of one answer. Whole events go on at once; the beginning of one waits for its end, as it does in the client."""
+
+    __slots__ = ("_off", "_parts", "_size")
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._off = False
+
+    def take(self, chunk: bytes) -> bytes:
+        """What goes on of a chunk and of what waited before it; perhaps nothing yet."""
+        if self._off:
+            return chunk
+        try:
+            whole = chunk if not self._parts and chunk.endswith(_ENDS) else self._until_end(chunk)
+            whole = whole.replace(_NULL, b"")
+            return whole if _USAGE not in whole else _without(whole)
+        except Exception as failure:  # what cannot be read is not hidden
+            swallow("integrations.hiding", failure)
+            self._off = True
+            return self.rest() + chunk
+
+    def rest(self) -> bytes:
+        """What still waits when no more comes."""
+        data = b"".join(self._parts)
+        self._parts.clear()
+        self._size = 0
+        return data if self._off or not data else _without(data.replace(_NULL, b""))
+
+    def taking(self) -> Callable[[bytes], bytes]:
+        """`take`, with what it can do at once done without it."""
+        parts, slowly = self._parts, self.take
+
+        def take(chunk: bytes) -> bytes:
+            # One event, as nearly all chunks are. Its null is looked for from the end, near which it is.
+            if chunk.find(b"\n") == len(chunk) - 2 and chunk[-1] == _LF and not parts:
+                head, null, tail = chunk.rpartition(_NULL)
+                if null and _USAGE not in tail:
+                    return head + tail
+            return slowly(chunk)
+
+        return take
+
+    def all(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        """The chunks of an answer without what is hidden; with one step of ours for each."""
+        try:
+            yield from filter(None, map(self.taking(), chunks))
+        except Exception:
+            if self._parts:  # whoever reads bytes gets all that came before a connection broke
+                yield self.rest()
+            raise
+        if self._parts and (last := self.rest()):
+            yield last
+
+    def _until_end(self, chunk: bytes) -> bytes:
+        parts = self._parts
+        if b"\n" not in chunk and b"\r" not in chunk:  # no event ends here, whatever came before
+            parts.append(chunk)
+            self._size += len(chunk)
+            if self._size > MAX_EVENT:
+                self._off = True
+                return self.rest()
+            return b""
+        data = b"".join((*parts, chunk))
+        cut = max((at + len(end) for end in _LAST_ENDS if (at := data.rfind(end)) >= 0), default=0)
+        parts.clear()
+        if cut < len(data):
+            parts.append(data[cut:])
+        self._size = len(data) - cut
+        return data[:cut]
+
+
+def _without(data: bytes) -> bytes:
+    kept, at = [], 0
+    for end in _END.finditer(data):
+        kept.append(_shown(data[at : end.end()]))
+        at = end.end()
+    if at < len(data):
+        kept.append(_shown(data[at:]))
+    return b"".join(kept)
+
+
+def _shown(event: bytes) -> bytes:
+    """An event as it would have come unasked; empty for the one that would not have."""
+    if _USAGE not in event:
+        return event
+    lines = event.splitlines()
+    try:
+        body = json.loads(b"\n".join(line[5:] for line in lines if line.startswith(b"data:")))
+    except ValueError:
+        return event
+    if not isinstance(body, dict) or "usage" not in body:
+        return event
+    usage = body.pop("usage")
+    if usage is None:
+        return _without_null(event, body)
+    return b"" if body.get("choices") == [] and isinstance(usage, dict) else event
+
+
+def _without_null(event: bytes, body: dict[str, Any]) -> bytes:
+    edited = _SPACED_NULL.sub(b"", event, count=1)
+    try:
+        same = json.loads(b"\n".join(line[5:] for line in edited.splitlines() if line.startswith(b"data:"))) == body
+    except ValueError:
+        return event
+    return edited if same else event
+
+
+class Veil:
+    """Attributes of one HTTP answer that hide what our question added to it, from whoever reads it in whatever way."""
+
+    def __init__(self, http: Any) -> None:
+        self._below: dict[str, Any] = {}
+        self._hider = Hider()
+        for name, shown in (
+            ("iter_bytes", self._iter_bytes),
+            ("iter_raw", self._iter_raw),
+            ("aiter_bytes", self._aiter_bytes),
+            ("aiter_raw", self._aiter_raw),
+        ):
+            if hasattr(http, name):
+                self._below[name] = getattr(http, name)
+                setattr(http, name, shown)
+        self._used = False
+
+    def _iter_bytes(self, chunk_size: int | None = None) -> Iterator[bytes]:
+        self._used = True
+        return _sized(self._hider.all(self._below["iter_bytes"]()), chunk_size)
+
+    def _iter_raw(self, chunk_size: int | None = None) -> Iterator[bytes]:
+        if self._used:  # by `iter_bytes`, which asks for these itself
+            return self._below["iter_raw"](chunk_size)  # type: ignore[no-any-return]
+        self._used = True
+        return _sized(self._hider.all(self._below["iter_raw"]()), chunk_size)
+
+    def _aiter_bytes(self, chunk_size: int | None = None) -> AsyncIterator[bytes]:
+        self._used = True
+        return _asized(_aall(self._hider, self._below["aiter_bytes"]()), chunk_size)
+
+    def _aiter_raw(self, chunk_size: int | None = None) -> AsyncIterator[bytes]:
+        if self._used:
+            return self._below["aiter_raw"](chunk_size)  # type: ignore[no-any-return]
+        self._used = True
+        return _asized(_aall(self._hider, self._below["aiter_raw"]()), chunk_size)
+
+
+def hide(result: Any) -> None:
+    """Hide in the answer below what the client library hands out."""
+    http = getattr(result, "http_response", None) or getattr(result, "response", None)
+    if http is not None:
+        Veil(http)
+
+
+def _sized(chunks: Iterator[bytes], size: int | None) -> Iterator[bytes]:
+    """The same bytes in pieces of a size, as they are asked of httpx."""
+    return chunks if size is None else _cut(chunks, size)
+
+
+def _cut(chunks: Iterator[bytes], size: int) -> Iterator[bytes]:
+    waiting = bytearray()
+    for chunk in chunks:
+        waiting += chunk
+        while len(waiting) >= size:
+            yield bytes(waiting[:size])
+            del waiting[:size]
+    if waiting:
+        yield bytes(waiting)
+
+
+def _asized(chunks: AsyncIterator[bytes], size: int | None) -> AsyncIterator[bytes]:
+    return chunks if size is None else _acut(chunks, size)
+
+
+async def _acut(chunks: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
+    waiting = bytearray()
+    async for chunk in chunks:
+        waiting += chunk
+        while len(waiting) >= size:
+            yield bytes(waiting[:size])
+            del waiting[:size]
+    if waiting:
+        yield bytes(waiting)
+
+
+async def _aall(hider: Hider, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    take = hider.taking()
+    try:
+        async for chunk in chunks:
+            if shown := take(chunk):
+                yield shown
+    except Exception:
+        if waiting := hider.rest():
+            yield waiting
+        raise
+    if waiting := hider.rest():
+        yield waiting
