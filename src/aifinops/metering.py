@@ -644,6 +644,9 @@ class Invocation:
         least = told or {"input_tokens": len(prompt.encode()) // (BYTES_PER_TOKEN_MOST * CACHED_AT_LEAST)}
         upper = told or {"input_tokens": self._prompt_bound()}
         middle = told or {"input_tokens": _about(prompt, call.model) + 4 * messages}
+        if call.operation in _NO_OUTPUT:
+            reading.quantities, reading.lower, reading.upper = middle, least, upper
+            return
         reading.quantities = {**middle, "output_tokens": output_mid}
         reading.lower = {**least, "output_tokens": chunks}
         reading.upper = {**upper, "output_tokens": max(most, output_mid)}

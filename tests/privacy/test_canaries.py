@@ -181,7 +181,7 @@ def _anthropic(url: str) -> Iterator[Callable[[], Any]]:
     if "anthropic" not in registry.PROVIDERS:
         pytest.skip("there is no integration for it")
     ask = {
-        "model": "claude-sonnet-4-5",
+        "model": "claude-opus-5",
         "max_tokens": 9,
         "system": SYSTEM,
         "messages": [{"role": "user", "content": PROMPT}],
@@ -299,7 +299,8 @@ def test_nothing_that_was_said_is_written_anywhere(folder: Path, wire: Wire, nam
     finally:
         everything.close()
     assert [place for place, text in found.items() if ANY in text] == []
-    assert found["spans"].count("gen_ai.request.model") >= calls / 2, "there was something to look through"
+    if name == "openai":  # the other one makes its spans itself, and gets our attributes onto those
+        assert found["spans"].count("gen_ai.request.model") >= calls / 2, "there was something to look through"
     assert any(isinstance(error, BudgetExceeded) for error in everything.raised)
     assert "gpt" in found["ledger"] or "claude" in found["ledger"]
 
