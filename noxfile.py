@@ -16,13 +16,40 @@ nox.needs_version = ">=2024.10"
 nox.options.default_venv_backend = "virtualenv"
 nox.options.error_on_missing_interpreters = False  # "each installed Python": a missing one is skipped, also in CI
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["lint", "types", "tests", "tests_openai", "providers", "docs", "examples", "wheel", "minimums"]
+nox.options.sessions = [
+    "lint",
+    "types",
+    "tests",
+    "tests_openai",
+    "tests_older",
+    "tests_around",
+    "providers",
+    "docs",
+    "examples",
+    "wheel",
+    "minimums",
+]
 
 ROOT = Path(__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 OLDEST = PYTHONS[0]
 OPENAI = {"1": "openai>=1.92,<2", "2": "openai>=2,<3", "3": "openai>=3,<4"}
+OLDER = {
+    "anthropic 0": (["anthropic>=0.70,<1"], ["tests/integrations"]),
+    "mistralai 1, cohere 5, ollama 0.4": (
+        ["mistralai>=1.9,<2", "cohere>=5,<6", "ollama<0.5"],
+        [f"tests/integrations/test_{name}.py" for name in ("mistral", "cohere", "ollama")],
+    ),
+}
+_HERE = "tests/integrations/test_"
+AROUND = {
+    "frameworks": [f"{_HERE}{name}.py" for name in ("langchain", "agents_sdk", "pydantic_ai", "mcp")],
+    "llama-index": [f"{_HERE}llama_index.py"],
+    "resources": [f"{_HERE}vector_databases.py", f"{_HERE}storage.py"],
+    "litellm": [f"{_HERE}litellm.py"],
+    "aio": [f"{_HERE}bedrock.py", f"{_HERE}google_genai.py"],
+}
 
 # Held to 95 % of branches; the edges (command line, GPUs, other people's SDKs) have tests of another kind.
 CORE = [
@@ -84,9 +111,43 @@ def tests_openai(session: nox.Session, major: str) -> None:
 
 @nox.session(python=OLDEST)
 def providers(session: nox.Session) -> None:
-    """The golden answers, each accepted by its own SDK's types."""
+    """The golden answers, each accepted by its own SDK's types, and the real clients of every provider."""
     session.install("-e", ".[test]", *_group("providers"))
-    _pytest(session, "tests/providers")
+    _pytest(session, "tests/providers", "tests/integrations", "tests/privacy", "tests/corpus")
+
+
+@nox.session(python=OLDEST)
+@nox.parametrize("sdk", list(OLDER))
+def tests_older(session: nox.Session, sdk: str) -> None:
+    """Client libraries in the versions that many still have."""
+    requirements, places = OLDER[sdk]
+    session.install("-e", ".[test]", *requirements)
+    _pytest(session, *places)
+
+
+@nox.session(python=OLDEST)
+@nox.parametrize("group", list(AROUND))
+def tests_around(session: nox.Session, group: str) -> None:
+    """What stands above and beside model calls, each kind in an environment of its own since their pins clash."""
+    session.install("-e", ".[test]", *_group(group))
+    _pytest(session, *AROUND[group])
+
+
+@nox.session(python=OLDEST)
+def soak(session: nox.Session) -> None:
+    """Many calls, abandoned streams and forks; takes half an hour, so it is run by hand."""
+    session.install("-e", ".[test]")
+    session.env["AIFINOPS_SOAK"] = "1"
+    _pytest(session, "-s", "tests/faults/test_soak.py", "tests/integrations/test_stream_truth.py")
+
+
+@nox.session(python=OLDEST)
+def stacking(session: nox.Session) -> None:
+    """Every other instrumentation with ours, in both orders; the script makes the peers' environments itself, so it is run by hand."""
+    session.install("-e", ".[openai]")
+    session.run(
+        "python", "tests/stacking/run.py", "--envs", str(Path(session.create_tmp()) / "peers"), *session.posargs
+    )
 
 
 @nox.session(python=OLDEST)
