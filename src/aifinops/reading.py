@@ -55,8 +55,8 @@ class Reading:
     reported: Decimal | None = None
     finish_reasons: tuple[str, ...] = ()
     estimated: bool = False
-    lower: Quantities = field(default_factory=lambda: EMPTY_QUANTITIES)
-    upper: Quantities = field(default_factory=lambda: EMPTY_QUANTITIES)
+    lower: Quantities = field(default_factory=dict)
+    upper: Quantities = field(default_factory=dict)
     problem: str = ""
     options: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()

@@ -153,6 +153,8 @@ class _Forms:
             for form in self.every
             if all(holds(sign, said) for sign in form.signs if sign[0] in {_OBJECT, _TYPE})
         ]
+        if kind[0]:  # with an `object` it is an answer, not an event that carries one: those forms are asked last
+            found.sort(key=lambda one: bool(one[0].reader.route.event))
         if len(self._by_kind) < _KINDS:  # the words come from outside
             self._by_kind[kind] = found
         return found

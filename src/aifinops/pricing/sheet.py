@@ -229,7 +229,8 @@ class Sheet:
         inside = self.provenance.copy()
         inside["amount"] = inside["lower"] = inside["upper"] = inside["list_amount"] = amount
         # The caller may change its quantities afterwards.
-        inside["_later"] = (_lines, units, tuple(quantities.items()), self.scale)
+        kept = quantities.copy() if type(quantities) is dict else dict(quantities)
+        inside["_later"] = (_lines, units, kept, self.scale)
         if self.markup is not None:
             inside["billed_amount"] = _multiply(amount, self.markup)
         cost = _new(Cost)
@@ -324,13 +325,13 @@ class Sheet:
         return reached[1], reached[2]
 
 
-def _lines(units: Units, quantities: tuple[tuple[str, Any], ...], scale: Decimal) -> tuple[CostLine, ...]:
+def _lines(units: Units, quantities: Quantities, scale: Decimal) -> tuple[CostLine, ...]:
     """The lines of `Sheet.cost`."""
     found = []
-    for meter, quantity in quantities:
+    for meter, quantity in quantities.items():
         unit = units.get(meter)
         if unit is not None and quantity:
-            amount = _multiply(unit.number * quantity, scale)
+            amount = _multiply(unit.number * int(quantity), scale)  # whole, as `Sheet.cost` saw
             found.append(make_line(meter, quantity, unit.rate, unit.per, amount, unit.note))
     return tuple(found)
 
