@@ -24,11 +24,10 @@ from weakref import WeakKeyDictionary
 
 from aifinops import metering
 from aifinops.errors import BudgetExceeded, ConfigurationError, swallow
-from aifinops.integrations.calls import Calls, answered, failed, path_of, settle
+from aifinops.integrations.calls import Calls, answered, ended, failed, path_of, settle
 from aifinops.integrations.passing import Opened, guarded, refusals
 from aifinops.integrations.patching import Patch, Undoable
 from aifinops.integrations.provider import Provider, Route
-from aifinops.reading import Reading
 
 __all__ = ["Refused", "Seam"]
 
@@ -333,9 +332,4 @@ def _answered(opened: Opened, response: Any) -> None:
         invocation.answer = response
         answered(opened, None)
     else:  # read to its end already, also where a stream was asked for
-        invocation.leave()
-        try:
-            settle(opened, None, response)
-        except Exception as failure:  # the answer is the user's, whatever we could not read in it
-            swallow("integrations.answered", failure)
-            invocation.settle(Reading())
+        ended(opened, lambda opened, response: settle(opened, None, response), response)
