@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import base64
+import os
 import re
 import sys
 import weakref
@@ -379,3 +380,6 @@ def finish_open_streams() -> None:
 
 
 atexit.register(finish_open_streams)
+
+# A child of a fork ends by itself: what its parent reads is the parent's to settle.
+os.register_at_fork(after_in_child=_passing.clear)

@@ -158,3 +158,29 @@ async def test_calls_of_one_context_at_once_are_all_seen() -> None:
     await asyncio.gather(looked_at(), made(), looked_at(), made())
     assert seen == [True, True]
     assert metering.in_flight() is None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_inherits_no_lock_that_is_held_and_no_stream_that_is_open() -> None:
+    """A child never waits for a thread that it does not have, and at its end does not settle what its parent is reading."""
+    out = run("""
+        import os, signal, warnings
+        warnings.simplefilter('ignore', DeprecationWarning)
+        import aifinops as af
+        from aifinops.integrations import passing, registry
+        from aifinops.integrations.seams import http
+        af.instrument()
+        opened = object()
+        passing.at_exit(opened, wanted=True)
+        with http._lock, registry._patches._lock:
+            child = os.fork()
+            if child == 0:
+                signal.alarm(10)
+                free = http._lock.acquire(timeout=2)
+                os._exit((0 if free else 1) + (2 if passing._passing else 0))
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        kept = opened in passing._passing
+        passing.at_exit(opened, wanted=False)
+        print(status, kept)
+    """)
+    assert out == "0 True"

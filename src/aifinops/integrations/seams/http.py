@@ -12,6 +12,7 @@ try that the provider answers is a call of its own; one that it refuses costs no
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import threading
@@ -260,6 +261,14 @@ def _release(library: ModuleType) -> None:
 
 _lock = threading.Lock()
 _wires: dict[ModuleType, tuple[tuple[Patch, ...], int]] = {}
+
+
+def _after_fork() -> None:
+    global _lock  # noqa: PLW0603 - the thread that may have held it is not here
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 # --- the two colours of the last thin layer -------------------------------------------------------------------------------
