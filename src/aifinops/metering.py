@@ -483,7 +483,10 @@ class Invocation:
     def _place(self, reading: Reading) -> None:
         """The region of the request for an answer that names none, where it decides the price."""
         call, book = self.call, self.engines.book
-        reading.region = _regional(book, call.provider, reading.model or call.model, call.region)
+        try:
+            reading.region = _regional(book, call.provider, reading.model or call.model, call.region)
+        except Exception as failure:  # without a region the call is still a row, and still paid from its budgets
+            swallow("metering.region", failure)
 
     def _quick(self, reading: Reading) -> Amounts | None:
         if reading.estimated or reading.reported is not None or reading.parts or reading.options:

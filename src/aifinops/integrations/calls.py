@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from aifinops import metering
@@ -19,7 +19,7 @@ from aifinops.integrations.registry import answers, knows
 from aifinops.metering import Call
 from aifinops.reading import Reading
 
-__all__ = ["Calls", "answered", "failed", "path_of", "settle", "settle_body"]
+__all__ = ["Calls", "answered", "ended", "failed", "path_of", "settle", "settle_body"]
 
 
 _Target = tuple[str, dict[str, Any], bool]
@@ -267,22 +267,31 @@ def path_of(url: str) -> str:
     return path if path.startswith("/") else f"/{path}"
 
 
-def answered(opened: Opened, result: Any) -> None:
-    """The call returned: read a plain answer now, a stream while it passes."""
+def ended(opened: Opened, read: Callable[[Opened, Any], None], answer: Any) -> None:
+    """The call returned: `read` what the answer says, or see to it that it is read. What we cannot read is of unknown cost, and a row."""
     invocation = opened.invocation
     try:
         invocation.leave()
-        http, invocation.answer = invocation.answer, None  # nothing of ours may keep a dropped stream alive
-        if http is None:
-            http = getattr(result, "http_response", None) or getattr(result, "response", None)
-        if http is not None and (invocation.call.stream or not http.is_closed):
-            if opened.wants(http):
-                Tap(opened, http)
-            return
-        settle(opened, result, http)
+        read(opened, answer)
     except Exception as failure:  # the answer is the user's, whatever we could not read in it
         swallow("integrations.answered", failure)
         invocation.settle(Reading())
+
+
+def answered(opened: Opened, result: Any) -> None:
+    """A call of a library that sends with httpx returned: read a plain answer now, a stream while it passes."""
+    ended(opened, _read, result)
+
+
+def _read(opened: Opened, result: Any) -> None:
+    invocation = opened.invocation
+    http, invocation.answer = invocation.answer, None  # nothing of ours may keep a dropped stream alive
+    if http is None:
+        http = getattr(result, "http_response", None) or getattr(result, "response", None)
+    if http is None or (http.is_closed and not invocation.call.stream):
+        settle(opened, result, http)
+    elif opened.wants(http):
+        Tap(opened, http)
 
 
 def settle_body(opened: Opened, body: Any) -> None:
@@ -295,13 +304,14 @@ def settle_body(opened: Opened, body: Any) -> None:
         invocation.settle_estimated(reader.text(body), 0, reader.describe(body), "ok")
 
 
-def failed(opened: Opened, error: BaseException, *, refused: bool = False) -> None:
+def failed(opened: Opened, error: BaseException, refused: Callable[[BaseException], bool] | None = None) -> None:
     """The call raised: its own error goes on; an answer that was paid for before is settled for what it says.
 
     Args:
-        refused: True where the library's error proves that nothing was billed, which only its seam can tell.
+        refused: whether the library's error proves that nothing was billed, for what only its seam can tell.
     """
     invocation = opened.invocation
+    proof = False
     try:
         http, invocation.answer = invocation.answer, None
         if http is not None and http.is_success and http.is_closed:
@@ -310,9 +320,10 @@ def failed(opened: Opened, error: BaseException, *, refused: bool = False) -> No
                 invocation.leave()
                 invocation.settle(reading, "error", error)
                 return
+        proof = refused is not None and refused(error)
     except Exception as failure:  # the bound is kept instead
         swallow("integrations.failed", failure)
-    invocation.fail(error, refused=refused)
+    invocation.fail(error, refused=proof)
 
 
 def settle(opened: Opened, result: Any, http: Any) -> None:

@@ -199,26 +199,34 @@ def _owned() -> bool:
 
 
 def _quiet(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    from opentelemetry import context
-
-    if not _owned():
-        return wrapped(*args, **kwargs)
-    token = context.attach(quieten(context.get_current()))
+    token = guarded("others.quiet", _hush)
     try:
         return wrapped(*args, **kwargs)
     finally:
-        context.detach(token)
+        guarded("others.quiet", _unhush, token)
 
 
 async def _aquiet(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    from opentelemetry import context
-
-    if not _owned():
-        return await wrapped(*args, **kwargs)
-    token = context.attach(quieten(context.get_current()))
+    token = guarded("others.quiet", _hush)
     try:
         return await wrapped(*args, **kwargs)
     finally:
+        guarded("others.quiet", _unhush, token)
+
+
+def _hush() -> Any:
+    """Say in the context that the call has an owner; None where it has none."""
+    if not _owned():
+        return None
+    from opentelemetry import context
+
+    return context.attach(quieten(context.get_current()))
+
+
+def _unhush(token: Any) -> None:
+    if token is not None:
+        from opentelemetry import context
+
         context.detach(token)
 
 
@@ -250,7 +258,7 @@ def _watch(owner: str, functions: tuple[str, ...], module: Any) -> list[Patch]:
 
 def _switched(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     for one in _presences.values():
-        one.step_aside()
+        guarded("others.step_aside", one.step_aside)
     try:
         return wrapped(*args, **kwargs)
     finally:

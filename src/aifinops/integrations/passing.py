@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import base64
+import os
 import re
 import sys
 import weakref
@@ -124,21 +125,22 @@ class Passing:
             metering.settle_later(self._settle)
 
     def _settle(self) -> None:
-        invocation, reader = self._opened.invocation, self._opened.reader
         try:
-            reading, came, first = self._read(reader)
+            self._settle_read()
         except Exception as failure:  # recorded as a call whose cost is unknown
             swallow("integrations.stream", failure)
-            invocation.settle(Reading())
-            return
-        if reading is not None:
-            if reader.route.running and not (came.finished or reading.finish_reasons or reading.problem):
-                invocation.settle_partly(came.text, came.pieces, reading)
-            else:
-                invocation.settle(reading)
-            return
-        about = reader.begun(first)
-        self._opened.unsaid(about, came.text, came.pieces, "ok" if came.finished else "abandoned")
+            self._opened.invocation.settle(Reading())
+
+    def _settle_read(self) -> None:
+        invocation, reader = self._opened.invocation, self._opened.reader
+        reading, came, first = self._read(reader)
+        if reading is None:
+            about = reader.begun(first)
+            self._opened.unsaid(about, came.text, came.pieces, "ok" if came.finished else "abandoned")
+        elif reader.route.running and not (came.finished or reading.finish_reasons or reading.problem):
+            invocation.settle_partly(came.text, came.pieces, reading)
+        else:
+            invocation.settle(reading)
 
     def _read(self, reader: Reader) -> tuple[Reading | None, StreamText, Any]:
         """(the usage that came, or else the text and the first event)."""
@@ -215,8 +217,12 @@ def apassed(passing: PassingEvents, events: AsyncIterable[Any]) -> AsyncIterator
 
 def _until_lost(generator: _G, passing: Passing) -> _G:
     # A generator that was never started gets no GeneratorExit when it is dropped.
-    weakref.finalize(generator, guarded, "lost", passing.lost).atexit = False
+    guarded("until_lost", _when_lost, generator, passing)
     return generator
+
+
+def _when_lost(generator: Any, passing: Passing) -> None:
+    weakref.finalize(generator, guarded, "lost", passing.lost).atexit = False
 
 
 def _watched(passing: PassingEvents, events: Iterable[Any]) -> Iterator[Any]:
@@ -374,3 +380,6 @@ def finish_open_streams() -> None:
 
 
 atexit.register(finish_open_streams)
+
+# A child of a fork ends by itself: what its parent reads is the parent's to settle.
+os.register_at_fork(after_in_child=_passing.clear)

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from aifinops.errors import swallow
+
 __all__ = ["Patch", "Patches", "Undoable"]
 
 Wrapper = Callable[[Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]], Any]
@@ -79,8 +81,12 @@ class Patches:
     def _on_import(self, place: _Place, loaded: Any) -> None:
         with self._lock:
             apply = self._wanted.get(place)
-            if apply is not None and place not in self._applied:
+            if apply is None or place in self._applied:
+                return
+            try:
                 self._applied[place] = apply(loaded)
+            except Exception as failure:  # an unknown version: the import that we are in is the user's
+                swallow(f"integrations.{place[0]}.patch", failure)
 
     def apply(self, key: str, make: Callable[[], Sequence[Undoable]]) -> None:
         """Apply at once, unless that key is in force."""

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from aifinops.errors import swallow
-from aifinops.integrations.calls import Calls, failed, settle_body
+from aifinops.integrations.calls import Calls, ended, failed, settle_body
 from aifinops.integrations.extract import Reader, StreamText, read_objects
 from aifinops.integrations.passing import Opened, Passing, PassingEvents, guarded
 from aifinops.integrations.patching import Patch
@@ -101,9 +101,9 @@ class Seam:
         try:
             result = wrapped(*args, **kwargs)
         except BaseException as error:
-            guarded("failed", _failed, opened, error)
+            guarded("failed", failed, opened, error, _refused)
             raise
-        guarded("answered", _answered, opened, result)
+        guarded("answered", ended, opened, _read, result)
         return result
 
     async def _acall(
@@ -118,9 +118,9 @@ class Seam:
         try:
             result = await wrapped(*args, **kwargs)
         except BaseException as error:
-            guarded("failed", _failed, opened, error)
+            guarded("failed", failed, opened, error, _refused)
             raise
-        guarded("answered", _answered, opened, result)
+        guarded("answered", ended, opened, _read, result)
         return result
 
     # --- begin --------------------------------------------------------------------------------------------------------
@@ -176,10 +176,6 @@ def _url(text: str) -> _Url:
 # --- the end of a call -----------------------------------------------------------------------------------------------
 
 
-def _failed(opened: Opened, error: BaseException) -> None:
-    failed(opened, error, refused=_refused(error))
-
-
 def _refused(error: BaseException) -> bool:
     """With proof: an error status, or a failure before anything was sent."""
     answer = getattr(error, "response", None)
@@ -193,8 +189,7 @@ def _refused(error: BaseException) -> bool:
     return "BotoCoreError" in kinds and not kinds & {"HTTPClientError", "IncompleteReadError"}
 
 
-def _answered(opened: Opened, answer: dict[str, Any]) -> None:
-    opened.invocation.leave()
+def _read(opened: Opened, answer: dict[str, Any]) -> None:
     body = answer.get("stream", answer.get("body"))
     if hasattr(body, "_event_generator"):
         _Messages(opened, answer).watch(body)
@@ -242,8 +237,8 @@ class _Whole(Passing):
     """A body of InvokeModel, seen while the user reads it."""
 
     def __init__(self, opened: Opened, answer: dict[str, Any]) -> None:
+        self._told = _told(answer)  # first: what `super` makes is waited for
         super().__init__(opened)
-        self._told = _told(answer)
         length = (answer.get("ResponseMetadata") or {}).get("HTTPHeaders", {}).get("content-length", "")
         self._length = int(length) if str(length).isdecimal() else None
 
@@ -332,8 +327,8 @@ class _Messages(PassingEvents):
     """The messages of an event stream."""
 
     def __init__(self, opened: Opened, answer: dict[str, Any]) -> None:
+        self._told = _told(answer)  # first: what `super` makes is waited for
         super().__init__(opened)
-        self._told = _told(answer)
 
     def watch(self, stream: Any) -> None:
         """Put ourselves between where the stream cuts its bytes into messages and where it parses them."""

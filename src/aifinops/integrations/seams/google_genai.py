@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from aifinops.errors import swallow
-from aifinops.integrations.calls import Calls, failed, settle_body
+from aifinops.integrations.calls import Calls, ended, failed, settle_body
 from aifinops.integrations.passing import Opened, PassingEvents, apassed, guarded, passed
 from aifinops.integrations.patching import Patch
 from aifinops.integrations.provider import Provider, Route
@@ -77,9 +77,9 @@ class Seam:
         try:
             result = wrapped(*args, **kwargs)
         except BaseException as error:
-            guarded("failed", _failed, opened, error)
+            guarded("failed", failed, opened, error, _refused)
             raise
-        guarded("answered", _answered, opened, result)
+        guarded("answered", ended, opened, _read, result)
         return result
 
     async def _arequest(
@@ -91,9 +91,9 @@ class Seam:
         try:
             result = await wrapped(*args, **kwargs)
         except BaseException as error:
-            guarded("failed", _failed, opened, error)
+            guarded("failed", failed, opened, error, _refused)
             raise
-        guarded("answered", _answered, opened, result)
+        guarded("answered", ended, opened, _read, result)
         return result
 
     # --- begin --------------------------------------------------------------------------------------------------------
@@ -144,10 +144,8 @@ def _url(text: str) -> _Url:
     return _Url(found.scheme, found.hostname or "", found.port)
 
 
-def _answered(opened: Opened, response: Any) -> None:
-    invocation = opened.invocation
-    invocation.leave()
-    if invocation.call.stream:
+def _read(opened: Opened, response: Any) -> None:
+    if opened.invocation.call.stream:
         _watch(opened, response)
         return
     text = response.response_stream[0] if response.response_stream else ""
@@ -175,14 +173,16 @@ def _watch(opened: Opened, response: Any) -> None:
     response.segments, response.async_segments = whole, awhole
 
 
-def _failed(opened: Opened, error: BaseException) -> None:
+def _refused(error: BaseException) -> bool:
     status = getattr(error, "code", None)
-    refused = isinstance(status, int) and status >= 400
+    if isinstance(status, int) and status >= 400:
+        return True
     seen: BaseException | None = error
-    while seen is not None and not refused:
-        refused = type(seen).__name__ in _NEVER_SENT or _is_login(seen)
+    while seen is not None:
+        if type(seen).__name__ in _NEVER_SENT or _is_login(seen):
+            return True
         seen = seen.__cause__
-    failed(opened, error, refused=refused)
+    return False
 
 
 def _is_login(error: BaseException) -> bool:

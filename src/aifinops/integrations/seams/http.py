@@ -12,6 +12,7 @@ try that the provider answers is a call of its own; one that it refuses costs no
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import threading
@@ -24,11 +25,10 @@ from weakref import WeakKeyDictionary
 
 from aifinops import metering
 from aifinops.errors import BudgetExceeded, ConfigurationError, swallow
-from aifinops.integrations.calls import Calls, answered, failed, path_of, settle
+from aifinops.integrations.calls import Calls, answered, ended, failed, path_of, settle
 from aifinops.integrations.passing import Opened, guarded, refusals
 from aifinops.integrations.patching import Patch, Undoable
 from aifinops.integrations.provider import Provider, Route
-from aifinops.reading import Reading
 
 __all__ = ["Refused", "Seam"]
 
@@ -263,6 +263,14 @@ _lock = threading.Lock()
 _wires: dict[ModuleType, tuple[tuple[Patch, ...], int]] = {}
 
 
+def _after_fork() -> None:
+    global _lock  # noqa: PLW0603 - the thread that may have held it is not here
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 # --- the two colours of the last thin layer -------------------------------------------------------------------------------
 
 
@@ -333,9 +341,4 @@ def _answered(opened: Opened, response: Any) -> None:
         invocation.answer = response
         answered(opened, None)
     else:  # read to its end already, also where a stream was asked for
-        invocation.leave()
-        try:
-            settle(opened, None, response)
-        except Exception as failure:  # the answer is the user's, whatever we could not read in it
-            swallow("integrations.answered", failure)
-            invocation.settle(Reading())
+        ended(opened, lambda opened, response: settle(opened, None, response), response)
