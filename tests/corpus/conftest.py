@@ -10,7 +10,7 @@ sys.path.insert(
     0, str(Path(__file__).parent)
 )  # tests are imported by their paths, so that a module beside them is not found
 
-import recorded_traffic  # noqa: E402
+import recorded_traffic
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -26,7 +26,6 @@ import pytest
 boto3 = pytest.importorskip("boto3")
 
 from botocore.config import Config  # noqa: E402
-
 from recorded_traffic import tally  # noqa: E402
 
 import aifinops as af  # noqa: E402

@@ -27,7 +27,6 @@ genai = pytest.importorskip("google.genai")
 
 from google.genai import types  # noqa: E402
 from google.oauth2.credentials import Credentials  # noqa: E402
-
 from recorded_traffic import tally  # noqa: E402
 
 import aifinops as af  # noqa: E402

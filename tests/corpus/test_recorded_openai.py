@@ -105,12 +105,7 @@ INVENTED = "http://localhost:5002/"
 
 
 def sendable(item: Recorded) -> bool:
-    return (
-        item.method == "GET"
-        or isinstance(item.request, dict)
-        or item.endpoint == "audio"
-        or item.endpoint == "assistants"
-    )
+    return item.method == "GET" or isinstance(item.request, dict) or item.endpoint in {"audio", "assistants"}
 
 
 @pytest.fixture(scope="module")
