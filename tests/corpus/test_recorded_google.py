@@ -236,7 +236,8 @@ def test_recorded_traffic_is_metered_exactly_and_unchanged(
             problem = judge(
                 item, rows, same=again == bare[number], sent=sent is not None, raised=isinstance(seen, tuple)
             )
-            tally((item["source"], item["k"]), rows, usage=recorded(item) is not None, problem=problem)
+            if sent is not None:  # some requests of yesterday are refused by the client of today
+                tally((item["source"], item["k"]), rows, usage=recorded(item) is not None, problem=problem)
             if problem:
                 wrong.append(f"{number} {item['source']} {item['call']} {item['model']}: {problem}")
     finally:

@@ -47,6 +47,7 @@ MESSAGE = Route(
         ),
     ),
     merge=(("message", ""), ("usage", "usage"), ("delta.stop_reason", "stop_reason")),
+    ended="message_stop",
     text=("content.text", "delta.text", "delta.thinking", "delta.partial_json"),
     limits=("max_tokens",),
     choices="",
