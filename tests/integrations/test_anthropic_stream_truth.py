@@ -298,3 +298,34 @@ async def test_an_asynchronous_stream_that_is_left(how: str, shape: str, wire: W
         for _ in range(5):  # the event loop closes what was dropped, one generator within another
             await asyncio.sleep(0)
         settled_once(budget, *(("priced", "ok") if how == "exhausted" else ("estimated", "abandoned")))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_older_completions_are_estimated(stream: bool, wire: Wire) -> None:
+    """`/v1/complete` tells no usage, and is not free."""
+    body = {
+        "type": "completion",
+        "id": "compl_1",
+        "completion": f" {CANARY}",
+        "stop_reason": "stop_sequence",
+        "model": MODEL,
+    }
+    wire.answers["POST /v1/complete"] = [("completion", body)] if stream else body
+    asked = {
+        "model": MODEL,
+        "prompt": f"\n\nHuman: {CANARY}\n\nAssistant:",
+        "max_tokens_to_sample": 50,
+        "stream": stream,
+    }
+    streams = {"stream": True, "stream_cls": anthropic.Stream[object]} if stream else {}
+    with anthropic.Anthropic(base_url=wire.url, api_key="test", max_retries=0) as client:
+        answer = client.post("/v1/complete", cast_to=object, body=asked, **streams)
+        assert len(list(answer)) == 1 if stream else answer["completion"] == f" {CANARY}"
+    gc.collect()
+    af.flush()
+    (charge,) = list(runtime.get().ledger.rows())
+    assert CANARY not in repr(charge)
+    assert (charge.basis, charge.operation) == ("estimated", "text_completion")
+    assert charge.amount
+    assert (charge.lower or 0) <= charge.amount <= (charge.upper or 0)
+    assert charge.quantities["output_tokens"] <= 500
