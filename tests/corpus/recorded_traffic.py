@@ -554,9 +554,8 @@ def broken_off(family: Family, items: list[Recorded], colour: str, how: How) -> 
     for seen, whole in zip(replay(family, items, colour, how), wholes, strict=True):
         problem = judge_half(seen, whole.rows[0]) if whole.rows else "no row for the whole"
         bases[f"{seen.rows[0].basis if seen.rows else 'none'} {'raised' if seen.raised else 'ended'}"] += 1
-        bases["within bounds"] += bool(
-            seen.rows and seen.rows[0].basis == "estimated" and whole.rows[0].amount is not None
-        )
+        known = bool(whole.rows) and whole.rows[0].amount is not None and whole.rows[0].basis != "estimated"
+        bases["bounds hold what was billed"] += known and bool(seen.rows) and seen.rows[0].basis == "estimated"
         if problem:
             wrong.append(f"{seen.item.key} {seen.item.url}: {problem}")
     assert not wrong, f"{len(wrong)} wrong of {len(items)}\n" + "\n".join(wrong[:20])
