@@ -26,6 +26,7 @@ import pytest
 boto3 = pytest.importorskip("boto3")
 
 from botocore.config import Config  # noqa: E402
+from recorded_traffic import tally  # noqa: E402
 
 import aifinops as af  # noqa: E402
 from aifinops import runtime  # noqa: E402
@@ -200,9 +201,9 @@ def test_recorded_traffic_is_metered_exactly_and_unchanged(replay: Any, capsys: 
             af.flush()
             kinds[item["call"]] += 1
             kinds["usage recorded"] += recorded(item) is not None
-            problem = judge(
-                item, list(runtime.get().ledger.rows())[before:], same=same, raised=isinstance(bare[number], tuple)
-            )
+            rows = list(runtime.get().ledger.rows())[before:]
+            problem = judge(item, rows, same=same, raised=isinstance(bare[number], tuple))
+            tally((item["source"], item["k"]), rows, usage=recorded(item) is not None, problem=problem)
             if problem:
                 wrong.append(f"{number} {item['source']} {item['call']} {item['model']}: {problem}")
     finally:

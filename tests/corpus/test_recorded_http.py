@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from recorded_traffic import tally
 
 import aifinops as af
 from aifinops import runtime
@@ -183,6 +184,12 @@ def test_recorded_traffic_is_metered_exactly_and_unchanged(
                 af.uninstrument()
             kinds[f"{path} {'stream' if body is None else 'plain'}"] += 1
             problem = judge(item, rows, seen, buckets)
+            tally(
+                (item["source"], item["k"]),
+                rows,
+                usage=item["status"] < 400 and any(buckets(item).values()),
+                problem=problem,
+            )
             if problem:
                 wrong.append(f"{item['source']} {path}: {problem}")
         connection.close()

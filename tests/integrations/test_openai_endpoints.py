@@ -750,3 +750,10 @@ def test_a_file_that_is_cut_counts_the_lines_before(client: Any, wire: Wire) -> 
     wire.answers["GET /files/out_1/content"] = ("text/plain", lines())
     client.files.content("out_1")
     assert sorted(row.response_id for row in rows()) == ["chatcmpl-1", "resp_1"]
+
+
+def test_embeddings_of_a_server_that_tells_only_a_total(client: Any, wire: Wire) -> None:
+    """An embedding has no output: the total is the input."""
+    wire.answers["POST /embeddings"] = {**EMBEDDED, "usage": {"total_tokens": 8}}
+    client.embeddings.create(model="text-embedding-3-small", input=CANARY, encoding_format="float")
+    assert dict(only_row().quantities) == {"input_tokens": 8}

@@ -903,12 +903,15 @@ def _whole(body: Any, reader: Reader) -> StreamText:
 
 
 def _collect(lines: list[bytes], reader: Reader) -> StreamText:
-    collected, pieces = StreamText(), []
+    collected, pieces, ended = StreamText(), [], reader.route.ended
     for line in lines:
         if line == b"[DONE]":
             collected.finished = True
             continue
-        text = reader.text(_json(line))
+        event = _json(line)
+        if ended and isinstance(event, dict) and event.get("type") == ended:
+            collected.finished = True
+        text = reader.text(event)
         if text:
             pieces.append(text)
     collected.text, collected.pieces = "".join(pieces), len(pieces)

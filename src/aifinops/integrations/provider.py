@@ -69,6 +69,7 @@ class Route:
         event: where a stream's event keeps the body (`response` for the Responses API), empty for the event itself.
         merge: stream events that add to one another, and where each keeps its piece of the body; empty when the last one says all.
         running: True when every event of a stream repeats the usage so far, which is final only where `finish` stands.
+        ended: `type` of the event that ends a stream, where no `[DONE]` does.
         text: paths of generated text, in bodies and stream events; counted when a stream ends without usage.
         limits: request fields (plain paths) that state the output limit, first one wins. choices: the field that multiplies it.
         usage_option: `field.flag` of a request for a stream that makes it end with its usage, in an event that has no choices.
@@ -100,6 +101,7 @@ class Route:
     event: str = ""
     merge: tuple[tuple[str, str], ...] = ()
     running: bool = False
+    ended: str = ""
     text: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
     usage_option: str = ""

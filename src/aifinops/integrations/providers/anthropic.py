@@ -47,6 +47,7 @@ MESSAGE = Route(
         ),
     ),
     merge=(("message", ""), ("usage", "usage"), ("delta.stop_reason", "stop_reason")),
+    ended="message_stop",
     text=("content.text", "delta.text", "delta.thinking", "delta.partial_json"),
     limits=("max_tokens",),
     choices="",
@@ -64,10 +65,17 @@ MESSAGE = Route(
     },
 )  # fmt: skip
 
+# https://platform.claude.com/docs/en/api/completions: the answer tells no usage, so what it cost is estimated from its text.
+COMPLETION = Route(
+    "text_completion", {}, ("type=completion", "usage"), text=("completion",), limits=("max_tokens_to_sample",), choices="", created="",
+    tier="", finish="stop_reason",
+)  # fmt: skip
+
 ANTHROPIC = Provider(
     "anthropic",
     routes={
         "/v1/messages": MESSAGE,
+        "/v1/complete": COMPLETION,
         "batch line": replace(MESSAGE, signs=("custom_id", "result.message"), event="result.message", tier="=batch"),
     },
     module="anthropic",

@@ -110,7 +110,7 @@ COMPLETIONS = Route(
     finish="choices.finish_reason", known=COMPLETION_KNOWN,
 )  # fmt: skip
 EMBEDDINGS = Route(
-    "embeddings", {"input_total": "usage.prompt_tokens"}, ("object=list",), response_id="", created="", tier="",
+    "embeddings", {"input_total": "usage.prompt_tokens | usage.total_tokens"}, ("object=list",), response_id="", created="", tier="",
     known=("usage.total_tokens",),
 )  # fmt: skip
 
