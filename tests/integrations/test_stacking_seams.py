@@ -24,10 +24,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import aifinops as af
-from aifinops import runtime
+from aifinops import metering, runtime
 from aifinops.charges import Charge
 from aifinops.integrations import others
-from aifinops.telemetry.guests import SUPPRESS
+from aifinops.telemetry.guests import SUPPRESS, late
 from aifinops.testing import ScriptedProvider
 
 CANARY = "canary-3e8d"
@@ -46,7 +46,8 @@ PIECES = [
     {**ABOUT, "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": ""}, "finish_reason": "stop"}],
      "usage": USAGE},
 ]  # fmt: skip
-STREAM = "".join(f"data: {json.dumps(piece)}\n\n" for piece in PIECES) + "data: [DONE]\n\n"
+END = "data: [DONE]\n\n"
+STREAM = "".join(f"data: {json.dumps(piece)}\n\n" for piece in PIECES) + END
 NATIVE = "mistralai_sdk_tracer"
 
 
@@ -70,6 +71,7 @@ def reader(monkeypatch: pytest.MonkeyPatch) -> InMemoryMetricReader:
 def taken_back() -> Iterator[None]:
     yield
     af.uninstrument()
+    late.wanted = False
 
 
 def rows() -> list[Charge]:
@@ -108,7 +110,7 @@ def mistral() -> Iterator[Any]:
         home.Mistral(api_key="test", server_url=server.url) as made,
     ):
         telemetry.configure_telemetry(made, "global")
-        made.answers = server.answers
+        made.answers, made.script = server.answers, server
         yield made
 
 
@@ -209,6 +211,25 @@ def test_a_stream_of_mistral_that_nobody_reads_on(how: str, mistral: Any, spans:
     gc.collect()
     assert len(rows()) == 1
     assert only(spans, NATIVE).end_time
+
+
+@pytest.mark.parametrize("piece", [7, 4096, len(STREAM) - len(END)], ids=["small", "whole", "end alone"])
+@pytest.mark.parametrize("shape", ["plain", "stream", "async", "async stream"])
+def test_spans_that_are_priced_when_we_make_none(
+    shape: str, piece: int, mistral: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever reads a span of a call that we meter finds it charged, however its stream was closed."""
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(af.SpanPricer(InMemorySpanExporter())))
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
+    af.init(ledger="memory", spans="off")
+    af.instrument("mistral")
+    mistral.script.piece = piece
+    fresh = metering.Charged()  # without the ids of other tests
+    monkeypatch.setattr(metering.charged, "seen", fresh.seen)
+    monkeypatch.setattr(metering.charged, "note", fresh.note)
+    ask(mistral, shape)
+    assert len(rows()) == 1
 
 
 def test_mistral_without_its_spans(mistral: Any, spans: InMemorySpanExporter) -> None:

@@ -1,4 +1,4 @@
-"""Calls through the client libraries that are not of Stainless' generator, on a fake server of their own."""
+"""A fake server of what is not OpenAI's, and calls through the client libraries that are not of Stainless' generator."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 CANARY = "canary-5d1f"
 MODELS = {"mistral": "mistral-small-latest", "google": "gemini-2.5-flash", "bedrock": "amazon.nova-lite-v1:0"}
 TOKENS = {
+    "anthropic": {"input_tokens": 300, "cache_write_tokens": 100, "cache_read_tokens": 600, "output_tokens": 200},
     "mistral": {"input_tokens": 600, "cache_read_tokens": 400, "output_tokens": 200},
     "google": {"input_tokens": 60, "cache_read_tokens": 40, "output_tokens": 7, "reasoning_tokens": 20},
     "bedrock": {"input_tokens": 10, "cache_read_tokens": 30, "cache_write_tokens": 10, "output_tokens": 5},
@@ -21,6 +22,31 @@ TOKENS = {
 """What each answer of this server has used."""
 
 _COUNT = iter(range(1, 1_000_000))
+
+
+def message() -> dict[str, Any]:
+    """A plain answer of Anthropic's."""
+    return {
+        "id": f"msg_{next(_COUNT):06}", "type": "message", "role": "assistant", "model": "claude-sonnet-4-5-20250929",
+        "content": [{"type": "text", "text": "an answer"}], "stop_reason": "end_turn", "stop_sequence": None,
+        "usage": {"input_tokens": 300, "cache_creation_input_tokens": 100, "cache_read_input_tokens": 600, "output_tokens": 200,
+                  "service_tier": "standard", "cache_creation": {"ephemeral_5m_input_tokens": 100, "ephemeral_1h_input_tokens": 0}},
+    }  # fmt: skip
+
+
+def message_events() -> bytes:
+    """The same, streamed."""
+    whole = message()
+    start = {**whole, "content": [], "stop_reason": None, "usage": {**whole["usage"], "output_tokens": 1}}
+    events = [
+        {"type": "message_start", "message": start},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "an answer"}},
+        {"type": "content_block_stop", "index": 0},
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn", "stop_sequence": None}, "usage": {"output_tokens": 200}},
+        {"type": "message_stop"},
+    ]  # fmt: skip
+    return b"".join(f"event: {one['type']}\ndata: {json.dumps(one)}\n\n".encode() for one in events)
 
 
 def _mistral(stream: bool) -> list[bytes]:
@@ -99,7 +125,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         kind = "text/event-stream"
-        if "/model/" in self.path:
+        if self.path.endswith("/messages"):
+            stream = bool(body.get("stream"))
+            chunks = [message_events() if stream else json.dumps(message()).encode()]
+        elif "/model/" in self.path:
             stream = self.path.endswith("-stream")
             chunks, kind = _bedrock(stream), "application/vnd.amazon.eventstream"
         elif ":" in self.path:
@@ -120,7 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def server() -> Iterator[str]:
-    """The address of a server that answers the three libraries."""
+    """The address of a server that answers as Anthropic, Mistral, Gemini and Bedrock do."""
     made = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     made.daemon_threads = True
     thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})

@@ -144,38 +144,27 @@ def langchain_calls(base_url: str) -> dict[str, Callable[[], Any]]:
     }
 
 
+def langchain_anthropic_calls(base_url: str) -> dict[str, Callable[[], Any]]:
+    from langchain_anthropic import ChatAnthropic
+
+    made = ChatAnthropic(model=MODEL["anthropic"], base_url=base_url, api_key="test", max_retries=0, max_tokens=300)
+    text = MESSAGES[0]["content"]
+
+    async def astream() -> None:
+        async for _ in made.astream(text):
+            pass
+
+    return {
+        "chat": lambda: made.invoke(text),
+        "stream": lambda: list(made.stream(text)),
+        "async chat": lambda: _RUN(made.ainvoke(text)),
+        "async stream": lambda: _RUN(astream()),
+    }
+
+
 _LOOP = asyncio.Runner()
 _RUN = _LOOP.run
 """One loop for all: frameworks keep their connections."""
-
-_COUNT = iter(range(1, 1_000_000))
-TOKENS = {
-    **beyond.TOKENS,
-    "anthropic": {"input_tokens": 300, "cache_write_tokens": 100, "cache_read_tokens": 600, "output_tokens": 200},
-}
-
-
-def _message() -> dict[str, Any]:
-    return {
-        "id": f"msg_{next(_COUNT):06}", "type": "message", "role": "assistant", "model": "claude-sonnet-4-5-20250929",
-        "content": [{"type": "text", "text": "an answer"}], "stop_reason": "end_turn", "stop_sequence": None,
-        "usage": {"input_tokens": 300, "cache_creation_input_tokens": 100, "cache_read_input_tokens": 600, "output_tokens": 200,
-                  "service_tier": "standard", "cache_creation": {"ephemeral_5m_input_tokens": 100, "ephemeral_1h_input_tokens": 0}},
-    }  # fmt: skip
-
-
-def _message_events() -> bytes:
-    whole = _message()
-    start = {**whole, "content": [], "stop_reason": None, "usage": {**whole["usage"], "output_tokens": 1}}
-    events = [
-        {"type": "message_start", "message": start},
-        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
-        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "an answer"}},
-        {"type": "content_block_stop", "index": 0},
-        {"type": "message_delta", "delta": {"stop_reason": "end_turn", "stop_sequence": None}, "usage": {"output_tokens": 200}},
-        {"type": "message_stop"},
-    ]  # fmt: skip
-    return b"".join(f"event: {one['type']}\ndata: {json.dumps(one)}\n\n".encode() for one in events)
 
 
 def anthropic_calls(_base_url: str) -> dict[str, Callable[[], Any]]:
@@ -186,8 +175,8 @@ def anthropic_calls(_base_url: str) -> dict[str, Callable[[], Any]]:
 
     def answer(request: Any) -> Any:
         if json.loads(request.content).get("stream"):
-            return library.Response(200, headers={"content-type": "text/event-stream"}, content=_message_events())
-        return library.Response(200, json=_message())
+            return library.Response(200, headers={"content-type": "text/event-stream"}, content=beyond.message_events())
+        return library.Response(200, json=beyond.message())
 
     def client(kind: Any, http: Any) -> Any:
         return kind(api_key="test", max_retries=0, http_client=http(transport=library.MockTransport(answer)))
@@ -212,7 +201,7 @@ def anthropic_calls(_base_url: str) -> dict[str, Callable[[], Any]]:
 def calls_of(peer: str, library: str, base_url: str) -> dict[str, Callable[[], Any]]:
     """The calls of a library, or of a framework above it."""
     if peer.startswith("langchain"):
-        return langchain_calls(base_url)
+        return langchain_calls(base_url) if library == "openai" else langchain_anthropic_calls(base_url)
     if library in beyond.MODELS:
         return beyond.calls(library, base_url, _RUN)
     return {"openai": openai_calls, "anthropic": anthropic_calls}[library](base_url)
@@ -272,12 +261,12 @@ def server(library: str) -> Iterator[tuple[str, Any]]:
     """(address, the provider's bill where it keeps one)."""
     from aifinops.testing import FakeProvider
 
-    if library in beyond.MODELS:
+    if library != "openai":
         with beyond.server() as url:
             yield url, None
         return
     with FakeProvider(words=16) as running:
-        yield running.base_url, running if library == "openai" else None
+        yield running.base_url, running
 
 
 def right(library: str, billed: Any, rows: list[Any]) -> bool:
@@ -296,7 +285,7 @@ def right(library: str, billed: Any, rows: list[Any]) -> bool:
             whole = (counts.get("input_tokens", 0) + read, read, counts.get("output_tokens", 0) + thought, thought)
             if whole != tuple(told.values()):
                 return False
-        elif counts != TOKENS[library]:
+        elif counts != beyond.TOKENS[library]:
             return False
     return True
 

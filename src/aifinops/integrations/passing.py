@@ -347,17 +347,15 @@ class Tap:
             raise
         guarded("finish", self._finished)
 
+    # Settled first: a library that makes spans ends them when it closes, and who reads those must find that the call is charged.
+
     def _close(self) -> None:
-        try:
-            self._original("close")()
-        finally:
-            guarded("closed", self._closed, "gi_running")
+        guarded("closed", self._closed, "gi_running")
+        self._original("close")()
 
     async def _aclose(self) -> None:
-        try:
-            await self._original("aclose")()
-        finally:
-            guarded("closed", self._closed, "ag_running")
+        guarded("closed", self._closed, "ag_running")
+        await self._original("aclose")()
 
     def _closed(self, running: str) -> None:
         if sys.exc_info()[0] is GeneratorExit:
