@@ -26,6 +26,8 @@ MORE = {
     "anthropic": 90,
     # What each maker whose model it hosts answers, beside its own form.
     "bedrock": 70,
+    # Agents, conversations, fill-in-the-middle, pages and sound beside chat.
+    "mistral": 70,
 }
 
 

@@ -25,19 +25,24 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from environments import environment  # noqa: E402
 
 OPENAI, ANTHROPIC = "openai==3.57.0", "anthropic==2.13.0"
+LANGCHAIN = ["langchain-openai==1.7.4", "langchain-anthropic==1.7.10"]
+BEYOND = ["mistralai==3.7.0", "google-genai==3.6.1", "boto3==1.44.8"]
 
 # peer -> (packages, libraries, spans that the peer makes of a plain call and of a stream, whether a context silences it)
 PEERS: dict[str, tuple[list[str], tuple[str, ...], tuple[int, int], bool]] = {
-    "none": ([OPENAI, ANTHROPIC], ("openai",), (0, 0), True),
-    "native": ([OPENAI, ANTHROPIC], ("anthropic",), (1, 1), False),
+    "none": ([OPENAI, ANTHROPIC, *BEYOND], ("openai", "mistral", "google", "bedrock"), (0, 0), True),
+    "native": ([OPENAI, ANTHROPIC, *BEYOND], ("anthropic", "mistral"), (1, 1), False),
     "official": (
         [
             OPENAI,
             ANTHROPIC,
             "opentelemetry-instrumentation-genai-openai==1.3b0",
             "opentelemetry-instrumentation-genai-anthropic==1.3b0",
+            *BEYOND,
+            "opentelemetry-instrumentation-google-genai==1.3b0",
+            "opentelemetry-instrumentation-botocore==0.66b2",
         ],
-        ("openai", "anthropic"),
+        ("openai", "anthropic", "google", "bedrock"),
         (1, 1),
         True,
     ),
@@ -47,8 +52,10 @@ PEERS: dict[str, tuple[list[str], tuple[str, ...], tuple[int, int], bool]] = {
             ANTHROPIC,
             "opentelemetry-instrumentation-openai==0.62.4",
             "opentelemetry-instrumentation-anthropic==0.62.4",
+            *BEYOND,
+            "opentelemetry-instrumentation-bedrock==0.62.4",
         ],
-        ("openai", "anthropic"),
+        ("openai", "anthropic", "bedrock"),
         (1, 1),
         True,
     ),
@@ -58,25 +65,29 @@ PEERS: dict[str, tuple[list[str], tuple[str, ...], tuple[int, int], bool]] = {
             ANTHROPIC,
             "openinference-instrumentation-openai==0.1.66",
             "openinference-instrumentation-anthropic==3.1.0",
+            *BEYOND,
+            "openinference-instrumentation-mistralai==2.2.2",
+            "openinference-instrumentation-google-genai==1.4.14",
+            "openinference-instrumentation-bedrock==0.1.61",
         ],
-        ("openai", "anthropic"),
+        ("openai", "anthropic", "mistral", "google", "bedrock"),
         (1, 1),
         False,
     ),
     "openlit": (["openlit==1.45.0", "openai==2.54.0", "anthropic==0.125.0"], ("openai", "anthropic"), (1, 1), False),
     # Logfire makes a span of the request, and for a stream another record when it has ended.
     "logfire": ([OPENAI, ANTHROPIC, "logfire==5.4.0"], ("openai", "anthropic"), (1, 2), False),
-    "langchain": (["langchain-openai==1.7.4"], ("openai",), (0, 0), True),
+    "langchain": (LANGCHAIN, ("openai", "anthropic"), (0, 0), True),
     "langchain+traceloop": (
-        ["langchain-openai==1.7.4", "opentelemetry-instrumentation-langchain==0.62.4"],
-        ("openai",),
+        [*LANGCHAIN, "opentelemetry-instrumentation-langchain==0.62.4"],
+        ("openai", "anthropic"),
         (1, 1),
         False,
     ),
     # Its callbacks leave nothing in the context, so that its span stands beside ours; it tells no metrics.
     "langchain+openinference": (
-        ["langchain-openai==1.7.4", "openinference-instrumentation-langchain==0.1.80"],
-        ("openai",),
+        [*LANGCHAIN, "openinference-instrumentation-langchain==0.1.80"],
+        ("openai", "anthropic"),
         (1, 1),
         False,
     ),
@@ -89,9 +100,10 @@ BESIDE = {"langchain+openinference"}
 OWN = "aifinops"
 
 
-def expected(peer: str, mode: str, found: dict[str, Any]) -> tuple[int, int]:
+def expected(peer: str, library: str, mode: str, found: dict[str, Any]) -> tuple[int, int]:
     """(our spans, theirs) of one call."""
     _, _, (plain, streamed), silenced = PEERS[peer]
+    silenced = silenced and library != "bedrock"  # theirs begin on botocore's own method, or on one client at a time
     theirs = streamed if "stream" in found["shape"] else plain
     if found["shape"] == "embeddings" and peer.startswith("langchain"):
         theirs = 0  # both instrument the chat models only
@@ -113,9 +125,10 @@ def charged(peer: str, mode: str, shape: str) -> int:
     )  # OpenLIT guesses, and says it like a count
 
 
-def problems(peer: str, mode: str, found: dict[str, Any]) -> Iterator[str]:
+def problems(cell: dict[str, Any], found: dict[str, Any]) -> Iterator[str]:
     """What is not as promised."""
-    ours, theirs = expected(peer, mode, found)
+    peer, mode = cell["peer"], cell["mode"]
+    ours, theirs = expected(peer, cell["library"], mode, found)
     made = sum(scope == OWN for scope in found["spans"])
     rows = charged(peer, mode, found["shape"])
     if found["rows"] != rows:
@@ -126,6 +139,8 @@ def problems(peer: str, mode: str, found: dict[str, Any]) -> Iterator[str]:
         yield f"token metrics of {', '.join(found['tokens'])}"
     if len(found["costs"]) > rows or (rows and not found["same"]):
         yield f"costs on {found['costs']}"
+    if not found["right"] and mode not in WITHOUT_US:  # what others tell may be wrong: nothing but the answer says it
+        yield "a row has other tokens than the answer"
     if found["leak"]:
         yield "the prompt is in the ledger"
 
@@ -145,19 +160,24 @@ def run(python: Path, peer: str, library: str, order: str, mode: str) -> dict[st
     return json.loads(lines[-1])  # type: ignore[no-any-return]
 
 
-def cells(peers: Sequence[str], modes: Sequence[str], envs: Path, *, as_is: bool) -> Iterator[dict[str, Any]]:
-    for peer in peers:
+def cells(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    envs, modes = options.envs, options.modes
+    for peer in options.only:
         packages, libraries, *_ = PEERS[peer]
         try:
-            python = envs / peer / "bin" / "python" if as_is else environment(envs, peer, [str(ROOT), *packages])
+            python = (
+                envs / peer / "bin" / "python" if options.as_is else environment(envs, peer, [str(ROOT), *packages])
+            )
         except subprocess.CalledProcessError as error:
             yield {"peer": peer, "skipped": f"cannot be installed: {error}"}
             continue
-        for library in libraries:
+        for library in (
+            libraries if options.libraries is None else [one for one in libraries if one in options.libraries]
+        ):
             for mode in modes:
                 if mode == "hook" and peer != "official":
                     continue
-                for order in ORDERS if mode not in WITHOUT_US else ORDERS[1:]:
+                for order in options.orders if mode not in WITHOUT_US else ORDERS[1:]:
                     cell = {"peer": peer, "library": library, "mode": mode, "order": order}
                     yield {**cell, **run(python, peer, library, order, mode)}
 
@@ -175,17 +195,20 @@ def short(scopes: Sequence[str]) -> str:
 _SAME = {"async chat": "chat", "async stream": "stream"}
 
 
+def _said(one: dict[str, Any]) -> str:
+    place = f"{short(one['costs'])}{'' if one['open'] else ', at export'}" if one["costs"] else "none"
+    return f"{short(one['spans'])} | {one['rows']} | {short(list(one['tokens']))} | {place}"
+
+
 def table(found: Sequence[dict[str, Any]]) -> str:
     """The page's table: a row for peer, library and mode, and for each way in which calls or orders differ."""
     rows: dict[tuple[str, ...], dict[str, dict[str, list[str]]]] = {}
     for cell in found:
-        for one in cell.get("found", ()):
-            place = "none"
-            if one["costs"]:
-                place = f"{short(one['costs'])}{'' if one['open'] else ', at export'}"
-            said = f"{short(one['spans'])} | {one['rows']} | {short(list(one['tokens']))} | {place}"
+        of_cell = {one["shape"]: _said(one) for one in cell.get("found", ())}
+        for shape, said in of_cell.items():
+            other = _SAME.get(shape, shape)
             kinds = rows.setdefault((cell["peer"], cell["library"], cell["mode"]), {}).setdefault(said, {})
-            kinds.setdefault(_SAME.get(one["shape"], one["shape"]), []).append(cell["order"])
+            kinds.setdefault(other if of_cell.get(other) == said else shape, []).append(cell["order"])
     lines = [
         "| with | library | mode | calls | spans | rows | token metrics | cost on the span |",
         "|---|---|---|---|---|---|---|---|",
@@ -204,24 +227,25 @@ def main() -> int:
     parser.add_argument("--envs", type=Path, default=ROOT / ".stacking")
     parser.add_argument("--as-is", action="store_true", help="use the environments as they are")
     parser.add_argument("--only", nargs="*", choices=list(PEERS), default=list(PEERS))
+    parser.add_argument("--libraries", nargs="*", help="only these")
+    parser.add_argument("--orders", nargs="*", choices=ORDERS, default=list(ORDERS))
     parser.add_argument("--modes", nargs="*", choices=MODES, default=list(MODES))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--table", type=Path)
     options = parser.parse_args()
     found, bad = [], 0
-    for cell in cells(options.only, options.modes, options.envs, as_is=options.as_is):
+    for cell in cells(options):
         found.append(cell)
         name = " ".join(str(cell.get(key, "")) for key in ("peer", "library", "mode", "order"))
-        wrong = [
-            f"{one['shape']}: {text}"
-            for one in cell.get("found", ())
-            for text in problems(cell["peer"], cell["mode"], one)
-        ]
+        wrong = [f"{one['shape']}: {text}" for one in cell.get("found", ()) for text in problems(cell, one)]
         wrong += cell.get("broken", [])
         wrong += [f"{count} failures in {place}" for place, count in cell.get("failures", {}).items()]
         print(f"{name}: {cell.get('skipped') or ('as promised' if not wrong else '')}", flush=True)
         for text in wrong:
             print(f"    {text}", flush=True)
+        told = [one["shape"] for one in cell.get("found", ()) if cell["mode"] in WITHOUT_US and not one["right"]]
+        if told:
+            print(f"    their spans tell other tokens than the answer: {', '.join(told)}", flush=True)
         bad += bool(wrong)
         if options.json:
             options.json.write_text(json.dumps(found, indent=1))

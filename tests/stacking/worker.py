@@ -22,6 +22,8 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
+import beyond
+
 SHAPES = ("chat", "stream", "stream without usage", "async chat", "async stream", "embeddings")
 MESSAGES = [{"role": "user", "content": "canary-5d1f please answer in a few words"}]
 MODEL = {"openai": "gpt-4o-mini", "anthropic": "claude-sonnet-4-5"}
@@ -33,7 +35,7 @@ CANARY = "canary-5d1f"
 
 def _instrumentor(module: str, name: str) -> Callable[[], None]:
     def switch() -> None:
-        more = {}
+        more: dict[str, Any] = {}
         if sys.argv[4] == "hook":
             from aifinops.integrations.span_pricer import completion_hook
 
@@ -61,10 +63,23 @@ def _openlit() -> None:
 
 
 _NAMES = {"openai": "OpenAIInstrumentor", "anthropic": "AnthropicInstrumentor"}
+_OTEL, _OI = "opentelemetry.instrumentation", "openinference.instrumentation"
+_BEYOND = {
+    ("official", "google"): (f"{_OTEL}.google_genai", "GoogleGenAiSdkInstrumentor"),
+    ("official", "bedrock"): (f"{_OTEL}.botocore", "BotocoreInstrumentor"),
+    ("traceloop", "bedrock"): (f"{_OTEL}.bedrock", "BedrockInstrumentor"),
+    ("openinference", "mistral"): (f"{_OI}.mistralai", "MistralAIInstrumentor"),
+    ("openinference", "google"): (f"{_OI}.google_genai", "GoogleGenAIInstrumentor"),
+    ("openinference", "bedrock"): (f"{_OI}.bedrock", "BedrockInstrumentor"),
+}
+_MODULES = {"mistral": "mistralai.client", "google": "google.genai", "bedrock": "boto3"}
 
 
 def switch_of(peer: str, library: str) -> Callable[[], None]:
     """What switches a peer on for a library."""
+    if library in _MODULES:
+        found = _BEYOND.get((peer, library))
+        return _instrumentor(*found) if found is not None else lambda: None
     name = _NAMES[library]
     return {
         "none": lambda: None,
@@ -129,34 +144,27 @@ def langchain_calls(base_url: str) -> dict[str, Callable[[], Any]]:
     }
 
 
+def langchain_anthropic_calls(base_url: str) -> dict[str, Callable[[], Any]]:
+    from langchain_anthropic import ChatAnthropic
+
+    made = ChatAnthropic(model=MODEL["anthropic"], base_url=base_url, api_key="test", max_retries=0, max_tokens=300)
+    text = MESSAGES[0]["content"]
+
+    async def astream() -> None:
+        async for _ in made.astream(text):
+            pass
+
+    return {
+        "chat": lambda: made.invoke(text),
+        "stream": lambda: list(made.stream(text)),
+        "async chat": lambda: _RUN(made.ainvoke(text)),
+        "async stream": lambda: _RUN(astream()),
+    }
+
+
 _LOOP = asyncio.Runner()
 _RUN = _LOOP.run
 """One loop for all: frameworks keep their connections."""
-
-_COUNT = iter(range(1, 1_000_000))
-
-
-def _message() -> dict[str, Any]:
-    return {
-        "id": f"msg_{next(_COUNT):06}", "type": "message", "role": "assistant", "model": "claude-sonnet-4-5-20250929",
-        "content": [{"type": "text", "text": "an answer"}], "stop_reason": "end_turn", "stop_sequence": None,
-        "usage": {"input_tokens": 300, "cache_creation_input_tokens": 100, "cache_read_input_tokens": 600, "output_tokens": 200,
-                  "service_tier": "standard", "cache_creation": {"ephemeral_5m_input_tokens": 100, "ephemeral_1h_input_tokens": 0}},
-    }  # fmt: skip
-
-
-def _message_events() -> bytes:
-    whole = _message()
-    start = {**whole, "content": [], "stop_reason": None, "usage": {**whole["usage"], "output_tokens": 1}}
-    events = [
-        {"type": "message_start", "message": start},
-        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
-        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "an answer"}},
-        {"type": "content_block_stop", "index": 0},
-        {"type": "message_delta", "delta": {"stop_reason": "end_turn", "stop_sequence": None}, "usage": {"output_tokens": 200}},
-        {"type": "message_stop"},
-    ]  # fmt: skip
-    return b"".join(f"event: {one['type']}\ndata: {json.dumps(one)}\n\n".encode() for one in events)
 
 
 def anthropic_calls(_base_url: str) -> dict[str, Callable[[], Any]]:
@@ -167,8 +175,8 @@ def anthropic_calls(_base_url: str) -> dict[str, Callable[[], Any]]:
 
     def answer(request: Any) -> Any:
         if json.loads(request.content).get("stream"):
-            return library.Response(200, headers={"content-type": "text/event-stream"}, content=_message_events())
-        return library.Response(200, json=_message())
+            return library.Response(200, headers={"content-type": "text/event-stream"}, content=beyond.message_events())
+        return library.Response(200, json=beyond.message())
 
     def client(kind: Any, http: Any) -> Any:
         return kind(api_key="test", max_retries=0, http_client=http(transport=library.MockTransport(answer)))
@@ -193,7 +201,9 @@ def anthropic_calls(_base_url: str) -> dict[str, Callable[[], Any]]:
 def calls_of(peer: str, library: str, base_url: str) -> dict[str, Callable[[], Any]]:
     """The calls of a library, or of a framework above it."""
     if peer.startswith("langchain"):
-        return langchain_calls(base_url)
+        return langchain_calls(base_url) if library == "openai" else langchain_anthropic_calls(base_url)
+    if library in beyond.MODELS:
+        return beyond.calls(library, base_url, _RUN)
     return {"openai": openai_calls, "anthropic": anthropic_calls}[library](base_url)
 
 
@@ -247,11 +257,37 @@ def token_metrics(reader: Any) -> dict[str, int]:
 
 
 @contextmanager
-def server() -> Iterator[Any]:
+def server(library: str) -> Iterator[tuple[str, Any]]:
+    """(address, the provider's bill where it keeps one)."""
     from aifinops.testing import FakeProvider
 
+    if library != "openai":
+        with beyond.server() as url:
+            yield url, None
+        return
     with FakeProvider(words=16) as running:
-        yield running
+        yield running.base_url, running
+
+
+def right(library: str, billed: Any, rows: list[Any]) -> bool:
+    """Whether each row has the buckets of the answer; an estimate says of itself that it has not.
+
+    Args:
+        billed: the server's own line of the call, where it keeps a bill.
+    """
+    for row in rows:
+        counts = dict(row.quantities)
+        if row.basis == "estimated":
+            continue
+        if billed is not None:
+            told = billed.totals
+            read, thought = counts.get("cache_read_tokens", 0), counts.get("reasoning_tokens", 0)
+            whole = (counts.get("input_tokens", 0) + read, read, counts.get("output_tokens", 0) + thought, thought)
+            if whole != tuple(told.values()):
+                return False
+        elif counts != beyond.TOKENS[library]:
+            return False
+    return True
 
 
 def look(shape: str, ended: Any, priced: Any, reader: Any, rows: list[Any]) -> dict[str, Any]:
@@ -298,13 +334,15 @@ def main() -> None:
     aifinops.init(spans="off" if alone else mode)
     ended, priced, reader = telemetry(peer)
     switch = switch_of(peer, library)
-    import_module(library)
+    if library == "mistral" and peer == "native":
+        os.environ["STACKING_NATIVE"] = "1"
+    import_module(_MODULES.get(library, library))
     steps: list[Callable[[], Any]] = [switch] if alone else [switch, lambda: aifinops.instrument(library)]
     for step in steps if order == "peer-first" else reversed(steps):
         step()
     found = []
-    with server() as running:
-        calls = calls_of(peer, library, running.base_url)
+    with server(library) as (url, billing):
+        calls = calls_of(peer, library, url)
         ended.clear()
         for shape in SHAPES:
             if shape not in calls:
@@ -313,7 +351,9 @@ def main() -> None:
             calls[shape]()
             gc.collect()
             aifinops.flush()
-            found.append(look(shape, ended, priced, reader, list(runtime.get().ledger.rows())[before:]))
+            rows = list(runtime.get().ledger.rows())[before:]
+            bill = billing.bill[-1] if billing is not None else None
+            found.append({**look(shape, ended, priced, reader, rows), "right": right(library, bill, rows)})
     print(json.dumps({"found": found, "failures": errors.failures()}))
 
 

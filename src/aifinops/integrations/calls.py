@@ -19,7 +19,7 @@ from aifinops.integrations.registry import answers, knows
 from aifinops.metering import Call
 from aifinops.reading import Reading
 
-__all__ = ["Calls", "answered", "ended", "failed", "path_of", "settle", "settle_body"]
+__all__ = ["Calls", "answered", "ended", "failed", "look_again", "path_of", "settle", "settle_body"]
 
 
 _Target = tuple[str, dict[str, Any], bool]
@@ -104,6 +104,8 @@ class Calls:
             return None
         if route.later and (not stream or body.get("background") is True):
             return Later(reader, invocation)
+        if stream and invocation.guest is not None:
+            invocation.guest.hold()
         return Opened(reader, invocation)
 
     def reader(self, provider: str, path: str) -> Reader:
@@ -265,6 +267,13 @@ def path_of(url: str) -> str:
         url = "/" + url.split("/", 3)[-1]
     path = url.partition("?")[0].rstrip("/")
     return path if path.startswith("/") else f"/{path}"
+
+
+def look_again() -> None:
+    """To be called where the answer of the call in flight arrives: the span of somebody who begins it further in is current there."""
+    invocation = metering.in_flight()
+    if invocation is not None and invocation.guest is not None:
+        invocation.guest.look_again()
 
 
 def ended(opened: Opened, read: Callable[[Opened, Any], None], answer: Any) -> None:

@@ -32,7 +32,8 @@ class Other:
     Attributes:
         name: as people know it. library: the top-level module that it instruments, `*` for a framework above all of them.
         module: loaded when it can be active. operations: that it makes spans of.
-        quiet: whether a context keeps it from making a span (see `quieten`).
+        quiet: whether a context keeps it from making a span (see `quieten`), and we can stand in front of it to set that context.
+        instrumentor: class in `module`, where that has another one as well.
         marked: attribute that it leaves on the library's client classes; empty for an instrumentor of OpenTelemetry's kind, which knows
             itself whether it is active.
     """
@@ -43,6 +44,7 @@ class Other:
     operations: frozenset[str] = _EVERY
     quiet: bool = False
     marked: str = ""
+    instrumentor: str = ""
 
     def active(self) -> bool:
         """Whether it is switched on."""
@@ -52,17 +54,19 @@ class Other:
         if self.marked:
             library = sys.modules.get(self.library)
             return any(getattr(kind, self.marked, False) for kind in _classes(library))
-        return any(getattr(kind, "_is_instrumented_by_opentelemetry", False) for kind in _instances(module))
+        return any(
+            getattr(kind, "_is_instrumented_by_opentelemetry", False) for kind in _instances(module, self.instrumentor)
+        )
 
 
 def _classes(module: Any) -> list[type]:
     return [] if module is None else [kind for kind in list(vars(module).values()) if isinstance(kind, type)]
 
 
-def _instances(module: Any) -> Iterator[Any]:
+def _instances(module: Any, named: str) -> Iterator[Any]:
     """The instrumentors of a module that exist: each class has one instance at most."""
     for kind in _classes(module):
-        if kind.__name__.endswith("Instrumentor"):
+        if kind.__name__ == named if named else kind.__name__.endswith("Instrumentor"):
             made = vars(kind).get("_instance")
             if made is not None:
                 yield made
@@ -77,12 +81,18 @@ _T, _OI, _OTEL = (
 OTHERS = (
     Other("OpenTelemetry", "openai", f"{_OTEL}openai", frozenset({"chat", "embeddings"}), quiet=True),
     Other("OpenTelemetry", "anthropic", f"{_OTEL}anthropic", _CHAT, quiet=True),
+    Other("OpenTelemetry", "google", f"{_T}google_genai", frozenset({"generate_content", "embeddings"}), quiet=True),
+    Other("OpenTelemetry", "botocore", f"{_T}botocore", instrumentor="BotocoreInstrumentor"),
+    Other("OpenTelemetry", "aiobotocore", f"{_T}botocore", instrumentor="AiobotocoreInstrumentor"),
     Other("Traceloop", "openai", f"{_T}openai", frozenset({"chat", "text_completion", "embeddings"}), quiet=True),
     *(
-        Other("Traceloop", library, f"{_T}{module}", quiet=True)
+        Other("Traceloop", library, f"{_T}{library}", quiet=True)
+        for library in ("anthropic", "groq", "together")
+    ),
+    *(
+        Other("Traceloop", library, f"{_T}{module}")
         for library, module in {
-            "anthropic": "anthropic", "botocore": "bedrock", "cohere": "cohere", "groq": "groq", "mistralai": "mistralai",
-            "ollama": "ollama", "together": "together", "google": "google_generativeai",
+            "botocore": "bedrock", "cohere": "cohere", "mistralai": "mistralai", "ollama": "ollama", "google": "google_generativeai",
         }.items()
     ),
     Other("Traceloop", "*", f"{_T}langchain"),
@@ -166,6 +176,10 @@ class Presence:
             self._in_front.pop().undo()
 
 
+_METHODS = {"google": "google.genai.models"}
+"""Library -> where the methods are that its users call, if not in `resources`."""
+
+
 def _silence(library: str) -> list[Patch]:
     """Stand in front of those who begin their span further out than we do, so that they see that the call has an owner."""
     return [
@@ -179,7 +193,7 @@ def _wrapped_methods(library: str) -> list[tuple[type, str, Any]]:
     import wrapt
 
     found = []
-    prefix = f"{library}.resources"
+    prefix = _METHODS.get(library, f"{library}.resources")
     for place, module in list(sys.modules.items()):
         if module is None or not place.startswith(prefix):
             continue

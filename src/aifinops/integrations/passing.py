@@ -259,6 +259,9 @@ async def _awatched(passing: PassingEvents, events: AsyncIterable[Any]) -> Async
     guarded("finish", passing.end)
 
 
+_TAPPED = ("iter_bytes", "iter_raw", "close", "aiter_bytes", "aiter_raw", "aclose")
+
+
 class Tap:
     """Attributes of one HTTP answer that let us see its bytes go by; its class, and every other answer, stay as they are.
 
@@ -268,15 +271,31 @@ class Tap:
     """
 
     def __init__(self, opened: Opened, http: Any) -> None:
-        self._http = http
         self._passing = passing = opened.passing()
         passing.framed = "amazon.eventstream" in http.headers.get("content-type", "")
         self._source: Any = None
+        self._put_on(http)
+
+    def _put_on(self, http: Any) -> None:
+        self._http = http
         if hasattr(http, "iter_bytes"):
             http.iter_bytes, http.iter_raw, http.close = self._iter_bytes, self._iter_raw, self._close
         if hasattr(http, "aiter_bytes"):
             http.aiter_bytes, http.aiter_raw, http.aclose = self._aiter_bytes, self._aiter_raw, self._aclose
-        weakref.finalize(http, guarded, "lost", self._passing.lost).atexit = False
+        self._lost = weakref.finalize(http, guarded, "lost", self._passing.lost)
+        self._lost.atexit = False
+
+    @staticmethod
+    def move(old: Any, new: Any) -> None:
+        """Some libraries make another answer of one that is under way, with all attributes of it, and drop the first one."""
+        tap = getattr(vars(old).get("iter_bytes") or vars(old).get("aiter_bytes"), "__self__", None)
+        if not isinstance(tap, Tap) or new is old or tap._source is not None:
+            return
+        tap._leave()
+        tap._lost.detach()
+        for name in _TAPPED:
+            vars(new).pop(name, None)
+        tap._put_on(new)
 
     def _original(self, name: str) -> Any:
         return getattr(type(self._http), name).__get__(self._http)
@@ -334,17 +353,15 @@ class Tap:
             raise
         guarded("finish", self._finished)
 
+    # Settled first: a library that makes spans ends them when it closes, and who reads those must find that the call is charged.
+
     def _close(self) -> None:
-        try:
-            self._original("close")()
-        finally:
-            guarded("closed", self._closed, "gi_running")
+        guarded("closed", self._closed, "gi_running")
+        self._original("close")()
 
     async def _aclose(self) -> None:
-        try:
-            await self._original("aclose")()
-        finally:
-            guarded("closed", self._closed, "ag_running")
+        guarded("closed", self._closed, "ag_running")
+        await self._original("aclose")()
 
     def _closed(self, running: str) -> None:
         if sys.exc_info()[0] is GeneratorExit:
@@ -361,7 +378,7 @@ class Tap:
     def _leave(self) -> None:
         """Take our attributes away again: what is over can be pickled and read again as if we had not been there."""
         mine = vars(self._http)
-        for name in ("iter_bytes", "iter_raw", "close", "aiter_bytes", "aiter_raw", "aclose"):
+        for name in _TAPPED:
             mine.pop(name, None)
 
 

@@ -159,6 +159,7 @@ class Provider:
         connections: paths from a client object to its httpx clients, for metering that client alone.
         outermost: functions (`module:function`) of a library that makes errors of its own of every exception: a refused budget comes out
             of them as itself.
+        copies: functions (`module:Class.method`) of a library that make another answer of httpx of the one that they are given.
         speaks: request path -> provider that is meant by it where the host says nothing; for libraries that speak to many.
     """
 
@@ -180,6 +181,7 @@ class Provider:
     senders: Mapping[str, str] = field(default_factory=dict)
     connections: tuple[str, ...] = ()
     outermost: tuple[str, ...] = ()
+    copies: tuple[str, ...] = ()
     speaks: Mapping[str, str] = field(default_factory=dict)
 
     def provider_at(self, host: str) -> str:

@@ -228,7 +228,9 @@ def _instrument_name(name: str, *, asked: bool) -> None:
     row = provider(name)
     if asked and row.module not in sys.modules and not _installed(row.module):
         raise ConfigurationError(f"{row.module} is not installed: pip install {row.package}")
-    for home in dict.fromkeys(place.partition(":")[0] for place in (*row.senders, *row.outermost)) or (row.module,):
+    for home in dict.fromkeys(place.partition(":")[0] for place in (*row.senders, *row.outermost, *row.copies)) or (
+        row.module,
+    ):
         _patches.when_imported(name, home, lambda module: _patch(name, row.module, module))
     patch, modules = _SESSIONS.get(name, ("", ()))
     for place in modules:

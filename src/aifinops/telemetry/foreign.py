@@ -28,8 +28,9 @@ _KINDS = (names.OPERATION, "openinference.span.kind", "llm.request.type", "trace
 
 _SCOPES = (
     "com.anthropic.sdk.python", "logfire.anthropic", "logfire.openai", "mistralai_sdk_tracer", "openinference.instrumentation.anthropic",
-    "openinference.instrumentation.openai", "openlit", "opentelemetry.instrumentation.anthropic", "opentelemetry.instrumentation.genai.",
-    "opentelemetry.instrumentation.openai",
+    "openinference.instrumentation.bedrock", "openinference.instrumentation.google_genai", "openinference.instrumentation.mistralai",
+    "openinference.instrumentation.openai", "openlit", "opentelemetry.instrumentation.anthropic", "opentelemetry.instrumentation.bedrock",
+    "opentelemetry.instrumentation.genai.", "opentelemetry.instrumentation.google_genai", "opentelemetry.instrumentation.openai",
 )  # fmt: skip
 """Beginnings of the scopes whose spans are calls, of which some say so only at their end."""
 

@@ -25,6 +25,7 @@ MOST_LATE = 4096
 SUPPRESS = "suppress_language_model_instrumentation"
 """The context key that Traceloop's instrumentations, and others after them, look at before they make a span."""
 
+_MISTRAL = "mistralai_sdk_tracer"
 _GENAI = "opentelemetry.util.genai.invocation"
 _KINDS = (
     ("CLIENT_INFERENCE_CONTEXT_KEY", "InferenceData"),
@@ -50,6 +51,8 @@ def quieten(context: Any) -> Any:
 
 def hosted() -> bool:
     """Whether the current span is somebody else's, of a model call, or somebody has said that there is one."""
+    if "opentelemetry.trace" not in sys.modules:
+        return False
     from opentelemetry.context import get_value
 
     return get_value(SUPPRESS) is True or _is_host(_current())
@@ -66,7 +69,8 @@ def _is_host(span: Any) -> bool:
         return False
     scope = getattr(_bare(span), "instrumentation_scope", None)
     name = "" if scope is None else scope.name
-    return name != names.SCOPE and is_inference(name, _said(span))
+    # Mistral's client calls agents and conversations `invoke_agent`; its span is current only while that one request is sent.
+    return name != names.SCOPE and (name == _MISTRAL or is_inference(name, _said(span)))
 
 
 def _bare(span: Any) -> Any:
@@ -99,6 +103,18 @@ class Guest:
     def found(self) -> bool:
         """Whether the foreign span is known; `context` is its own then."""
         return self._span is not None
+
+    def hold(self) -> None:
+        """Let the foreign span wait for the cost of a stream: some end it at the last piece but one, or before the stream is closed.
+
+        One that waits for another call already is left to that.
+        """
+        span = self._span
+        try:
+            if span is not None and span.is_recording() and "end" not in vars(span):
+                self._held = _Held(span)
+        except (AttributeError, TypeError):  # a span that takes no attributes of its own ends when it likes
+            return
 
     def look_again(self) -> None:
         """To be called where the answer arrives: some spans begin further in than we stand, and end before we know the cost.

@@ -45,6 +45,8 @@ MISTRAL = Provider(
         for home in ("mistralai.client.basesdk", "mistralai.basesdk", "mistralai.azure.client.basesdk", "mistralai_azure.basesdk")
         for name, client in (("do_request", "client"), ("do_request_async", "async_client"))
     },
+    # With its own telemetry on, a stream is handed out as another answer that ends the library's span when it is closed.
+    copies=("mistralai.extra.observability.otel:TracedResponse.from_response",),
     connections=("sdk_configuration.client", "sdk_configuration.async_client"),
     routes={
         "/chat/completions": _CHAT,

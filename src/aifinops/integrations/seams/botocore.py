@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from aifinops.errors import swallow
-from aifinops.integrations.calls import Calls, ended, failed, settle_body
+from aifinops.integrations.calls import Calls, ended, failed, look_again, settle_body
 from aifinops.integrations.extract import Reader, StreamText, read_objects
 from aifinops.integrations.passing import Opened, Passing, PassingEvents, guarded
 from aifinops.integrations.patching import Patch
@@ -79,6 +79,7 @@ class Seam:
                 owner, call = module.AioBaseClient, self._acall
             else:
                 owner, call = module.BaseClient, self._call
+            self._calls.others.front = lambda: self._look(owner)
             return [Patch(owner, "_make_api_call", call), *_close_patch()]
         except Exception as failure:  # an unknown future version: the user's program goes on unmetered, and is told so
             swallow(f"integrations.{self._row.name}.patch", failure)
@@ -88,6 +89,12 @@ class Seam:
         """Patch one client object only."""
         is_async = any(kind.__name__ == "AioBaseClient" for kind in type(client).__mro__)
         return [Patch(client, "_make_api_call", self._acall if is_async else self._call), *_close_patch()]
+
+    def _look(self, owner: Any) -> list[Patch]:
+        """While somebody else is there: whoever wrapped `_make_api_call` before us begins a span inside of ours, around `_make_request`."""
+        if not self._calls.others.any:
+            return []
+        return [Patch(owner, "_make_request", _amade if owner.__name__ == "AioBaseClient" else _made)]
 
     # --- the two colours of the last thin layer ---------------------------------------------------------------------------
 
@@ -148,6 +155,16 @@ class Seam:
             region=client.meta.region_name or "",
             tier=str((tier.get("type") if isinstance(tier, dict) else tier) or ""),
         )
+
+
+def _made(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    guarded("botocore.look", look_again)
+    return wrapped(*args, **kwargs)
+
+
+async def _amade(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    guarded("botocore.look", look_again)
+    return await wrapped(*args, **kwargs)
 
 
 def _model(given: Any) -> str:

@@ -17,7 +17,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterable
-from functools import lru_cache, reduce
+from functools import lru_cache, partial, reduce
 from inspect import isawaitable, iscoroutine
 from types import ModuleType
 from typing import Any
@@ -26,9 +26,10 @@ from weakref import WeakKeyDictionary
 from aifinops import metering
 from aifinops.errors import BudgetExceeded, ConfigurationError, swallow
 from aifinops.integrations.calls import Calls, answered, ended, failed, path_of, settle
-from aifinops.integrations.passing import Opened, guarded, refusals
+from aifinops.integrations.passing import Opened, Tap, guarded, refusals
 from aifinops.integrations.patching import Patch, Undoable
 from aifinops.integrations.provider import Provider, Route
+from aifinops.telemetry.guests import hosted
 
 __all__ = ["Refused", "Seam"]
 
@@ -66,6 +67,7 @@ class Seam:
         done: list[Undoable] = [_Use(self)]
         wrappers = {place: self._marker(path) for place, path in self._row.senders.items()}
         wrappers |= dict.fromkeys(self._row.outermost, _outermost)
+        wrappers |= dict.fromkeys(self._row.copies, _copied)
         for place, wrapper in wrappers.items():
             home, _, name = place.partition(":")
             if home != module.__name__:
@@ -107,6 +109,7 @@ class Seam:
             )
         _take(self, library)
         _marked[client] = self
+        _look_up_late(client)
 
     def mark_of(self, owner: Any, path: list[str]) -> None:
         """The same for the client at a path from an object."""
@@ -126,8 +129,8 @@ class Seam:
 
     # --- begin --------------------------------------------------------------------------------------------------------
 
-    def begin(self, request: Any) -> Opened | None:
-        """Open the call of an httpx request, or None when it is none that is metered."""
+    def begin(self, client: Any, request: Any) -> Opened | None:
+        """Open the call of a request of an httpx client, or None when it is none that is metered."""
         if request.method != "POST" or metering.in_flight() is not None:
             return None
         url = request.url
@@ -138,7 +141,9 @@ class Seam:
         key, route, model = found
         target = self.target(url.scheme, url.host, url.port, url.path.split("/", 2)[1], key)
         stream = bool(body.get("stream")) or "stream" in key.lower()
-        return self._calls.open_at(target, key, route, body, stream=stream, model=model)
+        # A library that makes spans itself stands in front of the `send` of its own client, with the span current.
+        native = "send" in vars(client) and hosted()
+        return self._calls.open_at(target, key, route, body, stream=stream, model=model, native=native)
 
     def _target(self, scheme: str, host: str, port: int | None, first: str, key: str) -> _Target:
         row = self._row
@@ -215,6 +220,19 @@ def _library_of(client: Any) -> ModuleType | None:
     """The library whose client this is, perhaps through a class of the user's; None for a client that is not httpx's."""
     roots = {kind.__module__.partition(".")[0] for kind in type(client).__mro__}
     return next((sys.modules[name] for name in ("httpx", "httpx2") if name in roots), None)
+
+
+def _look_up_late(client: Any) -> None:
+    """Somebody who stands in front of one client's `send` has kept the method of its class, perhaps as it was before us: from now on that
+    is looked up with each request, which is what it would be without them."""
+    for cell in getattr(vars(client).get("send"), "__closure__", None) or ():
+        kept = cell.cell_contents
+        if getattr(kept, "__self__", None) is client and getattr(kept, "__name__", "") == "send":
+            cell.cell_contents = partial(_sent, client)
+
+
+def _sent(client: Any, *args: Any, **kwargs: Any) -> Any:
+    return type(client).send(client, *args, **kwargs)
 
 
 class _Use:
@@ -330,7 +348,14 @@ def _own(error: Exception, refused: list[BudgetExceeded]) -> Exception:
 
 def _begin(client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opened | None:
     seam = _marked.get(client)
-    return None if seam is None or not seam.uses else seam.begin(args[0] if args else kwargs["request"])
+    return None if seam is None or not seam.uses else seam.begin(client, args[0] if args else kwargs["request"])
+
+
+def _copied(wrapped: Callable[..., Any], _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What sees an answer pass goes with it."""
+    response = wrapped(*args, **kwargs)
+    guarded("http.copied", Tap.move, args[0] if args else kwargs["resp"], response)
+    return response
 
 
 def _answered(opened: Opened, response: Any) -> None:
