@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aifinops.errors import ConfigurationError, swallow
-from aifinops.telemetry.spans import is_placeholder
 
 __all__ = ["Export", "endpoint", "set_up"]
 
@@ -80,6 +79,8 @@ def set_up(argument: str | None = None, environ: Mapping[str, str] = os.environ)
 def _set_tracer_provider(export: Export, argument: str | None, protocol: str) -> None:
     from opentelemetry import trace
 
+    from aifinops.telemetry.spans import is_placeholder
+
     if not is_placeholder(trace.get_tracer_provider()):
         export.notes.append("the application has set a tracer provider: spans go there")
         return
@@ -100,6 +101,8 @@ def _set_tracer_provider(export: Export, argument: str | None, protocol: str) ->
 
 def _set_meter_provider(export: Export, argument: str | None, protocol: str) -> None:
     from opentelemetry import metrics
+
+    from aifinops.telemetry.spans import is_placeholder
 
     if not is_placeholder(metrics.get_meter_provider()):
         export.notes.append("the application has set a meter provider: metrics go there")
