@@ -141,7 +141,9 @@ class _Forms:
     def of(self, body: Any) -> list[tuple[_Form, list[_Sign]]]:
         """The forms of bodies with this `object` and `type`, in their order, each with what else such a body must have."""
         if type(body) is dict:
-            kind = (word(body.get("object")), word(body.get("type")))
+            kind = (body.get("object", ""), body.get("type", ""))
+            if type(kind[0]) is not str or type(kind[1]) is not str:
+                kind = (word(kind[0]), word(kind[1]))
         else:
             kind = (word(plain(body, _OBJECT)), word(plain(body, _TYPE)))
         return self._by_kind.get(kind) or self._kind(kind)
