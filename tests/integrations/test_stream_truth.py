@@ -610,8 +610,9 @@ LEAVING = """
 import sys, os
 import openai
 import aifinops as af
-af.init(ledger=sys.argv[2])
-af.instrument("openai")
+if sys.argv[2]:
+    af.init(ledger=sys.argv[2])
+    af.instrument("openai")
 client = openai.OpenAI(base_url=sys.argv[1], api_key="test")
 stream = client.chat.completions.create(model="gpt-4o-mini", messages=[{"role": "user", "content": "x"}], stream=True)
 next(stream)
@@ -630,9 +631,13 @@ def test_a_stream_that_is_open_when_the_process_ends(how: str, server: FakeProvi
 
     path = tmp_path / "l.db"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", LEAVING, server.base_url, str(path), how]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == (3 if how == "raise" else 0), done.stderr
+
+    def left(ledger: str) -> int:
+        command = [sys.executable, "-c", LEAVING, server.base_url, ledger, how]
+        return subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False).returncode
+
+    # Not compared with 0: Python 3.13 with httpx2 crashes when an open stream is closed at its very end, also without us.
+    assert left(str(path)) == left("")
     ledger = open_ledger(path)
     (charge,) = ledger.rows()
     ledger.close()
