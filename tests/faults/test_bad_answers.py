@@ -299,6 +299,13 @@ async def test_a_strange_stream_is_the_users_and_honestly_charged(case: str, col
     hidden = [one for one in expected if not (isinstance(one, dict) and one.get("choices") == [] and isinstance(one.get("usage"), dict))]  # fmt: skip
     with af.budget("$5") as budget:
         assert (read() if colour == "sync" else await aread()) == hidden
+        for _ in range(
+            50
+        ):  # an older client leaves the answer open: the loop closes its generators one after the other
+            if not passing._passing:
+                break
+            gc.collect()
+            await asyncio.sleep(0)
         (charge,) = rows()
         assert budget.reserved == 0
         assert budget.spent > 0

@@ -38,7 +38,7 @@ MODULES = (
 )  # fmt: skip
 
 CONTAINERS = {
-    "stainless.Seam._request", "stainless.Seam._arequest", "stainless._process_response", "passing.guarded",  # the outermost wrappers
+    "stainless.Seam._request", "stainless.Seam._arequest", "stainless._process_response", "passing.guarded", "calls.called", "calls.acalled",  # the outermost wrappers
     "passing.Tap._iter_bytes", "passing.Tap._aiter_bytes", "passing.Tap._segments", "passing.Tap._apass",  # what the user pulls on
     "passing.Tap._close", "passing.Tap._aclose", "passing.Tap._original",
     "passing.Tap._iter_raw", "passing.Tap._aiter_raw", "passing.Tap._tapped", "passing.Tap._atapped",

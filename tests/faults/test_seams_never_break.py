@@ -31,11 +31,11 @@ SHARED = (calls, passing, hiding, later, others, extract, responses, guests, met
 
 CONTAINERS = {
     "passing.guarded", "errors.swallow",  # what contains all others
-    "stainless.Seam._request", "stainless.Seam._arequest", "stainless._process_response",
+    "stainless.Seam._request", "stainless.Seam._arequest", "stainless._process_response", "calls.called", "calls.acalled",
     "http._send", "http._asend", "http._outermost", "http._aoutermost", "http._own", "http._Result.mark", "http._Result._amark",
     "google_genai.Seam._request", "google_genai.Seam._arequest",
     "botocore.Seam._call", "botocore.Seam._acall", "botocore._close", "botocore._Bound.__call__",
-    "botocore._Messages._pass", "botocore._Messages._apass", "botocore._Whole._chunks",  # what the user pulls on
+    "botocore._Whole._chunks",  # what the user pulls on
     "botocore._Whole._read_some", "botocore._Whole._aread", "botocore._Whole._areadinto", "botocore._Whole._close",
     "passing.Tap._iter_bytes", "passing.Tap._aiter_bytes", "passing.Tap._segments", "passing.Tap._apass", "passing.Tap._close",
     "passing.Tap._aclose", "passing.Tap._original", "passing.Tap._iter_raw", "passing.Tap._aiter_raw", "passing.Tap._tapped",

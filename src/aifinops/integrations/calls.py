@@ -13,13 +13,24 @@ from aifinops.errors import swallow
 from aifinops.integrations import others
 from aifinops.integrations.extract import Reader, dig, first_event, read_events
 from aifinops.integrations.later import Files, Later, Lines, Poll, Unknown
-from aifinops.integrations.passing import Opened, Tap
+from aifinops.integrations.passing import Opened, Tap, guarded
 from aifinops.integrations.provider import Provider, Route
 from aifinops.integrations.registry import answers, knows
 from aifinops.metering import Call
 from aifinops.reading import Reading
 
-__all__ = ["Calls", "answered", "ended", "failed", "look_again", "path_of", "settle", "settle_body"]
+__all__ = [
+    "Calls",
+    "acalled",
+    "called",
+    "ended",
+    "failed",
+    "look_again",
+    "path_of",
+    "read_httpx",
+    "settle",
+    "settle_body",
+]
 
 
 _Target = tuple[str, dict[str, Any], bool]
@@ -276,7 +287,55 @@ def look_again() -> None:
         invocation.guest.look_again()
 
 
-def ended(opened: Opened, read: Callable[[Opened, Any], None], answer: Any) -> None:
+Read = Callable[[Opened, Any], None]
+Refused = Callable[[BaseException], bool]
+
+
+def called(
+    opened: Opened | None,
+    wrapped: Callable[..., Any],
+    args: Any,
+    kwargs: Any,
+    read: Read,
+    refused: Refused | None = None,
+) -> Any:
+    """Make the call of a client library, and see to it that its end is read, however it comes; None for `opened` only makes it.
+
+    Args:
+        opened: the call, begun. wrapped, args, kwargs: what the library would have called. read, refused: see `ended` and `failed`.
+    """
+    if opened is None:
+        return wrapped(*args, **kwargs)
+    try:
+        result = wrapped(*args, **kwargs)
+    except BaseException as error:
+        guarded("failed", failed, opened, error, refused)
+        raise
+    guarded("answered", ended, opened, read, result)
+    return result
+
+
+async def acalled(
+    opened: Opened | None,
+    wrapped: Callable[..., Any],
+    args: Any,
+    kwargs: Any,
+    read: Read,
+    refused: Refused | None = None,
+) -> Any:
+    """`called` for a coroutine function."""
+    if opened is None:
+        return await wrapped(*args, **kwargs)
+    try:
+        result = await wrapped(*args, **kwargs)
+    except BaseException as error:
+        guarded("failed", failed, opened, error, refused)
+        raise
+    guarded("answered", ended, opened, read, result)
+    return result
+
+
+def ended(opened: Opened, read: Read, answer: Any) -> None:
     """The call returned: `read` what the answer says, or see to it that it is read. What we cannot read is of unknown cost, and a row."""
     invocation = opened.invocation
     try:
@@ -287,12 +346,8 @@ def ended(opened: Opened, read: Callable[[Opened, Any], None], answer: Any) -> N
         invocation.settle(Reading())
 
 
-def answered(opened: Opened, result: Any) -> None:
+def read_httpx(opened: Opened, result: Any) -> None:
     """A call of a library that sends with httpx returned: read a plain answer now, a stream while it passes."""
-    ended(opened, _read, result)
-
-
-def _read(opened: Opened, result: Any) -> None:
     invocation = opened.invocation
     http, invocation.answer = invocation.answer, None  # nothing of ours may keep a dropped stream alive
     if http is None:
@@ -313,7 +368,7 @@ def settle_body(opened: Opened, body: Any) -> None:
         invocation.settle_estimated(reader.text(body), 0, reader.describe(body), "ok")
 
 
-def failed(opened: Opened, error: BaseException, refused: Callable[[BaseException], bool] | None = None) -> None:
+def failed(opened: Opened, error: BaseException, refused: Refused | None = None) -> None:
     """The call raised: its own error goes on; an answer that was paid for before is settled for what it says.
 
     Args:

@@ -119,8 +119,8 @@ class Hider:
         """The chunks of an answer without what is hidden; with one step of ours for each."""
         try:
             yield from filter(None, map(self.taking(), chunks))
-        except Exception:
-            if self._parts:  # whoever reads bytes gets all that came before a connection broke
+        except Exception:  # the connection's own error goes on
+            if self._parts:  # whoever reads bytes gets all that came before it
                 yield self.rest()
             raise
         if self._parts and (last := self.rest()):
@@ -262,7 +262,7 @@ async def _aall(hider: Hider, chunks: AsyncIterator[bytes]) -> AsyncIterator[byt
         async for chunk in chunks:
             if shown := take(chunk):
                 yield shown
-    except Exception:
+    except Exception:  # the connection's own error goes on; whoever reads bytes gets all that came before it
         if waiting := hider.rest():
             yield waiting
         raise

@@ -165,7 +165,13 @@ def _unframed(data: bytes) -> bytes:
 
 
 class PassingEvents(Passing):
-    """The same for events that are objects."""
+    """The same for events that are objects.
+
+    Attributes:
+        look: called with each event before it goes on, where a stream says in one that it has broken.
+    """
+
+    look: Callable[[Any], None] | None = None
 
     def __init__(self, opened: Opened) -> None:
         super().__init__(opened)
@@ -226,12 +232,14 @@ def _when_lost(generator: Any, passing: Passing) -> None:
 
 
 def _watched(passing: PassingEvents, events: Iterable[Any]) -> Iterator[Any]:
-    keep, kept = passing.events.append, passing.events
+    keep, kept, look = passing.events.append, passing.events, passing.look
     try:
         for event in events:
             if not kept:
                 guarded("first", passing.first)
             keep(event)
+            if look is not None:
+                guarded("look", look, event)
             yield event
     except GeneratorExit:
         guarded("lost", passing.lost)  # perhaps by the garbage collector
@@ -243,12 +251,14 @@ def _watched(passing: PassingEvents, events: Iterable[Any]) -> Iterator[Any]:
 
 
 async def _awatched(passing: PassingEvents, events: AsyncIterable[Any]) -> AsyncIterator[Any]:
-    keep, kept = passing.events.append, passing.events
+    keep, kept, look = passing.events.append, passing.events, passing.look
     try:
         async for event in events:
             if not kept:
                 guarded("first", passing.first)
             keep(event)
+            if look is not None:
+                guarded("look", look, event)
             yield event
     except GeneratorExit:
         guarded("lost", passing.lost)

@@ -12,14 +12,14 @@ import base64
 import json
 import sys
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from aifinops.errors import swallow
-from aifinops.integrations.calls import Calls, ended, failed, look_again, settle_body
+from aifinops.integrations.calls import Calls, acalled, called, look_again, settle_body
 from aifinops.integrations.extract import Reader, StreamText, read_objects
-from aifinops.integrations.passing import Opened, Passing, PassingEvents, guarded
+from aifinops.integrations.passing import Opened, Passing, PassingEvents, apassed, guarded, passed
 from aifinops.integrations.patching import Patch
 from aifinops.integrations.provider import Provider
 from aifinops.integrations.responses import reader_for
@@ -103,15 +103,7 @@ class Seam:
         if operations is None:
             return wrapped(*args, **kwargs)
         opened = guarded("botocore.begin", self._begin, operations, client, args, kwargs)
-        if opened is None:
-            return wrapped(*args, **kwargs)
-        try:
-            result = wrapped(*args, **kwargs)
-        except BaseException as error:
-            guarded("failed", failed, opened, error, _refused)
-            raise
-        guarded("answered", ended, opened, _read, result)
-        return result
+        return called(opened, wrapped, args, kwargs, _read, _refused)
 
     async def _acall(
         self, wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -120,15 +112,7 @@ class Seam:
         if operations is None:
             return await wrapped(*args, **kwargs)
         opened = guarded("botocore.begin", self._begin, operations, client, args, kwargs)
-        if opened is None:
-            return await wrapped(*args, **kwargs)
-        try:
-            result = await wrapped(*args, **kwargs)
-        except BaseException as error:
-            guarded("failed", failed, opened, error, _refused)
-            raise
-        guarded("answered", ended, opened, _read, result)
-        return result
+        return await acalled(opened, wrapped, args, kwargs, _read, _refused)
 
     # --- begin --------------------------------------------------------------------------------------------------------
 
@@ -350,45 +334,14 @@ class _Messages(PassingEvents):
     def watch(self, stream: Any) -> None:
         """Put ourselves between where the stream cuts its bytes into messages and where it parses them."""
         source = stream._event_generator
-        stream._event_generator = self._apass(source) if hasattr(source, "__anext__") else self._pass(source)
+        stream._event_generator = (apassed if hasattr(source, "__anext__") else passed)(self, source)
         stream._aifinops = self
         weakref.finalize(stream, guarded, "lost", self.lost).atexit = False
 
-    def _pass(self, messages: Iterator[Any]) -> Iterator[Any]:
-        kept = self.events
-        try:
-            for message in messages:
-                if not kept:
-                    guarded("first", self.first)
-                kept.append(message)
-                if message.headers.get(":message-type") != "event":  # the library raises what it says
-                    guarded("finish", self.finish)
-                yield message
-        except GeneratorExit:
-            guarded("lost", self.lost)  # perhaps by the garbage collector
-            raise
-        except BaseException:
-            guarded("finish", self.finish)
-            raise
-        guarded("finish", self.end)
-
-    async def _apass(self, messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        kept = self.events
-        try:
-            async for message in messages:
-                if not kept:
-                    guarded("first", self.first)
-                kept.append(message)
-                if message.headers.get(":message-type") != "event":
-                    guarded("finish", self.finish)
-                yield message
-        except GeneratorExit:
-            guarded("lost", self.lost)
-            raise
-        except BaseException:
-            guarded("finish", self.finish)
-            raise
-        guarded("finish", self.end)
+    def look(self, message: Any) -> None:
+        """A message that is no event: the library raises what it says."""
+        if message.headers.get(":message-type") != "event":
+            self.finish()
 
     def _read(self, reader: Reader) -> tuple[Reading | None, StreamText, Any]:
         messages = list(self.events)

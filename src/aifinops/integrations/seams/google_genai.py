@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from aifinops.errors import swallow
-from aifinops.integrations.calls import Calls, ended, failed, settle_body
+from aifinops.integrations.calls import Calls, acalled, called, settle_body
 from aifinops.integrations.passing import Opened, PassingEvents, apassed, guarded, passed
 from aifinops.integrations.patching import Patch
 from aifinops.integrations.provider import Provider, Route
@@ -72,29 +72,13 @@ class Seam:
 
     def _request(self, wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         opened = guarded("google_genai.begin", self._begin, client, args, kwargs)
-        if opened is None:
-            return wrapped(*args, **kwargs)
-        try:
-            result = wrapped(*args, **kwargs)
-        except BaseException as error:
-            guarded("failed", failed, opened, error, _refused)
-            raise
-        guarded("answered", ended, opened, _read, result)
-        return result
+        return called(opened, wrapped, args, kwargs, _read, _refused)
 
     async def _arequest(
         self, wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         opened = guarded("google_genai.begin", self._begin, client, args, kwargs)
-        if opened is None:
-            return await wrapped(*args, **kwargs)
-        try:
-            result = await wrapped(*args, **kwargs)
-        except BaseException as error:
-            guarded("failed", failed, opened, error, _refused)
-            raise
-        guarded("answered", ended, opened, _read, result)
-        return result
+        return await acalled(opened, wrapped, args, kwargs, _read, _refused)
 
     # --- begin --------------------------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from weakref import WeakKeyDictionary
 
 from aifinops import metering
 from aifinops.errors import BudgetExceeded, ConfigurationError, swallow
-from aifinops.integrations.calls import Calls, answered, ended, failed, path_of, settle
+from aifinops.integrations.calls import Calls, acalled, called, path_of, read_httpx, settle
 from aifinops.integrations.passing import Opened, Tap, guarded, refusals
 from aifinops.integrations.patching import Patch, Undoable
 from aifinops.integrations.provider import Provider, Route
@@ -294,28 +294,12 @@ os.register_at_fork(after_in_child=_after_fork)
 
 def _send(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     opened = guarded("http.begin", _begin, client, args, kwargs)
-    if opened is None:
-        return wrapped(*args, **kwargs)
-    try:
-        response = wrapped(*args, **kwargs)
-    except BaseException as error:
-        guarded("failed", failed, opened, error)
-        raise
-    guarded("answered", _answered, opened, response)
-    return response
+    return called(opened, wrapped, args, kwargs, _read)
 
 
 async def _asend(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     opened = guarded("http.begin", _begin, client, args, kwargs)
-    if opened is None:
-        return await wrapped(*args, **kwargs)
-    try:
-        response = await wrapped(*args, **kwargs)
-    except BaseException as error:
-        guarded("failed", failed, opened, error)
-        raise
-    guarded("answered", _answered, opened, response)
-    return response
+    return await acalled(opened, wrapped, args, kwargs, _read)
 
 
 def _outermost(wrapped: Callable[..., Any], _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -358,12 +342,11 @@ def _copied(wrapped: Callable[..., Any], _: Any, args: tuple[Any, ...], kwargs: 
     return response
 
 
-def _answered(opened: Opened, response: Any) -> None:
-    invocation = opened.invocation
+def _read(opened: Opened, response: Any) -> None:
     if not response.is_success:
-        invocation.fail(Refused(response.status_code))
+        opened.invocation.fail(Refused(response.status_code))
     elif not response.is_closed:
-        invocation.answer = response
-        answered(opened, None)
+        opened.invocation.answer = response
+        read_httpx(opened, None)
     else:  # read to its end already, also where a stream was asked for
-        ended(opened, lambda opened, response: settle(opened, None, response), response)
+        settle(opened, None, response)

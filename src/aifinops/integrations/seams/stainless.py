@@ -15,7 +15,7 @@ from typing import Any
 
 from aifinops import metering
 from aifinops.errors import swallow
-from aifinops.integrations.calls import Calls, answered, failed
+from aifinops.integrations.calls import Calls, acalled, called, read_httpx
 from aifinops.integrations.hiding import ask, hide, replaced
 from aifinops.integrations.passing import Opened, guarded
 from aifinops.integrations.patching import Patch
@@ -69,12 +69,7 @@ class Seam:
             return wrapped(*args, **kwargs)
         if opened.options is not None:
             args, kwargs = replaced(opened, args, kwargs)
-        try:
-            result = wrapped(*args, **kwargs)
-        except BaseException as error:
-            guarded("failed", failed, opened, error)
-            raise
-        guarded("answered", answered, opened, result)
+        result = called(opened, wrapped, args, kwargs, read_httpx)
         if opened.options is not None:
             guarded("hide", hide, result)
         return result
@@ -87,12 +82,7 @@ class Seam:
             return await wrapped(*args, **kwargs)
         if opened.options is not None:
             args, kwargs = replaced(opened, args, kwargs)
-        try:
-            result = await wrapped(*args, **kwargs)
-        except BaseException as error:
-            guarded("failed", failed, opened, error)
-            raise
-        guarded("answered", answered, opened, result)
+        result = await acalled(opened, wrapped, args, kwargs, read_httpx)
         if opened.options is not None:
             guarded("hide", hide, result)
         return result
