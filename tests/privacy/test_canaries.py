@@ -6,6 +6,7 @@ any, unless OpenTelemetry's own variable asks for content, which then is on the 
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import logging
@@ -282,6 +283,8 @@ def say_everything(name: str, wire: Wire, everything: Everything) -> int:
                 except Exception as error:
                     everything.raised.append(error)
                     raise
+            # httpcore waits for ever when a stream that was left is collected while it assigns a connection, also without us.
+            gc.collect()
     return calls
 
 
