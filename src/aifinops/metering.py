@@ -564,10 +564,13 @@ class Invocation:
         if self.reservation is None and not self.budgets:
             return
         try:
-            if self.reservation is not None:
-                self.engines.guard.settle(self.reservation, actual_amounts(charge))
-            else:
+            reservation, amount = self.reservation, charge.amount
+            if reservation is None:
                 self.engines.guard.post(self.budgets, actual_amounts(charge), id=charge.id, at=charge.at)
+            elif amount is not None and reservation.unit == charge.currency:
+                self.engines.guard.settle(reservation, {charge.currency: amount})  # nobody asks for anything else
+            else:
+                self.engines.guard.settle(reservation, actual_amounts(charge))
         except Exception as failure:  # the hold stays and expires as spent: never too little
             swallow("metering.budget_settle", failure)
 

@@ -63,6 +63,12 @@ class Reservation:
     amounts: tuple[int, ...]
     exceeded: tuple[BudgetExceeded, ...] = ()
 
+    @property
+    def unit(self) -> str:
+        """The one that every node counts; empty where they count several."""
+        first, *others = self.nodes
+        return first.unit if all(node.unit == first.unit for node in others) else ""
+
 
 @dataclass(frozen=True, slots=True)
 class SoftLimit:

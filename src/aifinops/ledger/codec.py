@@ -27,8 +27,10 @@ __all__ = [
     "dump_quantities",
     "line_of",
     "load_quantities",
+    "packed",
     "row_of",
     "row_of_line",
+    "unpacked",
 ]
 
 PLAIN_COLUMNS = (
@@ -98,13 +100,14 @@ def _plain(value: object) -> Any:
     return str(value)
 
 
-def encoder(*, ascii_only: bool) -> Callable[[Any], str]:
-    """A function from a value to compact JSON: `JSONEncoder.encode` without making its machinery anew for each value."""
-    slow = json.JSONEncoder(ensure_ascii=ascii_only, separators=(",", ":"), default=_plain)
+def _encoder() -> Callable[[Any], str]:
+    """A function from a value to compact JSON: `JSONEncoder.encode` without making its machinery anew for each value.
+
+    In ASCII, where half a surrogate pair is an escape and not an error."""
+    slow = json.JSONEncoder(separators=(",", ":"), default=_plain)
     try:
-        escape = json.encoder.encode_basestring_ascii if ascii_only else json.encoder.encode_basestring
         make: Any = vars(json.encoder)["c_make_encoder"]
-        parts = make(None, _plain, escape, None, ":", ",", False, False, True)
+        parts = make(None, _plain, json.encoder.encode_basestring_ascii, None, ":", ",", False, False, True)
         if "".join(parts(_PROBE, 0)) == slow.encode(_PROBE):
             return lambda value: "".join(parts(value, 0))
     except (KeyError, TypeError):  # a Python without the C encoder, or with another one
@@ -113,46 +116,50 @@ def encoder(*, ascii_only: bool) -> Callable[[Any], str]:
 
 
 _PROBE = [None, True, 1, 0.5, "é\n", {"a": {"b": [Decimal(1)]}}]
-_dump = encoder(ascii_only=False)
-_ascii = encoder(ascii_only=True)  # half a surrogate pair is an escape then, not an error
+_dump = _encoder()
 
 
-_values = attrgetter(*PLAIN_COLUMNS, "stream", "tags", "quantities", "lines", "raw")
+_values = attrgetter(*PLAIN_COLUMNS, "stream", "tags", "quantities")
+
+Packed = tuple[Any, ...]
+"""A charge in the hand: plain fields, stream, tags and quantities as they are, lines and raw as JSON."""
+
+
+def packed(charge: Charge) -> Packed:
+    """What is kept of a charge until it is a row: nothing in it changes any more, and nothing is done twice."""
+    lines, raw = charge.lines, charge.raw
+    return (*_values(charge), _dump(lines) if lines else None, None if raw is None else _dump(raw))
 
 
 def row_of(charge: Charge) -> tuple[Any, ...]:
     """The values of `COLUMNS`."""
-    values = _values(charge)
+    return unpacked(packed(charge))
+
+
+def unpacked(values: Packed) -> tuple[Any, ...]:
+    """The values of `COLUMNS`, of a packed charge."""
     stream, tags, quantities, lines, raw = values[_PLAIN:]
     meter_values, more_quantities = _split_quantities(quantities) if quantities else (_NO_METERS, None)
     tag_values, more_tags = _split_tags(tags) if tags else (_NO_TAGS, None)
-    return (
-        *values[:_PLAIN],
-        1 if stream else 0,
-        *tag_values,
-        *meter_values,
-        more_quantities,
-        more_tags,
-        _dump(lines) if lines else None,
-        None if raw is None else _dump(raw),
-    )
+    return (*values[:_PLAIN], 1 if stream else 0, *tag_values, *meter_values, more_quantities, more_tags, lines, raw)
 
 
-def line_of(row: Sequence[Any]) -> str:
-    """A row as one line of JSON."""
-    return _ascii(row)
+def line_of(values: Packed) -> str:
+    """A packed charge as one line of JSON."""
+    return f"{_dump(values[:-2])[:-1]},{values[-2] or 'null'},{values[-1] or 'null'}]"
 
 
-def row_of_line(line: bytes) -> list[Any]:
-    """The row that `line_of` wrote.
+def row_of_line(line: bytes) -> tuple[Any, ...]:
+    """The row of what `line_of` wrote.
 
     Raises:
         ValueError: for a line that it did not write.
     """
-    row = json.loads(line)
-    if not isinstance(row, list) or len(row) != len(COLUMNS):
+    values = json.loads(line)
+    if not isinstance(values, list) or len(values) != _PLAIN + 5:
         raise ValueError("no line of a journal")
-    return row
+    *first, lines, raw = values
+    return unpacked((*first, _dump(lines) if lines else None, None if raw is None else _dump(raw)))
 
 
 def _split_quantities(quantities: Mapping[str, Any]) -> tuple[Sequence[int | None], str | None]:

@@ -6,7 +6,7 @@ system's hands, so it survives a SIGKILL, and entries go into the tables by the 
 ledger takes in every journal first, its own, those of living processes and those of dead ones. That is safe at any time and any number
 of times, because the ledger knows each entry by its id. A living process holds a lock on its journal; only an unlocked one is deleted.
 
-An entry is a line: eight hex digits of the CRC-32 of the rest, a row as JSON, a line feed; a zero byte stands after the last one.
+An entry is a line: eight hex digits of the CRC-32 of the rest, a charge as JSON, a line feed; a zero byte stands after the last one.
 Emptying a journal puts that zero at its beginning, and what is behind it is written over. A reader may come while a line is being
 copied, over an older one of the same form: only the checksum tells such a mixture from an entry.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from aifinops.ledger.codec import line_of, row_of_line
+from aifinops.ledger.codec import Packed, line_of, row_of_line, unpacked
 
 try:
     import fcntl
@@ -33,8 +33,11 @@ __all__ = ["AVAILABLE", "Journal", "journals"]
 AVAILABLE = fcntl is not None
 
 
+_FORM = 2  # of a line; a journal of another form is left to the version that knows it
+
+
 def _suffix(schema: int) -> str:
-    return f".v{schema}.journal"
+    return f".v{schema}.{_FORM}.journal"
 
 
 SIZE = 1 << 20
@@ -64,16 +67,16 @@ class Journal:
         self._file: int | None = None
         self._path: Path | None = None
         self._map: Any = _NOTHING
-        self._kept: list[Row] = []
+        self._kept: list[Packed] = []
         self._size = self._end = self.entries = 0
 
-    def append(self, row: Row) -> None:
+    def append(self, charge: Packed) -> None:
         """Keep one entry; it survives a SIGKILL once this has returned.
 
         Raises:
             OSError: when there is no room for it (a full disk); it is not there then, and what was there still is.
         """
-        text = line_of(row).encode()
+        text = line_of(charge).encode()
         line = b"%08x%b\n\0" % (crc32(text), text)
         end = self._end + len(line)
         if end > self._size:
@@ -82,7 +85,7 @@ class Journal:
         self._end = end - 1  # the next line begins where the zero is
         self.entries += 1
         if self.entries <= MAX_KEPT:
-            self._kept.append(row)
+            self._kept.append(charge)
 
     def _make_room(self, least: int) -> None:
         """Reserve more on the disk before it is touched: a mapped page without a place on the disk would end the process."""
@@ -107,7 +110,9 @@ class Journal:
 
     def read(self) -> list[Row]:
         """Its entries, as rows."""
-        return self._kept if self.entries == len(self._kept) else list(_rows(self._map[: self._end]))
+        if self.entries == len(self._kept):
+            return list(map(unpacked, self._kept))
+        return list(_rows(self._map[: self._end]))
 
     def clear(self) -> None:
         """Everything in it is in the ledger."""

@@ -44,6 +44,7 @@ from aifinops.ledger.codec import (
     clean_text,
     dump_quantities,
     load_quantities,
+    packed,
     row_of,
 )
 from aifinops.ledger.journal import AVAILABLE, Foreign, Journal, journals
@@ -152,10 +153,10 @@ class SqliteLedger:
             return
         if not _fits(charge):
             raise OverflowError(f"charge {charge.id} has a number beyond 64 bits")  # it would stand before all others
-        row = row_of(charge)
+        entry = packed(charge)
         with self._lock:
             try:
-                self._journal.append(row)
+                self._journal.append(entry)
             except OSError as error:
                 raise self._failed(error) from error
             if self._journal.entries >= self._fold_at:

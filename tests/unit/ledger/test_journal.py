@@ -11,7 +11,7 @@ import pytest
 
 from aifinops.errors import StoreError
 from aifinops.ledger import journal, sqlite
-from aifinops.ledger.codec import row_of
+from aifinops.ledger.codec import packed, row_of
 from aifinops.ledger.sqlite import SqliteLedger
 from aifinops.testing.ledger import example_charge
 
@@ -87,12 +87,12 @@ def test_what_was_there_before_is_never_read_again(tmp_path: Path) -> None:
     """An emptied journal is written over; neither the rest of an old line nor old lines behind it count."""
     own = journal.Journal(tmp_path, 1)
     for number in range(5):
-        own.append(row_of(example_charge(number, model="long" * 50)))
+        own.append(packed(example_charge(number, model="long" * 50)))
     own.clear()
     (file,) = journal.journals(tmp_path, 1)
     assert journal.Foreign(file).rows == []
-    own.append(row_of(example_charge(7)))
-    assert journal.Foreign(file).rows == list(map(list, own.read())) == [list(row_of(example_charge(7)))]
+    own.append(packed(example_charge(7)))
+    assert journal.Foreign(file).rows == own.read() == [row_of(example_charge(7))]
     own.clear()
     own.close()
 
@@ -102,9 +102,10 @@ def test_a_journal_grows_with_what_it_has_to_hold(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(journal, "SIZE", 256)
     own = journal.Journal(tmp_path, 1)
     monkeypatch.setattr(journal, "MAX_KEPT", 10)
-    rows = [list(row_of(example_charge(number, raw={"text": "x" * 100 * number}))) for number in range(30)]
-    for row in rows:
-        own.append(row)
+    charges = [example_charge(number, raw={"text": "x" * 100 * number}) for number in range(30)]
+    rows = list(map(row_of, charges))
+    for charge in charges:
+        own.append(packed(charge))
     (file,) = journal.journals(tmp_path, 1)
     assert own.read() == journal.Foreign(file).rows == rows
     assert own.entries == 30
@@ -113,15 +114,16 @@ def test_a_journal_grows_with_what_it_has_to_hold(tmp_path: Path, monkeypatch: p
 
 
 def test_a_journal_of_another_schema_is_left_alone(tmp_path: Path) -> None:
-    """A newer version's journal waits for that version."""
+    """A newer version's journal waits for that version, and so does one whose lines have another form."""
     path = tmp_path / "l.db"
     ledger = SqliteLedger(path)
     spool = path.with_name(f"{path.name}-spool")
     spool.mkdir()
-    other = spool / "1-abc.v99.journal"
-    other.write_text("[]\n")
+    others = [spool / "1-abc.v99.2.journal", spool / f"1-abc.v{sqlite.SCHEMA}.1.journal"]
+    for other in others:
+        other.write_text("[]\n")
     assert ledger.info().entries == 0
-    assert other.exists()
+    assert all(other.exists() for other in others)
     ledger.close()
 
 
