@@ -15,17 +15,14 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import threading
-import time
-import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from aifinops.charges import Charge
-from aifinops.errors import ConfigurationError, StoreError
+from aifinops.errors import StoreError
+from aifinops.files import BUSY_S, Database, Kind
 from aifinops.ledger.base import (
     Capabilities,
     Filters,
@@ -55,9 +52,6 @@ __all__ = ["SCHEMA", "SqliteLedger"]
 SCHEMA = 1
 """Version of the tables, kept in `PRAGMA user_version`."""
 
-_APPLICATION = 0x41494650  # "AIFP" in `PRAGMA application_id`: tells our files from other programs'
-_OLDEST_SQLITE = (3, 30, 0)  # aggregate FILTER; https://www.sqlite.org/changes.html
-_BUSY_S = 5.0
 _PAGE = 1000
 
 _INT64 = 2**63 - 1
@@ -79,8 +73,16 @@ _TABLES = (
     f"CREATE TABLE charges ({', '.join(map(_column, COLUMNS))})",
     "CREATE INDEX charges_at ON charges (at)",
     "CREATE INDEX charges_corrects ON charges (corrects) WHERE corrects <> ''",
-    f"PRAGMA application_id = {_APPLICATION}",
-    f"PRAGMA user_version = {SCHEMA}",
+)
+_KIND = Kind(
+    what="ledger",
+    first="make the first metered call",
+    application=0x41494650,  # "AIFP"
+    schema=SCHEMA,
+    tables=_TABLES,
+    sqlite=(3, 30, 0),  # aggregate FILTER
+    elsewhere='AIFINOPS_LEDGER=/path/to/ledger.db, init(ledger="/path/to/ledger.db"), or "memory"',
+    memory='keep charges in memory: AIFINOPS_LEDGER="memory"',
 )
 _NAMES = ", ".join(COLUMNS)
 # Not INSERT OR IGNORE: that would also swallow entries that break another rule.
@@ -102,29 +104,13 @@ class SqliteLedger:
 
     capabilities = Capabilities(durable=True, shared=True)
 
-    def __init__(self, path: str | os.PathLike[str], *, create: bool = True, timeout_s: float = _BUSY_S) -> None:
-        self.path = Path(path)
-        self._timeout_s = timeout_s
-        self._renew_locks()
-        self._connection: sqlite3.Connection | None = None
+    def __init__(self, path: str | os.PathLike[str], *, create: bool = True, timeout_s: float = BUSY_S) -> None:
+        self._file = Database(path, _KIND, create=create, timeout_s=timeout_s)
+        self.path = self._file.path
         self._spool = self.path.with_name(f"{self.path.name}-spool")
         self._journal = Journal(self._spool, SCHEMA)
+        self._file.in_child = self._journal.abandon
         self._fold_at = FOLD
-        _check_version()
-        self._take(create)
-        _forks.watch(self)
-
-    def _take(self, create: bool) -> sqlite3.Connection:
-        with _telling(self.path):
-            _prepare_file(self.path, create)
-            self._connection = connection = _open(self.path, self._timeout_s)
-        self._pid = os.getpid()
-        return connection
-
-    def _renew_locks(self) -> None:
-        # Re-entrant: the garbage collector may settle an abandoned stream while this thread is in here.
-        self._lock = threading.RLock()
-        self._read_lock = threading.RLock()
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
@@ -135,12 +121,12 @@ class SqliteLedger:
             StoreError: when the file is full, locked for longer than the timeout, or damaged.
         """
         row = row_of(charge)
-        with self._lock:
-            connection = self._connection or self._reopen()
+        with self._file.lock:
+            connection = self._file.connection or self._file.open()
             try:
                 return _insert(connection, row)
             except sqlite3.Error as error:
-                raise self._failed(error) from error
+                raise self._file.failed(error) from error
 
     def enqueue(self, charge: Charge) -> None:
         """Keep one entry in the journal; it survives a SIGKILL once this has returned, and every reader finds it.
@@ -154,11 +140,11 @@ class SqliteLedger:
         if not _fits(charge):
             raise OverflowError(f"charge {charge.id} has a number beyond 64 bits")  # it would stand before all others
         entry = packed(charge)
-        with self._lock:
+        with self._file.lock:
             try:
                 self._journal.append(entry)
             except OSError as error:
-                raise self._failed(error) from error
+                raise self._file.failed(error) from error
             if self._journal.entries >= self._fold_at:
                 self._fold_or_wait()
 
@@ -173,13 +159,13 @@ class SqliteLedger:
         """Put this process's journal into the tables."""
         if not self._journal.entries:
             return
-        with self._lock:
-            connection = self._connection or self._reopen()
+        with self._file.lock:
+            connection = self._file.connection or self._file.open()
             try:
                 _insert_all(connection, self._journal.read())
                 self._journal.clear()
             except (sqlite3.Error, OSError) as error:
-                raise self._failed(error) from error
+                raise self._file.failed(error) from error
             self._fold_at = FOLD
 
     def _absorb(self) -> None:
@@ -195,13 +181,13 @@ class SqliteLedger:
         except FileNotFoundError:
             return  # its own process, or another reader, was quicker
         except OSError as error:
-            raise self._failed(error) from error
+            raise self._file.failed(error) from error
         try:
-            with self._lock:
-                _insert_all(self._connection or self._reopen(), foreign.rows)
+            with self._file.lock:
+                _insert_all(self._file.connection or self._file.open(), foreign.rows)
             foreign.done()
         except sqlite3.Error as error:
-            raise self._failed(error) from error
+            raise self._file.failed(error) from error
         finally:
             foreign.close()
 
@@ -212,21 +198,12 @@ class SqliteLedger:
             StoreError: when none was kept.
         """
         rows = list(map(row_of, charges))
-        with self._lock:
-            connection = self._connection or self._reopen()
+        with self._file.lock:
+            connection = self._file.connection or self._file.open()
             try:
                 return _insert_all(connection, rows)
             except sqlite3.Error as error:
-                raise self._failed(error) from error
-
-    def _reopen(self) -> sqlite3.Connection:
-        try:
-            return self._take(create=True)
-        except ConfigurationError as error:
-            raise StoreError(str(error)) from error
-
-    def _failed(self, error: Exception) -> StoreError:
-        return StoreError(f"ledger {self.path}: {error}")
+                raise self._file.failed(error) from error
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -291,17 +268,14 @@ class SqliteLedger:
         return LedgerInfo("sqlite", str(self.path), schema, entries, first, last, size)
 
     def _read(self, select: str, values: list[Any]) -> list[tuple[Any, ...]]:
-        # A connection of its own, read-only: a long report neither holds up a call nor can change anything.
         self._absorb()
-        with self._read_lock:
-            try:
-                with closing(_connect(self.path, "ro", self._timeout_s)) as connection:
-                    connection.execute("PRAGMA query_only = 1")
-                    connection.create_aggregate("quantity_sum", 1, _QuantitySum)
-                    connection.create_aggregate("exact_sum", 1, _ExactSum)
-                    return connection.execute(select, values).fetchall()
-            except sqlite3.Error as error:
-                raise self._failed(error) from error
+        try:
+            with self._file.reading() as connection:
+                connection.create_aggregate("quantity_sum", 1, _QuantitySum)
+                connection.create_aggregate("exact_sum", 1, _ExactSum)
+                return connection.execute(select, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._file.failed(error) from error
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -311,39 +285,16 @@ class SqliteLedger:
         Raises:
             StoreError: when SQLite cannot close it.
         """
-        with self._lock:
+        with self._file.lock:
             try:
                 self._fold()
             finally:
                 self._journal.close()
-            connection, self._connection = self._connection, None
-            if connection is not None:
-                try:
-                    connection.close()
-                except sqlite3.Error as error:
-                    raise self._failed(error) from error
+            self._file.close()
 
     def reset_after_fork(self) -> None:
         """In a forked child: fresh locks; the connection was closed before the fork and opens again when needed."""
-        self._renew_locks()
-        self._journal.abandon()
-        if self._connection is not None and self._pid != os.getpid():
-            # A fork that did not tell Python beforehand (some servers written in C): the best that is left to do.
-            _forks.abandon(self._connection)
-            self._connection = None
-
-    def _stop(self) -> None:
-        """Nobody is in here and no file is open any more, until `_go_on`."""
-        self._lock.acquire()
-        self._read_lock.acquire()
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with suppress(sqlite3.Error):  # nothing may keep the user's process from forking
-                connection.close()
-
-    def _go_on(self) -> None:
-        self._read_lock.release()
-        self._lock.release()
+        self._file.reset_after_fork()
 
 
 def _fits(charge: Charge) -> bool:
@@ -374,171 +325,6 @@ def _insert_all(connection: sqlite3.Connection, rows: Sequence[Sequence[Any]]) -
             connection.execute("ROLLBACK")
         raise
     return connection.total_changes - before
-
-
-class _Forks:
-    """Closes every ledger before a fork, so that the child inherits no SQLite state.
-
-    It is not enough that the child never uses the parent's connection
-    (https://www.sqlite.org/howtocorrupt.html#_carrying_an_open_database_file_across_a_fork_): SQLite keeps one table of
-    locks a file and process, and a child that inherits it believes that it holds locks which the system gave to its
-    parent only. The parent, closing last as it thinks, would delete the write-ahead log under the child's hands.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._ledgers: weakref.WeakSet[SqliteLedger] = weakref.WeakSet()
-        self._stopped: list[SqliteLedger] = []
-        self._abandoned: list[sqlite3.Connection] = []
-        self._registered = False
-
-    def watch(self, ledger: SqliteLedger) -> None:
-        with self._lock:
-            self._ledgers.add(ledger)
-            if not self._registered and hasattr(os, "register_at_fork"):
-                self._registered = True
-                os.register_at_fork(before=self._before, after_in_parent=self._in_parent, after_in_child=self._in_child)
-
-    def abandon(self, connection: sqlite3.Connection) -> None:
-        """Keep a parent's connection from ever being closed in this process: even that is forbidden."""
-        self._abandoned.append(connection)
-
-    def _before(self) -> None:
-        self._lock.acquire()
-        self._stopped = list(self._ledgers)
-        for ledger in self._stopped:
-            ledger._stop()
-
-    def _in_parent(self) -> None:
-        stopped, self._stopped = self._stopped, []
-        for ledger in stopped:
-            ledger._go_on()
-        self._lock.release()
-
-    def _in_child(self) -> None:
-        self._lock = threading.RLock()
-        self._stopped = []
-        for ledger in list(self._ledgers):
-            ledger.reset_after_fork()
-
-
-_forks = _Forks()
-
-
-# --- opening ----------------------------------------------------------------------------------------------------------
-
-
-def _check_version() -> None:
-    if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
-        wanted = ".".join(map(str, _OLDEST_SQLITE[:2]))
-        raise ConfigurationError(
-            f"this Python has SQLite {sqlite3.sqlite_version}; the ledger needs {wanted} or newer. "
-            'Use a Python with a newer one, or keep charges in memory: AIFINOPS_LEDGER="memory"'
-        )
-
-
-def _elsewhere(path: Path, trouble: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"ledger {path} {trouble}. Nothing was changed. Use another file: AIFINOPS_LEDGER=/path/to/ledger.db, "
-        f'init(ledger="/path/to/ledger.db"), or "memory"'
-    )
-
-
-@contextmanager
-def _telling(path: Path) -> Iterator[None]:
-    """Turn what the system says on opening into a sentence that names the path and what to type."""
-    try:
-        yield
-    except ConfigurationError:
-        raise
-    except sqlite3.DatabaseError as error:
-        no_database = "not a database" in str(error)
-        raise _elsewhere(path, "is no SQLite database" if no_database else f"cannot be opened: {error}") from error
-    except OSError as error:
-        raise _elsewhere(path, f"cannot be opened: {error.strerror or error}") from error
-    except ValueError as error:
-        raise _elsewhere(path, f"is no path: {error}") from error
-
-
-def _prepare_file(path: Path, create: bool) -> None:
-    if path.exists():
-        if not path.is_file():
-            raise _elsewhere(path, "is a directory" if path.is_dir() else "is no regular file")
-        if not os.access(path, os.R_OK | os.W_OK):
-            raise _elsewhere(path, "cannot be opened: no permission to read and write it")
-        return
-    if not create:
-        raise ConfigurationError(f"there is no ledger at {path}; check the path, or make the first metered call")
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        # SQLite gives its -wal and -shm files the mode of the file itself.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-    except FileExistsError:
-        return  # another process was quicker
-
-
-def _connect(path: Path, mode: str, timeout_s: float) -> sqlite3.Connection:
-    return sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode={mode}",
-        uri=True,
-        timeout=timeout_s,
-        isolation_level=None,
-        check_same_thread=False,  # our locks see to it
-    )
-
-
-def _open(path: Path, timeout_s: float) -> sqlite3.Connection:
-    connection = _connect(path, "rw", timeout_s)
-    try:
-        _claim(connection, path)
-        _use_wal(connection)
-        connection.execute("PRAGMA synchronous = NORMAL")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _claim(connection: sqlite3.Connection, path: Path) -> None:
-    """Make the tables in an empty file; refuse a file that is not ours. BEGIN also proves that we may write."""
-    connection.execute("BEGIN")  # one view of the file: another process may be making it at this moment
-    _check_owner(connection, path)
-    connection.execute("COMMIT")
-    connection.execute("BEGIN IMMEDIATE")
-    if not _check_owner(connection, path):
-        for statement in _TABLES:
-            connection.execute(statement)
-    connection.execute("COMMIT")
-
-
-def _check_owner(connection: sqlite3.Connection, path: Path) -> bool:
-    """True for a ledger of ours, False for an empty file."""
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (schema,) = connection.execute("PRAGMA user_version").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if not tables and not application:
-        return False
-    if application != _APPLICATION:
-        raise _elsewhere(path, "is a database of another program")
-    if schema > SCHEMA:
-        raise _elsewhere(
-            path,
-            f"was written by a newer aifinops (schema {schema}; this one knows up to {SCHEMA}): "
-            "pip install --upgrade aifinops",
-        )
-    return True
-
-
-def _use_wal(connection: sqlite3.Connection) -> None:
-    # The switch needs the file for itself and does not wait as statements do; it is made once in a file's life.
-    for attempt in range(100):
-        try:
-            connection.execute("PRAGMA journal_mode = WAL").fetchone()
-            return
-        except sqlite3.OperationalError:
-            if attempt == 99:
-                raise
-            time.sleep(_BUSY_S / 100)
 
 
 # --- asking -----------------------------------------------------------------------------------------------------------

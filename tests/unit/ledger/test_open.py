@@ -16,7 +16,6 @@ import pytest
 
 from aifinops.errors import ConfigurationError
 from aifinops.ledger import default_path, open_ledger
-from aifinops.ledger import sqlite as sqlite_module
 from aifinops.ledger.memory import MemoryLedger
 from aifinops.ledger.sqlite import SCHEMA, SqliteLedger
 from aifinops.testing.ledger import example_charge
@@ -220,7 +219,9 @@ def test_a_ledger_that_appears_while_we_look_is_not_taken_for_another_programs(t
             return SimpleNamespace(fetchone=lambda: next(rows, None))
 
     connection = Interrupted()
-    sqlite_module._claim(connection, path)  # type: ignore[arg-type]
+    elsewhere = SqliteLedger(tmp_path / "elsewhere.db")
+    elsewhere._file._claim(connection)  # type: ignore[arg-type]
+    elsewhere.close()
     connection.real.close()
     ledger = SqliteLedger(path)
     assert ledger.append(example_charge(1))

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from aifinops.charges import Charge
 from aifinops.errors import StoreError
+from aifinops.files import forks
 from aifinops.ledger.base import Query
 from aifinops.ledger.memory import MemoryLedger
-from aifinops.ledger.sqlite import SqliteLedger, _forks
+from aifinops.ledger.sqlite import SqliteLedger
 from aifinops.testing.ledger import example_charge
 
 ENV = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -269,27 +270,27 @@ def test_no_file_is_open_across_a_fork(ledger: SqliteLedger) -> None:
     ledger.append(example_charge(0))
     child = os.fork()
     if child == 0:
-        os._exit(0 if ledger._connection is None and ledger.append(example_charge(1)) else 1)
+        os._exit(0 if ledger._file.connection is None and ledger.append(example_charge(1)) else 1)
     assert os.waitpid(child, 0)[1] == 0
-    assert ledger._connection is None
+    assert ledger._file.connection is None
     assert ledger.append(example_charge(2))
     assert ledger.info().entries == 3
 
 
 def test_a_connection_of_another_process_is_left_alone(ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a fork that nobody announced, the parent's connection is neither used nor closed."""
-    inherited = ledger._connection
+    inherited = ledger._file.connection
     assert inherited is not None
-    ledger._pid = os.getpid() + 1
+    ledger._file._pid = os.getpid() + 1
     ledger.reset_after_fork()
-    assert ledger._connection is None
-    assert _forks._abandoned.pop() is inherited
+    assert ledger._file.connection is None
+    assert forks._abandoned.pop() is inherited
     assert ledger.append(example_charge(1))
     inherited.close()
 
 
 def test_resetting_in_the_same_process_keeps_the_connection(ledger: SqliteLedger) -> None:
     """It is harmless to call it where nothing was forked."""
-    before = ledger._connection
+    before = ledger._file.connection
     ledger.reset_after_fork()
-    assert ledger._connection is before
+    assert ledger._file.connection is before
