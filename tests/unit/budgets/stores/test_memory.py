@@ -43,7 +43,7 @@ def test_finished_ids_are_forgotten_in_time() -> None:
         hold(store, f"{number}", 0)
         Settle(f"{number}", NODES, (0,), 0).execute(store)
         Adjust(f"{number}", NODES, (0,), 0).execute(store)
-    assert len(store._done) == len(store._finished) == len(store._entries) == 10
+    assert len(store._done) == len(store._order) == len(store._entries) == 10
     assert Settle("99", NODES, (0,), 0).execute(store) == Outcome(State.SETTLED, applied=False)
     assert Settle("1", NODES, (0,), 0).execute(store) == Outcome(None, applied=False)
     assert Settle("in flight", NODES, (1,), 0).execute(store).applied

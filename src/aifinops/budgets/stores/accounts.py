@@ -1,0 +1,218 @@
+"""What operations do to balances, in plain integers: for stores that decide in Python under a lock of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from aifinops.budgets.policy import Balance, Decision, decide, fits
+from aifinops.budgets.stores.base import (
+    TRANSITIONS,
+    Adjust,
+    Crossing,
+    Event,
+    Extend,
+    Node,
+    Outcome,
+    Reserve,
+    Settle,
+    State,
+    other_amounts,
+)
+
+__all__ = ["APPLIED", "UNCHANGED", "UNKNOWN", "Account", "Record", "adjust", "extend", "forfeit", "mark_sent", "release", "repeated", "reserve", "settle"]  # fmt: skip
+
+# Answers that carry nothing of their own are made once: this is the path of every call.
+APPLIED = {state: Outcome(state, applied=True) for state in State}
+UNCHANGED = {state: Outcome(state, applied=False) for state in State}
+UNKNOWN = Outcome(None, applied=False)
+# Attributes of an enum are looked up slowly on Python 3.11.
+_HELD, _SETTLED, _FORFEITED = State.HELD, State.SETTLED, State.FORFEITED
+
+
+class Account:
+    """The integers of one node.
+
+    Attributes:
+        spent, reserved, overrun, forfeited: as in `Balance`. fired: the highest mark reported. until: end of the window.
+    """
+
+    __slots__ = ("fired", "forfeited", "overrun", "reserved", "spent", "until")
+
+    def __init__(
+        self, until: int, spent: int = 0, reserved: int = 0, overrun: int = 0, forfeited: int = 0, fired: int = 0
+    ) -> None:
+        self.spent = spent
+        self.reserved = reserved
+        self.overrun = overrun
+        self.forfeited = forfeited
+        self.fired = fired
+        self.until = until
+
+    def balance(self, node: Node) -> Balance:
+        """How the node stands."""
+        return Balance(node.limit, self.spent, self.reserved, self.overrun, self.forfeited, node.until or None)
+
+
+class Record:
+    """One reservation.
+
+    Attributes:
+        nodes, asked: as it first came: what a repeated id is compared with. accounts: of the nodes. held: now.
+        actual: what it was settled at. expires: end of the lease, nanoseconds. state: in its life.
+    """
+
+    __slots__ = ("accounts", "actual", "asked", "expires", "held", "nodes", "state")
+
+    def __init__(
+        self, nodes: tuple[Node, ...], asked: tuple[int, ...], accounts: Sequence[Account], expires: int
+    ) -> None:
+        self.nodes = nodes
+        self.asked = self.held = asked
+        self.accounts = accounts
+        self.actual: tuple[int, ...] = ()
+        self.expires = expires
+        self.state = _HELD
+
+    def _revive(self) -> None:
+        """Make what was forfeited a hold again: its holder has come back with the truth."""
+        for account, held in zip(self.accounts, self.held, strict=True):
+            account.reserved += held
+            account.forfeited -= held
+            # A credit may have taken part of it out already: spent never falls below zero.
+            account.spent = max(0, account.spent - held)
+
+
+def reserve(
+    nodes: tuple[Node, ...], accounts: Sequence[Account], amounts: tuple[int, ...], now: int
+) -> Decision | None:
+    """Hold the amounts; a decision where there is no room, and nothing is held."""
+    for node, account, amount in zip(nodes, accounts, amounts):  # noqa: B905 - `Reserve` has seen to the lengths
+        # `policy.fits`, written out: a call for each node is a third of the whole operation.
+        limit = node.limit
+        if limit is not None and account.spent + account.reserved + amount > limit and amount:
+            return _refusal(nodes, accounts, amounts, now)
+    for account, amount in zip(accounts, amounts):  # noqa: B905
+        account.reserved += amount
+    return None
+
+
+def repeated(record: Record, operation: Reserve) -> Outcome:
+    """An id that came before: the same reservation, or an error."""
+    if record.asked != operation.amounts or _keys(record.nodes) != _keys(operation.nodes):
+        raise other_amounts(operation.id, record.asked, operation.amounts)
+    return UNCHANGED[record.state]
+
+
+def mark_sent(record: Record) -> Outcome:
+    """The request is about to leave."""
+    return _move(record, "mark_sent")
+
+
+def settle(record: Record, operation: Settle) -> Outcome:
+    """What it cost takes the place of what was held."""
+    actual = _truth(record, operation)
+    before = record.state
+    if before is _SETTLED and record.actual != actual:
+        raise other_amounts(operation.id, record.actual, operation.amounts)
+    outcome = _move(record, "settle")
+    if not outcome.applied:
+        return outcome
+    record.actual = actual
+    if before is _FORFEITED:
+        record._revive()
+    crossed: list[Crossing] = []
+    for node, account, held, spent in zip(operation.nodes, record.accounts, record.held, actual):  # noqa: B905 - `_truth`
+        account.reserved -= held
+        account.spent += spent
+        if spent > held:
+            account.overrun += spent - held
+        if node.marks and account.spent >= node.marks[0]:
+            crossed += _reached(node, account)
+    return Outcome(_SETTLED, applied=True, crossed=tuple(crossed)) if crossed else outcome
+
+
+def release(record: Record) -> Outcome:
+    """Everything is given back."""
+    before = record.state
+    outcome = _move(record, "release")
+    if outcome.applied:
+        if before is _FORFEITED:
+            record._revive()
+        for account, held in zip(record.accounts, record.held, strict=True):
+            account.reserved -= held
+    return outcome
+
+
+def extend(record: Record, operation: Extend) -> Outcome:
+    """A new lease and, where there is room, another hold."""
+    if (record.state, "extend") not in TRANSITIONS:
+        return UNCHANGED[record.state]
+    wanted = record.held if operation.amounts is None else operation.amounts
+    growth = tuple(new - old for new, old in zip(wanted, record.held, strict=True))
+    for node, account, more in zip(operation.nodes, record.accounts, growth, strict=True):
+        if not fits(node.limit, account.spent, account.reserved, more):
+            decision = _refusal(operation.nodes, record.accounts, growth, operation.now)
+            return Outcome(record.state, applied=False, decision=decision)
+    for account, more in zip(record.accounts, growth, strict=True):
+        account.reserved += more
+    record.held = wanted
+    record.expires = operation.now + operation.ttl
+    return APPLIED[record.state]
+
+
+def forfeit(record: Record) -> list[Crossing]:
+    """The lease has run out: what was held counts as spent."""
+    _move(record, "expire")
+    crossed: list[Crossing] = []
+    for node, account, held in zip(record.nodes, record.accounts, record.held, strict=True):
+        account.reserved -= held
+        account.forfeited += held
+        account.spent += held
+        crossed += _reached(node, account)
+    return crossed
+
+
+def adjust(operation: Adjust, accounts: Sequence[Account]) -> Outcome:
+    """What has happened already is added."""
+    crossed: list[Crossing] = []
+    for node, account, amount in zip(operation.nodes, accounts, operation.amounts, strict=True):
+        account.overrun += max(0, amount)
+        account.spent += max(amount, -account.spent)
+        crossed += _reached(node, account)
+    return Outcome(_SETTLED, applied=True, crossed=tuple(crossed))
+
+
+def _move(record: Record, event: Event) -> Outcome:
+    after = TRANSITIONS.get((record.state, event))
+    if after is None:
+        return UNCHANGED[record.state]
+    record.state = after
+    return APPLIED[after]
+
+
+def _keys(nodes: Iterable[Node]) -> list[str]:
+    return [node.key for node in nodes]
+
+
+def _refusal(nodes: Iterable[Node], accounts: Iterable[Account], amounts: tuple[int, ...], now: int) -> Decision:
+    return decide([account.balance(node) for node, account in zip(nodes, accounts, strict=True)], amounts, now)
+
+
+def _truth(record: Record, operation: Settle) -> tuple[int, ...]:
+    amounts = operation.amounts
+    if len(amounts) != len(record.held):
+        raise other_amounts(operation.id, record.held, amounts)
+    if None not in amounts:
+        return amounts  # type: ignore[return-value]  # there is no None among them
+    # What was held stands in for what nobody knows.
+    return tuple(held if amount is None else amount for amount, held in zip(amounts, record.held, strict=True))
+
+
+def _reached(node: Node, account: Account) -> list[Crossing]:
+    """Marks that were never reached before; each is reported once, also when a correction takes `spent` below it again."""
+    if account.spent <= account.fired:
+        return []
+    crossed = [Crossing(node, mark, account.spent) for mark in node.marks if account.fired < mark <= account.spent]
+    if crossed:
+        account.fired = crossed[-1].mark
+    return crossed
