@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ from aifinops.budgets.stores.base import (
     Swept,
 )
 from aifinops.budgets.stores.memory import MemoryStore
+from aifinops.budgets.stores.sqlite import SqliteStore
 from aifinops.testing import check_budget_store
 
 
@@ -55,6 +58,12 @@ class Async(Wrapped):
 def test_contract(make_store: Callable[[], Store]) -> None:
     """The store decides as the policy does, and many callers at once get no more out of it than its limits."""
     check_budget_store(make_store, seed=20261124)
+
+
+def test_contract_of_files(tmp_path: Path) -> None:
+    """So does one in a file."""
+    numbers = itertools.count()
+    check_budget_store(lambda: SqliteStore(tmp_path / f"{next(numbers)}.db", timeout_s=30), seed=20261124)
 
 
 async def test_the_suite_runs_inside_an_event_loop() -> None:

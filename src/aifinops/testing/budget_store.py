@@ -20,15 +20,19 @@ from aifinops.budgets.policy import Balance, Decision, decide
 from aifinops.budgets.stores.base import (
     MAX_AMOUNT,
     TRANSITIONS,
+    Accounts,
     Adjust,
     Crossing,
+    Draw,
     Event,
     Extend,
     Forget,
     MarkSent,
     Node,
+    Notes,
     Operation,
     Outcome,
+    Put,
     Read,
     Release,
     Reserve,
@@ -37,6 +41,7 @@ from aifinops.budgets.stores.base import (
     Store,
     Sweep,
     Swept,
+    Take,
 )
 from aifinops.errors import StoreError
 
@@ -66,7 +71,22 @@ def check_budget_store(
     for number in range(sequences):
         with _fresh(make_store) as store:
             _Sequence(store, f"{seed}/{number}").run(operations)
-    for check in (_transitions, _all_or_nothing, _overrun, _marks, _late_truth, _forgets, _same_id, _threads, _tasks):
+    for check in (
+        _transitions,
+        _all_or_nothing,
+        _overrun,
+        _marks,
+        _late_truth,
+        _lease,
+        _rolling,
+        _forgets,
+        _accounts,
+        _notes,
+        _same_id,
+        _one_note,
+        _threads,
+        _tasks,
+    ):
         with _fresh(make_store) as store:
             check(store, workers)
 
@@ -96,6 +116,7 @@ class _Hold:
     lasts: bool
     state: State = State.HELD
     actual: tuple[int, ...] = ()
+    step: int = 0
 
 
 @dataclass(slots=True)
@@ -110,12 +131,13 @@ class _Model:
 
     def balance(self, node: Node) -> Balance:
         reserved = forfeited = 0
+        keys = (node.key, *node.also)
         for hold in self.holds.values():
             for one, amount in zip(hold.nodes, hold.held, strict=True):
-                if one.key == node.key:
+                if one.key in keys:
                     reserved += amount if hold.state in (State.HELD, State.SENT) else 0
                     forfeited += amount if hold.state is State.FORFEITED else 0
-        spent, overrun = self.spent.get(node.key, 0), self.overrun.get(node.key, 0)
+        spent, overrun = (sum(figure.get(key, 0) for key in keys) for figure in (self.spent, self.overrun))
         return Balance(node.limit, spent, reserved, overrun, forfeited, node.until or None)
 
     def apply(self, operation: Operation[Any]) -> Any:
@@ -168,6 +190,19 @@ class _Model:
         hold.held, hold.lasts = wanted, operation.ttl > 0
         return Outcome(hold.state, applied=True)
 
+    def _draw(self, operation: Draw) -> Outcome:
+        hold = self.holds.get(operation.id)
+        if hold is None or (hold.state, "draw") not in TRANSITIONS or operation.step <= hold.step:
+            return Outcome(None if hold is None else hold.state, applied=False)
+        crossed: list[Crossing] = []
+        for node, spent, held in zip(operation.nodes, operation.spent, hold.held, strict=True):
+            crossed += self._add(node, spent, max(0, spent - held))
+        hold.held = (0,) * len(hold.held)
+        decision = decide(list(map(self.balance, operation.nodes)), operation.held, operation.now)
+        hold.held = operation.held if decision.allowed else operation.least
+        hold.step, hold.lasts = operation.step, operation.ttl > 0
+        return Outcome(hold.state, True, None if decision.allowed else decision, tuple(crossed))
+
     def _adjust(self, operation: Adjust) -> Outcome:
         known = self.entries.setdefault(operation.id, operation)
         if known is not operation:
@@ -181,7 +216,7 @@ class _Model:
 
     def _sweep(self, operation: Sweep) -> Swept:
         crossed: list[Crossing] = []
-        late = [id for id, hold in self.holds.items() if not hold.lasts and (hold.state, "expire") in TRANSITIONS]
+        late = sorted(id for id, hold in self.holds.items() if not hold.lasts and (hold.state, "expire") in TRANSITIONS)
         for id in late:
             hold = self.holds[id]
             self._change(id, "expire")
@@ -208,9 +243,10 @@ class _Model:
     def _add(self, node: Node, amount: int, overrun: int) -> list[Crossing]:
         spent = self.spent[node.key] = self.spent.get(node.key, 0) + amount
         self.overrun[node.key] = self.overrun.get(node.key, 0) + overrun
-        fired = self.fired.get(node.key, 0)
+        fired = max(self.fired.get(key, 0) for key in (node.key, *node.also))
+        spent += sum(self.spent.get(key, 0) for key in node.also)
         crossed = [Crossing(node, mark, spent) for mark in node.marks if fired < mark <= spent]
-        self.fired[node.key] = max([fired, *(crossing.mark for crossing in crossed)])
+        self.fired[node.key] = max([self.fired.get(node.key, 0), *(crossing.mark for crossing in crossed)])
         return crossed
 
 
@@ -222,14 +258,23 @@ def _keys(nodes: Sequence[Node]) -> list[str]:
 
 
 class _Sequence:
-    """Random operations on a small tree; few ids, so that most of them come back in every state."""
+    """Random operations on a small tree; few ids, so that most of them come back in every state.
+
+    Two windows; of some budgets they are parts of a rolling one.
+    """
 
     def __init__(self, store: Store, seed: str) -> None:
         self.store = store
         self.seed = seed
         self.random = random.Random(seed)  # noqa: S311 - to be replayed, not to be secret
         self.model = _Model()
-        self.nodes = [self._node(level, window, unit) for level in _LEVELS for window in (0, 7) for unit in _UNITS]
+        rolling = [level for level in _LEVELS if self.random.random() < 0.5]
+        self.nodes = [
+            self._node(level, window, unit, rolling=level in rolling)
+            for level in _LEVELS
+            for window in (0, 7)
+            for unit in _UNITS
+        ]
         self.done: list[Operation[Any]] = []
 
     def run(self, count: int) -> None:
@@ -237,10 +282,11 @@ class _Sequence:
             self._step(self._operation())
             self._step(Read(tuple(self.nodes)))
 
-    def _node(self, level: str, window: int, unit: str) -> Node:
+    def _node(self, level: str, window: int, unit: str, *, rolling: bool) -> Node:
         limit = self.random.choice((None, 0, 1, 100, 1000, 10_000, _LARGE, MAX_AMOUNT))
         marks = tuple(sorted({limit // 2, limit - limit // 5, limit} - {0})) if limit else ()
-        return Node(level, window, unit, limit, 0, marks, level)
+        also = (Node(level, 0, unit, None).key,) if rolling and window else ()
+        return Node(level, window, unit, limit, 0, marks, level, also)
 
     def _step(self, operation: Operation[Any]) -> None:
         self.done.append(operation)
@@ -262,6 +308,8 @@ class _Sequence:
             lambda: Release(id, nodes),
             lambda: Extend(id, nodes, _NOW, self._ttl()),
             lambda: Extend(id, nodes, _NOW, self._ttl(), tuple(self._amount(node) for node in nodes)),
+            lambda: self._draw(id, hold),
+            lambda: self._draw(id, hold),
             lambda: Sweep(_NOW),
             lambda: Adjust(f"entry-{id}", nodes, tuple(self.random.randrange(-150, 150) for _ in nodes), _NOW),
             lambda: Settle(f"never-{id}", nodes, held, _NOW),
@@ -281,6 +329,13 @@ class _Sequence:
             if node.budget in _LEVELS[:depth] and node.window == window and node.unit in units
         )
         return Reserve(id, nodes, tuple(self._amount(node) for node in nodes), _NOW, self._ttl())
+
+    def _draw(self, id: str, hold: _Hold) -> Draw:
+        spent = tuple(self._actual(amount) or 0 for amount in hold.held)
+        held = tuple(self._amount(node) for node in hold.nodes)
+        least = tuple(max(0, before - now) for before, now in zip(hold.held, spent, strict=True))
+        step = hold.step + self.random.choice((0, 1, 1, 1, 2))
+        return Draw(id, hold.nodes, step, spent, held, least, _NOW, self._ttl())
 
     def _ttl(self) -> int:
         return 0 if self.random.random() < 0.4 else _FOREVER
@@ -304,7 +359,7 @@ def _answer(function: Callable[[Any], Any], argument: Any) -> Any:
 
 
 def _comparable(answer: Any) -> Any:
-    # When a decision was taken is the store's own business, and a sweep has no order.
+    # When a decision was taken is the store's own business, and so is in what order a sweep tells.
     if isinstance(answer, Outcome):
         refusals = answer.decision.refusals if isinstance(answer.decision, Decision) else None
         return answer.state, answer.applied, refusals, answer.crossed
@@ -329,7 +384,7 @@ def _transitions(store: Store, workers: int) -> None:
     nodes = (_node(None),)
     events: dict[Event, Operation[Any]]
     for state in State:
-        for event in ("mark_sent", "settle", "release", "extend"):
+        for event in ("mark_sent", "settle", "release", "extend", "draw"):
             id = f"{state}-{event}"
             _bring_to(store, id, nodes, state)
             events = {
@@ -337,6 +392,7 @@ def _transitions(store: Store, workers: int) -> None:
                 "settle": Settle(id, nodes, (5,), _NOW),
                 "release": Release(id, nodes),
                 "extend": Extend(id, nodes, _NOW, _FOREVER),
+                "draw": Draw(id, nodes, 1, (1,), (4,), (4,), _NOW, _FOREVER),
             }
             after = TRANSITIONS.get((state, event))
             found = events[event].execute(store)
@@ -402,6 +458,71 @@ def _late_truth(store: Store, workers: int) -> None:
     _expect("after the truth", Read(nodes).execute(store), (Balance(100, spent=25, forfeited=20),))
 
 
+def _lease(store: Store, workers: int) -> None:
+    """A hold is spent in steps; a step that comes twice counts once, and where there is no room the least is held."""
+    nodes = (_node(100),)
+    _hold(store, "lease", nodes, 40)
+    _hold(store, "other", nodes, 20)
+    first = Draw("lease", nodes, 1, (30,), (50,), (10,), _NOW, _FOREVER)
+    for applied in (True, False):
+        _expect("a draw", first.execute(store), Outcome(State.HELD, applied=applied))
+    _expect("after it", Read(nodes).execute(store), (Balance(100, spent=30, reserved=70),))
+    found = Draw("lease", nodes, 2, (45,), (30,), (5,), _NOW, _FOREVER).execute(store)
+    _expect("a draw without room", (found.applied, found.decision is None), (True, False))
+    _expect("after that", Read(nodes).execute(store), (Balance(100, spent=75, reserved=25),))
+    Settle("lease", nodes, (7,), _NOW).execute(store)
+    _expect("after its end", Read(nodes).execute(store), (Balance(100, spent=82, reserved=20, overrun=2),))
+
+
+def _rolling(store: Store, workers: int) -> None:
+    """The parts of a rolling window share one limit, and a mark is reported once in it."""
+    old = Node("rolling", 0, "USD", 100, 0, (50,), "rolling")
+    new = Node("rolling", 7, "USD", 100, 0, (50,), "rolling", (old.key,))
+    _hold(store, "old", (old,), 60)
+    _expect("a call for more than is left", _hold(store, "more", (new,), 41).applied, False)
+    _expect("a call for what is left", _hold(store, "left", (new,), 40).applied, True)
+    _expect("both together", Read((new,)).execute(store), (Balance(100, reserved=100),))
+    told = [one.mark for one in Settle("old", (old,), (30,), _NOW).execute(store).crossed]
+    told += [one.mark for one in Settle("left", (new,), (40,), _NOW).execute(store).crossed]
+    told += [one.mark for one in Adjust("more", (new,), (5,), _NOW).execute(store).crossed]
+    _expect("marks reported", told, [50])
+    _expect("the old part alone", Read((old,)).execute(store), (Balance(100, spent=30),))
+
+
+def _accounts(store: Store, workers: int) -> None:
+    """All accounts can be listed, with what their nodes say."""
+    nodes = (
+        _node(None, "a"),
+        _node(10, "b", marks=(5, 8)),
+        Node("b", 7, "tokens", 3, 9, (), "b", ("b\x1f0\x1fUSD",), 11),
+    )
+    _hold(store, "one", nodes[:1], 4)
+    _hold(store, "two", nodes[1:], 2)
+    found = Accounts().execute(store)
+    _expect("accounts", [node for node, _ in found], sorted(nodes, key=lambda node: node.key))
+    _expect("what they keep", [node.kept or node.until for node, _ in found], [0, 0, 11])
+    _expect("their labels", [node.label for node, _ in found], ["a", "b", "b"])
+    _expect("how they stand", [balance.reserved for _, balance in found], [4, 2, 4])
+    _expect("those of one budget", Accounts("b").execute(store), found[1:])
+
+
+def _notes(store: Store, workers: int) -> None:
+    """Notes are kept, found by how their keys begin, vanish in time and are taken once."""
+    Put("a/1", "one", _NOW).execute(store)
+    Put("a/2", "zwei \N{GRINNING FACE} % _ *", _NOW, until=_NOW + 10).execute(store)
+    Put("b/1", "x" * 5000, _NOW).execute(store)
+    pairs = (("a/1", "one"), ("a/2", "zwei \N{GRINNING FACE} % _ *"))
+    _expect("notes under a/", Notes("a/", _NOW).execute(store), pairs)
+    _expect("notes under %", Notes("%", _NOW).execute(store), ())
+    _expect("all of them later", [key for key, _ in Notes("", _NOW + 10).execute(store)], ["a/1", "b/1"])
+    _expect("a second note of that key", Put("a/1", "two", _NOW, new=True).execute(store), False)
+    _expect("in the place of one that is over", Put("a/2", "three", _NOW + 10, new=True).execute(store), True)
+    _expect("another text", Put("a/1", "two", _NOW).execute(store), True)
+    _expect("taken", [Take("a/1", _NOW).execute(store) for _ in range(2)], ["two", None])
+    Put("a/1", "short", _NOW, until=_NOW + 1).execute(store)
+    _expect("taken too late", Take("a/1", _NOW + 1).execute(store), None)
+
+
 def _forgets(store: Store, workers: int) -> None:
     """A node that is forgotten is as new, and its neighbours stay."""
     gone, stays = _node(10, "gone"), _node(10, "stays")
@@ -422,6 +543,14 @@ def _same_id(store: Store, workers: int) -> None:
     settled = _together(workers, lambda number: Settle("one", nodes, (7,), _NOW).execute(store).applied)
     _expect("settlements of one id that took effect", settled.count(True), 1)
     _expect("after that", Read(nodes).execute(store), (Balance(1000, spent=7),))
+
+
+def _one_note(store: Store, workers: int) -> None:
+    """Of many who leave or take the same note, one does."""
+    left = _together(workers, lambda number: Put("once", str(number), _NOW, new=True).execute(store))
+    _expect("notes that were left", left.count(True), 1)
+    taken = _together(workers, lambda number: Take("once", _NOW).execute(store))
+    _expect("who took it", [one for one in taken if one is not None], [str(left.index(True))])
 
 
 class _Race:

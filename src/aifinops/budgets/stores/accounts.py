@@ -9,6 +9,7 @@ from aifinops.budgets.stores.base import (
     TRANSITIONS,
     Adjust,
     Crossing,
+    Draw,
     Event,
     Extend,
     Node,
@@ -19,7 +20,7 @@ from aifinops.budgets.stores.base import (
     other_amounts,
 )
 
-__all__ = ["APPLIED", "UNCHANGED", "UNKNOWN", "Account", "Record", "adjust", "extend", "forfeit", "mark_sent", "release", "repeated", "reserve", "settle"]  # fmt: skip
+__all__ = ["APPLIED", "UNCHANGED", "UNKNOWN", "Account", "Record", "adjust", "draw", "extend", "forfeit", "mark_sent", "release", "repeated", "reserve", "settle"]  # fmt: skip
 
 # Answers that carry nothing of their own are made once: this is the path of every call.
 APPLIED = {state: Outcome(state, applied=True) for state in State}
@@ -33,24 +34,35 @@ class Account:
     """The integers of one node.
 
     Attributes:
-        spent, reserved, overrun, forfeited: as in `Balance`. fired: the highest mark reported. until: end of the window.
+        spent, reserved, overrun, forfeited: as in `Balance`. fired: the highest mark reported.
+        beside: accounts that count against the same limit, for a rolling window.
     """
 
-    __slots__ = ("fired", "forfeited", "overrun", "reserved", "spent", "until")
+    __slots__ = ("beside", "fired", "forfeited", "overrun", "reserved", "spent")
 
-    def __init__(
-        self, until: int, spent: int = 0, reserved: int = 0, overrun: int = 0, forfeited: int = 0, fired: int = 0
-    ) -> None:
+    def __init__(self, spent: int = 0, reserved: int = 0, overrun: int = 0, forfeited: int = 0, fired: int = 0) -> None:
+        self.beside: Sequence[Account] = ()
         self.spent = spent
         self.reserved = reserved
         self.overrun = overrun
         self.forfeited = forfeited
         self.fired = fired
-        self.until = until
 
     def balance(self, node: Node) -> Balance:
         """How the node stands."""
-        return Balance(node.limit, self.spent, self.reserved, self.overrun, self.forfeited, node.until or None)
+        figures = [self.spent, self.reserved, self.overrun, self.forfeited]
+        for other in self.beside:
+            more = (other.spent, other.reserved, other.overrun, other.forfeited)
+            figures = [one + two for one, two in zip(figures, more, strict=True)]
+        spent, reserved, overrun, forfeited = figures
+        return Balance(node.limit, spent, reserved, overrun, forfeited, node.until or None)
+
+    def taken(self) -> int:
+        """Spent or held, with what is beside it."""
+        taken = self.spent + self.reserved
+        for other in self.beside:
+            taken += other.spent + other.reserved
+        return taken
 
 
 class Record:
@@ -58,10 +70,10 @@ class Record:
 
     Attributes:
         nodes, asked: as it first came: what a repeated id is compared with. accounts: of the nodes. held: now.
-        actual: what it was settled at. expires: end of the lease, nanoseconds. state: in its life.
+        actual: what it was settled at. expires: end of the lease, nanoseconds. state: in its life. step: the last draw.
     """
 
-    __slots__ = ("accounts", "actual", "asked", "expires", "held", "nodes", "state")
+    __slots__ = ("accounts", "actual", "asked", "expires", "held", "nodes", "state", "step")
 
     def __init__(
         self, nodes: tuple[Node, ...], asked: tuple[int, ...], accounts: Sequence[Account], expires: int
@@ -72,6 +84,7 @@ class Record:
         self.actual: tuple[int, ...] = ()
         self.expires = expires
         self.state = _HELD
+        self.step = 0
 
     def _revive(self) -> None:
         """Make what was forfeited a hold again: its holder has come back with the truth."""
@@ -89,8 +102,10 @@ def reserve(
     for node, account, amount in zip(nodes, accounts, amounts):  # noqa: B905 - `Reserve` has seen to the lengths
         # `policy.fits`, written out: a call for each node is a third of the whole operation.
         limit = node.limit
-        if limit is not None and account.spent + account.reserved + amount > limit and amount:
-            return _refusal(nodes, accounts, amounts, now)
+        if limit is not None and amount:
+            taken = account.taken() if account.beside else account.spent + account.reserved
+            if taken + amount > limit:
+                return _refusal(nodes, accounts, amounts, now)
     for account, amount in zip(accounts, amounts):  # noqa: B905
         account.reserved += amount
     return None
@@ -126,7 +141,7 @@ def settle(record: Record, operation: Settle) -> Outcome:
         account.spent += spent
         if spent > held:
             account.overrun += spent - held
-        if node.marks and account.spent >= node.marks[0]:
+        if node.marks and (account.beside or account.spent >= node.marks[0]):
             crossed += _reached(node, account)
     return Outcome(_SETTLED, applied=True, crossed=tuple(crossed)) if crossed else outcome
 
@@ -150,7 +165,7 @@ def extend(record: Record, operation: Extend) -> Outcome:
     wanted = record.held if operation.amounts is None else operation.amounts
     growth = tuple(new - old for new, old in zip(wanted, record.held, strict=True))
     for node, account, more in zip(operation.nodes, record.accounts, growth, strict=True):
-        if not fits(node.limit, account.spent, account.reserved, more):
+        if not fits(node.limit, account.taken(), 0, more):
             decision = _refusal(operation.nodes, record.accounts, growth, operation.now)
             return Outcome(record.state, applied=False, decision=decision)
     for account, more in zip(record.accounts, growth, strict=True):
@@ -158,6 +173,26 @@ def extend(record: Record, operation: Extend) -> Outcome:
     record.held = wanted
     record.expires = operation.now + operation.ttl
     return APPLIED[record.state]
+
+
+def draw(record: Record, operation: Draw) -> Outcome:
+    """Part of the hold is spent, and another one takes its place."""
+    if (record.state, "draw") not in TRANSITIONS or operation.step <= record.step:
+        return UNCHANGED[record.state]
+    crossed: list[Crossing] = []
+    for node, account, held, spent in zip(operation.nodes, record.accounts, record.held, operation.spent, strict=True):
+        account.reserved -= held
+        account.spent += spent
+        account.overrun += max(0, spent - held)
+        crossed += _reached(node, account)
+    decision = reserve(operation.nodes, record.accounts, operation.held, operation.now)
+    record.held = operation.held if decision is None else operation.least
+    if decision is not None:
+        for account, amount in zip(record.accounts, operation.least, strict=True):
+            account.reserved += amount
+    record.step = operation.step
+    record.expires = operation.now + operation.ttl
+    return Outcome(record.state, applied=True, decision=decision, crossed=tuple(crossed))
 
 
 def forfeit(record: Record) -> list[Crossing]:
@@ -210,9 +245,13 @@ def _truth(record: Record, operation: Settle) -> tuple[int, ...]:
 
 def _reached(node: Node, account: Account) -> list[Crossing]:
     """Marks that were never reached before; each is reported once, also when a correction takes `spent` below it again."""
-    if account.spent <= account.fired:
+    spent, fired = account.spent, account.fired
+    for other in account.beside:
+        spent += other.spent
+        fired = max(fired, other.fired)
+    if spent <= fired:
         return []
-    crossed = [Crossing(node, mark, account.spent) for mark in node.marks if account.fired < mark <= account.spent]
+    crossed = [Crossing(node, mark, spent) for mark in node.marks if fired < mark <= spent]
     if crossed:
         account.fired = crossed[-1].mark
     return crossed

@@ -8,6 +8,10 @@ an id that its caller chose before anything was sent; every operation may be rep
                  └───── expire ──────┴─────────────► FORFEITED     the holder vanished: spent at what was held,
                                                                    until a late settle or release puts it right
 
+`extend` and `draw` leave it where it is: the one with another hold, the other with part of the hold spent as well.
+
+**Notes** are small texts by key beside the balances: approvals, limits set by hand, what was told already.
+
 Operations are values. A store executes them in `run`; one whose driver is asynchronous has `arun` as well, and only
 that last layer exists in both colours.
 """
@@ -26,16 +30,20 @@ from aifinops.errors import StoreError
 __all__ = [
     "MAX_AMOUNT",
     "TRANSITIONS",
+    "Accounts",
     "Adjust",
     "AsyncStore",
     "Capabilities",
     "Crossing",
+    "Draw",
     "Extend",
     "Forget",
     "MarkSent",
     "Node",
+    "Notes",
     "Operation",
     "Outcome",
+    "Put",
     "Read",
     "Release",
     "Reserve",
@@ -44,11 +52,14 @@ __all__ = [
     "Store",
     "Sweep",
     "Swept",
+    "Take",
     "other_amounts",
 ]
 
 MAX_AMOUNT = 2**62 - 1
 """The largest limit and the largest amount: their sum, which every store has to compare, still fits an int64."""
+
+_KEY_MOST, _VALUE_MOST = 256, 65_536
 
 R = TypeVar("R")
 
@@ -63,7 +74,7 @@ class State(StrEnum):
     FORFEITED = "forfeited"
 
 
-Event = Literal["mark_sent", "settle", "release", "extend", "expire"]
+Event = Literal["mark_sent", "settle", "release", "extend", "draw", "expire"]
 
 TRANSITIONS: MappingProxyType[tuple[State, Event], State] = MappingProxyType(
     {
@@ -74,6 +85,8 @@ TRANSITIONS: MappingProxyType[tuple[State, Event], State] = MappingProxyType(
         (State.SENT, "release"): State.RELEASED,
         (State.HELD, "extend"): State.HELD,
         (State.SENT, "extend"): State.SENT,
+        (State.HELD, "draw"): State.HELD,
+        (State.SENT, "draw"): State.SENT,
         (State.HELD, "expire"): State.FORFEITED,  # nobody can prove that it was not sent
         (State.SENT, "expire"): State.FORFEITED,
         (State.FORFEITED, "settle"): State.SETTLED,  # the late truth takes the place of the bound
@@ -94,6 +107,9 @@ class Node:
         until: end of the window, nanoseconds; 0 when it never ends.
         marks: ascending amounts; the store reports each once a window, in the operation that brings `spent` up to it.
         label: the budget's name for people.
+        also: keys of accounts whose `spent` and `reserved` count against this limit, too: earlier parts of a rolling window. What is
+            reported of the node is the sum; what an operation changes is the account of the node.
+        kept: when the account may be forgotten, nanoseconds; 0 for `until`.
         key: budget, window and unit in one text, by which stores find the node.
     """
 
@@ -104,6 +120,8 @@ class Node:
     until: int = 0
     marks: tuple[int, ...] = ()
     label: str = field(default="", compare=False)
+    also: tuple[str, ...] = ()
+    kept: int = field(default=0, compare=False)
     key: str = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -265,6 +283,34 @@ class Extend(Operation[Outcome]):
 
 
 @dataclass(frozen=True, slots=True)
+class Draw(Operation[Outcome]):
+    """Spend part of a hold and go on holding, in one step: a lease that many calls use up, a job that pays as it runs.
+
+    The outcome is applied and has a decision where there was room for `least` only.
+
+    Attributes:
+        id: of the reservation. nodes: as reserved.
+        step: 1, 2, 3 ... of this reservation; one that came before has no effect.
+        spent: since the step before, one a node. More than was held is overrun.
+        held: what shall be held from now on, one a node. least: what is held where there is no room for that; never refused.
+        now, ttl: as in `Reserve`: the lease is new.
+    """
+
+    id: str
+    nodes: tuple[Node, ...]
+    step: int
+    spent: tuple[int, ...]
+    held: tuple[int, ...]
+    least: tuple[int, ...]
+    now: int
+    ttl: int
+
+    def __post_init__(self) -> None:
+        for amounts in (self.spent, self.held, self.least):
+            _check(self.id, self.nodes, amounts)
+
+
+@dataclass(frozen=True, slots=True)
 class Adjust(Operation[Outcome]):
     """Post what has happened already: a charge that no reservation announced, a refund, a reconciliation.
 
@@ -285,7 +331,7 @@ class Adjust(Operation[Outcome]):
 
 @dataclass(frozen=True, slots=True)
 class Sweep(Operation[Swept]):
-    """Forfeit every reservation whose lease has run out: spent at what was held.
+    """Forfeit every reservation whose lease has run out, in the order of their ids: spent at what was held.
 
     Attributes:
         now: nanoseconds since the epoch; a store with a clock of its own uses that.
@@ -314,6 +360,61 @@ class Forget(Operation[None]):
     """
 
     nodes: tuple[Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Accounts(Operation[tuple[tuple[Node, Balance], ...]]):
+    """Every account of a store or of one budget, with its node as an operation had it, by key.
+
+    Attributes:
+        budget: key of the budget; None for all.
+    """
+
+    budget: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Put(Operation[bool]):
+    """Leave a note; True when it was left.
+
+    Attributes:
+        key, value: up to 256 and 65,536 characters. until: when it vanishes, nanoseconds since the epoch; 0 never.
+        now: nanoseconds since the epoch. new: only where there is none of that key.
+    """
+
+    key: str
+    value: str
+    now: int
+    until: int = 0
+    new: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.key) <= _KEY_MOST or len(self.value) > _VALUE_MOST:
+            raise ValueError(f"note {self.key[:40]!r} has {len(self.key)} + {len(self.value)} characters; {_KEY_MOST} + {_VALUE_MOST} is the most")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Take(Operation[str | None]):
+    """Take a note away; its text, for one caller only. None when there is none.
+
+    Attributes:
+        key: which. now: nanoseconds since the epoch.
+    """
+
+    key: str
+    now: int
+
+
+@dataclass(frozen=True, slots=True)
+class Notes(Operation[tuple[tuple[str, str], ...]]):
+    """The notes whose keys begin with a text: pairs of key and value, by key.
+
+    Attributes:
+        prefix: of the keys. now: nanoseconds since the epoch.
+    """
+
+    prefix: str
+    now: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from aifinops.budgets.stores.accounts import (
     Account,
     Record,
     adjust,
+    draw,
     extend,
     forfeit,
     mark_sent,
@@ -24,15 +25,19 @@ from aifinops.budgets.stores.accounts import (
     settle,
 )
 from aifinops.budgets.stores.base import (
+    Accounts,
     Adjust,
     Capabilities,
     Crossing,
+    Draw,
     Extend,
     Forget,
     MarkSent,
     Node,
+    Notes,
     Operation,
     Outcome,
+    Put,
     Read,
     Release,
     Reserve,
@@ -40,6 +45,7 @@ from aifinops.budgets.stores.base import (
     State,
     Sweep,
     Swept,
+    Take,
     other_amounts,
 )
 
@@ -66,6 +72,9 @@ class MemoryStore:
         # Re-entrant: a signal handler of the application may make a metered call while this thread is in here.
         self._lock = threading.RLock()
         self._accounts: dict[str, Account] = {}
+        self._nodes: dict[str, Node] = {}  # of the accounts
+        self._beside: dict[str, Account] = {}  # parts of rolling windows that nobody has used yet
+        self._notes: dict[str, tuple[str, int]] = {}  # key -> value, until
         self._open: dict[str, Record] = {}
         self._done: dict[str, Record] = {}
         self._order: deque[str] = deque()  # ids of `_done`, oldest first
@@ -76,10 +85,15 @@ class MemoryStore:
             Settle: self._settle,
             Release: self._release,
             Extend: self._extend,
+            Draw: self._draw,
             Adjust: self._adjust,
             Sweep: self._sweep,
             Read: self._read,
+            Accounts: self._all,
             Forget: self._forget,
+            Put: self._put,
+            Take: self._take,
+            Notes: self._list,
         }
 
     def run(self, operation: Operation[R]) -> R:
@@ -133,9 +147,13 @@ class MemoryStore:
         record = self._find(operation.id)
         return UNKNOWN if record is None else extend(record, operation)
 
+    def _draw(self, operation: Draw) -> Outcome:
+        record = self._find(operation.id)
+        return UNKNOWN if record is None else draw(record, operation)
+
     def _sweep(self, operation: Sweep) -> Swept:
         crossed: list[Crossing] = []
-        late = [id for id, record in self._open.items() if record.expires <= operation.now]
+        late = sorted(id for id, record in self._open.items() if record.expires <= operation.now)
         for id in late:
             record = self._open[id]
             crossed += forfeit(record)
@@ -168,16 +186,64 @@ class MemoryStore:
         return adjust(operation, [self._account(node) for node in operation.nodes])
 
     def _read(self, operation: Read) -> tuple[Balance, ...]:
-        return tuple((self._accounts.get(node.key) or Account(node.until)).balance(node) for node in operation.nodes)
+        return tuple((self._accounts.get(node.key) or self._unused(node)).balance(node) for node in operation.nodes)
+
+    def _all(self, operation: Accounts) -> tuple[tuple[Node, Balance], ...]:
+        nodes = [node for node in self._nodes.values() if operation.budget in (None, node.budget)]
+        return tuple(
+            (node, self._accounts[node.key].balance(node)) for node in sorted(nodes, key=lambda node: node.key)
+        )
 
     def _forget(self, operation: Forget) -> None:
         for node in operation.nodes:
-            self._accounts.pop(node.key, None)
+            self._drop(node.key)
 
     def _account(self, node: Node) -> Account:
-        return self._accounts.setdefault(node.key, Account(node.until))
+        found = self._accounts.get(node.key)
+        if found is None:
+            found = self._accounts[node.key] = self._unused(node)
+            self._nodes[node.key] = node
+            self._beside.pop(node.key, None)
+        return found
+
+    def _unused(self, node: Node) -> Account:
+        account = self._beside.get(node.key) or Account()
+        if node.also:
+            # Kept where they are missing: a clock that was put back may bring one of them to use.
+            account.beside = [self._accounts.get(key) or self._beside.setdefault(key, Account()) for key in node.also]
+        return account
+
+    def _drop(self, key: str) -> None:
+        self._accounts.pop(key, None)
+        self._beside.pop(key, None)
+        self._nodes.pop(key, None)
 
     def _drop_old_windows(self, before: int) -> None:
-        ended = [key for key, account in self._accounts.items() if 0 < account.until < before and not account.reserved]
-        for key in ended:
-            del self._accounts[key]
+        old = [node for node in self._nodes.values() if 0 < (node.kept or node.until) < before]
+        for node in old:
+            if not self._accounts[node.key].reserved:
+                for key in (node.key, *node.also):
+                    self._drop(key)
+
+    # --- notes ----------------------------------------------------------------------------------------------------------
+
+    def _put(self, operation: Put) -> bool:
+        if operation.new and self._note(operation.key, operation.now) is not None:
+            return False
+        self._notes[operation.key] = operation.value, operation.until
+        return True
+
+    def _take(self, operation: Take) -> str | None:
+        value = self._note(operation.key, operation.now)
+        self._notes.pop(operation.key, None)
+        return value
+
+    def _list(self, operation: Notes) -> tuple[tuple[str, str], ...]:
+        found = (
+            (key, self._note(key, operation.now)) for key in sorted(self._notes) if key.startswith(operation.prefix)
+        )
+        return tuple((key, value) for key, value in found if value is not None)
+
+    def _note(self, key: str, now: int) -> str | None:
+        value, until = self._notes.get(key, (None, 0))
+        return value if not until or now < until else None

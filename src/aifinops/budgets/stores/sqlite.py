@@ -9,10 +9,11 @@ with eight processes a caller may starve for seconds.
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain, repeat
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ from aifinops.budgets.stores.accounts import (
     Account,
     Record,
     adjust,
+    draw,
     extend,
     forfeit,
     mark_sent,
@@ -33,15 +35,19 @@ from aifinops.budgets.stores.accounts import (
     settle,
 )
 from aifinops.budgets.stores.base import (
+    Accounts,
     Adjust,
     Capabilities,
     Crossing,
+    Draw,
     Extend,
     Forget,
     MarkSent,
     Node,
+    Notes,
     Operation,
     Outcome,
+    Put,
     Read,
     Release,
     Reserve,
@@ -49,6 +55,7 @@ from aifinops.budgets.stores.base import (
     State,
     Sweep,
     Swept,
+    Take,
     other_amounts,
 )
 from aifinops.errors import StoreError
@@ -57,6 +64,7 @@ from aifinops.files import Database, Kind
 __all__ = ["SCHEMA", "SqliteStore"]
 
 R = TypeVar("R")
+A = TypeVar("A", bound=Account)
 
 SCHEMA = 1
 """Version of the tables."""
@@ -72,6 +80,7 @@ _LATE_NS = 7 * 86_400 * _NS
 _INT64 = 2**63 - 1
 _TIDY_EVERY, _TIDY_MOST = 64, 256
 _KNOWN_MOST = 10_000
+_VALUES_MOST = 900  # SQLite takes 999 in one statement at least
 _NAPS_S = (0.00005, 0.0001, 0.0002, 0.0005, 0.001)
 
 _KIND = Kind(
@@ -85,7 +94,7 @@ _KIND = Kind(
         CREATE TABLE account (
             number INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL UNIQUE,
             budget TEXT NOT NULL, window INTEGER NOT NULL, unit TEXT NOT NULL,
-            lim INTEGER, until INTEGER NOT NULL, marks TEXT NOT NULL, label TEXT NOT NULL,
+            lim INTEGER, until INTEGER NOT NULL, marks TEXT NOT NULL, label TEXT NOT NULL, also TEXT NOT NULL, kept INTEGER NOT NULL,
             spent INTEGER NOT NULL, reserved INTEGER NOT NULL, overrun INTEGER NOT NULL, forfeited INTEGER NOT NULL, fired INTEGER NOT NULL
         )
         """,
@@ -93,7 +102,7 @@ _KIND = Kind(
         """
         CREATE TABLE reservation (
             id TEXT NOT NULL PRIMARY KEY, state TEXT NOT NULL, accounts TEXT NOT NULL,
-            asked TEXT NOT NULL, held TEXT NOT NULL, actual TEXT NOT NULL, due INTEGER NOT NULL
+            asked TEXT NOT NULL, held TEXT NOT NULL, actual TEXT NOT NULL, due INTEGER NOT NULL, step INTEGER NOT NULL
         ) WITHOUT ROWID
         """,
         "CREATE INDEX reservation_due ON reservation (due)",
@@ -103,20 +112,22 @@ _KIND = Kind(
         ) WITHOUT ROWID
         """,
         "CREATE INDEX entry_due ON entry (due)",
+        "CREATE TABLE note (key TEXT NOT NULL PRIMARY KEY, value TEXT NOT NULL, until INTEGER NOT NULL) WITHOUT ROWID",
     ),
     sqlite=(3, 24, 0),  # upsert
     elsewhere='budget(..., store="/path/to/budgets.db"), or "memory"',
     memory='keep balances in memory: store="memory"',
 )
 _FIGURES = "spent, reserved, overrun, forfeited, fired"
-_NODE = "budget, window, unit, lim, until, marks, label"
+_NODE = "budget, window, unit, lim, until, marks, label, also, kept"
 _UPSERT = (
-    f"INSERT INTO account (key, {_NODE}, {_FIGURES}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0, 0, 0) "  # noqa: S608 - only names of ours; values are bound
+    f"INSERT INTO account (key, {_NODE}, {_FIGURES}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0, 0, 0) "  # noqa: S608 - only names of ours; values are bound
     "ON CONFLICT (key) DO UPDATE SET lim = excluded.lim, marks = excluded.marks, label = excluded.label"
 )
 
 
 _OPEN = frozenset({State.HELD, State.SENT})
+_READS = frozenset({Read, Accounts, Notes})
 
 
 class _Row(Account):
@@ -124,8 +135,8 @@ class _Row(Account):
 
     __slots__ = ("before", "number")
 
-    def __init__(self, number: int, until: int, *figures: int) -> None:
-        super().__init__(until, *figures)
+    def __init__(self, number: int, *figures: int) -> None:
+        super().__init__(*figures)
         self.number = number
         self.before = figures
 
@@ -161,10 +172,15 @@ class SqliteStore:
             Settle: self._settle,
             Release: self._release,
             Extend: self._extend,
+            Draw: self._draw,
             Adjust: self._adjust,
             Sweep: self._sweep,
             Read: self._read,
+            Accounts: self._all,
             Forget: self._forget,
+            Put: self._put,
+            Take: self._take,
+            Notes: self._list,
         }
 
     def run(self, operation: Operation[R]) -> R:
@@ -181,19 +197,18 @@ class SqliteStore:
             self._inside = True
             try:
                 connection = self._file.connection or self._open()
-                if type(operation) is Read:
-                    return handler(connection, operation)  # type: ignore[no-any-return]  # one statement sees one state
-                answer: R = self._commit(connection, handler, operation)
+                reads = type(operation) in _READS  # one statement, which sees one state
+                answer: R = (handler if reads else self._commit)(connection, operation)
                 return answer
             except (sqlite3.Error, OSError) as error:
                 raise self._file.failed(error) from error
             finally:
                 self._inside = False
 
-    def _commit(self, connection: sqlite3.Connection, handler: Callable[..., Any], operation: Any) -> Any:
+    def _commit(self, connection: sqlite3.Connection, operation: Any) -> Any:
         self._begin(connection)
         try:
-            answer = handler(connection, operation)
+            answer = self._handlers[type(operation)](connection, operation)
             connection.execute("COMMIT")
             return answer
         except BaseException:
@@ -249,7 +264,7 @@ class SqliteStore:
             return Outcome(None, applied=False, decision=refusal)
         amounts, numbers = _join(operation.amounts), _join([row.number for row in rows])
         connection.execute(
-            "INSERT INTO reservation VALUES (?, 'held', ?, ?, ?, '', ?)",
+            "INSERT INTO reservation VALUES (?, 'held', ?, ?, ?, '', ?, 0)",
             (operation.id, numbers, amounts, amounts, min(operation.now + operation.ttl, _INT64)),
         )
         _save(connection, rows)
@@ -282,9 +297,15 @@ class SqliteStore:
             return UNKNOWN
         return _kept(connection, operation.id, record, extend(record, operation))
 
+    def _draw(self, connection: sqlite3.Connection, operation: Draw) -> Outcome:
+        record = _find(connection, operation.id, operation.nodes)
+        if record is None:
+            return UNKNOWN
+        return _kept(connection, operation.id, record, draw(record, operation))
+
     def _sweep(self, connection: sqlite3.Connection, operation: Sweep) -> Swept:
         late = connection.execute(
-            "SELECT id FROM reservation WHERE due <= ? AND state IN ('held', 'sent')", (operation.now,)
+            "SELECT id FROM reservation WHERE due <= ? AND state IN ('held', 'sent') ORDER BY id", (operation.now,)
         ).fetchall()
         crossed: list[Crossing] = []
         for (id,) in late:
@@ -294,7 +315,7 @@ class SqliteStore:
                 _kept(connection, id, record, APPLIED[State.FORFEITED])
         _tidy(connection, operation.now)
         connection.execute(
-            "DELETE FROM account WHERE until > 0 AND until < ? AND reserved = 0", (operation.now - _LATE_NS,)
+            "DELETE FROM account WHERE kept > 0 AND kept < ? AND reserved = 0", (operation.now - _LATE_NS,)
         )
         return Swept(tuple(id for (id,) in late), tuple(crossed))
 
@@ -316,12 +337,43 @@ class SqliteStore:
 
     def _read(self, connection: sqlite3.Connection, operation: Read) -> tuple[Balance, ...]:
         found = _by_key(connection, operation.nodes)
-        return tuple((found.get(node.key) or Account(node.until)).balance(node) for node in operation.nodes)
+        return tuple(_beside(found, node, found.get(node.key) or Account()).balance(node) for node in operation.nodes)
+
+    def _all(self, connection: sqlite3.Connection, operation: Accounts) -> tuple[tuple[Node, Balance], ...]:
+        select = f"SELECT key, number, {_FIGURES}, {_NODE} FROM account"  # noqa: S608 - only names of ours
+        rows = connection.execute(f"{select} ORDER BY key").fetchall()
+        accounts = {key: _Row(*more[:6]) for key, *more in rows}
+        nodes = [_node(*row[7:]) for row in rows if operation.budget in (None, row[7])]
+        return tuple((node, _beside(accounts, node, accounts[node.key]).balance(node)) for node in nodes)
 
     def _forget(self, connection: sqlite3.Connection, operation: Forget) -> None:
         for node in operation.nodes:
             self._known.pop(node.key, None)
             connection.execute("DELETE FROM account WHERE key = ?", (node.key,))
+
+    # --- notes ----------------------------------------------------------------------------------------------------------
+
+    def _put(self, connection: sqlite3.Connection, operation: Put) -> bool:
+        connection.execute("DELETE FROM note WHERE until > 0 AND until <= ?", (operation.now,))
+        verb = "OR IGNORE" if operation.new else "OR REPLACE"
+        note = (operation.key, operation.value, operation.until)
+        return connection.execute(f"INSERT {verb} INTO note VALUES (?, ?, ?)", note).rowcount == 1  # noqa: S608 - as above
+
+    def _take(self, connection: sqlite3.Connection, operation: Take) -> str | None:
+        found = connection.execute("SELECT value, until FROM note WHERE key = ?", (operation.key,)).fetchone()
+        connection.execute("DELETE FROM note WHERE key = ?", (operation.key,))
+        value, until = found or (None, 0)
+        return value if not until or operation.now < until else None
+
+    def _list(self, connection: sqlite3.Connection, operation: Notes) -> tuple[tuple[str, str], ...]:
+        return tuple(
+            connection.execute(
+                "SELECT key, value FROM note WHERE substr(key, 1, ?) = ? AND (until = 0 OR until > ?) ORDER BY key",
+                (len(operation.prefix), operation.prefix, operation.now),
+            ).fetchall()
+        )
+
+    # --- accounts -------------------------------------------------------------------------------------------------------
 
     def _accounts(self, connection: sqlite3.Connection, nodes: Sequence[Node]) -> list[_Row]:
         """The accounts of the nodes; they are made, and what they say of themselves renewed, where needed."""
@@ -333,46 +385,60 @@ class SqliteStore:
             connection.executemany(_UPSERT, map(_columns, fresh))
             self._known.update((node.key, node) for node in fresh)
             found = _by_key(connection, nodes)
-        return [found[node.key] for node in nodes]
+        return [_beside(found, node, found[node.key]) for node in nodes]
 
 
 def _columns(node: Node) -> tuple[Any, ...]:
-    return node.key, node.budget, node.window, node.unit, node.limit, node.until, _join(node.marks), node.label
+    return (
+        node.key, node.budget, node.window, node.unit, node.limit, node.until, _join(node.marks), node.label,
+        json.dumps(node.also) if node.also else "", node.kept or node.until,
+    )  # fmt: skip
 
 
 def _by_key(connection: sqlite3.Connection, nodes: Sequence[Node]) -> dict[str, _Row]:
-    # A subset of the nodes may be asked for by thousands: SQLite takes 999 values at least.
+    """The accounts of the nodes, and what counts beside them."""
+    keys = [key for node in nodes for key in (node.key, *node.also)]
     found: dict[str, _Row] = {}
-    for start in range(0, len(nodes), 900):
-        keys = [node.key for node in nodes[start : start + 900]]
-        marks = ", ".join("?" * len(keys))
-        rows = connection.execute(f"SELECT key, number, until, {_FIGURES} FROM account WHERE key IN ({marks})", keys)  # noqa: S608 - as above
+    for start in range(0, len(keys), _VALUES_MOST):
+        some = keys[start : start + _VALUES_MOST]
+        marks = ", ".join("?" * len(some))
+        rows = connection.execute(f"SELECT key, number, {_FIGURES} FROM account WHERE key IN ({marks})", some)  # noqa: S608 - as above
         found.update((key, _Row(*figures)) for key, *figures in rows)
     return found
+
+
+def _beside(found: Mapping[str, _Row], node: Node, account: A) -> A:
+    if node.also:
+        account.beside = [found[key] for key in node.also if key in found]
+    return account
 
 
 def _find(connection: sqlite3.Connection, id: str, nodes: tuple[Node, ...] | None = None) -> Record | None:
     """A reservation with its accounts; `nodes` as its holder knows them (empty: no matter), else as the file has them."""
     row = connection.execute(
-        "SELECT state, accounts, asked, held, actual, due FROM reservation WHERE id = ?", (id,)
+        "SELECT state, accounts, asked, held, actual, due, step FROM reservation WHERE id = ?", (id,)
     ).fetchone()
     if row is None:
         return None
-    state, numbers, asked, held, actual, due = row
+    state, numbers, asked, held, actual, due, step = row
     if nodes is None:
         nodes, accounts = _as_filed(connection, _split(numbers))
     else:
         accounts = _by_number(connection, numbers) if nodes else []
+    if any(node.also for node in nodes):
+        found = _by_key(connection, nodes)
+        for node, account in zip(nodes, accounts):  # noqa: B905 - the rules look at the lengths
+            _beside(found, node, account)
     record = Record(nodes, _split(asked), accounts, due)
-    record.held, record.actual, record.state = _split(held), _split(actual), State(state)
+    record.held, record.actual, record.state, record.step = _split(held), _split(actual), State(state), step
     return record
 
 
 def _by_number(connection: sqlite3.Connection, numbers: str) -> list[_Row]:
     if "," not in numbers:
-        rows = connection.execute(f"SELECT number, until, {_FIGURES} FROM account WHERE number = ?", (numbers,))  # noqa: S608 - as above
+        rows = connection.execute(f"SELECT number, {_FIGURES} FROM account WHERE number = ?", (numbers,))  # noqa: S608 - as above
         return [_Row(*row) for row in rows] or [_gone()]
-    rows = connection.execute(f"SELECT number, until, {_FIGURES} FROM account WHERE number IN ({numbers})")  # noqa: S608 - numbers of ours
+    rows = connection.execute(f"SELECT number, {_FIGURES} FROM account WHERE number IN ({numbers})")  # noqa: S608 - numbers of ours
     found = {row[0]: _Row(*row) for row in rows}
     return [found.get(number) or _gone() for number in _split(numbers)]
 
@@ -381,21 +447,24 @@ def _as_filed(connection: sqlite3.Connection, numbers: Sequence[int]) -> tuple[t
     nodes, accounts = [], []
     for number in numbers:
         row = connection.execute(
-            f"SELECT number, until, {_FIGURES}, {_NODE} FROM account WHERE number = ?",  # noqa: S608 - as above
+            f"SELECT number, {_FIGURES}, {_NODE} FROM account WHERE number = ?",  # noqa: S608 - as above
             (number,),
         ).fetchone()
-        accounts.append(_gone() if row is None else _Row(*row[:7]))
-        nodes.append(Node("", 0, "", None) if row is None else _node(*row[7:]))
+        accounts.append(_gone() if row is None else _Row(*row[:6]))
+        nodes.append(Node("", 0, "", None) if row is None else _node(*row[6:]))
     return tuple(nodes), accounts
 
 
-def _node(budget: str, window: int, unit: str, limit: int | None, until: int, marks: str, label: str) -> Node:
-    return Node(budget, window, unit, limit, until, _split(marks), label)
+def _node(
+    budget: str, window: int, unit: str, limit: int | None, until: int, marks: str, label: str, also: str, kept: int
+) -> Node:
+    keys = tuple(json.loads(also)) if also else ()
+    return Node(budget, window, unit, limit, until, _split(marks), label, keys, kept)
 
 
 def _gone() -> _Row:
     """In the place of an account that was forgotten meanwhile: whatever happens to it is kept nowhere."""
-    return _Row(0, 0, 0, 0, 0, 0, 0)
+    return _Row(0, 0, 0, 0, 0, 0)
 
 
 def _kept(connection: sqlite3.Connection, id: str, record: Record, outcome: Outcome) -> Outcome:
@@ -404,8 +473,8 @@ def _kept(connection: sqlite3.Connection, id: str, record: Record, outcome: Outc
         if record.state not in _OPEN:
             due += _LATE_NS if record.state is State.FORFEITED else _KEPT_NS
         connection.execute(
-            "UPDATE reservation SET state = ?, held = ?, actual = ?, due = ? WHERE id = ?",
-            (record.state.value, _join(record.held), _join(record.actual), min(due, _INT64), id),
+            "UPDATE reservation SET state = ?, held = ?, actual = ?, due = ?, step = ? WHERE id = ?",
+            (record.state.value, _join(record.held), _join(record.actual), min(due, _INT64), record.step, id),
         )
         _save(connection, record.accounts)
     return outcome
