@@ -496,13 +496,13 @@ def _accounts(store: Store, workers: int) -> None:
         _node(10, "b", marks=(5, 8)),
         Node("b", 7, "tokens", 3, 9, (), "b", ("b\x1f0\x1fUSD",), 11),
     )
-    _hold(store, "one", nodes[:1], 4)
-    _hold(store, "two", nodes[1:], 2)
+    Adjust("one", nodes[:1], (4,), _NOW).execute(store)
+    Adjust("two", nodes[1:], (2, 2), _NOW).execute(store)
     found = Accounts().execute(store)
     _expect("accounts", [node for node, _ in found], sorted(nodes, key=lambda node: node.key))
     _expect("what they keep", [node.kept or node.until for node, _ in found], [0, 0, 11])
     _expect("their labels", [node.label for node, _ in found], ["a", "b", "b"])
-    _expect("how they stand", [balance.reserved for _, balance in found], [4, 2, 4])
+    _expect("how they stand", [balance.spent for _, balance in found], [4, 2, 4])
     _expect("those of one budget", Accounts("b").execute(store), found[1:])
 
 
