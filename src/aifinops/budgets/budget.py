@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
-from aifinops.budgets.stores.base import MAX_AMOUNT, Node
+from aifinops.budgets.stores.base import MAX_AMOUNT, Node, node_key
 from aifinops.charges import new_id
 from aifinops.clock import to_datetime, to_ns
 from aifinops.errors import ConfigurationError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MICRO",
+    "PARTS",
     "ActiveBudget",
     "Budget",
     "Limit",
@@ -44,9 +45,20 @@ OnExceed = Literal["raise", "warn"] | Callable[["BudgetExceeded"], str]
 """What happens at the limit; a callable is given the error that would be raised and returns `"raise"` or `"allow"`."""
 
 Unknown = Literal["raise", "reserve", "allow"]
-WindowKind = Literal["run", "total", "minute", "hour", "day", "week", "month"]
+WindowKind = Literal["run", "total", "minute", "hour", "day", "week", "month", "rolling"]
 LimitLike = str | int | Decimal | float | Mapping[str, object] | Sequence[object]
 
+PARTS = 24
+"""Parts of a rolling window."""
+
+_DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+_LENGTHS = {
+    ("s", "sec", "second", "seconds"): 1,
+    ("m", "min", "minute", "minutes"): 60,
+    ("h", "hour", "hours"): 3600,
+    ("d", "day", "days"): 86_400,
+}
+_SPAN_MOST = 366 * 86_400
 _LATER = frozenset({"throttle", "downgrade", "clamp", "cut", "ask"})
 _FORMS = 'write "$5", "5 USD", "2M tokens", "1.5k requests", "200 gpu_hours", or {"USD": 5, "tokens": "2M"}'
 # Our own, for enough digits; without traps, so that an absurd exponent becomes an infinity or a zero, to be refused.
@@ -225,22 +237,47 @@ class Window:
     """The time in which a limit holds.
 
     Attributes:
-        kind: `run` (one block or object), `total`, or a calendar unit. A week starts on Monday.
+        kind: `run` (one block or object), `total`, a calendar unit, or `rolling`: the time before every moment.
         tz: IANA time zone of the calendar. A day lasts from one local midnight to the next: 23 or 25 hours when clocks change.
+        first: day on which a week starts, 0 is Monday.
+        span: of a rolling window, seconds. It is counted in `PARTS` parts, the oldest of them whole although it is over in part, so that
+            no time of that length ever sees more than the limit. Measured at a steady load, 95.5 % of the limit can be used.
     """
 
     kind: WindowKind = "run"
     tz: str = "UTC"
+    first: int = 0
+    span: int = 0
 
-    def __post_init__(self) -> None:
+    @classmethod
+    def parse(cls, per: str, tz: str = "UTC") -> Window:
+        """`"day"`, `"week from sunday"`, `"rolling 24h"`, `"rolling 90 min"`.
+
+        Raises:
+            ConfigurationError: for anything else; it says what to type.
+        """
+        _zone(tz)
+        words = per.lower().split() if isinstance(per, str) else []
+        if words[:1] == ["rolling"]:
+            return cls("rolling", tz, span=_span(per, "".join(words[1:])))
+        if words[:2] == ["week", "from"] and len(words) == 3 and words[2] in _DAYS:
+            return cls("week", tz, _DAYS.index(words[2]))
         kinds = get_args(WindowKind)
-        if self.kind not in kinds:
-            near = _nearest(self.kind, kinds)
-            raise ConfigurationError(f"budget per={self.kind!r} is no window.{near} Use one of {', '.join(kinds)}.")
-        _zone(self.tz)
+        if per in kinds:
+            return cls(cast("WindowKind", per), tz)
+        near = _nearest(per, kinds)
+        examples = '"week from sunday", "rolling 24h"'
+        raise ConfigurationError(
+            f"budget per={per!r} is no window.{near} Use one of {', '.join(kinds[:-1])}, {examples}."
+        )
+
+    @property
+    def part(self) -> int:
+        """Length of a part of a rolling window, nanoseconds."""
+        return self.span * NANO // PARTS
 
     def bounds(self, at_ns: int) -> tuple[int, int] | None:
-        """Start and end of the window that holds `at_ns`; None for one that never ends.
+        """Start and end of the window, or of the part of a rolling one, that holds `at_ns`; None for one that never ends.
 
         Windows of one kind and zone follow each other without gap or overlap. Hours and minutes are counted from local
         midnight, so that they do so in zones that shift by half an hour, too.
@@ -250,9 +287,12 @@ class Window:
         """
         if self.kind in ("run", "total"):
             return None
+        if self.kind == "rolling":
+            start = at_ns // self.part * self.part
+            return start, start + self.part
         zone = _zone(self.tz)
         day = self.kind if self.kind in ("week", "month") else "day"
-        first = _first_day(to_datetime(at_ns).astimezone(zone).date(), day)
+        first = _first_day(to_datetime(at_ns).astimezone(zone).date(), day, self.first)
         start, end = _midnight(first, zone), _midnight(_next(first, day), zone)
         if at_ns >= end:
             # Clocks were put back across midnight (as in St. John's until 2011): that date was over once already.
@@ -265,13 +305,33 @@ class Window:
         return start, min(start + step, end)
 
     def __str__(self) -> str:
+        if self.kind == "rolling":
+            return f"in any {_length(self.span)}"
         zone = "" if self.tz == "UTC" or self.kind in ("run", "total") else f" ({self.tz})"
-        return f"{'in total' if self.kind == 'total' else f'per {self.kind}'}{zone}"
+        start = f" from {_DAYS[self.first].capitalize()}" if self.first else ""
+        return f"{'in total' if self.kind == 'total' else f'per {self.kind}'}{start}{zone}"
 
 
-def _first_day(day: date, kind: str) -> date:
+def _span(per: str, text: str) -> int:
+    found = re.fullmatch(r"(\d{1,9})([a-z]+)", text)
+    unit = next((seconds for names, seconds in _LENGTHS.items() if found and found[2] in names), 0)
+    span = int(found[1]) * unit if found else 0
+    if not PARTS <= span <= _SPAN_MOST:
+        raise ConfigurationError(
+            f'budget per={per!r} must be such as "rolling 24h", "rolling 90 min" or "rolling 30 days", of {PARTS} seconds to 366 days'
+        )
+    return span
+
+
+def _length(span: int) -> str:
+    # 24 hours rather than 1 days.
+    names, seconds = next(item for item in reversed(_LENGTHS.items()) if span % item[1] == 0 and span > item[1])
+    return f"{span // seconds} {names[-1]}"
+
+
+def _first_day(day: date, kind: str, first: int) -> date:
     if kind == "week":
-        return day - timedelta(days=day.weekday())
+        return day - timedelta(days=(day.weekday() - first) % 7)
     return day.replace(day=1) if kind == "month" else day
 
 
@@ -345,7 +405,7 @@ class Budget:
         """Check everything that was typed, then make the budget.
 
         Args:
-            limit: see `parse_limit`. per: kind of window; default `total` with a name, else `run`.
+            limit: see `parse_limit`. per: see `Window.parse`; default `total` with a name, else `run`.
             name, match, on_exceed, soft, unknown, tz: see the attributes and `Window`.
 
         Raises:
@@ -353,7 +413,7 @@ class Budget:
         """
         return cls(
             limits=parse_limit(limit),
-            window=Window(per if per is not None else ("run" if name is None else "total"), tz),  # type: ignore[arg-type]
+            window=Window.parse(per if per is not None else ("run" if name is None else "total"), tz),
             name=_name(name),
             match=None if match is None else make_tags(match),
             on_exceed=_on_exceed(on_exceed),
@@ -439,7 +499,9 @@ class ActiveBudget:
             return f"#{self.run_id}"
         if window.kind == "total":
             return budget.name
-        return f"{budget.name}|{window.kind}" + ("" if window.tz == "UTC" else f"|{window.tz}")
+        parts = [budget.name, window.kind]
+        parts += [str(window.span)] if window.span else [_DAYS[window.first]] if window.first else []
+        return "|".join(parts if window.tz == "UTC" or window.span else [*parts, window.tz])
 
     @property
     def label(self) -> str:
@@ -466,7 +528,13 @@ class ActiveBudget:
         marks = tuple(
             int(_EXACT.multiply(limit.amount, share).to_integral_value(ROUND_CEILING)) for share in self.budget.soft
         )
-        return Node(self.key, start, limit.unit, limit.amount, until, marks if limit.amount else (), self.label)
+        part = self.budget.window.part
+        earlier = range(1, PARTS + 1) if part else ()
+        also = tuple(node_key(self.key, start - number * part, limit.unit) for number in earlier)
+        kept = until + PARTS * part if part else 0
+        return Node(
+            self.key, start, limit.unit, limit.amount, until, marks if limit.amount else (), self.label, also, kept
+        )
 
     def __repr__(self) -> str:
         return f"ActiveBudget({self.budget.describe()!r}, key={self.key!r})"
