@@ -8,8 +8,10 @@
     ├─ BudgetExceeded
     │  ├─ ApprovalDenied
     │  ├─ ApprovalPending
+    │  ├─ StoreUnavailable         nobody knows whether there is room
     │  └─ UnpricedCall             also an UnknownModel: a money budget met a call that has no price
     └─ StoreError                  wraps the driver's error
+       └─ StoreReset               the store has lost what it had
 
 Only `BudgetExceeded` (by policy) and `ConfigurationError` (at set-up) ever reach a metered call. Everything else that
 goes wrong inside is given to `swallow`, which counts it and logs it once per place.
@@ -32,6 +34,8 @@ __all__ = [
     "ImpossibleUsage",
     "PricingError",
     "StoreError",
+    "StoreReset",
+    "StoreUnavailable",
     "UnknownModel",
     "UnpricedCall",
     "failures",
@@ -167,6 +171,13 @@ class ApprovalPending(BudgetExceeded):
     """Somebody was asked and has not answered in time."""
 
 
+class StoreUnavailable(BudgetExceeded):
+    """The store of a budget does not answer, so that nobody knows whether there is room; the driver's error is the `__cause__`."""
+
+    def _text(self) -> str:
+        return f"budget {self.budget!r} refused the call: its store does not answer. Nothing was sent. {self.hint}".rstrip()
+
+
 class UnpricedCall(BudgetExceeded, UnknownModel):
     """A money budget with `unknown="raise"` met a call whose price is unknown."""
 
@@ -199,6 +210,10 @@ class UnpricedCall(BudgetExceeded, UnknownModel):
 
 class StoreError(AIFinOpsError):
     """A budget store or a ledger failed; the driver's error is its `__cause__`."""
+
+
+class StoreReset(StoreError):
+    """The store has lost what it had: it is empty or older than this process knows it."""
 
 
 class _Failures:

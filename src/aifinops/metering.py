@@ -17,11 +17,12 @@ from contextvars import ContextVar, Token
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from aifinops import runtime
 from aifinops.budgets.budget import ActiveBudget, to_units
 from aifinops.budgets.guard import Reservation
+from aifinops.budgets.waiting import Wait, in_event_loop, keep_ticket
 from aifinops.charges import Amounts, Basis, Charge, Cost, make_charge, nanos, new_id
 from aifinops.errors import BudgetExceeded, UnknownModel, swallow
 from aifinops.money import to_nanos
@@ -45,6 +46,7 @@ __all__ = [
     "Invocation",
     "Watched",
     "begin",
+    "begin_patiently",
     "charge_of",
     "charged",
     "drain",
@@ -56,6 +58,8 @@ __all__ = [
     "settle_later",
     "watch",
 ]
+
+R = TypeVar("R")
 
 MICRO = 1_000_000
 """Budgets count meters in millionths of their unit."""
@@ -122,6 +126,7 @@ class Call:
 
 
 _in_flight: ContextVar[Invocation | None] = ContextVar("aifinops_in_flight", default=None)
+_patient: ContextVar[bool] = ContextVar("aifinops_patient", default=False)
 _waiting: SimpleQueue[Callable[[], None]] = SimpleQueue()
 
 
@@ -184,6 +189,10 @@ def begin(call: Call) -> Invocation | None:
         return None
     try:
         return _begin(call)
+    except Wait as wait:
+        if _patient.get():
+            raise
+        return _begin_later(call, wait)
     except BudgetExceeded:
         raise
     except Exception as failure:  # metering must never keep a call from being made
@@ -204,6 +213,55 @@ def _begin(call: Call) -> Invocation | None:
         invocation.reserve(budgets)
     invocation.enter()
     return invocation
+
+
+def _begin_later(call: Call, wait: Wait) -> Invocation | None:
+    """Wait for room in this thread."""
+    guard = runtime.get().guard
+    try:
+        if in_event_loop():  # whoever can wait in a task has said so
+            raise wait.error
+        with keep_ticket(wait.ticket):
+            while True:
+                guard.pause(wait)
+                try:
+                    return _begin(call)
+                except Wait as again:
+                    wait = again
+    except BudgetExceeded as error:
+        raise error from None
+    except Exception as failure:
+        swallow("metering.begin", failure)
+        return None
+    finally:
+        wait.ticket.leave()
+
+
+async def begin_patiently(begin: Callable[..., R], *arguments: Any) -> R:
+    """`begin(*arguments)`, which opens a call somewhere inside; where that has to wait for room, this task does and not the event loop.
+
+    Raises:
+        BudgetExceeded: as `begin`.
+    """
+    token = _patient.set(True)
+    try:
+        try:
+            return begin(*arguments)
+        except Wait as first:
+            wait = first
+        guard = runtime.get().guard
+        try:
+            with keep_ticket(wait.ticket):
+                while True:
+                    await guard.apause(wait)
+                    try:
+                        return begin(*arguments)
+                    except Wait as again:
+                        wait = again
+        finally:
+            wait.ticket.leave()
+    finally:
+        _patient.reset(token)
 
 
 def observe(call: Call) -> Invocation | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from aifinops.budgets.stores.base import MAX_AMOUNT, Node, node_key
 from aifinops.charges import new_id
@@ -29,6 +29,7 @@ __all__ = [
     "Limit",
     "LimitLike",
     "OnExceed",
+    "OnStoreDown",
     "Unknown",
     "Window",
     "WindowKind",
@@ -41,8 +42,12 @@ __all__ = [
 MICRO = 1_000_000
 """Meters are counted in millionths of their unit."""
 
-OnExceed = Literal["raise", "warn"] | Callable[["BudgetExceeded"], str]
-"""What happens at the limit; a callable is given the error that would be raised and returns `"raise"` or `"allow"`."""
+OnExceed = Literal["raise", "throttle", "warn"] | Callable[["BudgetExceeded"], str]
+"""What happens at the limit; a callable is given the error that would be raised and returns `"raise"`, `"throttle"` or `"allow"`."""
+
+OnStoreDown = Literal["deny", "allow"]
+MAX_WAIT_S = 30.0
+"""How long a call waits for room, seconds."""
 
 Unknown = Literal["raise", "reserve", "allow"]
 WindowKind = Literal["run", "total", "minute", "hour", "day", "week", "month", "rolling"]
@@ -59,7 +64,9 @@ _LENGTHS = {
     ("d", "day", "days"): 86_400,
 }
 _SPAN_MOST = 366 * 86_400
-_LATER = frozenset({"throttle", "downgrade", "clamp", "cut", "ask"})
+_WAIT_MOST = 31 * 86_400
+_ACTIONS = ("raise", "throttle", "warn")
+_LATER = frozenset({"downgrade", "clamp", "cut", "ask"})
 _FORMS = 'write "$5", "5 USD", "2M tokens", "1.5k requests", "200 gpu_hours", or {"USD": 5, "tokens": "2M"}'
 # Our own, for enough digits; without traps, so that an absurd exponent becomes an infinity or a zero, to be refused.
 _EXACT = Context(prec=100, traps=[])
@@ -371,9 +378,13 @@ class Budget:
 
     Attributes:
         limits: all of them hold. window: in what time. name: shared by everybody who uses it; None for this object alone.
-        match: only calls with these tags count, for standing budgets. on_exceed: `raise`, `warn` or a callable.
+        match: only calls with these tags count, for standing budgets.
+        on_exceed: `raise`, `throttle` (wait for the next window), `warn` or a callable.
         soft: ascending shares of the limit that are reported once a window.
         unknown: what to do with a call without a price: `raise`, `reserve` (the dearest rates) or `allow`.
+        store: where balances live, as `open_store` takes it or a store; None for the process (without a name) or what is set up.
+        max_wait: how long a call waits where what it needs is only held by calls in flight, or with `throttle` for a new window, seconds.
+        on_store_down: `deny` or `allow` calls while the store does not answer.
     """
 
     limits: tuple[Limit, ...]
@@ -383,6 +394,9 @@ class Budget:
     on_exceed: OnExceed = "raise"
     soft: tuple[Decimal, ...] = ()
     unknown: Unknown = "raise"
+    store: Any = field(default=None, compare=False)
+    max_wait: float = MAX_WAIT_S
+    on_store_down: OnStoreDown = "deny"
 
     @property
     def tz(self) -> str:
@@ -401,12 +415,15 @@ class Budget:
         soft: Sequence[float | Decimal | str] = (0.5, 0.8, 1.0),
         unknown: str = "raise",
         tz: str = "UTC",
+        store: object = None,
+        max_wait: float | None = None,
+        on_store_down: str = "deny",
     ) -> Budget:
         """Check everything that was typed, then make the budget.
 
         Args:
             limit: see `parse_limit`. per: see `Window.parse`; default `total` with a name, else `run`.
-            name, match, on_exceed, soft, unknown, tz: see the attributes and `Window`.
+            name, match, on_exceed, soft, unknown, tz, store, max_wait, on_store_down: see the attributes and `Window`.
 
         Raises:
             ConfigurationError: for anything that is wrong; it names the value and what to type instead.
@@ -418,7 +435,10 @@ class Budget:
             match=None if match is None else make_tags(match),
             on_exceed=_on_exceed(on_exceed),
             soft=_soft(soft),
-            unknown=_unknown(unknown),
+            unknown=cast("Unknown", _one_of("unknown", unknown, get_args(Unknown))),
+            store=store,
+            max_wait=_max_wait(max_wait),
+            on_store_down=cast("OnStoreDown", _one_of("on_store_down", on_store_down, get_args(OnStoreDown))),
         )
 
     def describe(self) -> str:
@@ -438,13 +458,13 @@ def _name(name: object) -> str | None:
 def _on_exceed(action: object) -> OnExceed:
     if callable(action):
         return action
-    if action in ("raise", "warn"):
+    if action in _ACTIONS:
         return cast("OnExceed", action)
     later = "downgrade" if isinstance(action, Mapping) else action
-    choice = 'use "raise", "warn" or a callable that returns "raise" or "allow"'
+    choice = 'use "raise", "throttle", "warn" or a callable that returns "raise", "throttle" or "allow"'
     if isinstance(later, str) and later in _LATER:
         raise ConfigurationError(f"budget on_exceed={action!r}: {later!r} is not in this version; {choice}")
-    near = _nearest(action, ("raise", "warn", *_LATER)) if isinstance(action, str) else ""
+    near = _nearest(action, (*_ACTIONS, *_LATER)) if isinstance(action, str) else ""
     raise ConfigurationError(f"budget on_exceed={action!r} is no action.{near} Please {choice}.")
 
 
@@ -458,12 +478,19 @@ def _soft(shares: object) -> tuple[Decimal, ...]:
     return tuple(sorted(set(found)))
 
 
-def _unknown(choice: object) -> Unknown:
-    choices = get_args(Unknown)
+def _one_of(what: str, choice: object, choices: Sequence[str]) -> str:
     if choice not in choices:
         near = _nearest(choice, choices) if isinstance(choice, str) else ""
-        raise ConfigurationError(f"budget unknown={choice!r} is no choice.{near} Use one of {', '.join(choices)}.")
-    return cast("Unknown", choice)
+        raise ConfigurationError(f"budget {what}={choice!r} is no choice.{near} Use one of {', '.join(choices)}.")
+    return cast("str", choice)
+
+
+def _max_wait(seconds: object) -> float:
+    if seconds is None:
+        return MAX_WAIT_S
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds <= _WAIT_MOST:
+        raise ConfigurationError(f"budget max_wait={seconds!r} must be seconds from 0 (never waits) to {_WAIT_MOST}")
+    return float(seconds)
 
 
 def _nearest(word: object, known: Iterable[str]) -> str:
@@ -482,7 +509,7 @@ class ActiveBudget:
         key: equal keys share their balances: the name with its window, or the run id.
     """
 
-    __slots__ = ("__weakref__", "_nodes", "budget", "key", "run_id", "watcher")
+    __slots__ = ("__weakref__", "_nodes", "budget", "key", "run_id", "store", "watcher")
 
     def __init__(self, budget: Budget, run_id: str | None = None) -> None:
         self.budget = budget
@@ -490,6 +517,8 @@ class ActiveBudget:
         self.key = self._key()
         self.watcher: object = None
         """Whoever cleans up after this object; set by the guard."""
+        self.store: Any = None
+        """Where its balances are; set by the guard."""
         self._nodes: tuple[int, int, tuple[Node, ...]] = (0, 0, ())
 
     def _key(self) -> str:

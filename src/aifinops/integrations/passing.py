@@ -19,6 +19,7 @@ from itertools import chain, filterfalse, islice
 from typing import Any, TypeVar
 
 from aifinops import metering
+from aifinops.budgets.waiting import Wait
 from aifinops.errors import BudgetExceeded, swallow
 from aifinops.integrations.extract import Reader, StreamText, first_event, read_events, read_objects, said
 from aifinops.metering import Invocation
@@ -78,13 +79,26 @@ def guarded(place: str, function: Callable[..., Any], *args: Any) -> Any:
     try:
         return function(*args)
     except BudgetExceeded as refusal:
-        refused = refusals.get()
-        if refused is not None:
-            refused.append(refusal)
+        _note(refusal)
         raise
     except Exception as failure:  # the user's call goes on as if we were not there
         swallow(f"integrations.{place}", failure)
         return None
+
+
+async def aguarded(place: str, function: Callable[..., Any], *args: Any) -> Any:
+    """`guarded` for what opens a call, in a task: where the call has to wait for room, the task does."""
+    try:
+        return await metering.begin_patiently(guarded, place, function, *args)
+    except BudgetExceeded as refusal:
+        _note(refusal)
+        raise
+
+
+def _note(refusal: BudgetExceeded) -> None:
+    refused = refusals.get()
+    if refused is not None and not isinstance(refusal, Wait) and refusal not in refused:
+        refused.append(refusal)
 
 
 class Passing:

@@ -14,7 +14,7 @@ from typing import Any
 
 from aifinops import metering
 from aifinops.errors import ImpossibleUsage, swallow
-from aifinops.integrations.passing import guarded
+from aifinops.integrations.passing import aguarded, guarded
 from aifinops.integrations.patching import Patch
 from aifinops.integrations.resources.table import RESOURCES, Resource, Row
 from aifinops.metering import Call, Invocation
@@ -63,7 +63,7 @@ def wrapper_of(resource: Resource, row: Row, function: Any) -> Callable[..., Any
         return result
 
     async def awrapped_call(wrapped: Any, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        invocation = guarded("resources.begin", opened, owner, args, kwargs)
+        invocation = await aguarded("resources.begin", opened, owner, args, kwargs)
         if invocation is None:
             return await wrapped(*args, **kwargs)
         with _ended(invocation):

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from aifinops.errors import swallow
 from aifinops.integrations.calls import Calls, acalled, called, look_again, settle_body
 from aifinops.integrations.extract import Reader, StreamText, read_objects
-from aifinops.integrations.passing import Opened, Passing, PassingEvents, apassed, guarded, passed
+from aifinops.integrations.passing import Opened, Passing, PassingEvents, aguarded, apassed, guarded, passed
 from aifinops.integrations.patching import Patch
 from aifinops.integrations.provider import Provider
 from aifinops.integrations.responses import reader_for
@@ -111,7 +111,7 @@ class Seam:
         operations = self._services.get(client._service_model.service_name)
         if operations is None:
             return await wrapped(*args, **kwargs)
-        opened = guarded("botocore.begin", self._begin, operations, client, args, kwargs)
+        opened = await aguarded("botocore.begin", self._begin, operations, client, args, kwargs)
         return await acalled(opened, wrapped, args, kwargs, _read, _refused)
 
     # --- begin --------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from aifinops.errors import swallow
 from aifinops.integrations.calls import Calls, acalled, called, settle_body
-from aifinops.integrations.passing import Opened, PassingEvents, apassed, guarded, passed
+from aifinops.integrations.passing import Opened, PassingEvents, aguarded, apassed, guarded, passed
 from aifinops.integrations.patching import Patch
 from aifinops.integrations.provider import Provider, Route
 
@@ -77,7 +77,7 @@ class Seam:
     async def _arequest(
         self, wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        opened = guarded("google_genai.begin", self._begin, client, args, kwargs)
+        opened = await aguarded("google_genai.begin", self._begin, client, args, kwargs)
         return await acalled(opened, wrapped, args, kwargs, _read, _refused)
 
     # --- begin --------------------------------------------------------------------------------------------------------

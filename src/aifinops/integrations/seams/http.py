@@ -26,7 +26,7 @@ from weakref import WeakKeyDictionary
 from aifinops import metering
 from aifinops.errors import BudgetExceeded, ConfigurationError, swallow
 from aifinops.integrations.calls import Calls, acalled, called, path_of, read_httpx, settle
-from aifinops.integrations.passing import Opened, Tap, guarded, refusals
+from aifinops.integrations.passing import Opened, Tap, aguarded, guarded, refusals
 from aifinops.integrations.patching import Patch, Undoable
 from aifinops.integrations.provider import Provider, Route
 from aifinops.telemetry.guests import hosted
@@ -298,7 +298,7 @@ def _send(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwarg
 
 
 async def _asend(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    opened = guarded("http.begin", _begin, client, args, kwargs)
+    opened = await aguarded("http.begin", _begin, client, args, kwargs)
     return await acalled(opened, wrapped, args, kwargs, _read)
 
 

@@ -17,7 +17,7 @@ from aifinops import metering
 from aifinops.errors import swallow
 from aifinops.integrations.calls import Calls, acalled, called, read_httpx
 from aifinops.integrations.hiding import ask, hide, replaced
-from aifinops.integrations.passing import Opened, guarded
+from aifinops.integrations.passing import Opened, aguarded, guarded
 from aifinops.integrations.patching import Patch
 from aifinops.integrations.provider import Provider
 
@@ -77,7 +77,7 @@ class Seam:
     async def _arequest(
         self, wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        opened = guarded("stainless.begin", self._begin, client, args, kwargs)
+        opened = await aguarded("stainless.begin", self._begin, client, args, kwargs)
         if opened is None:
             return await wrapped(*args, **kwargs)
         if opened.options is not None:
