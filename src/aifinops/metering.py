@@ -188,11 +188,7 @@ def begin(call: Call) -> Invocation | None:
     if _in_flight.get() is not None:
         return None
     try:
-        return _begin(call)
-    except Wait as wait:
-        if _patient.get():
-            raise
-        return _begin_later(call, wait)
+        return _waiting_here(_begin, call)
     except BudgetExceeded:
         raise
     except Exception as failure:  # metering must never keep a call from being made
@@ -210,29 +206,31 @@ def _begin(call: Call) -> Invocation | None:
     invocation = Invocation(engines, call, scope, tags)
     budgets = engines.budgets(scope, tags)
     if budgets:
-        invocation.reserve(budgets)
+        invocation.asked = budgets
+        invocation.reserve(budgets, invocation.id)
     invocation.enter()
     return invocation
 
 
-def _begin_later(call: Call, wait: Wait) -> Invocation | None:
-    """Wait for room in this thread."""
+def _waiting_here(function: Callable[..., R], *arguments: Any) -> R:
+    """Call something that holds; where it has to wait for room, this thread does, unless somebody further out can wait in a task."""
+    try:
+        return function(*arguments)
+    except Wait as first:
+        if _patient.get():
+            raise
+        wait = first
     guard = runtime.get().guard
     try:
-        if in_event_loop():  # whoever can wait in a task has said so
-            raise wait.error
+        if in_event_loop():
+            raise wait.error from None
         with keep_ticket(wait.ticket):
             while True:
                 guard.pause(wait)
                 try:
-                    return _begin(call)
+                    return function(*arguments)
                 except Wait as again:
                     wait = again
-    except BudgetExceeded as error:
-        raise error from None
-    except Exception as failure:
-        swallow("metering.begin", failure)
-        return None
     finally:
         wait.ticket.leave()
 
@@ -298,7 +296,7 @@ class Invocation:
     """One call between its beginning and its single end."""
 
     __slots__ = (
-        "_once", "_owner", "answer", "budgets", "call", "currency", "engines", "first_chunk", "guest", "id", "prompt_bound", "reservation",
+        "_once", "_owner", "answer", "asked", "budgets", "call", "currency", "engines", "first_chunk", "guest", "id", "prompt_bound", "reservation",
         "said", "scope", "span", "started", "tags", "upper", "wall",
     )  # fmt: skip
 
@@ -311,6 +309,7 @@ class Invocation:
         self.wall = engines.clock.time_ns()
         self.started = engines.clock.monotonic_ns()
         self.reservation: Reservation | None = None
+        self.asked: Any = ()  # the budgets in which room was found
         self.budgets: Any = ()  # in which it is counted without having been reserved
         self.upper: Decimal | None = None
         self.currency = "USD"
@@ -325,15 +324,15 @@ class Invocation:
 
     # --- before the call ----------------------------------------------------------------------------------------------
 
-    def reserve(self, budgets: Any) -> None:
-        """Hold the upper bound of this call in every budget; BudgetExceeded when one has no room."""
+    def reserve(self, budgets: Any, id: str) -> None:
+        """Hold the upper bound of this call in every budget, under an id that is new; BudgetExceeded when one has no room."""
         _busy.on = True
         try:
             amounts = self._bound()
             self.reservation = self.engines.guard.reserve(
                 budgets,
                 amounts,
-                id=self.id,
+                id=id,
                 at=self.wall,
                 unpriced=_unknown_model(self) if self.upper is None else None,
                 hint=_NO_LIMIT if self.upper is not None and self.call.output_bound() is None else "",
@@ -415,6 +414,31 @@ class Invocation:
         if self.span is not None:
             self.span.detach()
 
+    # --- between two tries --------------------------------------------------------------------------------------------
+
+    def lose(self, error: BaseException) -> bool:
+        """A try of this call has failed and there will be another one; False when nothing can have been billed.
+
+        What may have been billed is a charge of its own, of unknown cost up to the bound, and what was held for it is spent.
+        """
+        if _was_refused(error):
+            return False
+        _busy.on = True
+        try:
+            nothing = Reading()
+            charge = replace(self._charge(nothing, Amounts.of(self._at_most()), "error", error), id=new_id())
+            self._pay(charge, nothing)
+            self.reservation = None
+            self._keep(charge)
+        finally:
+            _busy.on = False
+        return True
+
+    def hold_again(self) -> None:
+        """Room for the next try; BudgetExceeded when there is none."""
+        if self.asked:
+            _waiting_here(self.reserve, self.asked, new_id())
+
     # --- after the call: one of these, once ---------------------------------------------------------------------------
 
     def settle(self, reading: Reading, status: str = "ok", error: BaseException | None = None) -> None:
@@ -427,7 +451,7 @@ class Invocation:
                 self._place(reading)
             amounts = self._amounts(reading) if reading.quantities or error is None else Amounts.of(self._at_most())
             charge = self._charge(reading, amounts, status, error)
-            self._pay(charge)
+            self._pay(charge, reading)
             self._keep(charge)
             self._learn(reading)
             self._tell(charge, reading, error)
@@ -492,7 +516,9 @@ class Invocation:
     def fail(self, error: BaseException, *, refused: bool = False) -> None:
         """The call raised. Refused or provably not sent: release. Anything else may have been billed: keep the bound."""
         self.leave()
-        if refused or _was_refused(error):
+        if (
+            refused or isinstance(error, BudgetExceeded) or _was_refused(error)
+        ):  # of a budget: before the next of several tries
             self.release(error)
             return
         self.settle(Reading(), "error", error)
@@ -618,17 +644,19 @@ class Invocation:
             return "", ""
         return f"{guest.context.trace_id:032x}", f"{guest.context.span_id:016x}" if guest.found else ""
 
-    def _pay(self, charge: Charge) -> None:
+    def _pay(self, charge: Charge, reading: Reading) -> None:
         if self.reservation is None and not self.budgets:
             return
         try:
             reservation, amount = self.reservation, charge.amount
-            if reservation is None:
-                self.engines.guard.post(self.budgets, actual_amounts(charge), id=charge.id, at=charge.at)
-            elif amount is not None and reservation.unit == charge.currency:
+            if amount is not None and not reading.estimated and reservation and reservation.unit == charge.currency:
                 self.engines.guard.settle(reservation, {charge.currency: amount})  # nobody asks for anything else
+                return
+            amounts = _soundly(charge, reading) if reading.estimated else actual_amounts(charge)
+            if reservation is None:
+                self.engines.guard.post(self.budgets, amounts, id=charge.id, at=charge.at)
             else:
-                self.engines.guard.settle(reservation, actual_amounts(charge))
+                self.engines.guard.settle(reservation, amounts)
         except Exception as failure:  # the hold stays and expires as spent: never too little
             swallow("metering.budget_settle", failure)
 
@@ -824,6 +852,16 @@ def actual_amounts(charge: Charge) -> dict[str, int]:
     return amounts
 
 
+def _soundly(charge: Charge, reading: Reading) -> dict[str, int]:
+    """An estimate in budget units, at the most that it may be: a limit holds also for what nobody has told."""
+    upper = replace(
+        charge,
+        quantities={**reading.quantities, **reading.upper},
+        amount=charge.amount if charge.upper is None else charge.upper,
+    )
+    return actual_amounts(upper)
+
+
 def give_to_trackers(scope: Scope, charge: Charge) -> None:
     """Show a charge to every `track` block around it."""
     for tracker in scope.trackers:
@@ -884,6 +922,10 @@ class Watched(Invocation):
         """Hand over an answer without usage."""
         if self._end():
             self.read(self, reading, output_text)
+
+    def lose(self, error: BaseException) -> bool:
+        """A try that cost nothing."""
+        return False
 
     def fail(self, error: BaseException, *, refused: bool = False) -> None:
         """The call raised, and costs nothing."""

@@ -4,6 +4,7 @@
 invocation is opened, and there an exception is seen. `_process_response` is the last place that has the HTTP answer however the
 library then hands it out, and also when parsing it fails after it was paid for. Plain answers are read from the SDK's object.
 Streams are read from the bytes as they pass: per chunk that is one append, and the user's stream object is not touched.
+`_sleep_for_retry` is where the library has given up one try and not yet made the next.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ class Seam:
         patches = [Patch(owner, "request", self._wrapper(colour))]
         if hasattr(owner, "_process_response"):
             patches.append(Patch(owner, "_process_response", _process_response))
+        if hasattr(owner, "_sleep_for_retry"):
+            patches.append(Patch(owner, "_sleep_for_retry", _before_retry if colour == "sync" else _abefore_retry))
         return patches
 
     def _wrapper(self, colour: str) -> Callable[..., Any]:
@@ -106,6 +109,35 @@ class Seam:
         if opened is not None and route.usage_option and kwargs.get("stream"):
             guarded("ask", ask, opened, self._row, route, client.base_url.host, options)
         return opened
+
+
+# --- the tries inside of one call ----------------------------------------------------------------------------------------
+
+
+def _before_retry(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    again = guarded("stainless.retry", _lost, kwargs.get("response"))
+    if again is not None:
+        guarded("stainless.again", again)
+    return wrapped(*args, **kwargs)
+
+
+async def _abefore_retry(
+    wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    again = guarded("stainless.retry", _lost, kwargs.get("response"))
+    if again is not None:
+        await aguarded("stainless.again", again)
+    return await wrapped(*args, **kwargs)
+
+
+def _lost(response: Any) -> Callable[[], None] | None:
+    """A try has failed and the library makes another one. With an error answer nothing was billed, so what is held serves the next one;
+    without an answer it may have been: that is a charge of its own, and the next try has to find room."""
+    invocation = metering.in_flight()
+    error = sys.exc_info()[1]  # the library calls from where it has caught it
+    if invocation is None or response is not None or error is None or not invocation.lose(error):
+        return None
+    return invocation.hold_again
 
 
 def _body(options: Any) -> dict[str, Any]:
