@@ -27,7 +27,7 @@ from aifinops.errors import BudgetExceeded, UnknownModel, swallow
 from aifinops.money import to_nanos
 from aifinops.pricing import tokens
 from aifinops.pricing.match import provider_id
-from aifinops.reading import Reading, amounts_of, price, with_parts
+from aifinops.reading import Reading, amounts_of, believed, price, with_parts
 from aifinops.scope import Scope, current
 from aifinops.tags import Tags, make_tags, merge
 from aifinops.telemetry import attributes as span_attributes
@@ -472,10 +472,15 @@ class Invocation:
 
     def _amounts(self, reading: Reading) -> Amounts:
         """What an answer cost, in the integers of the ledger."""
-        if reading.reported is None and (reading.problem or not reading.quantities):
-            return Amounts(None, self.currency, "unknown", None, nanos(self.upper))
+        untold = bool(reading.problem) or not reading.quantities
         try:
-            return self._quick(reading) or amounts_of(self._price(reading), reading.reported)
+            if not untold and (quick := self._quick(reading)) is not None:
+                return quick
+            cost = self._price(reading) if not untold or reading.reported is not None else _UNTOLD
+            reported = believed(cost, reading.reported, self.call.model, reading.model)
+            if untold and reported is None:
+                return Amounts(None, self.currency, "unknown", None, nanos(self.upper))
+            return amounts_of(cost, reported)
         except Exception as failure:  # losing the price never loses the usage
             swallow("metering.price", failure)
             return Amounts(None, "USD", "unknown", None, None)
@@ -670,6 +675,10 @@ class Invocation:
         if stated is not None:
             return stated
         return (book.output_limit(call.provider, call.model) or 0) * call.choices
+
+
+_UNTOLD = Cost(None, basis="unknown")
+"""The cost of what was not counted."""
 
 
 def _spoken(reading: Reading, characters: int) -> None:
