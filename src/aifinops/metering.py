@@ -94,6 +94,7 @@ class Call:
         options: whatever else the request says that decides the price. hidden: True when `body` does not show all of the input.
         host: who else makes a span of this call: 0 nobody, 1 somebody who can be kept from it, 2 somebody who cannot.
         unseen: True for a model that thinks in tokens which are billed and not shown.
+        loose: tells of the body whether more may be billed than its output limit says; None where the limit holds for all of it.
     """
 
     provider: str
@@ -113,12 +114,24 @@ class Call:
     hidden: bool = False
     host: int = 0
     unseen: bool = False
+    loose: Callable[[Any], bool] | None = None
 
     def output_bound(self) -> int | None:
         """The most output tokens, over all choices; None when the request states no limit."""
         if self.operation in _NO_OUTPUT:
             return 0
         return None if self.max_output is None else self.max_output * self.choices
+
+    def output_cap(self, text: str = "") -> int | None:
+        """The most output tokens that can have been billed by the caller's own limit; None where that does not bind.
+
+        Args:
+            text: what came. Far more than the limit has room for was written by a server that does not heed it.
+        """
+        bound = self.output_bound()
+        if not bound or (self.loose is not None and self.loose(self.body)):
+            return None
+        return bound if len(text.encode()) <= BYTES_PER_TOKEN_MOST * (bound + UNSAID) else None
 
 
 _in_flight: ContextVar[Invocation | None] = ContextVar("aifinops_in_flight", default=None)
@@ -424,7 +437,10 @@ class Invocation:
         told = reading.quantities
         made, visible = int(output_total(told)), int(told.get("output_tokens", 0))
         counted = max(made, _about(output_text, self.call.model), chunks)
-        most = max(counted, len(output_text.encode()), self.call.output_bound() or 0)
+        most = max(counted, len(output_text.encode()), self._allowance())
+        cap = self.call.output_cap(output_text)
+        if cap is not None:  # what was told is more than a limit: it is billed
+            counted, most = max(made, min(counted, cap)), max(made, min(most, cap))
         reading.estimated = True
         reading.lower = told
         reading.quantities = {**told, "output_tokens": visible + counted - made}
@@ -646,10 +662,11 @@ class Invocation:
         call = self.call
         prompt, messages = _prompt(call.body)
         size = len(output_text.encode())
-        output_mid = max(_about(output_text, call.model), chunks)
         most = size + UNSAID if complete and not call.unseen else max(size + UNSAID, self._allowance())
-        if not complete:
-            output_mid = min(output_mid + ALLOWANCE, most)
+        cap = call.output_cap(output_text)
+        if cap is not None:
+            most, chunks = min(most, cap), min(chunks, cap)
+        output_mid = min(max(_about(output_text, call.model), chunks) + (0 if complete else ALLOWANCE), most)
         told = reading.quantities  # the input, where the answer told it before it broke off
         reading.estimated = True
         least = told or {"input_tokens": len(prompt.encode()) // (BYTES_PER_TOKEN_MOST * CACHED_AT_LEAST)}
@@ -660,7 +677,7 @@ class Invocation:
             return
         reading.quantities = {**middle, "output_tokens": output_mid}
         reading.lower = {**least, "output_tokens": chunks}
-        reading.upper = {**upper, "output_tokens": max(most, output_mid)}
+        reading.upper = {**upper, "output_tokens": most}
 
     def _prompt_bound(self) -> int:
         call = self.call
@@ -672,9 +689,9 @@ class Invocation:
         """The most output tokens of an answer whose end was not seen: the provider may have written on, and billed it."""
         call, book = self.call, self.engines.book
         stated = call.output_bound()
-        if stated is not None:
+        if stated is not None and (not stated or call.output_cap() is not None):
             return stated
-        return (book.output_limit(call.provider, call.model) or 0) * call.choices
+        return max(stated or 0, (book.output_limit(call.provider, call.model) or 0) * call.choices)
 
 
 _UNTOLD = Cost(None, basis="unknown")

@@ -6,6 +6,7 @@ import io
 import os
 import weakref
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from aifinops import metering
@@ -14,6 +15,7 @@ from aifinops.integrations import others
 from aifinops.integrations.extract import Reader, dig, first_event, read_events
 from aifinops.integrations.later import Files, Later, Lines, Poll, Unknown
 from aifinops.integrations.passing import Opened, Tap, guarded
+from aifinops.integrations.paths import compiled
 from aifinops.integrations.provider import Provider, Route
 from aifinops.integrations.registry import answers, knows
 from aifinops.metering import Call
@@ -170,8 +172,9 @@ class Calls:
         region: str,
         tier: str,
     ) -> Call:
-        limit = next((found for name in route.limits if isinstance(found := _asked(body, name), int)), None)
-        choices = _asked(body, route.choices)
+        # -1 is how some servers are told that there is none.
+        limit = next((found for name in route.limits if type(found := _asked(body, name)) is int and found >= 0), None)
+        written, shown = _answers(body, route.choices)
         asked = body.get("model")
         model = model or (asked if isinstance(asked, str) else "")
         if limit is None and route.most:
@@ -183,11 +186,12 @@ class Calls:
             body=body,
             stream=stream,
             max_output=limit,
-            choices=choices if isinstance(choices, int) and choices > 0 else 1,
+            choices=written,
             tier=_dearer(tier, route) if tier else _tier(body, route),
             facts={**facts, **route.facts} if route.facts else facts,
             region=region or _region(body, route) or self.row.residency.get(facts["server.address"], ""),
-            unseen=bool(route.unseen) and model.startswith(route.unseen),
+            unseen=written > shown or (bool(route.unseen) and model.startswith(route.unseen)),
+            loose=_looseness(route.loose) if route.loose else None,
             **_billed(body, route, files) if route.billed or route.hidden else _NOTHING,
         )
 
@@ -270,6 +274,18 @@ def _region(body: dict[str, Any], route: Route) -> str:
 
 def _asked(body: dict[str, Any], name: str) -> Any:
     return body.get(name) if "." not in name else dig(body, tuple(name.split(".")))
+
+
+def _answers(body: dict[str, Any], names: str) -> tuple[int, int]:
+    """How many answers a request has written, and how many it is shown: a list of fields, of which the last says that."""
+    counts = [found if type(found := _asked(body, name)) is int and found > 0 else 1 for name in names.split("|")]
+    return max(counts), counts[-1]
+
+
+@lru_cache(maxsize=64)
+def _looseness(text: str) -> Callable[[Any], bool]:
+    expression = compiled(text)
+    return lambda body: expression.any({"request": body})
 
 
 def path_of(url: str) -> str:

@@ -71,7 +71,9 @@ class Route:
         running: True when every event of a stream repeats the usage so far, which is final only where `finish` stands.
         ended: `type` of the event that ends a stream, where no `[DONE]` does.
         text: paths of generated text, in bodies and stream events; counted when a stream ends without usage.
-        limits: request fields (plain paths) that state the output limit, first one wins. choices: the field that multiplies it.
+        limits: request fields (plain paths) that state the output limit, first one wins. loose: where in a request (below `request`) it
+            says something by which more may be billed than the limit, as tools of the provider do, or thoughts that are beside it.
+        choices: the field that multiplies it; `a|b` for answers that are written and those of them that are shown.
         usage_option: `field.flag` of a request for a stream that makes it end with its usage, in an event that has no choices.
         unseen: beginnings of the names of models that think in billed tokens which no event of a stream shows.
         model, response_id, created, finish: in the body.
@@ -104,6 +106,7 @@ class Route:
     ended: str = ""
     text: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
+    loose: str = ""
     usage_option: str = ""
     unseen: tuple[str, ...] = ()
     choices: str = "n"

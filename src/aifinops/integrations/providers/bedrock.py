@@ -46,6 +46,7 @@ _INVOKE = replace(
         "max_tokens", "max_completion_tokens", "max_gen_len", "max_tokens_to_sample", "maxTokens", "inferenceConfig.maxTokens",
         "inferenceConfig.max_new_tokens", "textGenerationConfig.maxTokenCount",
     ),
+    choices="num_generations|numResults|n",
 )  # fmt: skip
 _TITAN = Route(
     "chat", {"input_tokens": "inputTextTokenCount", "output_tokens": "results[].tokenCount"}, ("results", "inputTextTokenCount"),
