@@ -11,7 +11,7 @@ from typing import Any
 
 from aifinops import metering
 from aifinops.errors import swallow
-from aifinops.integrations import others
+from aifinops.integrations import amazon, others
 from aifinops.integrations.extract import Reader, dig, first_event, read_events
 from aifinops.integrations.later import Files, Later, Lines, Poll, Unknown
 from aifinops.integrations.passing import Opened, Tap, guarded
@@ -395,7 +395,7 @@ def failed(opened: Opened, error: BaseException, refused: Refused | None = None)
     try:
         http, invocation.answer = invocation.answer, None
         if http is not None and http.is_success and http.is_closed:
-            reading, _ = read_events(http.content, opened.reader)
+            reading = _read_whole(http, opened.reader)
             if reading is not None:
                 invocation.leave()
                 invocation.settle(reading, "error", error)
@@ -418,7 +418,7 @@ def settle(opened: Opened, result: Any, http: Any) -> None:
     if hasattr(result, "usage"):
         reading = reader.tolerant(result)
     elif http is not None:
-        reading, _ = read_events(http.content, reader)
+        reading = _read_whole(http, reader)
     if reading is not None:
         invocation.settle(reading)
         return
@@ -430,3 +430,13 @@ def settle(opened: Opened, result: Any, http: Any) -> None:
         invocation.settle(reading)
         return
     opened.unsaid(reader.describe(body), reader.text(body), 0, "ok")
+
+
+def _read_whole(http: Any, reader: Reader) -> Reading | None:
+    """The usage of an answer of httpx that was read to its end."""
+    if not reader.route.makers:
+        return read_events(http.content, reader)[0]
+    told = amazon.told_of(http.headers)
+    if "eventstream" in http.headers.get("content-type", ""):
+        return amazon.read_stream(amazon.frames(http.content), told, reader)[0]
+    return amazon.read_whole(first_event(http.content), told, reader)

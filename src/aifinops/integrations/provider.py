@@ -66,6 +66,7 @@ class Route:
         tools: meters that are counted beside the usage, of an answer that has some. offered: the list of tools that the answer repeats
             from the request; when it is empty none were used, and nobody looks for them.
         parts: usage of several models in one answer.
+        makers: True for answers in the form of whoever made the model, with the counts in headers beside it: Amazon's InvokeModel.
         event: where a stream's event keeps the body (`response` for the Responses API), empty for the event itself.
         merge: stream events that add to one another, and where each keeps its piece of the body; empty when the last one says all.
         running: True when every event of a stream repeats the usage so far, which is final only where `finish` stands.
@@ -100,6 +101,7 @@ class Route:
     tools: Mapping[str, str] = field(default_factory=dict)
     offered: str = ""
     parts: tuple[Parts, ...] = ()
+    makers: bool = False
     event: str = ""
     merge: tuple[tuple[str, str], ...] = ()
     running: bool = False

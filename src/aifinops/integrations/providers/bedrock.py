@@ -38,6 +38,7 @@ _CONVERSE = Route(
 _INVOKE = replace(
     _CONVERSE,
     signs=("InvokeModel",),
+    makers=True,
     text=(
         "completion", "generation", "outputText", "results.outputText", "outputs.text", "generations.text", "text", "content.text", "delta.text",
         "choices.message.content", "choices.delta.content", "choices.text", *_CONVERSE.text,
