@@ -205,6 +205,20 @@ async def test_an_asynchronous_stream_is_one_row(name: str, server: ScriptedProv
     only(name)
 
 
+@pytest.mark.parametrize(("answered", "searches"), [("gemini-2.5-flash", 1), ("gemini-3-flash-preview", 3)])
+def test_grounding_is_counted_by_the_generation_that_answered(
+    answered: str, searches: int, server: ScriptedProvider
+) -> None:
+    """Three searches of one prompt: one grounded prompt before Gemini 3, and three searches since."""
+    call = arguments("gemini", server)
+    found = {**GEMINI["candidates"][0], "groundingMetadata": {"webSearchQueries": ["a", "b", "c"]}}
+    for path in list(server.answers):
+        server.answers[path] = {**GEMINI, "modelVersion": answered, "candidates": [found]}
+    litellm.completion(**call)
+    (charge,) = rows()
+    assert charge.quantities["web_search_requests"] == searches
+
+
 def test_an_embedding_is_one_row(server: ScriptedProvider) -> None:
     """Other functions go the same way."""
     server.answers["/v1/embeddings"] = EMBEDDED

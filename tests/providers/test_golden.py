@@ -192,7 +192,7 @@ CASES = [
          asked="gemini-2.5-flash-native-audio-preview-09-2025", sdk="google.genai.types:LiveServerMessage"),
     Case("google/interaction",
          q(input_tokens=570, input_audio_tokens=200, cache_read_tokens=300, output_tokens=100, reasoning_tokens=50,
-           web_search_requests=2), "0.070755", "gemini-2.5-flash"),
+           web_search_requests=1), "0.035755", "gemini-2.5-flash"),
     Case("google/batch_line", q(input_tokens=1000, output_tokens=100), "0.000275", "gemini-2.5-flash", tier="batch"),
     Case("google/embed_characters", q(characters=48), None, asked="text-embedding-005",
          sdk="google.genai.types:EmbedContentResponse"),

@@ -63,7 +63,8 @@ class Route:
         operation: OpenTelemetry's `gen_ai.operation.name`.
         usage: meter, or name of an inclusive count -> where; what is absent was not reported. An answer without any has no usage.
         signs: by which a body is known without its path, all of them: `path`, `!path` (not there), `path=value,value`.
-        tools: meters that are counted beside the usage, of an answer that has some. offered: the list of tools that the answer repeats
+        tools: meters that are counted beside the usage, of an answer that has some. tools_of: beginning of the name of a model that
+            answered -> its tools, in place of these. offered: the list of tools that the answer repeats
             from the request; when it is empty none were used, and nobody looks for them.
         parts: usage of several models in one answer.
         makers: True for answers in the form of whoever made the model, with the counts in headers beside it: Amazon's InvokeModel.
@@ -101,6 +102,7 @@ class Route:
     tools: Mapping[str, str] = field(default_factory=dict)
     offered: str = ""
     parts: tuple[Parts, ...] = ()
+    tools_of: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     makers: bool = False
     event: str = ""
     merge: tuple[tuple[str, str], ...] = ()
