@@ -51,13 +51,13 @@ _CONTENT = Route(
         "web_search_requests": f"#{_GROUNDED}.webSearchQueries", "image_search_requests": f"#{_GROUNDED}.imageSearchQueries",
         "maps_requests": f"?{_GROUNDED}.googleMapsWidgetContextToken",
     },
-    tools_of=dict.fromkeys(
-        _OLDER,
-        {
+    tools_of={
+        begin: {
             "web_search_requests": f"?{_GROUNDED}.webSearchQueries[]", "image_search_requests": f"#{_GROUNDED}.imageSearchQueries",
             "maps_requests": f"?{_GROUNDED}.googleMapsWidgetContextToken",
-        },
-    ),
+        }
+        for begin in _OLDER
+    },
     running=True, text=("candidates.content.parts.text",), limits=("generationConfig.maxOutputTokens",),
     choices="generationConfig.candidateCount", model="modelVersion", response_id="responseId", created="",
     tier=f"{_U}trafficType | {_U}serviceTier", tiers=_TIERS, finish="candidates.finishReason", raw="usageMetadata",
@@ -83,9 +83,10 @@ _INTERACTION = Route(
     },
     ("usage.total_input_tokens",),
     tools={meter: f"{_I}grounding_tool_count[type={tool}].count" for meter, tool in _TOOLS.items()},
-    tools_of=dict.fromkeys(
-        _OLDER, {meter: f"?{_I}grounding_tool_count[type={tool}][count!=0].type" for meter, tool in _TOOLS.items()}
-    ),
+    tools_of={
+        begin: {meter: f"?{_I}grounding_tool_count[type={tool}][count!=0].type" for meter, tool in _TOOLS.items()}
+        for begin in _OLDER
+    },
     created="", tier="", known=(f"{_I}total_tokens", f"{_I}initial_input_tokens", f"{_I}tool_use_tokens_by_modality"),
 )  # fmt: skip
 

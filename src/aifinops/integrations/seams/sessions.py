@@ -307,7 +307,7 @@ class _Live(_Session):
         if not heard:  # what was sent last, while nobody answered
             turn.invocation.fail(_NotDone(), refused=True)
             return
-        said = {"usage_metadata": usage, "model_version": turn.invocation.call.model}
+        said: dict[str, Any] = {"usage_metadata": usage, "model_version": turn.invocation.call.model}
         if searched:
             said["candidates"] = [{"grounding_metadata": {"web_search_queries": searched}}]
         reading = turn.reader.tolerant(said) if usage else None
