@@ -34,7 +34,7 @@ def address() -> Iterator[str]:
         warnings.simplefilter("ignore")
         try:
             server = embedded.get_server(folder, cleanup_mode="delete")
-        except Exception as failure:  # noqa: BLE001 - whatever it is: this machine cannot run it
+        except Exception as failure:  # whatever it is: this machine cannot run it
             pytest.skip(f"no PostgreSQL can run here: {failure}")
     uri = server.get_uri()
     with psycopg.connect(uri, autocommit=True) as connection:
@@ -150,10 +150,11 @@ async def test_an_asynchronous_stream_that_is_left_is_closed(address: str) -> No
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_statement_that_fails_raises_its_own_error(streamed: bool, address: str) -> None:
     """The database says no; the row has the error, and no cost that is known."""
-    with psycopg.connect(address) as connection, pytest.raises(psycopg.errors.DataException):
+    wrong = ("[0,0,0]",)
+    with psycopg.connect(address) as connection:
         cursor = connection.cursor()
-        wrong = ("[0,0,0]",)
-        _ = list(cursor.stream(NEAREST, wrong)) if streamed else cursor.execute(NEAREST, wrong)
+        with pytest.raises(psycopg.errors.DataException):
+            _ = list(cursor.stream(NEAREST, wrong)) if streamed else cursor.execute(NEAREST, wrong)
     (charge,) = rows()
     assert (charge.status, charge.error, charge.amount) == ("error", "DataException", None)
 
