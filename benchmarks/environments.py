@@ -21,13 +21,16 @@ def environment(folder: Path, name: str, packages: Sequence[str]) -> Path:
     stamp = target / "installed.json"
     if not (stamp.exists() and json.loads(stamp.read_text()) == list(packages)):
         venv.create(target, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
+        _pip(python, "--upgrade", "pip")  # the one that comes with Python 3.11 gives up on what OpenLIT asks for
+        _pip(python, *packages)
         stamp.write_text(json.dumps(list(packages)))
     elif str(ROOT) in packages:
-        subprocess.run(
-            [python, "-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall", str(ROOT)], check=True
-        )
+        _pip(python, "--no-deps", "--force-reinstall", str(ROOT))
     return python
+
+
+def _pip(python: Path, *arguments: str) -> None:
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *arguments], check=True)
 
 
 class Worker:
