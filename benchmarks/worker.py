@@ -74,7 +74,9 @@ def sse(chunks: int = CHUNKS) -> list[bytes]:
 
     events = [chunk({"role": "assistant", "content": ""})] + [chunk({"content": "word "}) for _ in range(chunks)]
     events += [chunk({}, "stop"), {**chunk({}), "choices": [], "usage": USAGE}]
-    return [b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n" for event in events] + [b"data: [DONE]\n\n"]
+    return [b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n" for event in events] + [
+        b"data: [DONE]\n\n"
+    ]
 
 
 def http() -> Any:
@@ -376,7 +378,11 @@ class Floor:
             }
         )  # fmt: skip
         if self._with_metrics:
-            base = {"gen_ai.operation.name": kind, "gen_ai.provider.name": "openai", "gen_ai.request.model": "gpt-4o-mini"}
+            base = {
+                "gen_ai.operation.name": kind,
+                "gen_ai.provider.name": "openai",
+                "gen_ai.request.model": "gpt-4o-mini",
+            }
             self._duration.record(time.perf_counter() - began, base)
             self._tokens.record(read, {**base, "gen_ai.token.type": "input"})
             self._tokens.record(written, {**base, "gen_ai.token.type": "output"})
@@ -424,7 +430,9 @@ class Peer:
     def __init__(self, sink: Sink, install: Callable[[Sink], None]) -> None:
         before = _methods()
         install(sink)
-        self._both = {where: (before.get(where), now) for where, now in _methods().items() if before.get(where) is not now}
+        self._both = {
+            where: (before.get(where), now) for where, now in _methods().items() if before.get(where) is not now
+        }
         if not self._both:
             raise RuntimeError("it has put nothing in place of the client's methods")
         self._on = True
@@ -450,7 +458,11 @@ def _methods() -> dict[tuple[Any, str], Any]:
     holders: set[Any] = set()
     for name, module in list(sys.modules.items()):
         if name.startswith(("openai.resources", "openai._client", "openai._base_client", "openai._streaming")):
-            held = [value for value in vars(module).values() if isinstance(value, type) and value.__module__.startswith("openai")]
+            held = [
+                value
+                for value in vars(module).values()
+                if isinstance(value, type) and value.__module__.startswith("openai")
+            ]
             holders |= {module, *(one for one in held if not issubclass(one, BaseModel))}
     return {
         (holder, name): value
@@ -472,7 +484,10 @@ def _openlit(sink: Sink) -> None:
     sink.standard()
     sink.log()
     # Dollars for a thousand tokens. Without a file it fetches one. (The list prices of openai.com/api/pricing, November 2026.)
-    prices = {"chat": {"gpt-4o-mini": {"promptPrice": 0.00015, "completionPrice": 0.0006}}, "embeddings": {"text-embedding-3-small": 0.00002}}
+    prices = {
+        "chat": {"gpt-4o-mini": {"promptPrice": 0.00015, "completionPrice": 0.0006}},
+        "embeddings": {"text-embedding-3-small": 0.00002},
+    }
     prices["chat"]["gpt-4o-mini-2024-07-18"] = prices["chat"]["gpt-4o-mini"]
     file = Path(tempfile.mkdtemp()) / "prices.json"
     file.write_text(json.dumps(prices))
@@ -522,13 +537,13 @@ PEERS: dict[str, tuple[Callable[[Sink], None], dict[str, str]]] = {
     "traceloop-openai": (_instrumentor("opentelemetry.instrumentation.openai"), {"TRACELOOP_TRACE_CONTENT": "false"}),
     "openinference-openai": (
         _instrumentor("openinference.instrumentation.openai"),
-        {f"OPENINFERENCE_HIDE_{what}": "true" for what in ("INPUTS", "OUTPUTS", "EMBEDDINGS_TEXT", "EMBEDDINGS_VECTORS")},
-    ),
+        {},
+    ),  # to hide things takes it longer
     "openlit": (_openlit, {}),
     "langfuse": (_langfuse, {"OTEL_BSP_MAX_QUEUE_SIZE": "100000"}),
     "logfire": (_logfire, {}),
 }
-"""Name -> (what switches it on, its settings). None of them keeps what was said, where it can be told not to."""
+"""Name -> (what switches it on, its settings). Each has those with which it is quickest, and none records less than its calls and their usage."""
 
 
 def system(name: str, sink: Sink) -> System:
