@@ -7,6 +7,7 @@ import subprocess
 import sys
 import venv
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +47,25 @@ class Worker:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"a worker ended with {self.process.wait()}")
+            raise self._ended()
         return json.loads(line)  # type: ignore[no-any-return]
+
+    def _ended(self) -> RuntimeError:
+        return RuntimeError(f"a worker ended with {self.process.wait(timeout=30)}")
 
     def ask(self, line: str) -> dict[str, Any]:
         assert self.process.stdin is not None
-        self.process.stdin.write(f"{line}\n")
-        self.process.stdin.flush()
+        try:
+            self.process.stdin.write(f"{line}\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            raise self._ended() from None
         return self._read()
 
     def stop(self) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.close()
+        with suppress(BrokenPipeError):  # one that has ended already, with a line that it has not read
+            self.process.stdin.close()
         self.process.wait(timeout=30)
 
 

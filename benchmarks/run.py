@@ -100,7 +100,7 @@ class Run:
     kinds: Sequence[str]
     calls: int
     rows: dict[tuple[str, Key], Row] = field(init=False)
-    lost: dict[str, str] = field(default_factory=dict)
+    lost: dict[Key, str] = field(default_factory=dict)
     loads: list[float] = field(default_factory=list)
     rounds: int = 0
 
@@ -116,7 +116,7 @@ class Run:
             return {}
         try:
             answer = self.workers[row.key].ask(line)
-        except (RuntimeError, OSError, ValueError) as failure:
+        except (RuntimeError, OSError, ValueError, subprocess.TimeoutExpired) as failure:
             answer = {"error": str(failure)}
         row.error = answer.get("error", "")
         if row.error:
@@ -126,8 +126,9 @@ class Run:
     def warm(self, kind: str) -> None:
         for key in self.workers:
             row = self.rows[kind, key]
-            row.spans = self.ask(row, f"{kind} {self.count(kind)} on").get("spans", 0.0)
-            self.ask(row, f"{kind} {self.count(kind)} off")
+            times = max(3, self.count(kind) // 4)
+            row.spans = self.ask(row, f"{kind} {times} on").get("spans", 0.0)
+            self.ask(row, f"{kind} {times} off")
 
     def round(self) -> None:
         """Every kind with every system, with it and without."""
@@ -155,11 +156,7 @@ class Run:
             for key in self.workers:
                 floor = self.rows.get((kind, (key[0], "floor"))) or self.rows.get((kind, ("main", "floor")))
                 found.append(self.rows[kind, key].figures(floor))
-            found += [
-                {"kind": kind, "system": system, "environment": name, "error": error}
-                for name, error in self.lost.items()
-                for system in ENVIRONMENTS[name][1]
-            ]
+            found += [Row(kind, key, error=error).figures(None) for key, error in self.lost.items()]
         return found
 
     def save(self, file: Path | None) -> None:
@@ -178,22 +175,25 @@ class Run:
         file.write_text(json.dumps({"about": about, "rows": self.figures(), "rounds": raw}, indent=1))
 
 
-def start(folder: Path, only: Sequence[str], mode: str) -> tuple[dict[Key, Worker], dict[str, str]]:
-    """(the workers, environments that could not be made or did not start and why)."""
+def start(folder: Path, only: Sequence[str], mode: str) -> tuple[dict[Key, Worker], dict[Key, str]]:
+    """(the workers, the systems whose environment could not be made or that did not start and why)."""
     workers: dict[Key, Worker] = {}
-    lost: dict[str, str] = {}
-    for name, (packages, systems) in ENVIRONMENTS.items():
-        if only and name not in only:
-            continue
-        print(f"{name}: starting", file=sys.stderr)
+    lost: dict[Key, str] = {}
+    for name in only or ENVIRONMENTS:
+        packages, systems = ENVIRONMENTS[name]
+        print(f"{name}: making its environment, starting {', '.join(systems)}", file=sys.stderr)
         try:
             python = environment(folder, name, packages)
-            started = {(name, system): Worker(python, HERE / "worker.py", system, mode) for system in systems}
-        except (subprocess.CalledProcessError, RuntimeError) as error:
+        except subprocess.SubprocessError as error:
             left_out(name, error)
-            lost[name] = str(error)
-        else:
-            workers |= started
+            lost |= {(name, system): str(error) for system in systems}
+            continue
+        for system in systems:
+            try:
+                workers[name, system] = Worker(python, HERE / "worker.py", system, mode)
+            except (subprocess.SubprocessError, RuntimeError) as error:
+                left_out(system, error)
+                lost[name, system] = str(error)
     return workers, lost
 
 
@@ -247,9 +247,10 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15, help="at most")
-    # So many that every round has what a system does only now and then (each hundred: our journal goes into the tables).
-    parser.add_argument("--calls", type=int, default=300, help="of each kind in a round; of streams a twelfth")
+    parser.add_argument("--rounds", type=int, default=20, help="at most")
+    # Hundreds, so that every round has as much of what a system does only now and then (our journal goes into the tables each
+    # hundred); few, so that the calls with a system and those without it are made within half a second.
+    parser.add_argument("--calls", type=int, default=200, help="of each kind in a round; of streams a twelfth")
     parser.add_argument("--minutes", type=float, default=12.0, help="the time for everything but making environments")
     parser.add_argument(
         "--quick", action="store_true", help="two short rounds, to see that everything works; no figures to quote"
