@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from importlib import import_module
 from importlib.metadata import version
 from itertools import count
@@ -89,7 +90,7 @@ def http() -> Any:
 def stream_of(library: Any, events: Callable[[], Iterator[bytes]]) -> Any:
     """A body that comes in pieces, read in either way."""
 
-    class Events(library.SyncByteStream, library.AsyncByteStream):  # type: ignore[name-defined, misc]
+    class Events(library.SyncByteStream, library.AsyncByteStream):  # type: ignore[misc]
         def __iter__(self) -> Iterator[bytes]:
             return events()
 
@@ -143,7 +144,7 @@ class Refused:
 
     @classmethod
     def install(cls) -> None:
-        socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = cls.refuse  # type: ignore[assignment, method-assign]
+        socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = cls.refuse  # type: ignore[method-assign]
 
     @classmethod
     def refuse(cls, *_: Any, **__: Any) -> NoReturn:
@@ -398,8 +399,9 @@ class Ours:
 
         aifinops.init()
         self._on = False
-        if with_budget:
-            aifinops.budget("$1000000", name="bench").__enter__()
+        self._budget = aifinops.budget("$1000000", name="bench") if with_budget else None
+        if self._budget is not None:
+            self._budget.__enter__()
 
     def turned(self, bare: dict[str, Callable[[], Any]], *, on: bool) -> dict[str, Callable[[], Any]]:
         import aifinops
@@ -420,6 +422,11 @@ class Ours:
         found = [f"{count} failures of ours in {place}" for place, count in failures().items()]
         if rows != made or unpriced:
             found.append(f"{rows} rows, {unpriced} of them without a price, for {made} calls")
+        cost = Decimal(sum(group.amount or 0 for group in groups)) / 10**9
+        if self._budget is not None and (self._budget.spent, self._budget.reserved) != (cost, 0):
+            found.append(
+                f"{self._budget.spent} spent and {self._budget.reserved} held of a budget, for a cost of {cost}"
+            )
         return found
 
 
@@ -483,8 +490,8 @@ def _instrumentor(module: str) -> Callable[[Sink], None]:
 def _openlit(sink: Sink) -> None:
     sink.standard()
     sink.log()
-    # Dollars for a thousand tokens. Without a file it fetches one. (The list prices of openai.com/api/pricing, November 2026.)
-    prices = {
+    # Dollars for a thousand tokens. Without a file it fetches one. (OpenAI's list prices, as genai-prices 0.2.3 has them.)
+    prices: dict[str, dict[str, Any]] = {
         "chat": {"gpt-4o-mini": {"promptPrice": 0.00015, "completionPrice": 0.0006}},
         "embeddings": {"text-embedding-3-small": 0.00002},
     }
