@@ -610,6 +610,68 @@ def test_threads_that_poll_the_same_response_charge_it_once(client: Any, wire: W
     assert sorted(row.response_id for row in rows()) == ["resp_1", "resp_9"]
 
 
+def thread_run(status: str = "completed", **more: Any) -> dict[str, Any]:
+    """A run of Assistants as the API answers it."""
+    return {
+        "id": "run_1", "object": "thread.run", "thread_id": "t", "assistant_id": "a", "created_at": AT - 9, "completed_at": AT, "model": MODEL,
+        "status": status, "instructions": CANARY, "tools": [], "usage": CHAT_USAGE if status in {"completed", "incomplete"} else None, **more,
+    }  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:The Assistants API:DeprecationWarning")
+def test_a_run_of_assistants_is_charged_once_when_its_usage_is_there(
+    client: Any, wire: Wire, at_the_time: None
+) -> None:
+    """Begun and polled in vain it is no row; polled to its end, by a helper and again, it is one."""
+    runs = need(client.beta, "threads").runs
+    wire.answers["POST /threads/t/runs"] = thread_run("queued")
+    wire.answers["GET /threads/t/runs/run_1"] = thread_run("requires_action")
+    with af.budget("$1") as block:
+        runs.create(thread_id="t", assistant_id="a")
+        runs.retrieve("run_1", thread_id="t")
+        assert rows() == []
+        wire.answers["GET /threads/t/runs/run_1"] = thread_run()
+        assert runs.create_and_poll(thread_id="t", assistant_id="a", poll_interval_ms=1).status == "completed"
+        runs.retrieve("run_1", thread_id="t")
+        exact(only_row(), "run_1")
+        assert only_row().operation == "invoke_agent"
+        assert block.spent == usd(only_row())
+
+
+@pytest.mark.filterwarnings("ignore:The Assistants API:DeprecationWarning")
+def test_a_streamed_run_of_assistants_is_free_to_poll(client: Any, wire: Wire, at_the_time: None) -> None:
+    """Its stream told the usage, of the run and of its steps: neither is charged twice."""
+    runs = need(client.beta, "threads").runs
+    step = {
+        "id": "step_1", "object": "thread.run.step", "run_id": "run_1", "thread_id": "t", "assistant_id": "a", "created_at": AT, "type": "tool_calls",
+        "status": "completed", "step_details": {"type": "tool_calls", "tool_calls": []}, "usage": CHAT_USAGE,
+    }  # fmt: skip
+    wire.answers["POST /threads/t/runs"] = [
+        ("thread.run.created", thread_run("queued")), ("thread.run.step.completed", step), ("thread.run.completed", thread_run()), ("done", "[DONE]"),
+    ]  # fmt: skip
+    wire.answers["GET /threads/t/runs/run_1"] = thread_run()
+    assert list(runs.create(thread_id="t", assistant_id="a", stream=True))
+    runs.retrieve("run_1", thread_id="t")
+    exact(only_row(), "run_1")
+
+
+def test_documents_are_ranked_by_tokens(client: Any, wire: Wire) -> None:
+    """Voyage and others tell one total for query and documents; this client has no method for it, but sends it."""
+    wire.answers["POST /rerank"] = {
+        "object": "list",
+        "data": [],
+        "model": "rerank-2-lite",
+        "usage": {"total_tokens": 43},
+    }
+    client.post("/rerank", body={"model": "rerank-2-lite", "query": CANARY, "documents": [CANARY]}, cast_to=object)
+    charge = only_row()
+    assert (charge.operation, charge.model, dict(charge.quantities)) == (
+        "rerank",
+        "rerank-2-lite",
+        {"input_tokens": 43},
+    )
+
+
 async def test_async_polls(wire: Wire, at_the_time: None) -> None:
     """The same in the other colour."""
     wire.answers = {"POST /responses": response("queued", None), "GET /responses/resp_1": response()}

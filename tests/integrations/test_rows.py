@@ -18,8 +18,8 @@ MOST = 60
 MORE = {
     # An answer has one form a generation of models and way of asking (content, interactions, live, batches), each with modalities.
     "google": 110,
-    # Twenty forms of answers, which ten more providers take over: each of them has no lines of its own.
-    "openai": 200,
+    # Two dozen forms of answers, which ten more providers take over: each of them has no lines of its own.
+    "openai": 210,
     # One row a provider that adds to OpenAI's form.
     "compatible": 110,
     # Answers of several models in one, at their own prices, and the SKUs of three clouds.

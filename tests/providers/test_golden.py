@@ -141,6 +141,8 @@ CASES = [
          MINI, tier="batch", sdk="openai.types:Batch"),
     Case("openai/batch_line", q(input_tokens=1000, output_tokens=200), "0.000325", MINI, tier="batch"),
     Case("openai/batch_line_responses", q(input_tokens=1000, output_tokens=200), "0.000325", MINI, tier="batch"),
+    Case("openai/run", q(input_tokens=400, cache_read_tokens=600, output_tokens=200), "0.00375", "gpt-4o-2024-08-06",
+         sdk="openai.types.beta.threads:Run"),
     Case("openai/decision", q(input_tokens=800, output_tokens=20), "0.00024", "gpt-5-mini", sdk="openai.types:Decision"),
     Case("openai/agent_turn", q(input_tokens=2000, cache_read_tokens=1000, output_tokens=150, reasoning_tokens=50), "0.000925",
          asked="gpt-5-mini", sdk="openai.types.beta:AgentSessionTurnCompletedEvent"),
@@ -260,6 +262,7 @@ CASES = [
     Case("xai/chat", q(input_tokens=800, cache_read_tokens=200, output_tokens=100, reasoning_tokens=300), "0.0037756", "grok-4.3",
          tier="default", sdk=CHAT, basis="reported"),
     Case("perplexity/chat", q(input_tokens=1000, output_tokens=200), "0.012", "sonar-pro", sdk=CHAT, basis="reported"),
+    Case("voyageai/rerank", q(input_tokens=43), None, "rerank-2-lite"),
     # --- Ollama: evaluated tokens only; none of the prompt when it was kept from before
     Case("ollama/chat", q(input_tokens=26, output_tokens=282), None, "llama3.2", sdk="ollama:ChatResponse"),
     Case("ollama/chat_prompt_kept", q(output_tokens=282), None, "llama3.2", sdk="ollama:ChatResponse"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -34,6 +35,7 @@ __all__ = [
 
 
 _Target = tuple[str, dict[str, Any], bool]
+_Polled = tuple[type[Poll | Lines], tuple[str, ...], str]
 
 
 class Calls:
@@ -44,7 +46,9 @@ class Calls:
         self._readers: dict[tuple[str, str], Reader] = {}
         answers_of = ((Poll, row.polls), (Lines, row.results), (Files, row.files))
         self._polls = [
-            (kind, pattern.split("{}"), keys) for kind, table in answers_of for pattern, keys in table.items()
+            (kind, _ending(pattern), (keys,) if isinstance(keys, str) else keys)
+            for kind, table in answers_of
+            for pattern, keys in table.items()
         ]
         # By identity: a client may be of a class that cannot be hashed, or that is equal to another one of another host.
         self._targets: dict[int, tuple[weakref.ref[Any], Any, _Target]] = {}
@@ -129,16 +133,27 @@ class Calls:
 
     def poll(self, client: Any, url: Any, path: str, *, stream: bool) -> Opened | None:
         """Look at a GET, when it can say what an earlier call has used."""
-        for kind, (start, end), keys in self._polls:
-            if path.startswith(start) and path.endswith(end):
-                subject = path[len(start) : len(path) - len(end)]
-                if subject and "/" not in subject:
-                    provider, facts, _ = self.target(client, url)
-                    readers = [self.reader(provider, key) for key in ([keys] if isinstance(keys, str) else keys)]
-                    route = readers[0].route
-                    call = Call(provider, route.operation, "", stream=stream, facts={**facts, **route.facts})
-                    return kind.open(call, readers, subject)
+        found = self.polled(path)
+        return None if found is None else self.poll_at(self.target(client, url)[:2], found, stream=stream)
+
+    def polled(self, path: str) -> _Polled | None:
+        """(how it is looked at, the routes that read it, what it is about) of the path of a GET that can say it."""
+        for kind, pattern, keys in self._polls:
+            found = pattern.search(path)
+            if found is not None:
+                return kind, keys, found[1]
         return None
+
+    def poll_at(
+        self, target: tuple[str, dict[str, Any]], polled: _Polled, *, stream: bool, region: str = ""
+    ) -> Opened | None:
+        """`poll` for a library whose clients have no address of their own."""
+        provider, facts = target
+        kind, keys, subject = polled
+        readers = [self.reader(provider, key) for key in keys]
+        route = readers[0].route
+        call = Call(provider, route.operation, "", stream=stream, facts={**facts, **route.facts}, region=region)
+        return kind.open(call, readers, subject)
 
     def unknown(self, client: Any, url: Any, path: str, body: dict[str, Any], *, stream: bool) -> Opened | None:
         """Look at a POST to an endpoint that no route knows, in case its answer has a usage."""
@@ -208,6 +223,12 @@ class Calls:
 
 
 _NOTHING: dict[str, Any] = {}
+
+
+def _ending(pattern: str) -> re.Pattern[str]:
+    """A pattern of `Provider.polls` as the end of a path; its last id is what a poll is about."""
+    *outer, last = map(re.escape, pattern.split("{}"))
+    return re.compile(f"{'[^/]+'.join(outer)}([^/]+){last}$")
 
 
 def _billed(body: dict[str, Any], route: Route, files: Any) -> dict[str, Any]:

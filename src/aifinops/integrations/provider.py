@@ -151,7 +151,7 @@ class Provider:
         package: what to install, for the error that says so.
         clients: part of the name of a client's class -> provider name; it is over `hosts`.
         prefix: what this library's own paths begin with, which `routes` leave out.
-        polls: path of a GET, `{}` for the id in it -> the route that reads the answer. results: the same for the answers of a batch, one
+        polls: end of the path of a GET, `{}` for an id in it -> the route that reads the answer. results: the same for the answers of a batch, one
             a line, and the routes of which one reads a line. files: the same for files, of which some are the output of a batch.
         other: how answers of an endpoint that is not in `routes` are read, when they have a usage.
         senders: of a library that sends with httpx, what of it is about to send (`module:Class.method`) -> path from that object to the

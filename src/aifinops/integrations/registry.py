@@ -57,7 +57,7 @@ ANSWERS = {
     **dict.fromkeys(
         (
             "baseten", "cerebras", "databricks", "fireworks", "meta", "minimax", "moonshotai", "novita", "ovhcloud", "sglang",
-            "together", "vllm", "zai", "zhipuai",
+            "together", "vllm", "voyageai", "zai", "zhipuai",
         ),
         f"{_ROWS}compatible:COMPATIBLE",
     ),
