@@ -70,6 +70,10 @@ MINI, OPUS, HAIKU, SONNET = (
 )
 LLAMA, OSS = "llama-3.3-70b-versatile", "openai/gpt-oss-120b"
 
+INTERACTION = q(
+    input_tokens=570, input_image_tokens=200, cache_read_tokens=300, output_tokens=100, reasoning_tokens=50, web_search_requests=1,
+)  # fmt: skip
+
 CASES = [
     # --- OpenAI chat: cached, written, audio and image tokens are inside the prompt; reasoning and predictions inside the completion
     Case("openai/chat_cached", q(input_tokens=400, cache_read_tokens=600, output_tokens=200), "0.00375",
@@ -195,6 +199,10 @@ CASES = [
     Case("google/interaction",
          q(input_tokens=570, input_audio_tokens=200, cache_read_tokens=300, output_tokens=100, reasoning_tokens=50,
            web_search_requests=2), "0.070755", "gemini-2.5-flash"),
+    Case("google/interaction_steps", INTERACTION, None, "gemini-2.5-flash", tier="flex", sdk="google.genai.interactions:Interaction"),
+    Case("google/interaction_completed", INTERACTION, "0.035615", "gemini-2.5-flash",
+         sdk="google.genai.interactions:InteractionCompletedEvent"),
+    Case("google/decision", INTERACTION, "0.035615", asked="gemini-2.5-flash", sdk="google.genai._gaos.types.decisions:CreateDecisionResponse"),
     Case("google/batch_line", q(input_tokens=1000, output_tokens=100), "0.000275", "gemini-2.5-flash", tier="batch"),
     Case("google/embed_characters", q(characters=48), None, asked="text-embedding-005",
          sdk="google.genai.types:EmbedContentResponse"),

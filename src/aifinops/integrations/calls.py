@@ -187,8 +187,7 @@ class Calls:
     ) -> Call:
         limit = next((found for name in route.limits if isinstance(found := _asked(body, name), int)), None)
         choices = _asked(body, route.choices)
-        asked = body.get("model")
-        model = model or (asked if isinstance(asked, str) else "")
+        model = model or next((asked for name in route.named if isinstance(asked := body.get(name), str)), "")
         if limit is None and route.most:
             limit = route.most.get(model)
         return Call(

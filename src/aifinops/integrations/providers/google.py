@@ -17,6 +17,7 @@ def _modality(name: str, *lists: str) -> str:
     return " + ".join(f"{_U}{one}[modality={name}].tokenCount" for one in lists)
 
 
+_KINDS = ("audio", "image", "video")
 _PROMPT = ("promptTokensDetails", "toolUsePromptTokensDetails")
 _ANSWER = ("candidatesTokensDetails", "responseTokensDetails")
 _USAGE = {
@@ -65,28 +66,27 @@ _OLD = (
 )  # fmt: skip
 
 _I = "usage."
+# https://ai.google.dev/api/interactions-api: a stream's last event has the interaction; what is made in the background is asked for.
 _INTERACTION = Route(
     "generate_content",
     {
         "input_total": f"{_I}total_input_tokens + {_I}total_tool_use_tokens",
-        "input_audio_total": f"{_I}input_tokens_by_modality[modality=audio].tokens",
-        "input_image_total": f"{_I}input_tokens_by_modality[modality=image].tokens",
-        "input_video_total": f"{_I}input_tokens_by_modality[modality=video].tokens",
+        **{f"input_{kind}_total": f"{_I}input_tokens_by_modality[modality={kind}].tokens" for kind in _KINDS},
         "cache_read_total": f"{_I}total_cached_tokens",
-        "cache_read_audio_tokens": f"{_I}cached_tokens_by_modality[modality=audio].tokens",
-        "cache_read_image_tokens": f"{_I}cached_tokens_by_modality[modality=image].tokens",
-        "cache_read_video_tokens": f"{_I}cached_tokens_by_modality[modality=video].tokens",
+        **{f"cache_read_{kind}_tokens": f"{_I}cached_tokens_by_modality[modality={kind}].tokens" for kind in _KINDS},
         "output_total": f"{_I}total_output_tokens + {_I}total_thought_tokens",
         "reasoning_tokens": f"{_I}total_thought_tokens",
-        "output_audio_tokens": f"{_I}output_tokens_by_modality[modality=audio].tokens",
-        "output_image_tokens": f"{_I}output_tokens_by_modality[modality=image].tokens",
+        **{f"output_{kind}_tokens": f"{_I}output_tokens_by_modality[modality={kind}].tokens" for kind in _KINDS},
     },
     ("usage.total_input_tokens",),
     tools={
         "web_search_requests": f"{_I}grounding_tool_count[type=google_search].count",
         "maps_requests": f"{_I}grounding_tool_count[type=google_maps].count",
     },
-    created="", tier="", known=(f"{_I}total_tokens", f"{_I}initial_input_tokens", f"{_I}tool_use_tokens_by_modality"),
+    event="interaction", text=("steps.content.text", "outputs.text", "delta.text", "delta.content.text"), unseen=("gemini-",),
+    limits=("generation_config.max_output_tokens",), choices="", named=("model", "agent"), model="model | agent", created="created", tier="service_tier", tiers=_TIERS,
+    finish="status", later=("queued", "in_progress"),
+    known=(f"{_I}total_tokens", f"{_I}initial_input_tokens", f"{_I}tool_use_tokens_by_modality"),
 )  # fmt: skip
 
 # https://cloud.google.com/vertex-ai/generative-ai/pricing: Gemini's embeddings are billed by tokens, the older models by characters.
@@ -115,11 +115,21 @@ GOOGLE = Provider(
     package="google-genai",
     minimum="1.20",
     seam="google_genai",
+    hosts={"generativelanguage.googleapis.com": "gcp.gemini", ".googleapis.com": "gcp.vertex_ai"},
+    # Interactions and decisions are sent by a library within the library.
+    senders={
+        "google.genai._gaos.basesdk:BaseSDK.do_request": "sdk_configuration.client",
+        "google.genai._gaos.basesdk:AsyncBaseSDK.do_request_async": "sdk_configuration.async_client",
+    },
+    connections=("_api_client._httpx_client", "_api_client._async_httpx_client"),
+    polls={"/interactions/{}": "/interactions"},
     # The first word of a key is the method of the call, a second one how the names of its models begin.
     routes={
         "generateContent before 3": replace(_CONTENT, signs=("usageMetadata", f"modelVersion={','.join(_OLD)}"), tools=_OLDER),
         "generateContent": _CONTENT,
-        "interactions": _INTERACTION,
+        "interactions": replace(_INTERACTION, event=""),
+        "/interactions": replace(_INTERACTION, signs=("interaction.usage",)),
+        "/decisions": replace(_INTERACTION, event="", signs=("answers", "usage.total_input_tokens"), text=(), later=()),
         "batch line before 3": replace(
             _CONTENT, signs=("response.usageMetadata", f"response.modelVersion={','.join(_OLD)}"), event="response", tier="=batch", tools=_OLDER,
         ),

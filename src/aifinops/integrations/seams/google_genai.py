@@ -3,11 +3,14 @@
 `_request` and `_async_request` of its `BaseApiClient` are where every call passes: models, chats, each turn of automatic function calling,
 embeddings and images, with the library's retries inside. A plain answer is the text that they return. A stream is seen as the parsed pieces
 that the library makes of it, whatever it is transported by (httpx, aiohttp or requests): per piece that is one append.
+
+Interactions and decisions are sent by a library of another make within this one, with httpx: those are seen by the seam for that.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import weakref
 from collections.abc import Callable
@@ -17,8 +20,9 @@ from urllib.parse import urlsplit
 from aifinops.errors import swallow
 from aifinops.integrations.calls import Calls, acalled, called, settle_body
 from aifinops.integrations.passing import Opened, PassingEvents, apassed, guarded, passed
-from aifinops.integrations.patching import Patch
+from aifinops.integrations.patching import Patch, Undoable
 from aifinops.integrations.provider import Provider, Route
+from aifinops.integrations.seams import http
 
 __all__ = ["Seam"]
 
@@ -52,20 +56,23 @@ class Seam:
         self._row = row
         self._calls = Calls(row)
         self._methods = _forms(row)
+        self._http = _Http(row)
 
-    def patch_module(self, module: Any) -> list[Patch]:
+    def patch_module(self, module: Any) -> list[Undoable]:
         """Patch the client of an imported library; a version without it degrades to one warning."""
+        if module.__name__ != self._row.module:
+            return self._http.patch_module(module)
         try:
             return self._patch(sys.modules[f"{module.__name__}._api_client"].BaseApiClient)
         except Exception as failure:  # an unknown future version: the user's program goes on unmetered, and is told so
             swallow(f"integrations.{self._row.name}.patch", failure)
             return []
 
-    def patch_client(self, client: Any) -> list[Patch]:
+    def patch_client(self, client: Any) -> list[Undoable]:
         """Patch one client object only (and so its `aio`, which shares what sends)."""
-        return self._patch(client._api_client)
+        return [*self._patch(client._api_client), *self._http.patch_client(client)]
 
-    def _patch(self, owner: Any) -> list[Patch]:
+    def _patch(self, owner: Any) -> list[Undoable]:
         return [Patch(owner, "_request", self._request), Patch(owner, "_async_request", self._arequest)]
 
     # --- the two colours of the last thin layer ---------------------------------------------------------------------------
@@ -106,6 +113,24 @@ class Seam:
             region=(getattr(client, "location", None) or "") if vertex else "",
             tier=str(body.get("serviceTier") or "").lower().removeprefix("service_tier_"),
         )
+
+
+_PLACE = re.compile(r"/locations/([^/]+)/")
+
+
+class _Http(http.Seam):
+    """What this library sends in the other way; Vertex AI says in the path where it is."""
+
+    def mark(self, client: Any) -> None:
+        """An asynchronous client of newer versions has one of httpx for each event loop."""
+        super().mark(client)
+        if client is not None and self.uses:
+            self.mark_inner(client, "_client_for_running_loop")
+
+    def place(self, path: str) -> tuple[str, str]:
+        """(provider, region) of the path of a request."""
+        found = _PLACE.search(path)
+        return (_VERTEX, found[1]) if found is not None else ("", "")
 
 
 def _forms(row: Provider) -> dict[str, list[_Form]]:
