@@ -16,8 +16,8 @@ MOST = 60
 """Lines of data that a client library may take, over all that its provider answers with."""
 
 MORE = {
-    # An answer has one form a generation of models and way of asking (content, interactions, live, batches), each with modalities.
-    "google": 130,
+    # An answer has one form a generation of models and way of asking (content, interactions, live, batches, videos), each with modalities.
+    "google": 150,
     # Two dozen forms of answers, which ten more providers take over: each of them has no lines of its own.
     "openai": 210,
     # One row a provider that adds to OpenAI's form.

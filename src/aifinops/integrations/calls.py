@@ -187,6 +187,7 @@ class Calls:
     ) -> Call:
         limit = next((found for name in route.limits if isinstance(found := _asked(body, name), int)), None)
         choices = _asked(body, route.choices)
+        many = choices if isinstance(choices, int) and choices > 0 else 1
         model = model or next((asked for name in route.named if isinstance(asked := body.get(name), str)), "")
         if limit is None and route.most:
             limit = route.most.get(model)
@@ -197,12 +198,12 @@ class Calls:
             body=body,
             stream=stream,
             max_output=limit,
-            choices=choices if isinstance(choices, int) and choices > 0 else 1,
+            choices=many,
             tier=_dearer(tier, route) if tier else _tier(body, route),
             facts={**facts, **route.facts} if route.facts else facts,
             region=region or _region(body, route) or self.row.residency.get(facts["server.address"], ""),
             unseen=bool(route.unseen) and model.startswith(route.unseen),
-            **_billed(body, route, files) if route.billed or route.hidden else _NOTHING,
+            **_billed(body, route, files, many) if route.billed or route.hidden else _NOTHING,
         )
 
     def target(self, client: Any, url: Any) -> _Target:
@@ -226,14 +227,16 @@ _NOTHING: dict[str, Any] = {}
 
 def _ending(pattern: str) -> re.Pattern[str]:
     """A pattern of `Provider.polls` as the end of a path; its last id is what a poll is about."""
-    *outer, last = map(re.escape, pattern.split("{}"))
+    *outer, last = map(re.escape, pattern.split("{}"))  # one without an id begins after it
     return re.compile(f"{'[^/]+'.join(outer)}([^/]+){last}$")
 
 
-def _billed(body: dict[str, Any], route: Route, files: Any) -> dict[str, Any]:
+def _billed(body: dict[str, Any], route: Route, files: Any, many: int) -> dict[str, Any]:
     """What the request says of its own price, as attributes of its `Call`."""
-    counts = {meter: count for meter, name in route.billed.items() if (count := _count(body.get(name, 1)))}
-    given = ((option, body.get(name)) for option, name in route.given.items())
+    said = {meter: _asked(body, name) for meter, name in route.billed.items()}
+    each = {meter: _count(route.usual.get(meter, 1) if value is None else value) for meter, value in said.items()}
+    counts = {meter: count * many if route.made else count for meter, count in each.items() if count}
+    given = ((option, _asked(body, name)) for option, name in route.given.items())
     options = tuple((option, said) for option, said in given if isinstance(said, str) and said != "auto")
     size = _size(files) if route.sound else None
     most = {}
@@ -385,7 +388,7 @@ def settle_body(opened: Opened, body: Any) -> None:
     if reading is not None or body is None:
         invocation.settle(reading or Reading())
     else:
-        invocation.settle_estimated(reader.text(body), 0, reader.describe(body), "ok")
+        opened.unsaid(reader.describe(body), reader.text(body), 0, "ok")
 
 
 def failed(opened: Opened, error: BaseException, refused: Refused | None = None) -> None:

@@ -472,6 +472,8 @@ def _finishes(path: Names, ask: Getter, body: Any) -> tuple[str, ...]:
             name = path[1][0]
             asked = [inner(name) for entry in entries if (inner := getter(entry)) is not None]
             return tuple([found if type(found) is str else text for found in asked if (text := word(found))])
+    elif len(path) == 1 and ask(path[0][0]) is True:
+        return ("true",)
     return tuple(_texts(body, path))
 
 

@@ -109,6 +109,27 @@ _IMAGEN = Route(
     ("predictions",), model="", response_id="", created="", tier="", raw="",
 )  # fmt: skip
 
+# https://ai.google.dev/api/batch-api#Batch: answers stand in the batch or in a file. On Vertex AI they are in a bucket or a table of the user's.
+_BATCH = Route(
+    "batch", {}, ("metadata.state", "!state"), model="metadata.model", response_id="name", created="metadata.endTime | metadata.createTime",
+    tier="=batch", raw="", finish="metadata.state",
+    later=tuple(f"{kind}_STATE_{word}" for kind in ("BATCH", "JOB") for word in ("UNSPECIFIED", "PENDING", "QUEUED", "RUNNING")),
+    lines="metadata.output.inlinedResponses.inlinedResponses[] | response.inlinedResponses.inlinedResponses[]",
+    output="metadata.output.responsesFile",
+)  # fmt: skip
+_JOB = replace(
+    _BATCH, signs=("state", "outputInfo"), model="model", created="endTime | createTime", finish="state", lines="", output="",
+    elsewhere="outputInfo.gcsOutputDirectory | outputInfo.bigqueryOutputTable | outputInfo.vertexMultimodalDatasetName",
+    later=tuple(f"JOB_STATE_{word}" for word in ("UNSPECIFIED", "QUEUED", "PENDING", "RUNNING", "CANCELLING", "PAUSED", "UPDATING")),
+)  # fmt: skip
+# https://ai.google.dev/gemini-api/docs/video: billed by the second of what was made; eight where the request does not say.
+_VIDEO = Route(
+    "video_generation", {}, ("done", "response"), model="", response_id="name", created="", tier="", raw="", finish="done", later=("",),
+    made="#response.generateVideoResponse.generatedSamples + #response.videos", choices="parameters.sampleCount",
+    billed={"video_seconds": "parameters.durationSeconds"}, usual={"video_seconds": 8}, given={"resolution": "parameters.resolution"},
+)  # fmt: skip
+_LINES = ("batch line before 3", "batch line", "batch line of embeddings")
+
 GOOGLE = Provider(
     "gcp.gemini",
     module="google.genai",
@@ -122,7 +143,11 @@ GOOGLE = Provider(
         "google.genai._gaos.basesdk:AsyncBaseSDK.do_request_async": "sdk_configuration.async_client",
     },
     connections=("_api_client._httpx_client", "_api_client._async_httpx_client"),
-    polls={"/interactions/{}": "/interactions"},
+    polls={
+        "/interactions/{}": "/interactions", "/batches/{}": ("batch", *_LINES), "/batchPredictionJobs/{}": "batch job",
+        "/models/{}/operations/{}": "video", ":fetchPredictOperation": "video",
+    },
+    files={"/files/{}:download": _LINES},
     # The first word of a key is the method of the call, a second one how the names of its models begin.
     routes={
         "generateContent before 3": replace(_CONTENT, signs=("usageMetadata", f"modelVersion={','.join(_OLD)}"), tools=_OLDER),
@@ -134,6 +159,10 @@ GOOGLE = Provider(
             _CONTENT, signs=("response.usageMetadata", f"response.modelVersion={','.join(_OLD)}"), event="response", tier="=batch", tools=_OLDER,
         ),
         "batch line": replace(_CONTENT, signs=("response.usageMetadata",), event="response", tier="=batch"),
+        "batch line of embeddings": replace(
+            _EMBEDDING, usage={"input_total": "tokenCount"}, signs=("response.tokenCount",), event="response", tier="=batch", raw="",
+        ),
+        "batch": _BATCH, "batch job": _JOB, "video": _VIDEO, "predictLongRunning": _VIDEO,
         "embedContent characters": _CHARACTERS,
         "embedContent": _EMBEDDING,
         "claude": MESSAGE,

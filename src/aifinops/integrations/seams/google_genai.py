@@ -14,11 +14,13 @@ import re
 import sys
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from aifinops.errors import swallow
 from aifinops.integrations.calls import Calls, acalled, called, settle_body
+from aifinops.integrations.later import Lines
 from aifinops.integrations.passing import Opened, PassingEvents, apassed, guarded, passed
 from aifinops.integrations.patching import Patch, Undoable
 from aifinops.integrations.provider import Provider, Route
@@ -27,6 +29,9 @@ from aifinops.integrations.seams import http
 __all__ = ["Seam"]
 
 _VERTEX = "gcp.vertex_ai"
+_FETCH = "fetchPredictOperation"
+"""A POST that asks for what was asked for before."""
+
 _NEVER_SENT = frozenset({"ClientConnectorError", "ClientConnectorDNSError", "ClientConnectorCertificateError"})
 """aiohttp's exceptions that prove that no request left: https://docs.aiohttp.org/en/stable/client_reference.html#client-exceptions."""
 
@@ -73,7 +78,9 @@ class Seam:
         return [*self._patch(client._api_client), *self._http.patch_client(client)]
 
     def _patch(self, owner: Any) -> list[Undoable]:
-        return [Patch(owner, "_request", self._request), Patch(owner, "_async_request", self._arequest)]
+        patches = [Patch(owner, "_request", self._request), Patch(owner, "_async_request", self._arequest)]
+        downloads = (("download_file", self._download), ("async_download_file", self._adownload))
+        return [*patches, *(Patch(owner, name, wrapper) for name, wrapper in downloads if hasattr(owner, name))]
 
     # --- the two colours of the last thin layer ---------------------------------------------------------------------------
 
@@ -87,13 +94,32 @@ class Seam:
         opened = guarded("google_genai.begin", self._begin, client, args, kwargs)
         return await acalled(opened, wrapped, args, kwargs, _read, _refused)
 
+    def _download(self, wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        opened = guarded("google_genai.begin", self._begin_file, client, args, kwargs)
+        if opened is None:
+            return wrapped(*args, **kwargs)
+        kwargs, copy = _copied(kwargs)
+        return called(opened, wrapped, args, kwargs, lambda opened, told: _read_file(opened, told, copy))
+
+    async def _adownload(
+        self, wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        opened = guarded("google_genai.begin", self._begin_file, client, args, kwargs)
+        if opened is None:
+            return await wrapped(*args, **kwargs)
+        kwargs, copy = _copied(kwargs)
+        return await acalled(opened, wrapped, args, kwargs, lambda opened, told: _read_file(opened, told, copy))
+
     # --- begin --------------------------------------------------------------------------------------------------------
 
     def _begin(self, client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opened | None:
         request = args[0] if args else kwargs["http_request"]
         # .../models/gemini-2.5-flash:streamGenerateContent?alt=sse
-        name, _, method = request.url.partition("?")[0].rpartition(":")
+        path = request.url.partition("?")[0]
+        name, _, method = path.rpartition(":")
         method = method.partition(";")[0]
+        if request.method.lower() == "get" or method == _FETCH:
+            return self._poll(client, request.url, path)
         forms = self._methods.get(method)
         if forms is None or request.method.lower() != "post":
             return None
@@ -114,6 +140,20 @@ class Seam:
             tier=str(body.get("serviceTier") or "").lower().removeprefix("service_tier_"),
         )
 
+    def _poll(self, client: Any, url: str, path: str) -> Opened | None:
+        found = self._calls.polled(path)
+        if found is None:
+            return None
+        vertex = bool(getattr(client, "vertexai", False))
+        provider, facts, _ = self._calls.target(client, _url(url))
+        target = (_VERTEX if vertex else provider, facts)
+        region = (getattr(client, "location", None) or "") if vertex else ""
+        return self._calls.poll_at(target, found, stream=False, region=region)
+
+    def _begin_file(self, client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opened | None:
+        path = args[0] if args else kwargs["path"]
+        return self._poll(client, str(client._http_options.base_url), "/" + path.partition("?")[0])
+
 
 _PLACE = re.compile(r"/locations/([^/]+)/")
 
@@ -131,6 +171,38 @@ class _Http(http.Seam):
         """(provider, region) of the path of a request."""
         found = _PLACE.search(path)
         return (_VERTEX, found[1]) if found is not None else ("", "")
+
+
+class _Copy:
+    """Writes to where the user wants it, and keeps what passes: a library that downloads only writes."""
+
+    def __init__(self, destination: Any) -> None:
+        self._write = destination.write
+        self.kept: list[bytes] = []
+
+    def write(self, chunk: bytes) -> Any:
+        self.kept.append(chunk)
+        return self._write(chunk)
+
+
+def _copied(kwargs: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """(the arguments of a download, where a copy of it can be read afterwards); nothing where the caller is given the bytes."""
+    destination = kwargs.get("destination")
+    if not hasattr(destination, "write"):
+        return kwargs, destination
+    copy = _Copy(destination)
+    return {**kwargs, "destination": copy}, copy
+
+
+def _read_file(opened: Opened, told: Any, copy: Any) -> None:
+    if not isinstance(opened, Lines):
+        return
+    if isinstance(told, bytes):
+        opened.take(told.split(b"\n"))
+    elif isinstance(copy, _Copy):
+        opened.take(b"".join(copy.kept).split(b"\n"))
+    elif copy is not None:
+        opened.take(Path(copy).read_bytes().split(b"\n"))
 
 
 def _forms(row: Provider) -> dict[str, list[_Form]]:
