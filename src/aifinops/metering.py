@@ -74,6 +74,9 @@ UNSAID = 16
 
 _NO_OUTPUT = frozenset({"embeddings", "moderation", "rerank"})
 
+_ALONE = frozenset({"search_units", "video_seconds"})
+"""Meters of models that are billed in nothing else."""
+
 _NOT_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "LocalProtocolError"})
 """httpx's exceptions that prove that no request left: https://www.python-httpx.org/exceptions/."""
 
@@ -405,6 +408,8 @@ class Invocation:
                 reading.quantities, reading.options = call.counts, call.options
                 if call.most:
                     reading.estimated, reading.lower, reading.upper = True, dict.fromkeys(call.counts, 0), call.most
+            elif call.counts.keys() <= _ALONE:
+                reading.quantities, reading.options = call.counts, call.options  # there is no other way to bill it
             elif "characters" in call.counts:
                 _spoken(reading, int(call.counts["characters"]))  # this model is billed by tokens, which nobody tells
             elif "audio_seconds" in call.counts:

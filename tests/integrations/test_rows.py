@@ -24,8 +24,8 @@ MORE = {
     "compatible": 110,
     # Answers of several models in one, at their own prices, and the SKUs of three clouds.
     "anthropic": 90,
-    # What each maker whose model it hosts answers, beside its own form.
-    "bedrock": 70,
+    # What each maker whose model it hosts answers, beside its own form; guardrails, agents and knowledge bases.
+    "bedrock": 120,
     # Agents, conversations, fill-in-the-middle, pages and sound beside chat.
     "mistral": 70,
 }

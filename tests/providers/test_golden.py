@@ -224,6 +224,9 @@ CASES = [
     Case("bedrock/invoke_llama", q(input_tokens=8, output_tokens=35), "0.0001437", asked="meta.llama3-70b-instruct-v1:0"),
     Case("bedrock/invoke_nova", q(input_tokens=7, cache_read_tokens=300, output_tokens=53), "0.00001764", asked="amazon.nova-lite-v1:0"),
     Case("bedrock/invoke_jamba", q(input_tokens=16, output_tokens=19), None, asked="ai21.jamba-1-5-mini-v1:0"),
+    Case("bedrock/guardrail",
+         q(guardrail_content_units=2, guardrail_topic_units=2, guardrail_word_units=2, guardrail_pii_units=2, guardrail_grounding_units=3,
+           guardrail_image_units=1, guardrail_reasoning_units=2), None, "guardrails", sdk="botocore:ApplyGuardrailResponse"),
     Case("bedrock/embed_titan", q(input_tokens=5), "0.0000001", asked="amazon.titan-embed-text-v2:0"),
     # --- Mistral: extra fields; connectors beside prompt and completion; pages; minutes
     Case("mistral/chat", q(input_tokens=600, cache_read_tokens=400, output_tokens=200), "0.000216", "mistral-small-latest",

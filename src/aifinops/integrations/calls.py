@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import weakref
@@ -188,7 +189,7 @@ class Calls:
         limit = next((found for name in route.limits if isinstance(found := _asked(body, name), int)), None)
         choices = _asked(body, route.choices)
         many = choices if isinstance(choices, int) and choices > 0 else 1
-        model = model or next((asked for name in route.named if isinstance(asked := body.get(name), str)), "")
+        model = model or next((asked for name in route.named if isinstance(asked := _asked(body, name), str)), "")
         if limit is None and route.most:
             limit = route.most.get(model)
         return Call(
@@ -236,12 +237,17 @@ def _billed(body: dict[str, Any], route: Route, files: Any, many: int) -> dict[s
     said = {meter: _asked(body, name) for meter, name in route.billed.items()}
     each = {meter: _count(route.usual.get(meter, 1) if value is None else value) for meter, value in said.items()}
     counts = {meter: count * many if route.made else count for meter, count in each.items() if count}
+    counts |= {meter: -(-counts[meter] // number) for meter, number in route.per.items() if meter in counts}
     given = ((option, _asked(body, name)) for option, name in route.given.items())
     options = tuple((option, said) for option, said in given if isinstance(said, str) and said != "auto")
     size = _size(files) if route.sound else None
     most = {}
     if size is not None:
         counts, most = {"audio_seconds": size // _USUAL_SOUND + 1}, {"audio_seconds": size // route.sound + 1}
+    elif route.split:
+        pieces = {meter: sum(len(json.dumps(one)) // route.split + 1 for one in said[meter]) for meter in counts}
+        upper = {meter: -(-pieces[meter] // route.per.get(meter, 1)) for meter in counts}
+        most = {} if upper == counts else upper
     return {"counts": counts, "most": most, "options": options, "hidden": route.hidden}
 
 
@@ -267,7 +273,7 @@ def _size(files: Any) -> int | None:
 
 
 def _count(value: Any) -> int:
-    if isinstance(value, str):
+    if isinstance(value, (str, list)):
         return len(value)
     return value if type(value) is int and value > 0 else 0
 

@@ -87,6 +87,8 @@ class Route:
             field that asks for a region. given: option of the price -> request field that says it where the answer does not.
         billed: meter -> request field that has all that is billed of it: a number, or a text whose characters count.
             usual: how many are made of it where the request does not say; else one. It is of one of the `choices` where a route has `made`.
+        per: how many of what stands there make one of a meter, where one that is begun counts whole. split: bytes of one of them from which
+            on it may count as several, so that the count is a bound.
         hidden: True for requests with input that their fields do not show (a file): what the model can read is the bound.
         sound: the fewest bytes that a second of the sound in such a file takes; 0 for other files.
         most: model -> the most output tokens of one answer, where no field of the request limits it.
@@ -94,7 +96,7 @@ class Route:
         later: words at `finish` that say that the usage is still to come: it is polled for. An empty one stands for nothing said there;
             a flag that is set says `true`.
         lines: of a batch, where it has its answers in itself. output: the file that has them. elsewhere: where it says that they are in
-            a place of the user's own. made: how much was made of what was asked for, where only that is billed.
+            a place of the user's own. traced: True for a stream that tells in its trace what each of several calls of models used. made: how much was made of what was asked for, where only that is billed.
     """
 
     operation: str
@@ -133,6 +135,8 @@ class Route:
     given: Mapping[str, str] = field(default_factory=dict)
     billed: Mapping[str, str] = field(default_factory=dict)
     usual: Mapping[str, int] = field(default_factory=dict)
+    per: Mapping[str, int] = field(default_factory=dict)
+    split: int = 0
     hidden: bool = False
     sound: int = 0
     most: Mapping[str, int] = field(default_factory=dict)
@@ -142,6 +146,7 @@ class Route:
     output: str = "output_file_id"
     elsewhere: str = ""
     made: str = ""
+    traced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
