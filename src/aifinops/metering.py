@@ -74,9 +74,6 @@ UNSAID = 16
 
 _NO_OUTPUT = frozenset({"embeddings", "moderation", "rerank"})
 
-_ALONE = frozenset({"search_units", "video_seconds"})
-"""Meters of models that are billed in nothing else."""
-
 _NOT_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "LocalProtocolError"})
 """httpx's exceptions that prove that no request left: https://www.python-httpx.org/exceptions/."""
 
@@ -95,6 +92,7 @@ class Call:
         counts: what the request alone says will be billed (`{"characters": 12}`), where that is all. most: the most of it, where
             `counts` is only expected.
         options: whatever else the request says that decides the price. hidden: True when `body` does not show all of the input.
+        alone: True when what `counts` has is billed in no other way, so that it is kept also where no price is known.
         host: who else makes a span of this call: 0 nobody, 1 somebody who can be kept from it, 2 somebody who cannot.
         unseen: True for a model that thinks in tokens which are billed and not shown.
     """
@@ -114,6 +112,7 @@ class Call:
     most: Quantities = field(default_factory=lambda: EMPTY_QUANTITIES)
     options: tuple[tuple[str, str], ...] = ()
     hidden: bool = False
+    alone: bool = False
     host: int = 0
     unseen: bool = False
 
@@ -408,8 +407,8 @@ class Invocation:
                 reading.quantities, reading.options = call.counts, call.options
                 if call.most:
                     reading.estimated, reading.lower, reading.upper = True, dict.fromkeys(call.counts, 0), call.most
-            elif call.counts.keys() <= _ALONE:
-                reading.quantities, reading.options = call.counts, call.options  # there is no other way to bill it
+            elif call.alone:
+                reading.quantities, reading.options = call.counts, call.options
             elif "characters" in call.counts:
                 _spoken(reading, int(call.counts["characters"]))  # this model is billed by tokens, which nobody tells
             elif "audio_seconds" in call.counts:

@@ -26,8 +26,8 @@ MORE = {
     "anthropic": 90,
     # What each maker whose model it hosts answers, beside its own form; guardrails, agents and knowledge bases.
     "bedrock": 120,
-    # Agents, conversations, fill-in-the-middle, pages and sound beside chat.
-    "mistral": 70,
+    # Agents, conversations, fill-in-the-middle, pages, sound and batches of them all beside chat.
+    "mistral": 100,
 }
 
 

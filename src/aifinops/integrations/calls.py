@@ -245,10 +245,10 @@ def _billed(body: dict[str, Any], route: Route, files: Any, many: int) -> dict[s
     if size is not None:
         counts, most = {"audio_seconds": size // _USUAL_SOUND + 1}, {"audio_seconds": size // route.sound + 1}
     elif route.split:
-        pieces = {meter: sum(len(json.dumps(one)) // route.split + 1 for one in said[meter]) for meter in counts}
+        pieces = {meter: sum(len(json.dumps(one, default=str)) // route.split + 1 for one in said[meter]) for meter in counts}
         upper = {meter: -(-pieces[meter] // route.per.get(meter, 1)) for meter in counts}
         most = {} if upper == counts else upper
-    return {"counts": counts, "most": most, "options": options, "hidden": route.hidden}
+    return {"counts": counts, "most": most, "options": options, "hidden": route.hidden, "alone": route.alone}
 
 
 _USUAL_SOUND = 16_000

@@ -87,6 +87,7 @@ class Route:
             field that asks for a region. given: option of the price -> request field that says it where the answer does not.
         billed: meter -> request field that has all that is billed of it: a number, or a text whose characters count.
             usual: how many are made of it where the request does not say; else one. It is of one of the `choices` where a route has `made`.
+        alone: True where what is `billed` is billed in no other way, whatever the model.
         per: how many of what stands there make one of a meter, where one that is begun counts whole. split: bytes of one of them from which
             on it may count as several, so that the count is a bound.
         hidden: True for requests with input that their fields do not show (a file): what the model can read is the bound.
@@ -135,6 +136,7 @@ class Route:
     given: Mapping[str, str] = field(default_factory=dict)
     billed: Mapping[str, str] = field(default_factory=dict)
     usual: Mapping[str, int] = field(default_factory=dict)
+    alone: bool = False
     per: Mapping[str, int] = field(default_factory=dict)
     split: int = 0
     hidden: bool = False

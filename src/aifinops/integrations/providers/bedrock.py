@@ -89,7 +89,7 @@ _RETRIEVED = Route(  # what was found by which model of embeddings is said in th
 _RERANKED = Route(
     "rerank", {}, ("results", "!usage", "!inputTextTokenCount"), model="", response_id="ResponseMetadata.RequestId", created="", tier="", raw="",
     named=("rerankingConfiguration.bedrockRerankingConfiguration.modelConfiguration.modelArn",),
-    billed={"search_units": "sources"}, per={"search_units": 100}, split=256,
+    billed={"search_units": "sources"}, alone=True, per={"search_units": 100}, split=256,
 )  # fmt: skip
 
 _ROUTES = {

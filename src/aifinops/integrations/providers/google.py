@@ -126,7 +126,7 @@ _JOB = replace(
 _VIDEO = Route(
     "video_generation", {}, ("done", "response"), model="", response_id="name", created="", tier="", raw="", finish="done", later=("",),
     made="#response.generateVideoResponse.generatedSamples + #response.videos", choices="parameters.sampleCount",
-    billed={"video_seconds": "parameters.durationSeconds"}, usual={"video_seconds": 8}, given={"resolution": "parameters.resolution"},
+    billed={"video_seconds": "parameters.durationSeconds"}, usual={"video_seconds": 8}, alone=True, given={"resolution": "parameters.resolution"},
 )  # fmt: skip
 _LINES = ("batch line before 3", "batch line", "batch line of embeddings")
 

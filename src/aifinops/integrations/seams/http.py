@@ -154,7 +154,7 @@ class Seam:
         return self._calls.open_at(target, key, route, body, stream=stream, model=model, region=region, native=native)
 
     def _poll(self, url: Any, path: str) -> Opened | None:
-        found = self._calls.polled(path) if self._row.polls else None
+        found = self._calls.polled(path)
         if found is None:
             return None
         target, region = self._where(url, "")
