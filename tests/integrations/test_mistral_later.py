@@ -186,7 +186,7 @@ def test_responses_are_read_like_those_of_openai(client: Any, wire: Wire) -> Non
         "id": "resp_1", "object": "response", "created_at": AT, "completed_at": AT, "model": MODEL, "status": "completed", "output": [],
         "parallel_tool_calls": True, "tool_choice": "auto", "tools": [],
         "usage": {
-            "input_tokens": 1000, "input_tokens_details": {"cached_tokens": 400}, "output_tokens": 200,
+            "input_tokens": 1000, "input_tokens_details": {"cached_tokens": 400, "cache_write_tokens": 0}, "output_tokens": 200,
             "output_tokens_details": {"reasoning_tokens": 50}, "total_tokens": 1200,
         },
     }  # fmt: skip
