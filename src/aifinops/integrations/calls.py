@@ -167,7 +167,7 @@ class Calls:
         reader = self._readers.get((provider, ""))
         if reader is None:
             reader = self._readers[provider, ""] = Reader(self.row.other, provider)
-        return Unknown.open(call, reader)
+        return Unknown.open(call, reader, path)
 
     def path(self, url: str) -> str:
         """The path of a URL as `routes` have it."""
@@ -245,7 +245,9 @@ def _billed(body: dict[str, Any], route: Route, files: Any, many: int) -> dict[s
     if size is not None:
         counts, most = {"audio_seconds": size // _USUAL_SOUND + 1}, {"audio_seconds": size // route.sound + 1}
     elif route.split:
-        pieces = {meter: sum(len(json.dumps(one, default=str)) // route.split + 1 for one in said[meter]) for meter in counts}
+        pieces = {
+            meter: sum(len(json.dumps(one, default=str)) // route.split + 1 for one in said[meter]) for meter in counts
+        }
         upper = {meter: -(-pieces[meter] // route.per.get(meter, 1)) for meter in counts}
         most = {} if upper == counts else upper
     return {"counts": counts, "most": most, "options": options, "hidden": route.hidden, "alone": route.alone}

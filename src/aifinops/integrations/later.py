@@ -300,10 +300,13 @@ class Unknown(Watching):
     """A POST to an endpoint that no route knows."""
 
     @classmethod
-    def open(cls, call: Call, reader: Reader) -> Self | None:
+    def open(cls, call: Call, reader: Reader, path: str) -> Self | None:
         """Look at it, unless a call further out is metered."""
         watched = watch(call, _charge_usage)
-        return None if watched is None else cls(reader, watched)
+        if watched is None:
+            return None
+        watched.path = path
+        return cls(reader, watched)
 
 
 def _charge_usage(watched: Watched, reading: Reading, text: str) -> None:

@@ -137,9 +137,10 @@ class Seam:
 
     def begin(self, client: Any, request: Any) -> Opened | None:
         """Open the call of a request of an httpx client, or None when it is none that is metered."""
-        if metering.in_flight() is not None:
-            return None
         url = request.url
+        further_out = metering.in_flight()
+        if further_out is not None and not _is_another(further_out, request.method, url.path):
+            return None
         if request.method == "GET":
             return self._poll(url, url.path)
         found = self.route(url.path) if request.method == "POST" else None
@@ -213,6 +214,12 @@ class _Routes:
             if found is not None:
                 return key, route, found[1] if found.groups() else ""
         return None
+
+
+def _is_another(further_out: metering.Invocation, method: str, path: str) -> bool:
+    """Whether a request is none of what a library further out is only looking at, which may send with a client of ours."""
+    watched = further_out if type(further_out) is metering.Watched else None
+    return watched is not None and method == "POST" and not (watched.path and path.endswith(watched.path))
 
 
 def _pattern(key: str) -> re.Pattern[str]:
