@@ -1,4 +1,5 @@
-"""The seam for botocore (boto3) and aiobotocore, of which Amazon Bedrock's inference is metered and every other service left alone.
+"""The seam for botocore (boto3) and aiobotocore, of which Amazon Bedrock's inference, guardrails, agents and knowledge bases are metered and
+every other service is left alone.
 
 `_make_api_call` of the client is where every operation of every service passes, with the retries of the library inside: the tries that it
 repeats were refused. Converse answers with a dict. InvokeModel answers with a body of bytes that only the user may read, so it is seen
@@ -18,10 +19,10 @@ from urllib.parse import urlsplit
 
 from aifinops.errors import swallow
 from aifinops.integrations.calls import Calls, acalled, called, look_again, settle_body
-from aifinops.integrations.extract import Reader, StreamText, read_objects
+from aifinops.integrations.extract import Reader, StreamText, dig, read_objects
 from aifinops.integrations.passing import Opened, Passing, PassingEvents, apassed, guarded, passed
 from aifinops.integrations.patching import Patch
-from aifinops.integrations.provider import Provider
+from aifinops.integrations.provider import Provider, Route
 from aifinops.integrations.responses import reader_for
 from aifinops.reading import Reading
 from aifinops.usage import output_total
@@ -33,8 +34,20 @@ _OPERATIONS = {
     "ConverseStream": "ConverseStream",
     "InvokeModel": "InvokeModel",
     "InvokeModelWithResponseStream": "InvokeModel",
+    "ApplyGuardrail": "ApplyGuardrail",
 }
-"""Metered operation of `bedrock-runtime` -> key of its route."""
+_AGENTS = {
+    "InvokeAgent": "InvokeAgent",
+    "InvokeInlineAgent": "InvokeAgent",
+    "RetrieveAndGenerate": "RetrieveAndGenerate",
+    "RetrieveAndGenerateStream": "RetrieveAndGenerate",
+    "Retrieve": "Retrieve",
+    "Rerank": "Rerank",
+}
+_SERVICES = {"bedrock-runtime": _OPERATIONS, "bedrock-agent-runtime": _AGENTS}
+"""Service -> its metered operation -> key of the route."""
+
+_UNTRACED = "without a trace (enableTrace) an agent does not tell what its models used"
 
 _HEADERS = {
     "x-amzn-bedrock-input-token-count": "inputTokens",
@@ -70,7 +83,6 @@ class Seam:
     def __init__(self, row: Provider) -> None:
         self._row = row
         self._calls = Calls(row)
-        self._services = {"bedrock-runtime": _OPERATIONS}
 
     def patch_module(self, module: Any) -> list[Patch]:
         """Patch the base of all clients; a version without it degrades to one warning."""
@@ -99,7 +111,7 @@ class Seam:
     # --- the two colours of the last thin layer ---------------------------------------------------------------------------
 
     def _call(self, wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        operations = self._services.get(client._service_model.service_name)
+        operations = _SERVICES.get(client._service_model.service_name)
         if operations is None:
             return wrapped(*args, **kwargs)
         opened = guarded("botocore.begin", self._begin, operations, client, args, kwargs)
@@ -108,7 +120,7 @@ class Seam:
     async def _acall(
         self, wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        operations = self._services.get(client._service_model.service_name)
+        operations = _SERVICES.get(client._service_model.service_name)
         if operations is None:
             return await wrapped(*args, **kwargs)
         opened = guarded("botocore.begin", self._begin, operations, client, args, kwargs)
@@ -127,15 +139,16 @@ class Seam:
         model = _model(params.get("modelId"))
         if key == "InvokeModel" and "embed" in model:
             key = "InvokeModel embed"
+        route = self._row.routes[key]
         tier = params.get("serviceTier")
         return self._calls.open(
             client,
             _url(client.meta.endpoint_url),
             key,
-            self._row.routes[key],
+            route,
             _body(params) if key.startswith("InvokeModel") else params,
-            stream=operation.endswith("Stream"),
-            model=model,
+            stream=operation.endswith("Stream") or route.traced,
+            model=model or _named(params, route),
             region=client.meta.region_name or "",
             tier=str((tier.get("type") if isinstance(tier, dict) else tier) or ""),
         )
@@ -157,6 +170,12 @@ def _model(given: Any) -> str:
     if text.startswith("arn:") and any(f":{kind}" in text for kind in _NAMED):
         return text.rpartition("/")[2]
     return text
+
+
+def _named(params: Mapping[str, Any], route: Route) -> str:
+    """What is asked for in a request that has no id of a model."""
+    found = (dig(params, tuple(path.split("."))) for path in route.named)
+    return _model(next(filter(None, found), "")) or route.model.partition("=")[2]
 
 
 def _body(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,7 +210,7 @@ def _refused(error: BaseException) -> bool:
 
 
 def _read(opened: Opened, answer: dict[str, Any]) -> None:
-    body = answer.get("stream", answer.get("body"))
+    body = next((answer[name] for name in ("stream", "body", "completion") if name in answer), None)
     if hasattr(body, "_event_generator"):
         _Messages(opened, answer).watch(body)
     elif hasattr(body, "_raw_stream"):
@@ -346,12 +365,22 @@ class _Messages(PassingEvents):
     def _read(self, reader: Reader) -> tuple[Reading | None, StreamText, Any]:
         messages = list(self.events)
         self.events.clear()
+        if reader.route.traced:
+            return self._traced([_decoded(message) for message in messages], reader)
         edges = messages if len(messages) <= 2 * _EDGE else [*messages[:_EDGE], *messages[-_EDGE:]]
         reading, came = self._usage(edges, reader), StreamText()
         if reading is None:
             _, came = read_objects([_decoded(message) for message in messages], reader)
         came.finished = came.finished or self.ended
         return reading, came, self._told
+
+    def _traced(self, events: list[Any], reader: Reader) -> tuple[Reading | None, StreamText, Any]:
+        """What an agent's trace tells of each call of a model; without it nobody knows how many there were."""
+        came = StreamText()
+        invocations = _invocations(events)
+        came.finished = self.ended or not invocations
+        reading = reader.tolerant({"invocations": invocations, "id": self._told["ResponseMetadata"]["RequestId"]})
+        return reading or Reading(notes=(_UNTRACED,)), came, self._told
 
     def _usage(self, messages: list[Any], reader: Reader) -> Reading | None:
         events = [event for event in map(_decoded, messages) if event]
@@ -367,6 +396,21 @@ class _Messages(PassingEvents):
         if reading is None:
             reading, _ = read_objects(events, reader)
         return None if reading is None else _with(reading, self._told, reader)
+
+
+def _invocations(events: list[Any]) -> list[dict[str, Any]]:
+    """The calls of models in the trace of an agent: each says its model when it begins and its usage when it ends."""
+    models: dict[str, str] = {}
+    found = []
+    for event in events:
+        for step in (dig(event, ("trace", "trace")) or {}).values():
+            asked, told = dig(step, ("modelInvocationInput",)), dig(step, ("modelInvocationOutput",))
+            if asked:
+                models[asked.get("traceId")] = _model(asked.get("foundationModel"))
+            usage = dig(told, ("metadata", "usage"))
+            if usage:
+                found.append({"model": models.get(told.get("traceId"), ""), "usage": usage})
+    return found
 
 
 def _opening(event: dict[str, Any]) -> dict[str, Any] | None:
