@@ -27,7 +27,7 @@ from aifinops.errors import BudgetExceeded, UnknownModel, swallow
 from aifinops.money import to_nanos
 from aifinops.pricing import tokens
 from aifinops.pricing.match import provider_id
-from aifinops.reading import Reading, amounts_of, price, with_parts
+from aifinops.reading import Reading, amounts_of, believed, price, with_parts
 from aifinops.scope import Scope, current
 from aifinops.tags import Tags, make_tags, merge
 from aifinops.telemetry import attributes as span_attributes
@@ -95,6 +95,7 @@ class Call:
         alone: True when what `counts` has is billed in no other way, so that it is kept also where no price is known.
         host: who else makes a span of this call: 0 nobody, 1 somebody who can be kept from it, 2 somebody who cannot.
         unseen: True for a model that thinks in tokens which are billed and not shown.
+        loose: tells of the body whether more may be billed than its output limit says; None where the limit holds for all of it.
     """
 
     provider: str
@@ -115,12 +116,24 @@ class Call:
     alone: bool = False
     host: int = 0
     unseen: bool = False
+    loose: Callable[[Any], bool] | None = None
 
     def output_bound(self) -> int | None:
         """The most output tokens, over all choices; None when the request states no limit."""
         if self.operation in _NO_OUTPUT:
             return 0
         return None if self.max_output is None else self.max_output * self.choices
+
+    def output_cap(self, text: str = "") -> int | None:
+        """The most output tokens that can have been billed by the caller's own limit; None where that does not bind.
+
+        Args:
+            text: what came. Far more than the limit has room for was written by a server that does not heed it.
+        """
+        bound = self.output_bound()
+        if not bound or (self.loose is not None and self.loose(self.body)):
+            return None
+        return bound if len(text.encode()) <= BYTES_PER_TOKEN_MOST * (bound + UNSAID) else None
 
 
 _in_flight: ContextVar[Invocation | None] = ContextVar("aifinops_in_flight", default=None)
@@ -434,7 +447,10 @@ class Invocation:
         told = reading.quantities
         made, visible = int(output_total(told)), int(told.get("output_tokens", 0))
         counted = max(made, _about(output_text, self.call.model), chunks)
-        most = max(counted, len(output_text.encode()), self.call.output_bound() or 0)
+        most = max(counted, len(output_text.encode()), self._allowance())
+        cap = self.call.output_cap(output_text)
+        if cap is not None:  # what was told is more than a limit: it is billed
+            counted, most = max(made, min(counted, cap)), max(made, min(most, cap))
         reading.estimated = True
         reading.lower = told
         reading.quantities = {**told, "output_tokens": visible + counted - made}
@@ -482,10 +498,15 @@ class Invocation:
 
     def _amounts(self, reading: Reading) -> Amounts:
         """What an answer cost, in the integers of the ledger."""
-        if reading.reported is None and (reading.problem or not reading.quantities):
-            return Amounts(None, self.currency, "unknown", None, nanos(self.upper))
+        untold = bool(reading.problem) or not reading.quantities
         try:
-            return self._quick(reading) or amounts_of(self._price(reading), reading.reported)
+            if not untold and (quick := self._quick(reading)) is not None:
+                return quick
+            cost = self._price(reading) if not untold or reading.reported is not None else _UNTOLD
+            reported = believed(cost, reading.reported, self.call.model, reading.model)
+            if untold and reported is None:
+                return Amounts(None, self.currency, "unknown", None, nanos(self.upper))
+            return amounts_of(cost, reported)
         except Exception as failure:  # losing the price never loses the usage
             swallow("metering.price", failure)
             return Amounts(None, "USD", "unknown", None, None)
@@ -651,10 +672,11 @@ class Invocation:
         call = self.call
         prompt, messages = _prompt(call.body)
         size = len(output_text.encode())
-        output_mid = max(_about(output_text, call.model), chunks)
         most = size + UNSAID if complete and not call.unseen else max(size + UNSAID, self._allowance())
-        if not complete:
-            output_mid = min(output_mid + ALLOWANCE, most)
+        cap = call.output_cap(output_text)
+        if cap is not None:
+            most, chunks = min(most, cap), min(chunks, cap)
+        output_mid = min(max(_about(output_text, call.model), chunks) + (0 if complete else ALLOWANCE), most)
         told = reading.quantities  # the input, where the answer told it before it broke off
         reading.estimated = True
         least = told or {"input_tokens": len(prompt.encode()) // (BYTES_PER_TOKEN_MOST * CACHED_AT_LEAST)}
@@ -665,7 +687,7 @@ class Invocation:
             return
         reading.quantities = {**middle, "output_tokens": output_mid}
         reading.lower = {**least, "output_tokens": chunks}
-        reading.upper = {**upper, "output_tokens": max(most, output_mid)}
+        reading.upper = {**upper, "output_tokens": most}
 
     def _prompt_bound(self) -> int:
         call = self.call
@@ -677,9 +699,13 @@ class Invocation:
         """The most output tokens of an answer whose end was not seen: the provider may have written on, and billed it."""
         call, book = self.call, self.engines.book
         stated = call.output_bound()
-        if stated is not None:
+        if stated is not None and (not stated or call.output_cap() is not None):
             return stated
-        return (book.output_limit(call.provider, call.model) or 0) * call.choices
+        return max(stated or 0, (book.output_limit(call.provider, call.model) or 0) * call.choices)
+
+
+_UNTOLD = Cost(None, basis="unknown")
+"""The cost of what was not counted."""
 
 
 def _spoken(reading: Reading, characters: int) -> None:

@@ -198,7 +198,7 @@ CASES = [
          asked="gemini-2.5-flash-native-audio-preview-09-2025", sdk="google.genai.types:LiveServerMessage"),
     Case("google/interaction",
          q(input_tokens=570, input_audio_tokens=200, cache_read_tokens=300, output_tokens=100, reasoning_tokens=50,
-           web_search_requests=2), "0.070755", "gemini-2.5-flash"),
+           web_search_requests=1), "0.035755", "gemini-2.5-flash"),
     Case("google/interaction_steps", INTERACTION, None, "gemini-2.5-flash", tier="flex", sdk="google.genai.interactions:Interaction"),
     Case("google/interaction_completed", INTERACTION, "0.035615", "gemini-2.5-flash",
          sdk="google.genai.interactions:InteractionCompletedEvent"),

@@ -8,14 +8,16 @@ import os
 import re
 import weakref
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from aifinops import metering
 from aifinops.errors import swallow
-from aifinops.integrations import others
+from aifinops.integrations import amazon, others
 from aifinops.integrations.extract import Reader, dig, first_event, read_events
 from aifinops.integrations.later import Files, Later, Lines, Poll, Unknown
 from aifinops.integrations.passing import Opened, Tap, guarded
+from aifinops.integrations.paths import compiled
 from aifinops.integrations.provider import Provider, Route
 from aifinops.integrations.registry import answers, knows
 from aifinops.metering import Call
@@ -186,9 +188,9 @@ class Calls:
         region: str,
         tier: str,
     ) -> Call:
-        limit = next((found for name in route.limits if isinstance(found := _asked(body, name), int)), None)
-        choices = _asked(body, route.choices)
-        many = choices if isinstance(choices, int) and choices > 0 else 1
+        # -1 is how some servers are told that there is none.
+        limit = next((found for name in route.limits if type(found := _asked(body, name)) is int and found >= 0), None)
+        written, shown = _answers(body, route.choices)
         model = model or next((asked for name in route.named if isinstance(asked := _asked(body, name), str)), "")
         if limit is None and route.most:
             limit = route.most.get(model)
@@ -199,12 +201,13 @@ class Calls:
             body=body,
             stream=stream,
             max_output=limit,
-            choices=many,
+            choices=written,
             tier=_dearer(tier, route) if tier else _tier(body, route),
             facts={**facts, **route.facts} if route.facts else facts,
             region=region or _region(body, route) or self.row.residency.get(facts["server.address"], ""),
-            unseen=bool(route.unseen) and model.startswith(route.unseen),
-            **_billed(body, route, files, many) if route.billed or route.hidden else _NOTHING,
+            unseen=written > shown or (bool(route.unseen) and model.startswith(route.unseen)),
+            loose=_looseness(route.loose) if route.loose else None,
+            **_billed(body, route, files, written) if route.billed or route.hidden else _NOTHING,
         )
 
     def target(self, client: Any, url: Any) -> _Target:
@@ -301,6 +304,18 @@ def _region(body: dict[str, Any], route: Route) -> str:
 
 def _asked(body: dict[str, Any], name: str) -> Any:
     return body.get(name) if "." not in name else dig(body, tuple(name.split(".")))
+
+
+def _answers(body: dict[str, Any], names: str) -> tuple[int, int]:
+    """How many answers a request has written, and how many it is shown: a list of fields, of which the last says that."""
+    counts = [found if type(found := _asked(body, name)) is int and found > 0 else 1 for name in names.split("|")]
+    return max(counts), counts[-1]
+
+
+@lru_cache(maxsize=64)
+def _looseness(text: str) -> Callable[[Any], bool]:
+    expression = compiled(text)
+    return lambda body: expression.any({"request": body})
 
 
 def path_of(url: str) -> str:
@@ -410,7 +425,7 @@ def failed(opened: Opened, error: BaseException, refused: Refused | None = None)
     try:
         http, invocation.answer = invocation.answer, None
         if http is not None and http.is_success and http.is_closed:
-            reading, _ = read_events(http.content, opened.reader)
+            reading = _read_whole(http, opened.reader)
             if reading is not None:
                 invocation.leave()
                 invocation.settle(reading, "error", error)
@@ -433,7 +448,7 @@ def settle(opened: Opened, result: Any, http: Any) -> None:
     if hasattr(result, "usage"):
         reading = reader.tolerant(result)
     elif http is not None:
-        reading, _ = read_events(http.content, reader)
+        reading = _read_whole(http, reader)
     if reading is not None:
         invocation.settle(reading)
         return
@@ -445,3 +460,13 @@ def settle(opened: Opened, result: Any, http: Any) -> None:
         invocation.settle(reading)
         return
     opened.unsaid(reader.describe(body), reader.text(body), 0, "ok")
+
+
+def _read_whole(http: Any, reader: Reader) -> Reading | None:
+    """The usage of an answer of httpx that was read to its end."""
+    if not reader.route.makers:
+        return read_events(http.content, reader)[0]
+    told = amazon.told_of(http.headers)
+    if "eventstream" in http.headers.get("content-type", ""):
+        return amazon.read_stream(amazon.frames(http.content), told, reader)[0]
+    return amazon.read_whole(first_event(http.content), told, reader)

@@ -239,11 +239,8 @@ class Reader:
         self._known = _known(route)
         self._below = self._counter.below(route.raw, self._known)
         self._has_late = bool(self._counter._late)
-        self._tools = [
-            (meter, expression, expression.roots(), expression.needs(route.raw))
-            for meter, text in route.tools.items()
-            for expression in (compiled(text),)
-        ]
+        self._tools = _tools(route.tools, route.raw)
+        self._tools_of = [(begin, _tools(tools, route.raw)) for begin, tools in route.tools_of.items()]
         self._offered = route.offered
         self._parts = [_Parts(row, route.raw) for row in route.parts]
         self._model = _place(route.model)
@@ -309,7 +306,7 @@ class Reader:
     def _beside(self, reading: Reading, counts: _Counts, ask: Getter, body: Any) -> None:
         """What is counted outside the usage object: tools, and parts of several models."""
         kept = reading.raw or _NOTHING
-        for meter, expression, roots, needs in self._tools:
+        for meter, expression, roots, needs in self._tools_for(reading.model):
             if any(map(ask, roots)) if needs is None else not needs.isdisjoint(kept):
                 value = expression.number(meter, body)
                 if value:
@@ -329,12 +326,21 @@ class Reader:
 
     def most_tools(self, reading: Reading, events: list[Any]) -> Reading:
         """Count tools over the events of a stream, of which any may tell them: of each the most, since events repeat."""
-        for meter, expression, roots, _ in self._tools:
+        for meter, expression, roots, _ in self._tools_for(reading.model):
             for event in events:
                 ask = getter(event)
                 if ask is not None and any(map(ask, roots)) and (value := expression.number(meter, event)):
                     reading.quantities = {**reading.quantities, meter: max(value, reading.quantities.get(meter, 0))}
         return reading
+
+    def _tools_for(self, model: str) -> _Tools:
+        """How the tools of a model are counted, by the model that answered: one that is asked for by an alias may be of any generation."""
+        if self._tools_of:
+            name = model.rpartition("/")[2]
+            for begin, tools in self._tools_of:
+                if name.startswith(begin):
+                    return tools
+        return self._tools
 
     def describe(self, body: Any) -> Reading:
         """Model, id and tier of a body without usage."""
@@ -426,6 +432,15 @@ class Reader:
     def text(self, body: Any) -> str:
         """All generated text of a body or a stream event."""
         return "".join(text for path in self._text for text in _texts(body, path))
+
+
+_Tools = list[tuple[str, Expression, tuple[str, ...], frozenset[str] | None]]
+
+
+def _tools(paths: Mapping[str, str], raw: str) -> _Tools:
+    """(meter, where, names of the body and of the usage object of which one must be there) of each tool."""
+    found = ((meter, compiled(text)) for meter, text in paths.items())
+    return [(meter, expression, expression.roots(), expression.needs(raw)) for meter, expression in found]
 
 
 _NO_NAMES: Mapping[str, str] = {}
@@ -752,6 +767,7 @@ def _known(route: Route) -> _Known:
     """Every path of a row that lies below its usage object."""
     known = _Known()
     texts = [*route.usage.values(), *route.tools.values(), *route.known, route.reported, route.tier, route.region]
+    texts += [text for tools in route.tools_of.values() for text in tools.values()]
     texts += [*(row.path for row in route.parts), *route.notes, *route.options.values()]
     known.names.update(route.also)  # kept with it
     prefix = [*route.raw.split(".")] if route.raw else []

@@ -63,16 +63,20 @@ class Route:
         operation: OpenTelemetry's `gen_ai.operation.name`.
         usage: meter, or name of an inclusive count -> where; what is absent was not reported. An answer without any has no usage.
         signs: by which a body is known without its path, all of them: `path`, `!path` (not there), `path=value,value`.
-        tools: meters that are counted beside the usage, of an answer that has some. offered: the list of tools that the answer repeats
+        tools: meters that are counted beside the usage, of an answer that has some. tools_of: beginning of the name of a model that
+            answered -> its tools, in place of these. offered: the list of tools that the answer repeats
             from the request; when it is empty none were used, and nobody looks for them.
         parts: usage of several models in one answer.
+        makers: True for answers in the form of whoever made the model, with the counts in headers beside it: Amazon's InvokeModel.
         event: where a stream's event keeps the body (`response` for the Responses API), empty for the event itself.
         merge: stream events that add to one another, and where each keeps its piece of the body; empty when the last one says all.
         running: True when every event of a stream repeats the usage so far, which is final only where `finish` stands.
         ended: `type` of the event that ends a stream, where no `[DONE]` does.
         text: paths of generated text, in bodies and stream events; counted when a stream ends without usage.
         named: request fields that name what is asked for, first one wins.
-        limits: request fields (plain paths) that state the output limit, first one wins. choices: the field that multiplies it.
+        limits: request fields (plain paths) that state the output limit, first one wins. loose: where in a request (below `request`) it
+            says something by which more may be billed than the limit, as tools of the provider do, or thoughts that are beside it.
+        choices: the field that multiplies it; `a|b` for answers that are written and those of them that are shown.
         usage_option: `field.flag` of a request for a stream that makes it end with its usage, in an event that has no choices.
         unseen: beginnings of the names of models that think in billed tokens which no event of a stream shows.
         model, response_id, created, finish: in the body.
@@ -106,6 +110,8 @@ class Route:
     tools: Mapping[str, str] = field(default_factory=dict)
     offered: str = ""
     parts: tuple[Parts, ...] = ()
+    tools_of: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    makers: bool = False
     event: str = ""
     merge: tuple[tuple[str, str], ...] = ()
     running: bool = False
@@ -113,6 +119,7 @@ class Route:
     text: tuple[str, ...] = ()
     named: tuple[str, ...] = ("model",)
     limits: tuple[str, ...] = ()
+    loose: str = ""
     usage_option: str = ""
     unseen: tuple[str, ...] = ()
     choices: str = "n"

@@ -38,6 +38,7 @@ _CONVERSE = Route(
 _INVOKE = replace(
     _CONVERSE,
     signs=("InvokeModel",),
+    makers=True,
     text=(
         "completion", "generation", "outputText", "results.outputText", "outputs.text", "generations.text", "text", "content.text", "delta.text",
         "choices.message.content", "choices.delta.content", "choices.text", *_CONVERSE.text,
@@ -46,6 +47,7 @@ _INVOKE = replace(
         "max_tokens", "max_completion_tokens", "max_gen_len", "max_tokens_to_sample", "maxTokens", "inferenceConfig.maxTokens",
         "inferenceConfig.max_new_tokens", "textGenerationConfig.maxTokenCount",
     ),
+    choices="num_generations|numResults|n",
 )  # fmt: skip
 _TITAN = Route(
     "chat", {"input_tokens": "inputTextTokenCount", "output_tokens": "results[].tokenCount"}, ("results", "inputTextTokenCount"),

@@ -43,29 +43,29 @@ _TIERS = {
 }  # fmt: skip
 _GROUNDED = "candidates[].groundingMetadata"
 
-# https://ai.google.dev/gemini-api/docs/pricing: from Gemini 3 on each search is billed, before that each prompt with searches.
+# https://ai.google.dev/gemini-api/docs/pricing: from Gemini 3 on each search is billed, before that each prompt with searches. What is not
+# named is taken for a newer model.
+_OLDER = ("gemini-1", "gemini-2", "gemini-live-2", "gemini-exp-1")
 _CONTENT = Route(
     "generate_content", _USAGE, ("usageMetadata",),
     tools={
         "web_search_requests": f"#{_GROUNDED}.webSearchQueries", "image_search_requests": f"#{_GROUNDED}.imageSearchQueries",
         "maps_requests": f"?{_GROUNDED}.googleMapsWidgetContextToken",
     },
+    tools_of={
+        begin: {
+            "web_search_requests": f"?{_GROUNDED}.webSearchQueries[]", "image_search_requests": f"#{_GROUNDED}.imageSearchQueries",
+            "maps_requests": f"?{_GROUNDED}.googleMapsWidgetContextToken",
+        }
+        for begin in _OLDER
+    },
     running=True, text=("candidates.content.parts.text",), limits=("generationConfig.maxOutputTokens",),
     choices="generationConfig.candidateCount", model="modelVersion", response_id="responseId", created="",
     tier=f"{_U}trafficType | {_U}serviceTier", tiers=_TIERS, finish="candidates.finishReason", raw="usageMetadata",
     known=(f"{_U}totalTokenCount",),
 )  # fmt: skip
-_OLDER = {**_CONTENT.tools, "web_search_requests": f"?{_GROUNDED}.webSearchQueries[]"}
-# Every snapshot by name: what is not named is taken for a newer model, where each search is billed.
-_OLD = (
-    "gemini-2.0-flash", "gemini-2.0-flash-001", "gemini-2.0-flash-exp", "gemini-2.0-flash-lite", "gemini-2.0-flash-lite-001",
-    "gemini-2.0-pro-exp-02-05", "gemini-2.5-flash", "gemini-2.5-flash-preview-04-17", "gemini-2.5-flash-preview-05-20",
-    "gemini-2.5-flash-preview-09-2025", "gemini-2.5-flash-lite", "gemini-2.5-flash-lite-preview-06-17",
-    "gemini-2.5-flash-lite-preview-09-2025", "gemini-2.5-pro", "gemini-2.5-pro-exp-03-25", "gemini-2.5-pro-preview-03-25",
-    "gemini-2.5-pro-preview-05-06", "gemini-2.5-pro-preview-06-05",
-)  # fmt: skip
-
 _I = "usage."
+_TOOLS = {"web_search_requests": "google_search", "maps_requests": "google_maps"}
 # https://ai.google.dev/api/interactions-api: a stream's last event has the interaction; what is made in the background is asked for.
 _INTERACTION = Route(
     "generate_content",
@@ -79,9 +79,10 @@ _INTERACTION = Route(
         **{f"output_{kind}_tokens": f"{_I}output_tokens_by_modality[modality={kind}].tokens" for kind in _KINDS},
     },
     ("usage.total_input_tokens",),
-    tools={
-        "web_search_requests": f"{_I}grounding_tool_count[type=google_search].count",
-        "maps_requests": f"{_I}grounding_tool_count[type=google_maps].count",
+    tools={meter: f"{_I}grounding_tool_count[type={tool}].count" for meter, tool in _TOOLS.items()},
+    tools_of={
+        begin: {meter: f"?{_I}grounding_tool_count[type={tool}][count!=0].type" for meter, tool in _TOOLS.items()}
+        for begin in _OLDER
     },
     event="interaction", text=("steps.content.text", "outputs.text", "delta.text", "delta.content.text"), unseen=("gemini-",),
     limits=("generation_config.max_output_tokens",), choices="", named=("model", "agent"), model="model | agent", created="created", tier="service_tier", tiers=_TIERS,
@@ -150,14 +151,10 @@ GOOGLE = Provider(
     files={"/files/{}:download": _LINES},
     # The first word of a key is the method of the call, a second one how the names of its models begin.
     routes={
-        "generateContent before 3": replace(_CONTENT, signs=("usageMetadata", f"modelVersion={','.join(_OLD)}"), tools=_OLDER),
         "generateContent": _CONTENT,
         "interactions": replace(_INTERACTION, event=""),
         "/interactions": replace(_INTERACTION, signs=("interaction.usage",)),
         "/decisions": replace(_INTERACTION, event="", signs=("answers", "usage.total_input_tokens"), text=(), later=()),
-        "batch line before 3": replace(
-            _CONTENT, signs=("response.usageMetadata", f"response.modelVersion={','.join(_OLD)}"), event="response", tier="=batch", tools=_OLDER,
-        ),
         "batch line": replace(_CONTENT, signs=("response.usageMetadata",), event="response", tier="=batch"),
         "batch line of embeddings": replace(
             _EMBEDDING, usage={"input_total": "tokenCount"}, signs=("response.tokenCount",), event="response", tier="=batch", raw="",

@@ -106,8 +106,8 @@ RESPONSES = Route(
     later=("queued", "in_progress"),
 )  # fmt: skip
 COMPLETIONS = Route(
-    "text_completion", COMPLETION_USAGE, ("object=text_completion",), text=("choices.text",), limits=("max_tokens",), usage_option=_USAGE_OPTION,
-    finish="choices.finish_reason", known=COMPLETION_KNOWN,
+    "text_completion", COMPLETION_USAGE, ("object=text_completion",), text=("choices.text",), limits=("max_tokens",), choices="best_of|n",
+    usage_option=_USAGE_OPTION, finish="choices.finish_reason", known=COMPLETION_KNOWN,
 )  # fmt: skip
 EMBEDDINGS = Route(
     "embeddings", {"input_total": "usage.prompt_tokens | usage.total_tokens"}, ("object=list",), response_id="", created="", tier="",

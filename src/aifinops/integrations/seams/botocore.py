@@ -9,7 +9,6 @@ bytes into, before it parses them: per message that is one append.
 
 from __future__ import annotations
 
-import base64
 import json
 import sys
 import weakref
@@ -18,14 +17,13 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from aifinops.errors import swallow
+from aifinops.integrations import amazon
 from aifinops.integrations.calls import Calls, acalled, called, look_again, settle_body
-from aifinops.integrations.extract import Reader, StreamText, dig, read_objects
+from aifinops.integrations.extract import Reader, StreamText, dig
 from aifinops.integrations.passing import Opened, Passing, PassingEvents, apassed, guarded, passed
 from aifinops.integrations.patching import Patch
 from aifinops.integrations.provider import Provider, Route
-from aifinops.integrations.responses import reader_for
 from aifinops.reading import Reading
-from aifinops.usage import output_total
 
 __all__ = ["Seam"]
 
@@ -49,26 +47,8 @@ _SERVICES = {"bedrock-runtime": _OPERATIONS, "bedrock-agent-runtime": _AGENTS}
 
 _UNTRACED = "without a trace (enableTrace) an agent does not tell what its models used"
 
-_HEADERS = {
-    "x-amzn-bedrock-input-token-count": "inputTokens",
-    "x-amzn-bedrock-output-token-count": "outputTokens",
-    "x-amzn-bedrock-cache-read-input-token-count": "cacheReadInputTokens",
-    "x-amzn-bedrock-cache-write-input-token-count": "cacheWriteInputTokens",
-}
-_METRICS = "amazon-bedrock-invocationMetrics"
-_COUNTS = {
-    "inputTokenCount": "inputTokens",
-    "outputTokenCount": "outputTokens",
-    "cacheReadInputTokenCount": "cacheReadInputTokens",
-    "cacheWriteInputTokenCount": "cacheWriteInputTokens",
-}
-"""What InvokeModel tells in its headers, and its stream in the last message -> the word of Converse."""
-
 _NAMED = ("inference-profile/", "foundation-model/")
 """Kinds of ARN that end with the id of a model."""
-
-_EDGE = 6
-"""Messages at either end of a stream among which those are that tell its usage."""
 
 
 class _Url(NamedTuple):
@@ -218,39 +198,18 @@ def _read(opened: Opened, answer: dict[str, Any]) -> None:
     elif body is None:
         settle_body(opened, answer)
     else:  # a body of a version that cannot be seen
-        opened.invocation.settle(_with(None, _told(answer), opened.reader) or Reading())
+        opened.invocation.settle(amazon.beside(None, _told(answer), opened.reader) or Reading())
 
 
 def _told(answer: dict[str, Any]) -> dict[str, Any]:
     """What an answer tells beside its body, in the words of Converse. It is copied, since the answer is the user's."""
     about = answer.get("ResponseMetadata") or {}
-    headers = about.get("HTTPHeaders") or {}
-    usage = {word: int(headers[name]) for name, word in _HEADERS.items() if str(headers.get(name, "")).isdecimal()}
-    return {
-        "ResponseMetadata": {"RequestId": about.get("RequestId")},
-        "usage": usage or None,
-        "serviceTier": {"type": answer.get("serviceTier")},
-        "performanceConfig": {"latency": answer.get("performanceConfigLatency") or "standard"},
-    }
-
-
-def _with(reading: Reading | None, told: dict[str, Any], reader: Reader) -> Reading | None:
-    """Add what only the headers tell to what a body says; without a body's usage theirs is it."""
-    headers = reader.tolerant(told)
-    if reading is None:
-        return headers
-    beside = headers or reader.describe(told)
-    if not output_total(reading.quantities) and not reading.problem:  # a guardrail leaves it out
-        made = {name: count for name, count in beside.quantities.items() if name == "output_tokens"}
-        reading.quantities = {**reading.quantities, **made}
-    reading.tier = reading.tier or beside.tier
-    reading.options = reading.options or beside.options
-    reading.response_id = reading.response_id or beside.response_id
-    return reading
-
-
-def _form(body: Any) -> Reader | None:
-    return reader_for(body, "aws.bedrock") if isinstance(body, dict) else None
+    return amazon.told_of(
+        about.get("HTTPHeaders") or {},
+        request_id=about.get("RequestId"),
+        tier=answer.get("serviceTier"),
+        latency=answer.get("performanceConfigLatency"),
+    )
 
 
 class _Whole(Passing):
@@ -323,8 +282,7 @@ class _Whole(Passing):
         except ValueError:  # not read to its end, or an image
             body = None
         self.kept.clear()
-        form, came = _form(body), StreamText()
-        reading = _with(form.tolerant(body) if form is not None else None, self._told, reader)
+        reading, came = amazon.read_whole(body, self._told, reader), StreamText()
         if reading is None and body is not None:
             came.text = reader.text(body)
         came.finished = True
@@ -363,14 +321,11 @@ class _Messages(PassingEvents):
             self.finish()
 
     def _read(self, reader: Reader) -> tuple[Reading | None, StreamText, Any]:
-        messages = list(self.events)
+        frames = [(message.headers.get(":event-type", ""), message.payload) for message in self.events]
         self.events.clear()
         if reader.route.traced:
-            return self._traced([_decoded(message) for message in messages], reader)
-        edges = messages if len(messages) <= 2 * _EDGE else [*messages[:_EDGE], *messages[-_EDGE:]]
-        reading, came = self._usage(edges, reader), StreamText()
-        if reading is None:
-            _, came = read_objects([_decoded(message) for message in messages], reader)
+            return self._traced([amazon.decoded(*frame) for frame in frames], reader)
+        reading, came = amazon.read_stream(frames, self._told, reader)
         came.finished = came.finished or self.ended
         return reading, came, self._told
 
@@ -381,21 +336,6 @@ class _Messages(PassingEvents):
         came.finished = self.ended or not invocations
         reading = reader.tolerant({"invocations": invocations, "id": self._told["ResponseMetadata"]["RequestId"]})
         return reading or Reading(notes=(_UNTRACED,)), came, self._told
-
-    def _usage(self, messages: list[Any], reader: Reader) -> Reading | None:
-        events = [event for event in map(_decoded, messages) if event]
-        reading: Reading | None = None
-        form = next((found for event in events for found in (_form(_opening(event)),) if found is not None), None)
-        if form is not None:
-            reading, _ = read_objects(events, form)
-        for event in reversed(events):
-            counts = event.get(_METRICS)
-            if reading is None and isinstance(counts, dict):
-                usage = {word: counts[name] for name, word in _COUNTS.items() if name in counts}
-                reading = reader.tolerant({**self._told, "usage": usage})
-        if reading is None:
-            reading, _ = read_objects(events, reader)
-        return None if reading is None else _with(reading, self._told, reader)
 
 
 def _invocations(events: list[Any]) -> list[dict[str, Any]]:
@@ -411,23 +351,6 @@ def _invocations(events: list[Any]) -> list[dict[str, Any]]:
             if usage:
                 found.append({"model": models.get(told.get("traceId"), ""), "usage": usage})
     return found
-
-
-def _opening(event: dict[str, Any]) -> dict[str, Any] | None:
-    """Of the makers that have a stream of their own, what the first event says of the form of them all."""
-    begun = event.get("message") if event.get("type") == "message_start" else event
-    return begun if isinstance(begun, dict) and ("type" in begun or "object" in begun) else None
-
-
-def _decoded(message: Any) -> dict[str, Any]:
-    """A message as what it says: an event of Converse under its name, a chunk of InvokeModel as the maker's own event."""
-    try:
-        said = json.loads(message.payload)
-        name = message.headers.get(":event-type", "")
-        found = json.loads(base64.b64decode(said["bytes"])) if name == "chunk" else {name: said}
-    except (ValueError, KeyError, TypeError):  # damaged; the others still count
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _close_patch() -> list[Patch]:

@@ -47,11 +47,10 @@ class _Form(NamedTuple):
 
     key: str
     route: Route
-    models: frozenset[str]
     prefix: str
 
     def is_for(self, model: str) -> bool:
-        return model in self.models or bool(self.prefix and model.startswith(self.prefix))
+        return bool(self.prefix and model.startswith(self.prefix))
 
 
 class Seam:
@@ -210,12 +209,9 @@ def _forms(row: Provider) -> dict[str, list[_Form]]:
     methods: dict[str, list[_Form]] = {}
     for key, route in row.routes.items():
         method, _, word = key.partition(" ")
-        named = next((sign.partition("=")[2] for sign in route.signs if sign.startswith(f"{route.model}=")), "")
-        methods.setdefault(method, []).append(
-            _Form(key, route, frozenset(filter(None, named.split(","))), "" if named else word)
-        )
+        methods.setdefault(method, []).append(_Form(key, route, word))
     for forms in methods.values():
-        forms.sort(key=lambda form: not (form.models or form.prefix))
+        forms.sort(key=lambda form: not form.prefix)
     methods["streamGenerateContent"] = methods["generateContent"]
     return {name: forms for name, forms in methods.items() if any(not form.prefix for form in forms)}
 

@@ -212,7 +212,7 @@ class _Routes:
         for pattern, key, route in self._patterns:
             found = pattern.search(path)
             if found is not None:
-                return key, route, found[1] if found.groups() else ""
+                return key, route, path[found.start(1) : found.end(found.re.groups)] if found.re.groups else ""
         return None
 
 
