@@ -92,6 +92,7 @@ class Call:
         counts: what the request alone says will be billed (`{"characters": 12}`), where that is all. most: the most of it, where
             `counts` is only expected.
         options: whatever else the request says that decides the price. hidden: True when `body` does not show all of the input.
+        alone: True when what `counts` has is billed in no other way, so that it is kept also where no price is known.
         host: who else makes a span of this call: 0 nobody, 1 somebody who can be kept from it, 2 somebody who cannot.
         unseen: True for a model that thinks in tokens which are billed and not shown.
         loose: tells of the body whether more may be billed than its output limit says; None where the limit holds for all of it.
@@ -112,6 +113,7 @@ class Call:
     most: Quantities = field(default_factory=lambda: EMPTY_QUANTITIES)
     options: tuple[tuple[str, str], ...] = ()
     hidden: bool = False
+    alone: bool = False
     host: int = 0
     unseen: bool = False
     loose: Callable[[Any], bool] | None = None
@@ -193,7 +195,7 @@ def begin(call: Call) -> Invocation | None:
     Raises:
         BudgetExceeded: when a budget has no room; nothing was sent.
     """
-    if _in_flight.get() is not None:
+    if _is_owned():
         return None
     try:
         return _begin(call)
@@ -225,7 +227,7 @@ def observe(call: Call) -> Invocation | None:
     Returns:
         None as in `begin`. What is opened is not the call of this context: nothing needs to `leave` it.
     """
-    if _in_flight.get() is not None:
+    if _is_owned():
         return None
     try:
         engines = runtime.get()
@@ -242,6 +244,12 @@ def observe(call: Call) -> Invocation | None:
     except Exception as failure:  # what is under way goes on
         swallow("metering.observe", failure)
         return None
+
+
+def _is_owned() -> bool:
+    """Whether a call further out is metered. One that is only looked at is not: what is called inside it is a call of its own."""
+    further_out = _in_flight.get()
+    return further_out is not None and type(further_out) is not Watched
 
 
 def in_flight() -> Invocation | None:
@@ -418,6 +426,8 @@ class Invocation:
                 reading.quantities, reading.options = call.counts, call.options
                 if call.most:
                     reading.estimated, reading.lower, reading.upper = True, dict.fromkeys(call.counts, 0), call.most
+            elif call.alone:
+                reading.quantities, reading.options = call.counts, call.options
             elif "characters" in call.counts:
                 _spoken(reading, int(call.counts["characters"]))  # this model is billed by tokens, which nobody tells
             elif "audio_seconds" in call.counts:
@@ -834,13 +844,15 @@ _NO_LIMIT = "The request states no output limit, so the model's own maximum is h
 
 class Watched(Invocation):
     """A request that may cost nothing: a poll, a download, an endpoint that nobody knows. Nothing is held for it, no span is begun, and
-    its end only goes to `read`, which may `charge`. `early` is given the transport's answer before the library has begun to read it."""
+    its end only goes to `read`, which may `charge`. `early` is given the transport's answer before the library has begun to read it; `path`
+    is what it asks for."""
 
-    __slots__ = ("early", "read")
+    __slots__ = ("early", "path", "read")
 
     def __init__(self, engines: runtime.Runtime, call: Call, scope: Scope, tags: Tags, read: Watcher) -> None:
         super().__init__(engines, call, scope, tags)
         self.read = read
+        self.path = ""
         self.early: Callable[[Any], None] | None = None
 
     def settle(self, reading: Reading, status: str = "ok", error: BaseException | None = None) -> None:

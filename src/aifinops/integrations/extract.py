@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator, Mapping
 from copy import copy
+from datetime import UTC, datetime
 from decimal import Decimal
 from enum import Enum
 from typing import Any
@@ -354,6 +355,8 @@ class Reader:
             found = body.get(self._created_name)
         else:
             found = next(self._created.values(body), None)
+        if isinstance(found, str):
+            found = _seconds(found)
         if isinstance(found, (int, float)) and not isinstance(found, bool) and _FIRST <= found <= _LAST:
             return int(found) * 1_000_000_000
         return None
@@ -446,6 +449,15 @@ _FIRST, _LAST = 1_500_000_000, 10_000_000_000
 """Seconds since the epoch that can be the moment of an answer: 2017 to 2286, which no count of milliseconds falls into."""
 
 
+def _seconds(text: str) -> int | None:
+    """Seconds since the epoch of a moment in ISO 8601; None for what is none."""
+    try:
+        said = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return int((said if said.tzinfo is not None else said.replace(tzinfo=UTC)).timestamp())
+
+
 def _place(text: str) -> str | Names | Expression | None:
     """Where a word stands: one name or a plain path, which are the fast ways, or an expression."""
     if not text:
@@ -475,6 +487,8 @@ def _finishes(path: Names, ask: Getter, body: Any) -> tuple[str, ...]:
             name = path[1][0]
             asked = [inner(name) for entry in entries if (inner := getter(entry)) is not None]
             return tuple([found if type(found) is str else text for found in asked if (text := word(found))])
+    elif len(path) == 1 and ask(path[0][0]) is True:
+        return ("true",)
     return tuple(_texts(body, path))
 
 

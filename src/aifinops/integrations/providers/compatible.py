@@ -15,12 +15,13 @@ from aifinops.integrations.providers.openai import (
     EMBEDDINGS,
     FILES,
     POLLS,
+    RERANK,
     RESPONSES,
 )
 
 _ALL = {
     "/chat/completions": CHAT, "/responses": RESPONSES, "response": replace(RESPONSES, signs=("object=response",), event=""),
-    "/completions": COMPLETIONS, "/embeddings": EMBEDDINGS,
+    "/completions": COMPLETIONS, "/embeddings": EMBEDDINGS, "/rerank": RERANK,
     **{path: ANSWERED[path] for path in ("/audio/transcriptions", "/audio/translations", "/audio/speech")},
     **{key: ANSWERED[key] for key in ("batch", *FILES["/files/{}/content"])},
 }  # fmt: skip

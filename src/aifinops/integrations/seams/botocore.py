@@ -1,4 +1,5 @@
-"""The seam for botocore (boto3) and aiobotocore, of which Amazon Bedrock's inference is metered and every other service left alone.
+"""The seam for botocore (boto3) and aiobotocore, of which Amazon Bedrock's inference, guardrails, agents and knowledge bases are metered and
+every other service is left alone.
 
 `_make_api_call` of the client is where every operation of every service passes, with the retries of the library inside: the tries that it
 repeats were refused. Converse answers with a dict. InvokeModel answers with a body of bytes that only the user may read, so it is seen
@@ -18,10 +19,10 @@ from urllib.parse import urlsplit
 from aifinops.errors import swallow
 from aifinops.integrations import amazon
 from aifinops.integrations.calls import Calls, acalled, called, look_again, settle_body
-from aifinops.integrations.extract import Reader, StreamText
+from aifinops.integrations.extract import Reader, StreamText, dig
 from aifinops.integrations.passing import Opened, Passing, PassingEvents, apassed, guarded, passed
 from aifinops.integrations.patching import Patch
-from aifinops.integrations.provider import Provider
+from aifinops.integrations.provider import Provider, Route
 from aifinops.reading import Reading
 
 __all__ = ["Seam"]
@@ -31,8 +32,20 @@ _OPERATIONS = {
     "ConverseStream": "ConverseStream",
     "InvokeModel": "InvokeModel",
     "InvokeModelWithResponseStream": "InvokeModel",
+    "ApplyGuardrail": "ApplyGuardrail",
 }
-"""Metered operation of `bedrock-runtime` -> key of its route."""
+_AGENTS = {
+    "InvokeAgent": "InvokeAgent",
+    "InvokeInlineAgent": "InvokeAgent",
+    "RetrieveAndGenerate": "RetrieveAndGenerate",
+    "RetrieveAndGenerateStream": "RetrieveAndGenerate",
+    "Retrieve": "Retrieve",
+    "Rerank": "Rerank",
+}
+_SERVICES = {"bedrock-runtime": _OPERATIONS, "bedrock-agent-runtime": _AGENTS}
+"""Service -> its metered operation -> key of the route."""
+
+_UNTRACED = "without a trace (enableTrace) an agent does not tell what its models used"
 
 _NAMED = ("inference-profile/", "foundation-model/")
 """Kinds of ARN that end with the id of a model."""
@@ -50,7 +63,6 @@ class Seam:
     def __init__(self, row: Provider) -> None:
         self._row = row
         self._calls = Calls(row)
-        self._services = {"bedrock-runtime": _OPERATIONS}
 
     def patch_module(self, module: Any) -> list[Patch]:
         """Patch the base of all clients; a version without it degrades to one warning."""
@@ -79,7 +91,7 @@ class Seam:
     # --- the two colours of the last thin layer ---------------------------------------------------------------------------
 
     def _call(self, wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        operations = self._services.get(client._service_model.service_name)
+        operations = _SERVICES.get(client._service_model.service_name)
         if operations is None:
             return wrapped(*args, **kwargs)
         opened = guarded("botocore.begin", self._begin, operations, client, args, kwargs)
@@ -88,7 +100,7 @@ class Seam:
     async def _acall(
         self, wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        operations = self._services.get(client._service_model.service_name)
+        operations = _SERVICES.get(client._service_model.service_name)
         if operations is None:
             return await wrapped(*args, **kwargs)
         opened = guarded("botocore.begin", self._begin, operations, client, args, kwargs)
@@ -107,15 +119,16 @@ class Seam:
         model = _model(params.get("modelId"))
         if key == "InvokeModel" and "embed" in model:
             key = "InvokeModel embed"
+        route = self._row.routes[key]
         tier = params.get("serviceTier")
         return self._calls.open(
             client,
             _url(client.meta.endpoint_url),
             key,
-            self._row.routes[key],
+            route,
             _body(params) if key.startswith("InvokeModel") else params,
-            stream=operation.endswith("Stream"),
-            model=model,
+            stream=operation.endswith("Stream") or route.traced,
+            model=model or _named(params, route),
             region=client.meta.region_name or "",
             tier=str((tier.get("type") if isinstance(tier, dict) else tier) or ""),
         )
@@ -137,6 +150,12 @@ def _model(given: Any) -> str:
     if text.startswith("arn:") and any(f":{kind}" in text for kind in _NAMED):
         return text.rpartition("/")[2]
     return text
+
+
+def _named(params: Mapping[str, Any], route: Route) -> str:
+    """What is asked for in a request that has no id of a model."""
+    found = (dig(params, tuple(path.split("."))) for path in route.named)
+    return _model(next(filter(None, found), "")) or route.model.partition("=")[2]
 
 
 def _body(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,7 +190,7 @@ def _refused(error: BaseException) -> bool:
 
 
 def _read(opened: Opened, answer: dict[str, Any]) -> None:
-    body = answer.get("stream", answer.get("body"))
+    body = next((answer[name] for name in ("stream", "body", "completion") if name in answer), None)
     if hasattr(body, "_event_generator"):
         _Messages(opened, answer).watch(body)
     elif hasattr(body, "_raw_stream"):
@@ -304,9 +323,34 @@ class _Messages(PassingEvents):
     def _read(self, reader: Reader) -> tuple[Reading | None, StreamText, Any]:
         frames = [(message.headers.get(":event-type", ""), message.payload) for message in self.events]
         self.events.clear()
+        if reader.route.traced:
+            return self._traced([amazon.decoded(*frame) for frame in frames], reader)
         reading, came = amazon.read_stream(frames, self._told, reader)
         came.finished = came.finished or self.ended
         return reading, came, self._told
+
+    def _traced(self, events: list[Any], reader: Reader) -> tuple[Reading | None, StreamText, Any]:
+        """What an agent's trace tells of each call of a model; without it nobody knows how many there were."""
+        came = StreamText()
+        invocations = _invocations(events)
+        came.finished = self.ended or not invocations
+        reading = reader.tolerant({"invocations": invocations, "id": self._told["ResponseMetadata"]["RequestId"]})
+        return reading or Reading(notes=(_UNTRACED,)), came, self._told
+
+
+def _invocations(events: list[Any]) -> list[dict[str, Any]]:
+    """The calls of models in the trace of an agent: each says its model when it begins and its usage when it ends."""
+    models: dict[str, str] = {}
+    found = []
+    for event in events:
+        for step in (dig(event, ("trace", "trace")) or {}).values():
+            asked, told = dig(step, ("modelInvocationInput",)), dig(step, ("modelInvocationOutput",))
+            if asked:
+                models[asked.get("traceId")] = _model(asked.get("foundationModel"))
+            usage = dig(told, ("metadata", "usage"))
+            if usage:
+                found.append({"model": models.get(told.get("traceId"), ""), "usage": usage})
+    return found
 
 
 def _close_patch() -> list[Patch]:
