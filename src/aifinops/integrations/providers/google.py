@@ -141,7 +141,13 @@ GOOGLE = Provider(
     senders={
         "google.genai._gaos.basesdk:BaseSDK.do_request": "sdk_configuration.client",
         "google.genai._gaos.basesdk:AsyncBaseSDK.do_request_async": "sdk_configuration.async_client",
+        # In version 1 by one of another make.
+        "google.genai._interactions._base_client:SyncAPIClient.request": "_client",
+        "google.genai._interactions._base_client:AsyncAPIClient.request": "_client",
     },
+    outermost=tuple(
+        f"google.genai._interactions.resources.interactions:{kind}InteractionsResource.create" for kind in ("", "Async")
+    ),
     connections=("_api_client._httpx_client", "_api_client._async_httpx_client"),
     polls={
         "/interactions/{}": "/interactions", "/batches/{}": ("batch", *_LINES), "/batchPredictionJobs/{}": "batch job",
