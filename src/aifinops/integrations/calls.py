@@ -189,7 +189,9 @@ class Calls:
         limit = next((found for name in route.limits if isinstance(found := _asked(body, name), int)), None)
         choices = _asked(body, route.choices)
         many = choices if isinstance(choices, int) and choices > 0 else 1
-        model = model or next((asked for name in route.named if isinstance(asked := _asked(body, name), str)), "")
+        if not model:
+            asked = body.get("model")
+            model = asked if isinstance(asked, str) else _first(body, route.named)
         if limit is None and route.most:
             limit = route.most.get(model)
         return Call(
@@ -297,6 +299,10 @@ def _region(body: dict[str, Any], route: Route) -> str:
     """The region that a request asks for, where that is a region."""
     asked = body.get(route.place) if route.place else None
     return route.regions.get(asked, asked) if isinstance(asked, str) else ""
+
+
+def _first(body: dict[str, Any], names: tuple[str, ...]) -> str:
+    return next((asked for name in names if isinstance(asked := _asked(body, name), str)), "")
 
 
 def _asked(body: dict[str, Any], name: str) -> Any:

@@ -71,7 +71,7 @@ class Route:
         running: True when every event of a stream repeats the usage so far, which is final only where `finish` stands.
         ended: `type` of the event that ends a stream, where no `[DONE]` does.
         text: paths of generated text, in bodies and stream events; counted when a stream ends without usage.
-        named: request fields that name what is asked for, first one wins.
+        named: request fields (plain paths) that name what is asked for where no `model` does, first one wins.
         limits: request fields (plain paths) that state the output limit, first one wins. choices: the field that multiplies it.
         usage_option: `field.flag` of a request for a stream that makes it end with its usage, in an event that has no choices.
         unseen: beginnings of the names of models that think in billed tokens which no event of a stream shows.
@@ -111,7 +111,7 @@ class Route:
     running: bool = False
     ended: str = ""
     text: tuple[str, ...] = ()
-    named: tuple[str, ...] = ("model",)
+    named: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
     usage_option: str = ""
     unseen: tuple[str, ...] = ()

@@ -84,7 +84,7 @@ _INTERACTION = Route(
         "maps_requests": f"{_I}grounding_tool_count[type=google_maps].count",
     },
     event="interaction", text=("steps.content.text", "outputs.text", "delta.text", "delta.content.text"), unseen=("gemini-",),
-    limits=("generation_config.max_output_tokens",), choices="", named=("model", "agent"), model="model | agent", created="created", tier="service_tier", tiers=_TIERS,
+    limits=("generation_config.max_output_tokens",), choices="", named=("agent",), model="model | agent", created="created", tier="service_tier", tiers=_TIERS,
     finish="status", later=("queued", "in_progress"),
     known=(f"{_I}total_tokens", f"{_I}initial_input_tokens", f"{_I}tool_use_tokens_by_modality"),
 )  # fmt: skip
