@@ -261,7 +261,7 @@ class Invocation:
     """One call between its beginning and its single end."""
 
     __slots__ = (
-        "_once", "_owner", "answer", "budgets", "call", "currency", "engines", "first_chunk", "guest", "id", "prompt_bound", "reservation",
+        "_once", "_owner", "answer", "beside", "budgets", "call", "currency", "engines", "first_chunk", "guest", "id", "prompt_bound", "reservation",
         "said", "scope", "span", "started", "tags", "upper", "wall",
     )  # fmt: skip
 
@@ -280,6 +280,7 @@ class Invocation:
         self.prompt_bound = 0  # tokens; 0 is not known
         self.span: OpenSpan | None = None
         self.guest: Guest | None = None  # of a foreign span, in place of one of our own
+        self.beside = False  # that foreign span has the cost of another call: this one has a span inside of it
         self.first_chunk: int | None = None
         self.answer: Any = None  # the transport's answer, left here by a seam for itself
         self.said: Any = None  # the answer itself; only where content is asked for
@@ -359,8 +360,11 @@ class Invocation:
         try:
             call = self.call
             if call.host >= self.engines.host:
-                self.guest = spans.join()
-                return
+                guest = spans.join()
+                self.beside = guest is not None and guest.taken and self.engines.host > 0
+                if not self.beside:
+                    self.guest = guest
+                    return
             name = f"{call.operation} {call.model}" if call.model else call.operation
             start = span_attributes.request(call.provider, call.operation, call.model)
             self.span = spans.begin(name, self.wall, start, self.scope.span)
@@ -647,7 +651,9 @@ class Invocation:
             guarded_finish(self.span, values, self.wall + charge.duration, error)
         elif self.guest is not None:
             self._enrich(self.guest, charge)
-        self._measure(charge, "" if error is None else error_type(error), first, official=self.guest is None)
+        self._measure(
+            charge, "" if error is None else error_type(error), first, official=self.guest is None and not self.beside
+        )
 
     def _measure(self, charge: Charge, error: str, first_chunk: float | None, *, official: bool) -> None:
         try:

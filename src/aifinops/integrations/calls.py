@@ -191,7 +191,9 @@ class Calls:
         # -1 is how some servers are told that there is none.
         limit = next((found for name in route.limits if type(found := _asked(body, name)) is int and found >= 0), None)
         written, shown = _answers(body, route.choices)
-        model = model or next((asked for name in route.named if isinstance(asked := _asked(body, name), str)), "")
+        if not model:
+            asked = body.get("model")
+            model = asked if isinstance(asked, str) else _first(body, route.named)
         if limit is None and route.most:
             limit = route.most.get(model)
         return Call(
@@ -300,6 +302,10 @@ def _region(body: dict[str, Any], route: Route) -> str:
     """The region that a request asks for, where that is a region."""
     asked = body.get(route.place) if route.place else None
     return route.regions.get(asked, asked) if isinstance(asked, str) else ""
+
+
+def _first(body: dict[str, Any], names: tuple[str, ...]) -> str:
+    return next((asked for name in names if isinstance(asked := _asked(body, name), str)), "")
 
 
 def _asked(body: dict[str, Any], name: str) -> Any:

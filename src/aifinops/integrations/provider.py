@@ -73,7 +73,7 @@ class Route:
         running: True when every event of a stream repeats the usage so far, which is final only where `finish` stands.
         ended: `type` of the event that ends a stream, where no `[DONE]` does.
         text: paths of generated text, in bodies and stream events; counted when a stream ends without usage.
-        named: request fields that name what is asked for, first one wins.
+        named: request fields (plain paths) that name what is asked for where no `model` does, first one wins.
         limits: request fields (plain paths) that state the output limit, first one wins. loose: where in a request (below `request`) it
             says something by which more may be billed than the limit, as tools of the provider do, or thoughts that are beside it.
         choices: the field that multiplies it; `a|b` for answers that are written and those of them that are shown.
@@ -117,7 +117,7 @@ class Route:
     running: bool = False
     ended: str = ""
     text: tuple[str, ...] = ()
-    named: tuple[str, ...] = ("model",)
+    named: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
     loose: str = ""
     usage_option: str = ""

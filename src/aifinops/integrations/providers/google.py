@@ -85,7 +85,7 @@ _INTERACTION = Route(
         for begin in _OLDER
     },
     event="interaction", text=("steps.content.text", "outputs.text", "delta.text", "delta.content.text"), unseen=("gemini-",),
-    limits=("generation_config.max_output_tokens",), choices="", named=("model", "agent"), model="model | agent", created="created", tier="service_tier", tiers=_TIERS,
+    limits=("generation_config.max_output_tokens",), choices="", named=("agent",), model="model | agent", created="created", tier="service_tier", tiers=_TIERS,
     finish="status", later=("queued", "in_progress"),
     known=(f"{_I}total_tokens", f"{_I}initial_input_tokens", f"{_I}tool_use_tokens_by_modality"),
 )  # fmt: skip
@@ -142,7 +142,13 @@ GOOGLE = Provider(
     senders={
         "google.genai._gaos.basesdk:BaseSDK.do_request": "sdk_configuration.client",
         "google.genai._gaos.basesdk:AsyncBaseSDK.do_request_async": "sdk_configuration.async_client",
+        # In version 1 by one of another make.
+        "google.genai._interactions._base_client:SyncAPIClient.request": "_client",
+        "google.genai._interactions._base_client:AsyncAPIClient.request": "_client",
     },
+    outermost=tuple(
+        f"google.genai._interactions.resources.interactions:{kind}InteractionsResource.create" for kind in ("", "Async")
+    ),
     connections=("_api_client._httpx_client", "_api_client._async_httpx_client"),
     polls={
         "/interactions/{}": "/interactions", "/batches/{}": ("batch", *_LINES), "/batchPredictionJobs/{}": "batch job",
