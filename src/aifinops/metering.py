@@ -28,7 +28,7 @@ from aifinops.errors import BudgetExceeded, UnknownModel, swallow
 from aifinops.money import to_nanos
 from aifinops.pricing import tokens
 from aifinops.pricing.match import provider_id
-from aifinops.reading import Reading, amounts_of, price, with_parts
+from aifinops.reading import Reading, amounts_of, believed, price, with_parts
 from aifinops.scope import Scope, current
 from aifinops.tags import Tags, make_tags, merge
 from aifinops.telemetry import attributes as span_attributes
@@ -96,8 +96,10 @@ class Call:
         counts: what the request alone says will be billed (`{"characters": 12}`), where that is all. most: the most of it, where
             `counts` is only expected.
         options: whatever else the request says that decides the price. hidden: True when `body` does not show all of the input.
+        alone: True when what `counts` has is billed in no other way, so that it is kept also where no price is known.
         host: who else makes a span of this call: 0 nobody, 1 somebody who can be kept from it, 2 somebody who cannot.
         unseen: True for a model that thinks in tokens which are billed and not shown.
+        loose: tells of the body whether more may be billed than its output limit says; None where the limit holds for all of it.
     """
 
     provider: str
@@ -115,14 +117,27 @@ class Call:
     most: Quantities = field(default_factory=lambda: EMPTY_QUANTITIES)
     options: tuple[tuple[str, str], ...] = ()
     hidden: bool = False
+    alone: bool = False
     host: int = 0
     unseen: bool = False
+    loose: Callable[[Any], bool] | None = None
 
     def output_bound(self) -> int | None:
         """The most output tokens, over all choices; None when the request states no limit."""
         if self.operation in _NO_OUTPUT:
             return 0
         return None if self.max_output is None else self.max_output * self.choices
+
+    def output_cap(self, text: str = "") -> int | None:
+        """The most output tokens that can have been billed by the caller's own limit; None where that does not bind.
+
+        Args:
+            text: what came. Far more than the limit has room for was written by a server that does not heed it.
+        """
+        bound = self.output_bound()
+        if not bound or (self.loose is not None and self.loose(self.body)):
+            return None
+        return bound if len(text.encode()) <= BYTES_PER_TOKEN_MOST * (bound + UNSAID) else None
 
 
 _in_flight: ContextVar[Invocation | None] = ContextVar("aifinops_in_flight", default=None)
@@ -185,7 +200,7 @@ def begin(call: Call) -> Invocation | None:
     Raises:
         BudgetExceeded: when a budget has no room; nothing was sent.
     """
-    if _in_flight.get() is not None:
+    if _is_owned():
         return None
     try:
         return _waiting_here(_begin, call)
@@ -268,7 +283,7 @@ def observe(call: Call) -> Invocation | None:
     Returns:
         None as in `begin`. What is opened is not the call of this context: nothing needs to `leave` it.
     """
-    if _in_flight.get() is not None:
+    if _is_owned():
         return None
     try:
         engines = runtime.get()
@@ -287,6 +302,12 @@ def observe(call: Call) -> Invocation | None:
         return None
 
 
+def _is_owned() -> bool:
+    """Whether a call further out is metered. One that is only looked at is not: what is called inside it is a call of its own."""
+    further_out = _in_flight.get()
+    return further_out is not None and type(further_out) is not Watched
+
+
 def in_flight() -> Invocation | None:
     """The call that is being made in this context, if it is metered."""
     return _in_flight.get()
@@ -296,8 +317,8 @@ class Invocation:
     """One call between its beginning and its single end."""
 
     __slots__ = (
-        "_once", "_owner", "answer", "asked", "budgets", "call", "currency", "engines", "first_chunk", "guest", "id", "prompt_bound", "reservation",
-        "said", "scope", "span", "started", "tags", "upper", "wall",
+        "_once", "_owner", "answer", "asked", "beside", "budgets", "call", "currency", "engines", "first_chunk", "guest", "id", "prompt_bound",
+        "reservation", "said", "scope", "span", "started", "tags", "upper", "wall",
     )  # fmt: skip
 
     def __init__(self, engines: runtime.Runtime, call: Call, scope: Scope, tags: Tags) -> None:
@@ -316,6 +337,7 @@ class Invocation:
         self.prompt_bound = 0  # tokens; 0 is not known
         self.span: OpenSpan | None = None
         self.guest: Guest | None = None  # of a foreign span, in place of one of our own
+        self.beside = False  # that foreign span has the cost of another call: this one has a span inside of it
         self.first_chunk: int | None = None
         self.answer: Any = None  # the transport's answer, left here by a seam for itself
         self.said: Any = None  # the answer itself; only where content is asked for
@@ -395,8 +417,11 @@ class Invocation:
         try:
             call = self.call
             if call.host >= self.engines.host:
-                self.guest = spans.join()
-                return
+                guest = spans.join()
+                self.beside = guest is not None and guest.taken and self.engines.host > 0
+                if not self.beside:
+                    self.guest = guest
+                    return
             name = f"{call.operation} {call.model}" if call.model else call.operation
             start = span_attributes.request(call.provider, call.operation, call.model)
             self.span = spans.begin(name, self.wall, start, self.scope.span)
@@ -487,6 +512,8 @@ class Invocation:
                 reading.quantities, reading.options = call.counts, call.options
                 if call.most:
                     reading.estimated, reading.lower, reading.upper = True, dict.fromkeys(call.counts, 0), call.most
+            elif call.alone:
+                reading.quantities, reading.options = call.counts, call.options
             elif "characters" in call.counts:
                 _spoken(reading, int(call.counts["characters"]))  # this model is billed by tokens, which nobody tells
             elif "audio_seconds" in call.counts:
@@ -506,7 +533,10 @@ class Invocation:
         told = reading.quantities
         made, visible = int(output_total(told)), int(told.get("output_tokens", 0))
         counted = max(made, _about(output_text, self.call.model), chunks)
-        most = max(counted, len(output_text.encode()), self.call.output_bound() or 0)
+        most = max(counted, len(output_text.encode()), self._allowance())
+        cap = self.call.output_cap(output_text)
+        if cap is not None:  # what was told is more than a limit: it is billed
+            counted, most = max(made, min(counted, cap)), max(made, min(most, cap))
         reading.estimated = True
         reading.lower = told
         reading.quantities = {**told, "output_tokens": visible + counted - made}
@@ -556,10 +586,15 @@ class Invocation:
 
     def _amounts(self, reading: Reading) -> Amounts:
         """What an answer cost, in the integers of the ledger."""
-        if reading.reported is None and (reading.problem or not reading.quantities):
-            return Amounts(None, self.currency, "unknown", None, nanos(self.upper))
+        untold = bool(reading.problem) or not reading.quantities
         try:
-            return self._quick(reading) or amounts_of(self._price(reading), reading.reported)
+            if not untold and (quick := self._quick(reading)) is not None:
+                return quick
+            cost = self._price(reading) if not untold or reading.reported is not None else _UNTOLD
+            reported = believed(cost, reading.reported, self.call.model, reading.model)
+            if untold and reported is None:
+                return Amounts(None, self.currency, "unknown", None, nanos(self.upper))
+            return amounts_of(cost, reported)
         except Exception as failure:  # losing the price never loses the usage
             swallow("metering.price", failure)
             return Amounts(None, "USD", "unknown", None, None)
@@ -702,7 +737,9 @@ class Invocation:
             guarded_finish(self.span, values, self.wall + charge.duration, error)
         elif self.guest is not None:
             self._enrich(self.guest, charge)
-        self._measure(charge, "" if error is None else error_type(error), first, official=self.guest is None)
+        self._measure(
+            charge, "" if error is None else error_type(error), first, official=self.guest is None and not self.beside
+        )
 
     def _measure(self, charge: Charge, error: str, first_chunk: float | None, *, official: bool) -> None:
         try:
@@ -727,10 +764,11 @@ class Invocation:
         call = self.call
         prompt, messages = _prompt(call.body)
         size = len(output_text.encode())
-        output_mid = max(_about(output_text, call.model), chunks)
         most = size + UNSAID if complete and not call.unseen else max(size + UNSAID, self._allowance())
-        if not complete:
-            output_mid = min(output_mid + ALLOWANCE, most)
+        cap = call.output_cap(output_text)
+        if cap is not None:
+            most, chunks = min(most, cap), min(chunks, cap)
+        output_mid = min(max(_about(output_text, call.model), chunks) + (0 if complete else ALLOWANCE), most)
         told = reading.quantities  # the input, where the answer told it before it broke off
         reading.estimated = True
         least = told or {"input_tokens": len(prompt.encode()) // (BYTES_PER_TOKEN_MOST * CACHED_AT_LEAST)}
@@ -741,7 +779,7 @@ class Invocation:
             return
         reading.quantities = {**middle, "output_tokens": output_mid}
         reading.lower = {**least, "output_tokens": chunks}
-        reading.upper = {**upper, "output_tokens": max(most, output_mid)}
+        reading.upper = {**upper, "output_tokens": most}
 
     def _prompt_bound(self) -> int:
         call = self.call
@@ -753,9 +791,13 @@ class Invocation:
         """The most output tokens of an answer whose end was not seen: the provider may have written on, and billed it."""
         call, book = self.call, self.engines.book
         stated = call.output_bound()
-        if stated is not None:
+        if stated is not None and (not stated or call.output_cap() is not None):
             return stated
-        return (book.output_limit(call.provider, call.model) or 0) * call.choices
+        return max(stated or 0, (book.output_limit(call.provider, call.model) or 0) * call.choices)
+
+
+_UNTOLD = Cost(None, basis="unknown")
+"""The cost of what was not counted."""
 
 
 def _spoken(reading: Reading, characters: int) -> None:
@@ -904,13 +946,15 @@ _NO_LIMIT = "The request states no output limit, so the model's own maximum is h
 
 class Watched(Invocation):
     """A request that may cost nothing: a poll, a download, an endpoint that nobody knows. Nothing is held for it, no span is begun, and
-    its end only goes to `read`, which may `charge`. `early` is given the transport's answer before the library has begun to read it."""
+    its end only goes to `read`, which may `charge`. `early` is given the transport's answer before the library has begun to read it; `path`
+    is what it asks for."""
 
-    __slots__ = ("early", "read")
+    __slots__ = ("early", "path", "read")
 
     def __init__(self, engines: runtime.Runtime, call: Call, scope: Scope, tags: Tags, read: Watcher) -> None:
         super().__init__(engines, call, scope, tags)
         self.read = read
+        self.path = ""
         self.early: Callable[[Any], None] | None = None
 
     def settle(self, reading: Reading, status: str = "ok", error: BaseException | None = None) -> None:

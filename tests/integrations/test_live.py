@@ -271,6 +271,22 @@ async def test_a_turn_is_one_row_of_its_newest_usage(gemini: Any, wire: Wire) ->
     }
 
 
+@pytest.mark.parametrize(("model", "searches"), [(LIVE, 1), ("gemini-3-flash-live-preview", 3)])
+async def test_a_turn_with_searches_is_charged_for_them(gemini: Any, wire: Wire, model: str, searches: int) -> None:
+    """Before Gemini 3 the turn is one search however many it made, later each is; a query that is told twice is one."""
+    first = {"serverContent": {"groundingMetadata": {"webSearchQueries": ["a", "b"]}}}
+    second = {"serverContent": {"groundingMetadata": {"webSearchQueries": ["b", "c"]}}}
+    wire.replies = [
+        [{"setupComplete": {}}],
+        [TALK, first, SMALL, second, body("google/live")],
+        [TALK, body("google/live")],
+    ]
+    async with gemini.aio.live.connect(model=model) as session:
+        await say(session)
+        await say(session)
+    assert [charge.quantities.get("web_search_requests") for charge in rows()] == [searches, None]
+
+
 async def test_a_turn_that_was_cut_is_no_less_than_it_told(gemini: Any, wire: Wire) -> None:
     """The server went away in the middle of it; what was told is the least."""
     wire.replies = [[{"setupComplete": {}}], [TALK, SMALL, TALK, "close"]]

@@ -7,9 +7,7 @@ library hands out as objects pass `watched` or `awatched`.
 from __future__ import annotations
 
 import atexit
-import base64
 import os
-import re
 import sys
 import weakref
 from collections import deque
@@ -21,6 +19,7 @@ from typing import Any, TypeVar
 from aifinops import metering
 from aifinops.budgets.waiting import Wait
 from aifinops.errors import BudgetExceeded, swallow
+from aifinops.integrations import amazon
 from aifinops.integrations.extract import Reader, StreamText, first_event, read_events, read_objects, said
 from aifinops.metering import Invocation
 from aifinops.reading import Reading
@@ -110,7 +109,9 @@ class Passing:
         self.size = 0
         self.newest: list[bytes] = []  # what has come since the last `pack`
         self.done = False
-        self.framed = False  # binary frames of Amazon's event streams instead of server-sent events
+        self.told: dict[str, Any] | None = (
+            None  # by the headers of one of Amazon's event streams, which come in binary frames
+        )
         _passing.add(self)
 
     def pack(self, chunk: bytes) -> None:
@@ -161,21 +162,16 @@ class Passing:
         data = b"".join([*self.kept, *self.newest])
         self.kept.clear()
         self.newest.clear()
-        if self.framed:
-            data = _unframed(data)
+        reading = None
+        if self.told is not None:
+            said_in = amazon.frames(data)
+            reading, data = amazon.read_stream(said_in, self.told, reader)[0], amazon.as_lines(said_in)
         if self._opened.invocation.engines.capture:
             self._opened.invocation.said = said(data, reader)
+        if reading is not None:
+            return reading, StreamText(), None
         reading, came = read_events(data, reader)
         return reading, came, None if reading is not None else first_event(data)
-
-
-_FRAMED = re.compile(rb'"bytes"\s*:\s*"([A-Za-z0-9+/=]+)"')
-
-
-def _unframed(data: bytes) -> bytes:
-    """The events of an Amazon event stream as server-sent ones. Each frame has its event as `{"bytes": base64}`, which is found
-    without the frames around it, so that one that was cut or let go does not hide the others."""
-    return b"".join(b"data: %b\n\n" % base64.b64decode(found) for found in _FRAMED.findall(data))
 
 
 class PassingEvents(Passing):
@@ -296,7 +292,8 @@ class Tap:
 
     def __init__(self, opened: Opened, http: Any) -> None:
         self._passing = passing = opened.passing()
-        passing.framed = "amazon.eventstream" in http.headers.get("content-type", "")
+        if "amazon.eventstream" in http.headers.get("content-type", ""):
+            passing.told = amazon.told_of(http.headers)
         self._source: Any = None
         self._put_on(http)
 

@@ -266,6 +266,7 @@ class _Live(_Session):
         super().__init__(calls, provider, url, model)
         self._turn: Opened | None = None
         self._usage: dict[str, Any] = {}
+        self._searched: dict[str, None] = {}  # queries of the turn, each once: messages repeat them
         self._heard = False
 
     def ask(self) -> None:
@@ -283,6 +284,9 @@ class _Live(_Session):
         self._heard = True
         if message.usage_metadata is not None:
             self._tell(message)
+        grounded = getattr(content, "grounding_metadata", None)
+        if grounded is not None:
+            self._searched.update(dict.fromkeys(grounded.web_search_queries or ()))
         if content is not None and content.turn_complete:
             self._end()
 
@@ -296,14 +300,17 @@ class _Live(_Session):
         self._usage.update(raw)
 
     def _end(self, *, complete: bool = True) -> None:
-        turn, usage, heard = self._turn, self._usage, self._heard
-        self._turn, self._usage, self._heard = None, {}, False
+        turn, usage, heard, searched = self._turn, self._usage, self._heard, list(self._searched)
+        self._turn, self._usage, self._heard, self._searched = None, {}, False, {}
         if turn is None:
             return
         if not heard:  # what was sent last, while nobody answered
             turn.invocation.fail(_NotDone(), refused=True)
             return
-        reading = turn.reader.tolerant({"usage_metadata": usage}) if usage else None
+        said: dict[str, Any] = {"usage_metadata": usage, "model_version": turn.invocation.call.model}
+        if searched:
+            said["candidates"] = [{"grounding_metadata": {"web_search_queries": searched}}]
+        reading = turn.reader.tolerant(said) if usage else None
         if reading is None:
             turn.invocation.settle(Reading(), "ok" if complete else "abandoned")
         elif complete:
