@@ -13,7 +13,8 @@ CANARY = "canary-7c1e-never-leaves-the-process"
 """Stands in every prompt and every answer; no span, ledger row or log may have it."""
 
 Answer = Any
-"""A dict is JSON, a list is server-sent events (`(event, data)` or data), bytes go out as they are, a function makes one of these."""
+"""A dict is JSON, a list is server-sent events (`(event, data)` or data), a number is an error status, `(content type, bytes or pieces)`
+goes out as it is, a function makes one of these."""
 
 
 class Wire:
@@ -57,12 +58,17 @@ class Wire:
             found = found()
         if found is None:
             return 404, "application/json", iter([b'{"error": {"message": "nothing here"}}'])
+        if isinstance(found, int):
+            return found, "application/json", iter([_REFUSAL])
         if isinstance(found, tuple):
             kind, content = found
             return 200, kind, iter([content] if isinstance(content, bytes) else content)
         if isinstance(found, list):
             return 200, "text/event-stream", map(_event, found)
         return 200, "application/json", iter([json.dumps(found).encode()])
+
+
+_REFUSAL = b'{"error": {"message": "scripted", "type": "scripted"}, "message": "scripted"}'
 
 
 class _Server(ThreadingHTTPServer):
@@ -101,3 +107,41 @@ def _handler(wire: Wire) -> type[BaseHTTPRequestHandler]:
             """Say nothing."""
 
     return Handler
+
+
+class SocketWire:
+    """A WebSocket server on the loopback interface, for sessions. It needs the package `websockets`.
+
+    Attributes:
+        greeting: what it says when a session opens. replies: what it says after each message that it gets; `"close"` ends the session.
+        got: what was sent to it. base: host and port.
+    """
+
+    def __init__(self) -> None:
+        from websockets.sync.server import serve  # only whoever tries sessions has it
+
+        self.greeting: list[Any] = []
+        self.replies: list[list[Any]] = []
+        self.got: list[Any] = []
+        self._server = serve(self._session, "127.0.0.1", 0)
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self.base = f"127.0.0.1:{self._server.socket.getsockname()[1]}"
+
+    def __enter__(self) -> SocketWire:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+
+    def _session(self, connection: Any) -> None:
+        for message in self.greeting:
+            connection.send(json.dumps(message).encode())
+        for message in connection:
+            self.got.append(json.loads(message))
+            for reply in self.replies.pop(0) if self.replies else []:
+                if reply == "close":
+                    connection.close()
+                    return
+                connection.send(json.dumps(reply).encode())
