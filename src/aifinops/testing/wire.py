@@ -85,6 +85,8 @@ def _event(event: Any) -> bytes:
 def _handler(wire: Wire) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+        wbufsize = -1  # headers and the first piece in one packet
 
         def _serve(self) -> None:
             length = int(self.headers.get("content-length") or 0)
@@ -99,6 +101,7 @@ def _handler(wire: Wire) -> type[BaseHTTPRequestHandler]:
                     return
                 if piece:
                     self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+                    self.wfile.flush()
             self.wfile.write(b"0\r\n\r\n")
 
         do_GET = do_POST = do_DELETE = _serve
