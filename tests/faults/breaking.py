@@ -23,6 +23,14 @@ _TESTING = str(Path(ROOT) / "testing")
 _NO_FUNCTIONS = frozenset({"<module>", "<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"})
 
 
+_MADE = "<string>"
+"""Where dataclasses and named tuples have their methods."""
+
+
+def _is_part(code: CodeType) -> bool:
+    return code.co_name in _NO_FUNCTIONS and code.co_filename.startswith(ROOT)
+
+
 def ours(code: CodeType) -> bool:
     """Whether a code is that of a function of the package, and none of its test doubles."""
     name = code.co_filename
@@ -57,7 +65,7 @@ class Seen:
             return
         self.codes.add(frame.f_code)
         caller = frame.f_back
-        while caller is not None and caller.f_code.co_name in _NO_FUNCTIONS and caller.f_code.co_filename.startswith(ROOT):
+        while caller is not None and (caller.f_code.co_filename == _MADE or _is_part(caller.f_code)):
             caller = caller.f_back
         if caller is None or not ours(caller.f_code):
             self.outermost.add(frame.f_code)

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from aifinops.errors import swallow
 from aifinops.integrations.calls import Calls, acalled, called, settle_body
 from aifinops.integrations.passing import Opened, PassingEvents, apassed, guarded, passed
-from aifinops.integrations.patching import Patch
+from aifinops.integrations.patching import Patch, applied
 from aifinops.integrations.provider import Provider, Route
 
 __all__ = ["Seam"]
@@ -66,7 +66,7 @@ class Seam:
         return self._patch(client._api_client)
 
     def _patch(self, owner: Any) -> list[Patch]:
-        return [Patch(owner, "_request", self._request), Patch(owner, "_async_request", self._arequest)]
+        return applied([(owner, "_request", self._request), (owner, "_async_request", self._arequest)])
 
     # --- the two colours of the last thin layer ---------------------------------------------------------------------------
 

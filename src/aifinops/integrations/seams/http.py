@@ -27,7 +27,7 @@ from aifinops import metering
 from aifinops.errors import BudgetExceeded, ConfigurationError, swallow
 from aifinops.integrations.calls import Calls, acalled, called, path_of, read_httpx, settle
 from aifinops.integrations.passing import Opened, Tap, guarded, refusals
-from aifinops.integrations.patching import Patch, Undoable
+from aifinops.integrations.patching import Patch, Undoable, applied
 from aifinops.integrations.provider import Provider, Route
 from aifinops.telemetry.guests import hosted
 
@@ -265,7 +265,7 @@ def _take(seam: Seam, library: ModuleType) -> None:
         seam.libraries.add(library)
         patches, users = _wires.get(library, ((), 0))
         if not users:
-            patches = (Patch(library.Client, "send", _send), Patch(library.AsyncClient, "send", _asend))
+            patches = tuple(applied([(library.Client, "send", _send), (library.AsyncClient, "send", _asend)]))
         _wires[library] = patches, users + 1
 
 
