@@ -229,8 +229,12 @@ def observe(call: Call) -> Invocation | None:
         tags = engines.tags(scope)
         invocation = Invocation(engines, call, scope, tags)
         invocation.budgets = engines.budgets(scope, tags)
-        invocation.enter()
-        invocation.leave()
+        try:
+            invocation.enter()
+            invocation.leave()
+        except Exception:  # nobody will end it
+            invocation.give_up()
+            raise
         return invocation
     except Exception as failure:  # what is under way goes on
         swallow("metering.observe", failure)
@@ -590,17 +594,25 @@ class Invocation:
     def _pay(self, charge: Charge) -> None:
         if self.reservation is None and not self.budgets:
             return
+        reservation, self.reservation = self.reservation, None
         try:
-            reservation, amount = self.reservation, charge.amount
+            actual = self._actual(charge, reservation)
             if reservation is None:
-                self.engines.guard.post(self.budgets, actual_amounts(charge), id=charge.id, at=charge.at)
-            elif amount is not None and reservation.unit == charge.currency:
-                self.engines.guard.settle(reservation, {charge.currency: amount})  # nobody asks for anything else
+                self.engines.guard.post(self.budgets, actual, id=charge.id, at=charge.at)
             else:
-                self.engines.guard.settle(reservation, actual_amounts(charge))
-            self.reservation = None
+                self.engines.guard.settle(reservation, actual)
         except Exception as failure:  # the hold stays and expires as spent: never too little
             swallow("metering.budget_settle", failure)
+
+    def _actual(self, charge: Charge, reservation: Reservation | None) -> dict[str, int]:
+        """A charge in budget units; nothing where we fail to tell: then it has cost what was held."""
+        try:
+            if reservation is not None and charge.amount is not None and reservation.unit == charge.currency:
+                return {charge.currency: charge.amount}  # nobody asks for anything else
+            return actual_amounts(charge)
+        except Exception as failure:  # never too little
+            swallow("metering.amounts", failure)
+            return {}
 
     def _keep(self, charge: Charge) -> None:
         try:
@@ -872,8 +884,11 @@ class Watched(Invocation):
         )
         late.id, late.wall, late.started = id or late.id, at or self.wall, self.started
         late.budgets = self.engines.budgets(self.scope, self.tags)
-        late.enter()
-        late.leave()
+        try:
+            late.enter()
+            late.leave()
+        except Exception as failure:  # without a span it is charged all the same
+            swallow("metering.charge", failure)
         late.settle(reading)
 
 

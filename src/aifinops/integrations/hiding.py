@@ -13,9 +13,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from aifinops.errors import swallow
+from aifinops.integrations.passing import Opened, guarded
 
 if TYPE_CHECKING:
-    from aifinops.integrations.passing import Opened
     from aifinops.integrations.provider import Provider, Route
 
 __all__ = ["Hider", "ask", "hide", "replaced"]
@@ -144,7 +144,7 @@ class Hider:
     def all(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
         """The chunks of an answer without what is hidden; with one step of ours for each."""
         try:
-            yield from filter(None, map(self.taking(), chunks))
+            yield from filter(None, map(guarded("hiding", self.taking) or bytes, chunks))
         except Exception:  # the connection's own error goes on
             if self._parts:  # whoever reads bytes gets all that came before it
                 yield self.rest()
@@ -222,23 +222,27 @@ class Veil:
 
     def _iter_bytes(self, chunk_size: int | None = None) -> Iterator[bytes]:
         self._used = True
-        return _sized(self._hider.all(self._below["iter_bytes"]()), chunk_size)
+        chunks = self._hider.all(self._below["iter_bytes"]())
+        return chunks if chunk_size is None else _cut(chunks, chunk_size)
 
     def _iter_raw(self, chunk_size: int | None = None) -> Iterator[bytes]:
         if self._used:  # by `iter_bytes`, which asks for these itself
             return self._below["iter_raw"](chunk_size)  # type: ignore[no-any-return]
         self._used = True
-        return _sized(self._hider.all(self._below["iter_raw"]()), chunk_size)
+        chunks = self._hider.all(self._below["iter_raw"]())
+        return chunks if chunk_size is None else _cut(chunks, chunk_size)
 
     def _aiter_bytes(self, chunk_size: int | None = None) -> AsyncIterator[bytes]:
         self._used = True
-        return _asized(_aall(self._hider, self._below["aiter_bytes"]()), chunk_size)
+        chunks = _aall(self._hider, self._below["aiter_bytes"]())
+        return chunks if chunk_size is None else _acut(chunks, chunk_size)
 
     def _aiter_raw(self, chunk_size: int | None = None) -> AsyncIterator[bytes]:
         if self._used:
             return self._below["aiter_raw"](chunk_size)  # type: ignore[no-any-return]
         self._used = True
-        return _asized(_aall(self._hider, self._below["aiter_raw"]()), chunk_size)
+        chunks = _aall(self._hider, self._below["aiter_raw"]())
+        return chunks if chunk_size is None else _acut(chunks, chunk_size)
 
 
 def hide(result: Any) -> None:
@@ -248,12 +252,8 @@ def hide(result: Any) -> None:
         Veil(http)
 
 
-def _sized(chunks: Iterator[bytes], size: int | None) -> Iterator[bytes]:
-    """The same bytes in pieces of a size, as they are asked of httpx."""
-    return chunks if size is None else _cut(chunks, size)
-
-
 def _cut(chunks: Iterator[bytes], size: int) -> Iterator[bytes]:
+    """The same bytes in pieces of a size, as they are asked of httpx."""
     waiting = bytearray()
     for chunk in chunks:
         waiting += chunk
@@ -262,10 +262,6 @@ def _cut(chunks: Iterator[bytes], size: int) -> Iterator[bytes]:
             del waiting[:size]
     if waiting:
         yield bytes(waiting)
-
-
-def _asized(chunks: AsyncIterator[bytes], size: int | None) -> AsyncIterator[bytes]:
-    return chunks if size is None else _acut(chunks, size)
 
 
 async def _acut(chunks: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
@@ -280,7 +276,7 @@ async def _acut(chunks: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]
 
 
 async def _aall(hider: Hider, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    take = hider.taking()
+    take = guarded("hiding", hider.taking) or bytes
     try:
         async for chunk in chunks:
             if shown := take(chunk):

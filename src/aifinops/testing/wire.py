@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -121,8 +122,7 @@ class SocketWire:
     """
 
     def __init__(self) -> None:
-        from websockets.sync.server import serve  # only whoever tries sessions has it
-
+        serve = importlib.import_module("websockets.sync.server").serve  # only whoever tries sessions has it
         self.greeting: list[Any] = []
         self.replies: list[list[Any]] = []
         self.got: list[Any] = []

@@ -41,8 +41,11 @@ class _NotDone(Exception):
 
 def _settle(opened: Opened, read: Callable[[], Reading | None], status: str = "ok") -> None:
     """End one answer of a session with what is read of it. What we fail to read is of unknown cost, and a row."""
-    reading = guarded("sessions.read", read)
-    metering.ending("sessions.settle", opened.invocation, opened.invocation.settle, reading or Reading(), status)
+    metering.ending("sessions.settle", opened.invocation, _settle_read, opened, read, status)
+
+
+def _settle_read(opened: Opened, read: Callable[[], Reading | None], status: str) -> None:
+    opened.invocation.settle(guarded("sessions.read", read) or Reading(), status)
 
 
 def _refused(opened: Opened) -> None:
@@ -83,9 +86,23 @@ class _Session:
         if not self.done:
             self.done = True
             at_exit(self, wanted=False)
-            metering.settle_later(self.settle)
+            metering.settle_later(self._settle_all)
+
+    def _settle_all(self) -> None:
+        left = self.left()
+        try:
+            self.settle()
+        except Exception as failure:  # nothing of the session stays open
+            for one in left:
+                one.invocation.give_up()
+            swallow("sessions.settle", failure)
+
+    def left(self) -> list[Opened]:
+        """What is open."""
+        raise NotImplementedError
 
     def settle(self) -> None:
+        """End what is open."""
         raise NotImplementedError
 
 
@@ -158,13 +175,16 @@ class _Realtime(_Session):
         if opened is not None:
             _settle(opened, lambda: opened.reader.tolerant(event))
 
+    def left(self) -> list[Opened]:
+        """Responses that were begun or asked for."""
+        return [*self._begun.values(), *self._asked]
+
     def settle(self) -> None:
         """Responses that never ended have a cost that nobody knows; a session that tells its seconds has told it all."""
-        left = [*self._begun.values(), *self._asked]
+        for one in self.left():
+            _settle(one, lambda: None, "abandoned")
         self._begun.clear()
         self._asked.clear()
-        for one in left:
-            _settle(one, lambda: None, "abandoned")
         total = self._total
         if total is not None and (opened := self.opened("live", asked=False)) is not None:
             _settle(opened, lambda: opened.reader.tolerant(total))
@@ -338,6 +358,10 @@ class _Live(_Session):
             _settle(turn, lambda: reading, "ok" if complete else "abandoned")
         else:
             metering.ending("sessions.settle", turn.invocation, turn.invocation.settle_partly, "", 0, reading)
+
+    def left(self) -> list[Opened]:
+        """The turn that is in the middle."""
+        return [] if self._turn is None else [self._turn]
 
     def settle(self) -> None:
         """A turn that was cut is charged for what it had told."""
