@@ -89,7 +89,7 @@ class _Session:
             metering.settle_later(self._settle_all)
 
     def _settle_all(self) -> None:
-        left = self.left()
+        left = guarded("sessions.left", self.left) or []
         try:
             self.settle()
         except Exception as failure:  # nothing of the session stays open
@@ -181,7 +181,7 @@ class _Realtime(_Session):
 
     def settle(self) -> None:
         """Responses that never ended have a cost that nobody knows; a session that tells its seconds has told it all."""
-        for one in self.left():
+        for one in (*self._begun.values(), *self._asked):
             _settle(one, lambda: None, "abandoned")
         self._begun.clear()
         self._asked.clear()
