@@ -34,7 +34,8 @@ class Library:
     """One client library in one colour.
 
     Attributes:
-        needs: module that must be there. name: as it is instrumented. make: from the server's address.
+        needs: module that must be there. name: as it is instrumented. make: from the server's address, with
+            `retries` that the library makes itself and a `timeout` in seconds. method: what `asked` calls, from the client.
         asked: makes the call, `asked(client, stream)`. path, stream_path: where the server is asked.
         answer, stream: what it says; a stream may be a function of the server. more: further shapes. use: what a user does instead of all
             of these.
@@ -43,7 +44,7 @@ class Library:
 
     needs: str
     name: str
-    make: Callable[[str], Any]
+    make: Callable[..., Any]
     asked: Callable[[Any, bool], Any] = lambda client, stream: None
     path: str = ""
     stream_path: str = ""
@@ -53,6 +54,10 @@ class Library:
     use: Callable[[Any, Any], Awaitable[list[Any]]] | None = None
     serve: Callable[[], Any] = Wire
     asynchronous: bool = False
+    method: str = ""
+    usage: tuple[str, ...] = ("usage",)
+    counts: tuple[str, str] = ("prompt_tokens", "completion_tokens")
+    """Where `answer` tells the usage, and the names of its counts."""
     paid: int = 3
     """Calls of one use that are charged."""
 
@@ -289,9 +294,9 @@ def stainless(
 ) -> Library:
     """A library of the family."""
 
-    def make(url: str) -> Any:
+    def make(url: str, retries: int = 0, timeout: float = 30) -> Any:
         made = getattr(importlib.import_module(needs), ("Async" if asynchronous else "") + kind)
-        return made(base_url=url, api_key="test", **{"max_retries": 0, **options})
+        return made(base_url=url, api_key="test", max_retries=retries, timeout=timeout, **options)
 
     def asked(client: Any, stream: bool) -> Any:
         body = {"model": model, "messages": SAID, "max_tokens": 300, **({"stream": True} if stream else {})}
@@ -306,9 +311,12 @@ def stainless(
         return [shown(await done(asked(other, False))), shown(await done(raw.parse()))]
 
     answer = {**(MESSAGE if kind == "Anthropic" else CHAT), "model": model}
+    messages = kind == "Anthropic"
     return Library(
-        needs, name or needs, make, asked, path, "", answer, stream, more, asynchronous=asynchronous, paid=5
-    )
+        needs, name or needs, make, asked, path, "", answer, stream, more, asynchronous=asynchronous, paid=5,
+        method="messages.create" if messages else "chat.completions.create",
+        counts=("input_tokens", "output_tokens") if messages else ("prompt_tokens", "completion_tokens"),
+    )  # fmt: skip
 
 
 # --- all others ------------------------------------------------------------------------------------------------------------------------
@@ -317,13 +325,15 @@ def stainless(
 def google(asynchronous: bool) -> Library:
     """google-genai at the Gemini API."""
 
-    def make(url: str) -> Any:
+    def make(url: str, retries: int = 0, timeout: float = 30) -> Any:
         from google import genai
         from google.genai import types
 
-        return genai.Client(
-            api_key="test", http_options=types.HttpOptions(base_url=url, api_version="v1beta"), vertexai=False
+        again = types.HttpRetryOptions(attempts=retries + 1, initial_delay=0.01, max_delay=0.01)
+        options = types.HttpOptions(
+            base_url=url, api_version="v1beta", timeout=int(timeout * 1000), retry_options=again if retries else None
         )
+        return genai.Client(api_key="test", http_options=options, vertexai=False)
 
     def asked(client: Any, stream: bool) -> Any:
         models = client.aio.models if asynchronous else client.models
@@ -334,7 +344,8 @@ def google(asynchronous: bool) -> Library:
     stream = [{key: value for key, value in GEMINI.items() if key != "usageMetadata"}, GEMINI]
     return Library(
         "google.genai", "google", make, asked, f"{path}generateContent", f"{path}streamGenerateContent", GEMINI, stream,
-        asynchronous=asynchronous,
+        asynchronous=asynchronous, method="aio.models.generate_content" if asynchronous else "models.generate_content",
+        usage=("usageMetadata",), counts=("promptTokenCount", "candidatesTokenCount"),
     )  # fmt: skip
 
 
@@ -343,12 +354,12 @@ def bedrock() -> Library:
     model = "anthropic.claude-sonnet-4-5-20250929-v1:0"
     base = f"/model/{model.replace(':', '%3A')}/"
 
-    def make(url: str) -> Any:
+    def make(url: str, retries: int = 0, timeout: float = 30) -> Any:
         import boto3
         from botocore.config import Config
 
         session = boto3.session.Session(aws_access_key_id="a", aws_secret_access_key="b", region_name="us-east-1")
-        config = Config(retries={"max_attempts": 0}, read_timeout=5)
+        config = Config(retries={"max_attempts": retries}, read_timeout=timeout, connect_timeout=timeout)
         return session.client("bedrock-runtime", endpoint_url=url, config=config)
 
     def asked(client: Any, stream: bool) -> Any:
@@ -371,19 +382,20 @@ def bedrock() -> Library:
         return [*seen, await outcome(lambda: list(broken))]
 
     return Library(
-        "boto3", "bedrock", make, asked, f"{base}converse", f"{base}converse-stream", CONVERSED, frames(*BEDROCK_EVENTS), more, paid=7
+        "boto3", "bedrock", make, asked, f"{base}converse", f"{base}converse-stream", CONVERSED, frames(*BEDROCK_EVENTS), more, paid=7,
+        method="converse", counts=("inputTokens", "outputTokens"),
     )  # fmt: skip
 
 
 def mistral(asynchronous: bool) -> Library:
     """mistralai, which has one client for both colours."""
 
-    def make(url: str) -> Any:
+    def make(url: str, retries: int = 0, timeout: float = 30) -> Any:
         try:
             made = importlib.import_module("mistralai.client").Mistral
         except (ImportError, AttributeError):
             made = importlib.import_module("mistralai").Mistral
-        return made(api_key="test", server_url=url)
+        return made(api_key="test", server_url=url, timeout_ms=int(timeout * 1000))
 
     def asked(client: Any, stream: bool) -> Any:
         call = getattr(client.chat, ("stream" if stream else "complete") + ("_async" if asynchronous else ""))
@@ -392,35 +404,42 @@ def mistral(asynchronous: bool) -> Library:
     path = "/v1/chat/completions"
     answer = {**CHAT, "model": "mistral-small-latest"}
     return Library(
-        "mistralai", "mistral", make, asked, path, "", answer, LAST_CHUNK, asynchronous=asynchronous
-    )
+        "mistralai", "mistral", make, asked, path, "", answer, LAST_CHUNK, asynchronous=asynchronous,
+        method="chat.complete_async" if asynchronous else "chat.complete",
+    )  # fmt: skip
 
 
 def cohere(asynchronous: bool) -> Library:
     """cohere's second client."""
 
-    def make(url: str) -> Any:
+    def make(url: str, retries: int = 0, timeout: float = 30) -> Any:
         kind = "AsyncClientV2" if asynchronous else "ClientV2"
-        return getattr(importlib.import_module("cohere"), kind)(api_key="test", base_url=url)
+        return getattr(importlib.import_module("cohere"), kind)(api_key="test", base_url=url, timeout=timeout)
 
     def asked(client: Any, stream: bool) -> Any:
-        return (client.chat_stream if stream else client.chat)(model="command-a-03-2025", messages=SAID)
+        once = {"request_options": {"max_retries": 0}}  # the only place where it can be said
+        return (client.chat_stream if stream else client.chat)(model="command-a-03-2025", messages=SAID, **once)
 
     return Library(
-        "cohere", "cohere", make, asked, "/v2/chat", "", COHERE, COHERE_STREAM, asynchronous=asynchronous
-    )
+        "cohere", "cohere", make, asked, "/v2/chat", "", COHERE, COHERE_STREAM, asynchronous=asynchronous,
+        method="chat", usage=("usage", "billed_units"), counts=("input_tokens", "output_tokens"),
+    )  # fmt: skip
 
 
 def ollama(asynchronous: bool) -> Library:
     """ollama."""
 
-    def make(url: str) -> Any:
-        return getattr(importlib.import_module("ollama"), "AsyncClient" if asynchronous else "Client")(host=url)
+    def make(url: str, retries: int = 0, timeout: float = 30) -> Any:
+        kind = "AsyncClient" if asynchronous else "Client"
+        return getattr(importlib.import_module("ollama"), kind)(host=url, timeout=timeout)
 
     def asked(client: Any, stream: bool) -> Any:
         return client.chat(model="llama3.2", messages=SAID, stream=stream)
 
-    return Library("ollama", "ollama", make, asked, "/api/chat", "", OLLAMA, OLLAMA_STREAM, asynchronous=asynchronous)
+    return Library(
+        "ollama", "ollama", make, asked, "/api/chat", "", OLLAMA, OLLAMA_STREAM, asynchronous=asynchronous, method="chat",
+        usage=(), counts=("prompt_eval_count", "eval_count"),
+    )  # fmt: skip
 
 
 def hub(asynchronous: bool) -> Library:

@@ -65,7 +65,7 @@ class Wire:
             kind, content = found
             return 200, kind, iter([content] if isinstance(content, bytes) else content)
         if isinstance(found, list):
-            return 200, "text/event-stream", map(_event, found)
+            return 200, "text/event-stream", map(sent, found)
         return 200, "application/json", iter([json.dumps(found).encode()])
 
 
@@ -77,7 +77,8 @@ class _Server(ThreadingHTTPServer):
         """A client that hung up is what some tests are about."""
 
 
-def _event(event: Any) -> bytes:
+def sent(event: Any) -> bytes:
+    """A server-sent event as bytes: `(name, data)` or data."""
     name, data = event if isinstance(event, tuple) else ("", event)
     text = data if isinstance(data, str) else json.dumps(data)
     return (f"event: {name}\n" if name else "").encode() + f"data: {text}\n\n".encode()
@@ -95,6 +96,8 @@ def _handler(wire: Wire) -> type[BaseHTTPRequestHandler]:
             self.send_response(status)
             self.send_header("content-type", kind)
             self.send_header("transfer-encoding", "chunked")
+            if status >= 400:
+                self.send_header("retry-after-ms", "1")  # whoever tries again by himself does so at once
             self.end_headers()
             for number, piece in enumerate(pieces):
                 if kind == "text/event-stream" and number == wire.cut:
