@@ -108,8 +108,7 @@ def _has(outer: CodeType, inner: CodeType) -> bool:
 def _with(outer: CodeType, inner: CodeType, new: CodeType) -> CodeType:
     """The code of a function with another one for what is made in it."""
     consts = tuple(
-        new if one is inner else _with(one, inner, new) if isinstance(one, CodeType) else one
-        for one in outer.co_consts
+        new if one is inner else _with(one, inner, new) if isinstance(one, CodeType) else one for one in outer.co_consts
     )
     return outer.replace(co_consts=consts)
 

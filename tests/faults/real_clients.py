@@ -108,6 +108,27 @@ async def leave(stream: Any) -> None:
     await done(leaving(None, None, None))
 
 
+_CLOSING = (
+    "close", "_client.close", "_client.aclose", "sdk_configuration.client.close", "sdk_configuration.async_client.aclose",
+    "_client_wrapper.httpx_client.httpx_client.close", "_client_wrapper.httpx_client.httpx_client.aclose",
+    "_api_client._httpx_client.close", "_api_client._async_httpx_client.aclose", "_api_client._aiohttp_session.close",
+)  # fmt: skip
+"""What lets go of a client's connections, in one library or another."""
+
+
+async def shut(client: Any, asynchronous: bool) -> None:
+    """Close a client."""
+    for path in _CLOSING:
+        if "aclose" in path and not asynchronous:
+            continue
+        found = client
+        for name in path.split("."):
+            found = getattr(found, name, None)
+        if found is not None:
+            with contextlib.suppress(Exception):  # a client that is closed already, or was never used
+                await done(found())
+
+
 def shown(answer: Any) -> Any:
     """What can be seen of an answer or a piece of one, without what differs from call to call."""
     if hasattr(answer, "model_dump"):
@@ -518,7 +539,11 @@ def live() -> Library:
         usage = {"promptTokenCount": INPUT, "responseTokenCount": made, "totalTokenCount": INPUT + made}
         end = {"serverContent": {"turnComplete": True}} if complete else {}
         talk = {"serverContent": {"modelTurn": {"parts": [{"text": CANARY}]}}}
-        return [talk, {"usageMetadata": {**usage, "responseTokenCount": 1, "totalTokenCount": INPUT + 1}}, {"usageMetadata": usage, **end}]
+        return [
+            talk,
+            {"usageMetadata": {**usage, "responseTokenCount": 1, "totalTokenCount": INPUT + 1}},
+            {"usageMetadata": usage, **end},
+        ]
 
     async def say(session: Any) -> None:
         await session.send_client_content(turns={"role": "user", "parts": [{"text": CANARY}]}, turn_complete=True)

@@ -12,13 +12,28 @@ import gc
 import json
 import logging
 import math
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from real_clients import CANARY, INPUT, LIBRARIES, OUTPUT, Driver, Library, error_of, frame, opened, outcome, shown
+from real_clients import (
+    CANARY,
+    INPUT,
+    LIBRARIES,
+    OUTPUT,
+    Driver,
+    Library,
+    error_of,
+    frame,
+    opened,
+    outcome,
+    shown,
+    shut,
+)
 
 import aifinops as af
 from aifinops import errors, runtime
@@ -31,9 +46,14 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::UserWarning",  # pydantic's, of what is not of the type that the library has for it
 )  # fmt: skip
 
+ALL = os.environ.get("AIFINOPS_FAULTS") == "all"
+TODAY = datetime.now(UTC).toordinal()
 NAMES = ("openai", "anthropic", "google", "mistral", "cohere", "bedrock", "ollama")
 CLIENTS = {name: one for name, one in LIBRARIES.items() if name.partition(" ")[0] in NAMES}
-SENT_IN = 0.4
+PART = [name for name in CLIENTS if ALL or name.partition(" ")[2] == ("sync", "async")[TODAY % 2]]
+"""The colour of the day, for what needs waiting; `AIFINOPS_FAULTS=all` tries both."""
+TRUE = {"input_tokens": INPUT, "output_tokens": OUTPUT}
+SENT_IN = 0.15
 """Seconds until a client gives up, where it is to."""
 
 
@@ -43,10 +63,19 @@ class Tried:
     def __init__(self, library: Library, server: Wire) -> None:
         self.library, self.server = library, server
         self.driver = Driver(library.asynchronous)
+        self._made: list[Any] = []
 
-    def client(self, **options: Any) -> Any:
+    def client(self, url: str = "", **options: Any) -> Any:
         """A new client."""
-        return self.library.make(self.server.url, **options)
+        self._made.append(self.library.make(url or self.server.url, **options))
+        return self._made[-1]
+
+    def close(self) -> None:
+        """Let go of all clients and of the loop."""
+        for client in self._made:
+            self.driver.run(shut(client, self.library.asynchronous))
+        self._made.clear()
+        self.driver.close()
 
     @contextlib.contextmanager
     def metered(self) -> Iterator[None]:
@@ -72,9 +101,10 @@ class Tried:
 
     def rows(self) -> list[Charge]:
         """The ledger's new rows; nothing is open any more, and nothing that was said is in them."""
-        gc.collect()
-        self.driver.run(_turn())
-        gc.collect()
+        for _ in range(3):  # an older client leaves an answer open: its loop closes it
+            if passing._passing:
+                gc.collect()
+                self.driver.run(_turn())
         af.flush()
         found = list(runtime.get().ledger.rows())
         assert CANARY not in repr(found)
@@ -83,7 +113,7 @@ class Tried:
 
 
 async def _turn() -> None:
-    """Let a loop close what was left to it."""
+    """One turn of a loop, which closes what was left to it."""
 
 
 async def _pieces(library: Library, client: Any) -> list[Any]:
@@ -110,8 +140,11 @@ def tried(request: pytest.FixtureRequest) -> Iterator[Tried]:
     af.init(ledger="memory", stream_usage="always")
     with Wire() as server:
         made = Tried(library, server)
+        gc.freeze()  # what is collected in a test is only what that has left
         yield made
-        made.driver.close()
+        gc.unfreeze()
+        made.close()
+    gc.collect()  # what was left open is said while the filter above is in force, and not in a later test
     logging.getLogger("aifinops").setLevel(logging.NOTSET)
 
 
@@ -165,7 +198,7 @@ ODD: dict[str, Callable[[Library], Any]] = {
     "not a number": lambda one: counting(one, math.nan),
     "infinite": lambda one: counting(one, math.inf, -math.inf),
     "an error in a 200": lambda one: {"error": {"message": CANARY, "code": 500, "type": "server_error"}},
-    "a list": lambda one: [one.answer],
+    "a list": lambda one: ("application/json", json.dumps([one.answer]).encode()),
     "half of it": lambda one: ("application/json", json.dumps(one.answer).encode()[:40]),
     "no utf-8": lambda one: ("application/json", b'{"id": "\xff\xfe"}'),
     "nothing": lambda one: ("application/json", b""),
@@ -174,23 +207,28 @@ ODD: dict[str, Callable[[Library], Any]] = {
 GOOD: dict[str, Callable[[Library], Any]] = {
     "no id": lambda one: without(one.answer, *IDS),
     "an id of a wrong type": lambda one: {**one.answer, **{name: [1] for name in IDS if name in one.answer}},
-    "new fields": lambda one: with_usage(one, lambda usage: {**usage, "brand_new_count": 4, "deep": {"er": {"x": [1]}}}),
+    "new fields": lambda one: with_usage(
+        one, lambda usage: {**usage, "brand_new_count": 4, "deep": {"er": {"x": [1]}}}
+    ),
 }
 
 
 def test_an_answer_that_is_odd_is_the_users_and_claims_nothing(tried: Tried) -> None:
-    """What the SDK makes of it is what the user gets, and the row is unknown or an estimate, never a price of such numbers."""
-    wrong = {}
+    """What the SDK makes of it is what the user gets, and the row is unknown or an estimate, unless the truth can be read in it."""
+    wrong, client = {}, tried.client()
     for case, made in ODD.items():
         tried.says(made(tried.library))
         before = len(tried.rows())
-        expected = tried.whole(tried.client())
-        with tried.metered(), af.budget("$1000", name=case, unknown="allow") as budget:
-            got = tried.whole(tried.client())
+        expected = tried.whole(client)
+        with tried.metered(), af.budget("$1000", unknown="allow") as budget:
+            got = tried.whole(client)
             rows = tried.rows()[before:]
             held = budget.reserved
-        if repr(got) != repr(expected) or len(rows) != 1 or held or rows[0].basis == "priced":
-            wrong[case] = f"{got!r} for {expected!r}, {held} held, {[(row.basis, dict(row.quantities)) for row in rows]}"
+        claimed = [dict(row.quantities) for row in rows if row.basis == "priced"]
+        if repr(got) != repr(expected) or len(rows) != 1 or held or (claimed and claimed != [TRUE]):
+            wrong[case] = (
+                f"{got!r} for {expected!r}, {held} held, {[(row.basis, dict(row.quantities)) for row in rows]}"
+            )
         for row in rows:
             honest(row)
     assert wrong == {}
@@ -198,11 +236,12 @@ def test_an_answer_that_is_odd_is_the_users_and_claims_nothing(tried: Tried) -> 
 
 def test_what_is_only_new_or_missing_beside_the_usage_changes_no_figure(tried: Tried) -> None:
     """An answer without an id, or with a new field in its usage, is charged for what it says."""
+    client = tried.client()
     for number, (case, made) in enumerate(GOOD.items()):
         tried.says(made(tried.library))
-        expected = tried.whole(tried.client())
+        expected = tried.whole(client)
         with tried.metered():
-            assert tried.whole(tried.client()) == expected, case
+            assert tried.whole(client) == expected, case
             charge = tried.rows()[number]
         assert (charge.quantities["input_tokens"], charge.quantities["output_tokens"]) == (INPUT, OUTPUT), case
 
@@ -235,18 +274,20 @@ def broken_streams(library: Library, server: Wire) -> dict[str, tuple[str, bytes
 
 def test_a_stream_that_is_damaged_is_the_users_and_honestly_charged(tried: Tried) -> None:
     """What came before the damage comes, then the SDK's own error, and the row is no more certain than the stream was."""
-    wrong = {}
+    wrong, client = {}, tried.client()
     tried.server.asked.append(("", b"include_usage"))
     for case, stream in broken_streams(tried.library, tried.server).items():
         tried.says(stream)
         before = len(tried.rows())
-        expected = tried.pieces(tried.client())
-        with tried.metered(), af.budget("$1000", name=case, unknown="allow") as budget:
-            got = tried.pieces(tried.client())
+        expected = tried.pieces(client)
+        with tried.metered(), af.budget("$1000", unknown="allow") as budget:
+            got = tried.pieces(client)
             rows = tried.rows()[before:]
             held = budget.reserved
         if unhidden(got) != unhidden(expected) or len(rows) != 1 or held:
-            wrong[case] = f"{got!r} for {expected!r}, {held} held, {[(row.basis, dict(row.quantities)) for row in rows]}"
+            wrong[case] = (
+                f"{got!r} for {expected!r}, {held} held, {[(row.basis, dict(row.quantities)) for row in rows]}"
+            )
         for row in rows:
             honest(row)
     assert wrong == {}
@@ -257,6 +298,7 @@ def unhidden(pieces: list[Any]) -> list[Any]:
     return [piece for piece in pieces if not (isinstance(piece, dict) and piece.get("choices") == [])]
 
 
+@pytest.mark.parametrize("tried", PART, indirect=True)
 def test_a_connection_that_breaks_in_a_stream_is_the_users_error(tried: Tried) -> None:
     """The answer stops in the middle of its transport: the pieces so far, the library's error, and one row."""
     if isinstance(tried.library.stream, tuple):
@@ -277,6 +319,7 @@ def test_a_connection_that_breaks_in_a_stream_is_the_users_error(tried: Tried) -
 # --- storms and silence ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("tried", PART, indirect=True)
 @pytest.mark.parametrize("status", [429, 500])
 def test_a_storm_of_refusals_costs_nothing(tried: Tried, status: int) -> None:
     """Whether the library tries again or not: nothing for what was refused, and one row for the answer that comes at last."""
@@ -296,9 +339,10 @@ def test_a_storm_of_refusals_costs_nothing(tried: Tried, status: int) -> None:
     if next(answers, None) is not None:  # this library does not try again by itself
         assert (got, rows) == (expected, [])
     else:
-        assert [dict(row.quantities) for row in rows] == [{"input_tokens": INPUT, "output_tokens": OUTPUT}]
+        assert [dict(row.quantities) for row in rows] == [TRUE]
 
 
+@pytest.mark.parametrize("tried", PART, indirect=True)
 def test_silence_after_a_request_may_have_been_billed(tried: Tried) -> None:
     """A client that gives up waiting: its own error, and a row that does not know what it cost."""
 
@@ -328,12 +372,13 @@ def deaf() -> Iterator[str]:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
 
 
+@pytest.mark.parametrize("tried", PART, indirect=True)
 def test_a_connection_that_never_was_costs_nothing(tried: Tried) -> None:
     """A timeout before anything was sent: the library's own error, no row, and nothing is held."""
     with deaf() as url:
-        expected = tried.whole(tried.library.make(url, timeout=SENT_IN))
+        expected = tried.whole(tried.client(url, timeout=SENT_IN))
         with tried.metered(), af.budget("$1000", unknown="allow") as budget:
-            assert tried.whole(tried.library.make(url, timeout=SENT_IN)) == expected
+            assert tried.whole(tried.client(url, timeout=SENT_IN)) == expected
             assert [row for row in tried.rows() if row.status != "error"] == []
             assert (budget.spent, budget.reserved) == (0, 0)
 
@@ -341,6 +386,7 @@ def test_a_connection_that_never_was_costs_nothing(tried: Tried) -> None:
 # --- clients that somebody has bent ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("tried", PART, indirect=True)
 def test_a_client_of_a_users_class_is_metered(tried: Tried) -> None:
     """A subclass that compares by name and cannot be hashed: the same answer, and one row."""
     tried.says(tried.library.answer)
@@ -351,9 +397,10 @@ def test_a_client_of_a_users_class_is_metered(tried: Tried) -> None:
         client.__class__ = type(f"My{kind.__name__}", (kind,), {"__eq__": lambda self, other: True, "__hash__": None})
         assert tried.whole(client) == expected
         (charge,) = tried.rows()
-    assert dict(charge.quantities) == {"input_tokens": INPUT, "output_tokens": OUTPUT}
+    assert dict(charge.quantities) == TRUE
 
 
+@pytest.mark.parametrize("tried", PART, indirect=True)
 def test_a_method_that_a_user_has_wrapped_or_replaced(tried: Tried) -> None:
     """Around his own wrapper it is one row; a stub in its place is no call, and no row."""
     tried.says(tried.library.answer)
