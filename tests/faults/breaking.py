@@ -127,6 +127,6 @@ def _raising(code: CodeType) -> CodeType:
     made += f"    {end} aifinops_fault()\n"
     source = "def outer():\n" + "".join(f"  {name} = None\n" for name in free) + made + "  return broken\n"
     space: dict[str, Any] = {}
-    exec(compile(source, "<fault>", "exec"), space)  # noqa: S102 - a text that was made above
+    exec(compile(source, "<fault>", "exec"), space)
     found: FunctionType = space["outer"]()
     return found.__code__.replace(co_freevars=code.co_freevars) if free else found.__code__

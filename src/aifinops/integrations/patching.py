@@ -54,8 +54,7 @@ def applied(wanted: Iterable[tuple[Any, str, Wrapper]]) -> list[Patch]:
     """
     made: list[Patch] = []
     try:
-        for one in wanted:
-            made.append(Patch(*one))
+        made.extend(Patch(*one) for one in wanted)  # one after the other: those before a failure are there
     except BaseException:
         for patch in reversed(made):
             patch.undo()
