@@ -29,8 +29,8 @@ from real_clients import (
     Library,
     error_of,
     frame,
-    opened,
     outcome,
+    pieces,
     shown,
     shut,
 )
@@ -118,14 +118,10 @@ async def _turn() -> None:
 
 async def _pieces(library: Library, client: Any) -> list[Any]:
     seen: list[Any] = []
+    keep = seen.append
     try:
-        stream = await opened(library.asked(client, True))
-        if hasattr(stream, "__aiter__"):
-            async for piece in stream:
-                seen.append(shown(piece))
-        else:
-            for piece in stream:
-                seen.append(shown(piece))
+        async for piece in pieces(library.asked(client, True)):
+            keep(shown(piece))
     except Exception as error:
         seen.append(error_of(error))
     return seen
