@@ -23,7 +23,7 @@ from breaking import Functions, Seen, label
 from opentelemetry import context as otel
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.trace import get_current_span
-from real_clients import CANARY, LIBRARIES, Driver, Library, shut, use
+from real_clients import CANARY, CHUNKS, INPUT, LIBRARIES, OUTPUT, Driver, Library, shut, use
 
 import aifinops as af
 from aifinops import errors, metering, runtime
@@ -253,6 +253,31 @@ def test_a_call_whose_answer_we_fail_to_read_is_still_a_row(armed: Armed) -> Non
 
 def _broken(*args: Any, **kwargs: Any) -> Any:
     raise RuntimeError("injected")
+
+
+@pytest.mark.parametrize("again", ["init", "reset", "shutdown"])
+def test_a_stream_that_is_open_while_all_is_set_up_anew_is_still_a_row(again: str, tmp_path: Any) -> None:
+    """What is under way when the engines are replaced ends with those that it began with, and its row is in their ledger."""
+    pytest.importorskip("openai")
+    library, ledger = LIBRARIES["openai sync"], tmp_path / "ledger.db"
+    with library.serve() as server:
+        server.answers = {f"POST {library.path}": CHUNKS}
+        af.init(ledger=ledger)
+        af.instrument("openai")
+        client = library.make(server.url)
+        with af.budget("$1") as budget:
+            stream = library.asked(client, True)
+            next(stream)
+            {"init": lambda: af.init(ledger=ledger), "reset": runtime.reset, "shutdown": af.shutdown}[again]()
+            assert len(list(stream)) == 2
+            assert budget.reserved == 0
+        client.close()
+        af.uninstrument()
+    runtime.reset()
+    af.init(ledger=ledger)
+    (charge,) = runtime.get().ledger.rows()
+    assert dict(charge.quantities) == {"input_tokens": INPUT, "output_tokens": OUTPUT}
+    assert not passing._passing
 
 
 def test_a_region_that_cannot_be_looked_up_loses_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
