@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -34,7 +35,7 @@ from aifinops.tags import Tags, make_tags, merge
 from aifinops.telemetry import attributes as span_attributes
 from aifinops.telemetry import names
 from aifinops.telemetry.guests import Guest, late
-from aifinops.telemetry.spans import OpenSpan, Spans, error_type, guarded_finish
+from aifinops.telemetry.spans import OpenSpan, Spans, end_at_least, error_type, guarded_finish
 from aifinops.usage import EMPTY_QUANTITIES, Quantities, Sku, Usage, input_total, output_total, quantities
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ __all__ = [
     "charge_of",
     "charged",
     "drain",
+    "ending",
     "enqueue",
     "in_flight",
     "observe",
@@ -223,7 +225,11 @@ def _begin(call: Call) -> Invocation | None:
     if budgets:
         invocation.asked = budgets
         invocation.reserve(budgets, invocation.id)
-    invocation.enter()
+    try:
+        invocation.enter()
+    except Exception:  # the call is made all the same: what it may cost stays counted
+        invocation.give_up()
+        raise
     return invocation
 
 
@@ -294,8 +300,12 @@ def observe(call: Call) -> Invocation | None:
         tags = engines.tags(scope)
         invocation = Invocation(engines, call, scope, tags)
         invocation.budgets = engines.budgets(scope, tags)
-        invocation.enter()
-        invocation.leave()
+        try:
+            invocation.enter()
+            invocation.leave()
+        except Exception:  # nobody will end it
+            invocation.give_up()
+            raise
         return invocation
     except Exception as failure:  # what is under way goes on
         swallow("metering.observe", failure)
@@ -481,6 +491,7 @@ class Invocation:
             self._learn(reading)
             self._tell(charge, reading, error)
         except Exception as failure:  # counted; the answer is the user's whatever happens to its price
+            self.give_up()
             swallow("metering.settle", failure)
         finally:
             _busy.on = False
@@ -561,14 +572,34 @@ class Invocation:
         try:
             if self.reservation is not None:
                 self.engines.guard.release(self.reservation)
+                self.reservation = None
             charge = self._charge(Reading(), Amounts.of(Cost(Decimal(0), basis="free")), "error", error)
             self._tell(charge, Reading(), error)
         except Exception as failure:  # the user's own exception goes on unchanged
+            self.give_up()
             swallow("metering.release", failure)
         finally:
             _busy.on = False
             if self.guest is not None:
                 self.guest.release()
+
+    def give_up(self) -> None:
+        """The last resort, where what ends a call has failed itself: nothing of it stays open. What is held is kept as spent, since the
+        call was made, and a span ends with what it has."""
+        self._once.clear()
+        reservation, self.reservation = self.reservation, None
+        steps = [self.leave]
+        if reservation is not None:
+            steps.append(partial(self.engines.guard.settle, reservation, {}))
+        if self.span is not None:
+            steps.append(partial(end_at_least, self.span))
+        if self.guest is not None:
+            steps.append(self.guest.release)
+        for step in steps:
+            try:
+                step()
+            except Exception as failure:  # the others are done all the same
+                swallow("metering.give_up", failure)
 
     def _end(self) -> bool:
         try:
@@ -682,18 +713,27 @@ class Invocation:
     def _pay(self, charge: Charge, reading: Reading) -> None:
         if self.reservation is None and not self.budgets:
             return
+        reservation, self.reservation = self.reservation, None
         try:
-            reservation, amount = self.reservation, charge.amount
-            if amount is not None and not reading.estimated and reservation and reservation.unit == charge.currency:
-                self.engines.guard.settle(reservation, {charge.currency: amount})  # nobody asks for anything else
-                return
-            amounts = _soundly(charge, reading) if reading.estimated else actual_amounts(charge)
+            actual = self._actual(charge, reading, reservation)
             if reservation is None:
-                self.engines.guard.post(self.budgets, amounts, id=charge.id, at=charge.at)
+                self.engines.guard.post(self.budgets, actual, id=charge.id, at=charge.at)
             else:
-                self.engines.guard.settle(reservation, amounts)
+                self.engines.guard.settle(reservation, actual)
         except Exception as failure:  # the hold stays and expires as spent: never too little
             swallow("metering.budget_settle", failure)
+
+    def _actual(self, charge: Charge, reading: Reading, reservation: Reservation | None) -> dict[str, int]:
+        """A charge in budget units; nothing where we fail to tell: then it has cost what was held."""
+        try:
+            if reading.estimated:
+                return _soundly(charge, reading)
+            if reservation is not None and charge.amount is not None and reservation.unit == charge.currency:
+                return {charge.currency: charge.amount}  # nobody asks for anything else
+            return actual_amounts(charge)
+        except Exception as failure:  # never too little
+            swallow("metering.amounts", failure)
+            return {}
 
     def _keep(self, charge: Charge) -> None:
         try:
@@ -735,6 +775,7 @@ class Invocation:
                 swallow("metering.span_attributes", failure)
                 values = {}
             guarded_finish(self.span, values, self.wall + charge.duration, error)
+            self.span = None
         elif self.guest is not None:
             self._enrich(self.guest, charge)
         self._measure(
@@ -987,8 +1028,11 @@ class Watched(Invocation):
         )
         late.id, late.wall, late.started = id or late.id, at or self.wall, self.started
         late.budgets = self.engines.budgets(self.scope, self.tags)
-        late.enter()
-        late.leave()
+        try:
+            late.enter()
+            late.leave()
+        except Exception as failure:  # without a span it is charged all the same
+            swallow("metering.charge", failure)
         late.settle(reading)
 
 
@@ -1008,6 +1052,18 @@ def watch(call: Call, read: Watcher) -> Watched | None:
     watched = Watched(engines, call, scope, engines.tags(scope), read)
     watched._owner = _in_flight.set(watched)
     return watched
+
+
+# --- ends that fail -------------------------------------------------------------------------------------------------------
+
+
+def ending(place: str, invocation: Invocation, function: Callable[..., Any], *args: Any) -> None:
+    """Call what ends a call; where it fails, the failure is counted and the call given up, so that nothing of it stays open."""
+    try:
+        function(*args)
+    except Exception as failure:  # the answer, or the error, is the user's as it is
+        invocation.give_up()
+        swallow(f"integrations.{place}", failure)
 
 
 # --- streams that end where nobody may block ---------------------------------------------------------------------------

@@ -16,11 +16,11 @@ from aifinops.errors import swallow
 from aifinops.integrations import amazon, others
 from aifinops.integrations.extract import Reader, dig, first_event, read_events
 from aifinops.integrations.later import Files, Later, Lines, Poll, Unknown
-from aifinops.integrations.passing import Opened, Tap, guarded
+from aifinops.integrations.passing import Opened, Tap
 from aifinops.integrations.paths import compiled
 from aifinops.integrations.provider import Provider, Route
 from aifinops.integrations.registry import answers, knows
-from aifinops.metering import Call
+from aifinops.metering import Call, ending
 from aifinops.reading import Reading
 
 __all__ = [
@@ -115,16 +115,20 @@ class Calls:
             call.host = 2
         elif self.others.any:
             call.host = self.others.rank(route.operation)
-        # Last, so that nothing can fail between opening an invocation and handing it over.
+        # Last, so that next to nothing can fail between opening an invocation and handing it over.
         begin = metering.begin if asked else metering.observe
         invocation = begin(call)
         if invocation is None:
             return None
-        if route.later and (not stream or body.get("background") is True):
-            return Later(reader, invocation)
-        if stream and invocation.guest is not None:
-            invocation.guest.hold()
-        return Opened(reader, invocation)
+        try:
+            if route.later and (not stream or body.get("background") is True):
+                return Later(reader, invocation)
+            if stream and invocation.guest is not None:
+                invocation.guest.hold()
+            return Opened(reader, invocation)
+        except Exception:  # nobody will end it
+            invocation.give_up()
+            raise
 
     def reader(self, provider: str, path: str) -> Reader:
         """How this provider's answers are read: one client library reaches many, and each adds something of its own."""
@@ -361,9 +365,9 @@ def called(
     try:
         result = wrapped(*args, **kwargs)
     except BaseException as error:
-        guarded("failed", failed, opened, error, refused)
+        ending("failed", opened.invocation, failed, opened, error, refused)
         raise
-    guarded("answered", ended, opened, read, result)
+    ending("answered", opened.invocation, ended, opened, read, result)
     return result
 
 
@@ -381,9 +385,9 @@ async def acalled(
     try:
         result = await wrapped(*args, **kwargs)
     except BaseException as error:
-        guarded("failed", failed, opened, error, refused)
+        ending("failed", opened.invocation, failed, opened, error, refused)
         raise
-    guarded("answered", ended, opened, read, result)
+    ending("answered", opened.invocation, ended, opened, read, result)
     return result
 
 

@@ -13,6 +13,7 @@ import weakref
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from contextvars import ContextVar
+from functools import partial
 from itertools import chain, filterfalse, islice
 from typing import Any, TypeVar
 
@@ -137,14 +138,19 @@ class Passing:
         if not self.done:
             self.done = True
             _passing.discard(self)
-            metering.settle_later(self._settle)
+            metering.settle_later(partial(metering.ending, "stream", self._opened.invocation, self._settle))
+
+    def forget(self) -> None:
+        """It cannot be seen after all: whoever wanted to see it ends the call in another way."""
+        self.done = True
+        _passing.discard(self)
 
     def _settle(self) -> None:
         try:
             self._settle_read()
         except Exception as failure:  # recorded as a call whose cost is unknown
-            swallow("integrations.stream", failure)
             self._opened.invocation.settle(Reading())
+            swallow("integrations.stream", failure)
 
     def _settle_read(self) -> None:
         invocation, reader = self._opened.invocation, self._opened.reader
@@ -295,16 +301,20 @@ class Tap:
         if "amazon.eventstream" in http.headers.get("content-type", ""):
             passing.told = amazon.told_of(http.headers)
         self._source: Any = None
-        self._put_on(http)
+        try:
+            self._put_on(http)
+        except Exception:
+            passing.forget()
+            raise
 
     def _put_on(self, http: Any) -> None:
         self._http = http
+        self._lost = weakref.finalize(http, guarded, "lost", self._passing.lost)
+        self._lost.atexit = False
         if hasattr(http, "iter_bytes"):
             http.iter_bytes, http.iter_raw, http.close = self._iter_bytes, self._iter_raw, self._close
         if hasattr(http, "aiter_bytes"):
             http.aiter_bytes, http.aiter_raw, http.aclose = self._aiter_bytes, self._aiter_raw, self._aclose
-        self._lost = weakref.finalize(http, guarded, "lost", self._passing.lost)
-        self._lost.atexit = False
 
     @staticmethod
     def move(old: Any, new: Any) -> None:
@@ -414,7 +424,7 @@ def at_exit(item: Any, *, wanted: bool) -> None:
 def finish_open_streams() -> None:
     """At the end of the process: settle what nobody has read to its end."""
     for item in list(_passing):
-        item.finish()
+        guarded("exit", item.finish)  # one that fails does not keep the others from being settled
 
 
 atexit.register(finish_open_streams)

@@ -317,6 +317,10 @@ def _patch_threads(module: Any) -> list[Patch]:
 
 def _submit(wrapped: Any, executor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Carry tags and budgets into the worker; the OpenTelemetry context is left to OpenTelemetry."""
-    if args and scope.current() is not scope.NOTHING:
-        args = (scope.bind(args[0]), *args[1:])
-    return wrapped(*args, **kwargs)
+    from aifinops.integrations.passing import guarded
+
+    return wrapped(*(guarded("threads", _bound, args) or args), **kwargs)
+
+
+def _bound(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (scope.bind(args[0]), *args[1:]) if args and scope.current() is not scope.NOTHING else args

@@ -21,7 +21,7 @@ from aifinops.integrations import amazon
 from aifinops.integrations.calls import Calls, acalled, called, look_again, settle_body
 from aifinops.integrations.extract import Reader, StreamText, dig
 from aifinops.integrations.passing import Opened, Passing, PassingEvents, aguarded, apassed, guarded, passed
-from aifinops.integrations.patching import Patch
+from aifinops.integrations.patching import Patch, applied
 from aifinops.integrations.provider import Provider, Route
 from aifinops.reading import Reading
 
@@ -72,7 +72,7 @@ class Seam:
             else:
                 owner, call = module.BaseClient, self._call
             self._calls.others.front = lambda: self._look(owner)
-            return [Patch(owner, "_make_api_call", call), *_close_patch()]
+            return applied([(owner, "_make_api_call", call), *_closing()])
         except Exception as failure:  # an unknown future version: the user's program goes on unmetered, and is told so
             swallow(f"integrations.{self._row.name}.patch", failure)
             return []
@@ -80,7 +80,7 @@ class Seam:
     def patch_client(self, client: Any) -> list[Patch]:
         """Patch one client object only."""
         is_async = any(kind.__name__ == "AioBaseClient" for kind in type(client).__mro__)
-        return [Patch(client, "_make_api_call", self._acall if is_async else self._call), *_close_patch()]
+        return applied([(client, "_make_api_call", self._acall if is_async else self._call), *_closing()])
 
     def _look(self, owner: Any) -> list[Patch]:
         """While somebody else is there: whoever wrapped `_make_api_call` before us begins a span inside of ours, around `_make_request`."""
@@ -353,10 +353,10 @@ def _invocations(events: list[Any]) -> list[dict[str, Any]]:
     return found
 
 
-def _close_patch() -> list[Patch]:
+def _closing() -> list[tuple[Any, str, Callable[..., Any]]]:
     """`close()` of an event stream is its end; where the library is not there to be patched, dropping it is."""
     module = sys.modules.get("botocore.eventstream")
-    return [] if module is None else [Patch(module.EventStream, "close", _close)]
+    return [] if module is None else [(module.EventStream, "close", _close)]
 
 
 def _close(wrapped: Callable[..., Any], stream: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

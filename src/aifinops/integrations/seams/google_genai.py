@@ -13,7 +13,7 @@ import json
 import re
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -22,7 +22,7 @@ from aifinops.errors import swallow
 from aifinops.integrations.calls import Calls, acalled, called, settle_body
 from aifinops.integrations.later import Lines
 from aifinops.integrations.passing import Opened, PassingEvents, aguarded, apassed, guarded, passed
-from aifinops.integrations.patching import Patch, Undoable
+from aifinops.integrations.patching import Patch, Undoable, applied
 from aifinops.integrations.provider import Provider, Route
 from aifinops.integrations.seams import http
 
@@ -62,7 +62,7 @@ class Seam:
         self._methods = _forms(row)
         self._http = _Http(row)
 
-    def patch_module(self, module: Any) -> list[Undoable]:
+    def patch_module(self, module: Any) -> Sequence[Undoable]:
         """Patch the client of an imported library; a version without it degrades to one warning."""
         if module.__name__ != self._row.module:
             return self._http.patch_module(module)
@@ -76,10 +76,10 @@ class Seam:
         """Patch one client object only (and so its `aio`, which shares what sends)."""
         return [*self._patch(client._api_client), *self._http.patch_client(client)]
 
-    def _patch(self, owner: Any) -> list[Undoable]:
-        patches = [Patch(owner, "_request", self._request), Patch(owner, "_async_request", self._arequest)]
+    def _patch(self, owner: Any) -> list[Patch]:
+        calls = ((owner, "_request", self._request), (owner, "_async_request", self._arequest))
         downloads = (("download_file", self._download), ("async_download_file", self._adownload))
-        return [*patches, *(Patch(owner, name, wrapper) for name, wrapper in downloads if hasattr(owner, name))]
+        return applied([*calls, *((owner, name, wrapper) for name, wrapper in downloads if hasattr(owner, name))])
 
     # --- the two colours of the last thin layer ---------------------------------------------------------------------------
 

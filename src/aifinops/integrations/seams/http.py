@@ -27,7 +27,7 @@ from aifinops import metering
 from aifinops.errors import BudgetExceeded, ConfigurationError, swallow
 from aifinops.integrations.calls import Calls, acalled, called, path_of, read_httpx, settle
 from aifinops.integrations.passing import Opened, Tap, aguarded, guarded, refusals
-from aifinops.integrations.patching import Patch, Undoable
+from aifinops.integrations.patching import Patch, Undoable, applied
 from aifinops.integrations.provider import Provider, Route
 from aifinops.telemetry.guests import hosted
 
@@ -107,7 +107,7 @@ class Seam:
             raise ConfigurationError(
                 f"{type(client)} is no client of httpx: what it sends for {self._row.module} is not metered"
             )
-        _take(self, library, lambda: (Patch(library.Client, "send", _send), Patch(library.AsyncClient, "send", _asend)))
+        _take(self, library, [(library.Client, "send", _send), (library.AsyncClient, "send", _asend)])
         _marked[client] = self
         _look_up_late(client)
 
@@ -115,7 +115,7 @@ class Seam:
         """Of a client that sends through others, which a method of it gives: those are the library's as well."""
         kind = type(client)
         if hasattr(kind, method):
-            _take(self, kind, lambda: (Patch(kind, method, _given),))
+            _take(self, kind, [(kind, method, _given)])
 
     def mark_of(self, owner: Any, path: list[str]) -> None:
         """The same for the client at a path from an object."""
@@ -289,13 +289,13 @@ class _Use:
             seam.libraries.clear()
 
 
-def _take(seam: Seam, owner: Any, make: Callable[[], tuple[Patch, ...]]) -> None:
+def _take(seam: Seam, owner: Any, wanted: list[tuple[Any, str, Callable[..., Any]]]) -> None:
     with _lock:
         if owner in seam.libraries:
             return
         seam.libraries.add(owner)
         patches, users = _wires.get(owner, ((), 0))
-        _wires[owner] = (patches if users else make()), users + 1
+        _wires[owner] = (patches if users else tuple(applied(wanted))), users + 1
 
 
 def _release(owner: Any) -> None:

@@ -19,7 +19,7 @@ from aifinops.errors import swallow
 from aifinops.integrations.calls import Calls, acalled, called, read_httpx
 from aifinops.integrations.hiding import ask, hide, replaced
 from aifinops.integrations.passing import Opened, aguarded, guarded
-from aifinops.integrations.patching import Patch
+from aifinops.integrations.patching import Patch, applied
 from aifinops.integrations.provider import Provider
 
 __all__ = ["Seam"]
@@ -37,12 +37,12 @@ class Seam:
         try:
             base = sys.modules[f"{module.__name__}._base_client"]
             sync, asynchronous = base.SyncAPIClient, base.AsyncAPIClient
-            patches = [*self._patch(sync, "sync"), *self._patch(asynchronous, "async")]
-            self._calls.others.front = lambda: [
+            patches = applied([*self._wanted(sync, "sync"), *self._wanted(asynchronous, "async")])
+            self._calls.others.front = lambda: (
                 Patch(kind, "request", self._wrapper(colour))
                 for owner, colour in ((sync, "sync"), (asynchronous, "async"))
                 for kind in _around(owner, self._wrapper(colour))
-            ]
+            )
             return patches
         except Exception as failure:  # an unknown future version: the user's program goes on unmetered, and is told so
             swallow(f"integrations.{self._row.name}.patch", failure)
@@ -51,15 +51,15 @@ class Seam:
     def patch_client(self, client: Any) -> list[Patch]:
         """Patch one client object only."""
         is_async = any(kind.__name__ == "AsyncAPIClient" for kind in type(client).__mro__)
-        return self._patch(client, "async" if is_async else "sync")
+        return applied(self._wanted(client, "async" if is_async else "sync"))
 
-    def _patch(self, owner: Any, colour: str) -> list[Patch]:
-        patches = [Patch(owner, "request", self._wrapper(colour))]
+    def _wanted(self, owner: Any, colour: str) -> list[tuple[Any, str, Callable[..., Any]]]:
+        wanted = [(owner, "request", self._wrapper(colour))]
         if hasattr(owner, "_process_response"):
-            patches.append(Patch(owner, "_process_response", _process_response))
+            wanted.append((owner, "_process_response", _process_response))
         if hasattr(owner, "_sleep_for_retry"):
-            patches.append(Patch(owner, "_sleep_for_retry", _before_retry if colour == "sync" else _abefore_retry))
-        return patches
+            wanted.append((owner, "_sleep_for_retry", _before_retry if colour == "sync" else _abefore_retry))
+        return wanted
 
     def _wrapper(self, colour: str) -> Callable[..., Any]:
         return self._request if colour == "sync" else self._arequest
@@ -71,7 +71,7 @@ class Seam:
         if opened is None:
             return wrapped(*args, **kwargs)
         if opened.options is not None:
-            args, kwargs = replaced(opened, args, kwargs)
+            args, kwargs = guarded("ask", replaced, opened, args, kwargs) or (args, kwargs)
         result = called(opened, wrapped, args, kwargs, read_httpx)
         if opened.options is not None:
             guarded("hide", hide, result)
@@ -84,7 +84,7 @@ class Seam:
         if opened is None:
             return await wrapped(*args, **kwargs)
         if opened.options is not None:
-            args, kwargs = replaced(opened, args, kwargs)
+            args, kwargs = guarded("ask", replaced, opened, args, kwargs) or (args, kwargs)
         result = await acalled(opened, wrapped, args, kwargs, read_httpx)
         if opened.options is not None:
             guarded("hide", hide, result)
