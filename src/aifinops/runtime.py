@@ -21,6 +21,7 @@ from aifinops.telemetry.content import wanted
 from aifinops.telemetry.setup import Export, set_up
 
 if TYPE_CHECKING:
+    from aifinops.budgets.audit import Audit
     from aifinops.budgets.budget import ActiveBudget
     from aifinops.budgets.guard import Guard
     from aifinops.budgets.stores.base import Store
@@ -73,6 +74,7 @@ class Runtime:
         self._files: tuple[PriceList, ...] | None = None
         self._writer: Writer | None = None
         self._stores: dict[str, Store] = {}
+        self._audits: dict[str, Audit] = {}
         if settings.prices:
             self.book = self._make_book()  # a malformed price file is an error now, not at the first call
         if settings.budgets:
@@ -93,6 +95,7 @@ class Runtime:
     def _make_engines(self) -> None:
         from aifinops.budgets.guard import Guard
         from aifinops.budgets.stores.memory import MemoryStore
+        from aifinops.budgets.witness import Witness
         from aifinops.pricing.learned import Learned
         from aifinops.telemetry.metrics import Metrics
         from aifinops.telemetry.spans import Spans
@@ -103,7 +106,7 @@ class Runtime:
         self.metrics = Metrics(_version.__version__, self.config.metric_tags, self._dropped)
         self.metrics.full = mode in {"auto", "emit"}
         self.learned = Learned()
-        self.guard = Guard(MemoryStore(), self.clock, store_of=self._store_of)
+        self.guard = Guard(MemoryStore(), self.clock, store_of=self._store_of, witness=Witness(self.audit_of))
 
     def _store_of(self, active: ActiveBudget) -> Store:
         """Where a budget has its balances: what it says itself, this process without a name, else what is set up."""
@@ -125,6 +128,17 @@ class Runtime:
 
                 self._stores[key] = open_store(key)
             return self._stores[key]
+
+    def audit_of(self, store: Store) -> Audit:
+        """The log of what is decided about the balances of a store: beside its file, else beside the ledger; nowhere for one in memory."""
+        from aifinops.budgets.audit import Audit
+
+        place = getattr(store, "path", None) or _beside(self.config.ledger)
+        key = "" if place == "memory" else f"{os.fspath(place)}.audit"
+        with self._lock:
+            if key not in self._audits:
+                self._audits[key] = Audit(key or None, self.clock)
+            return self._audits[key]
 
     def _make_book(self) -> PriceBook:
         from aifinops.pricing import refresh
@@ -179,7 +193,7 @@ class Runtime:
     def flush(self, timeout_s: float) -> bool:
         """Write what waits and push out telemetry; True when nothing is left behind."""
         written = self._writer is None or self._writer.flush()
-        told = "guard" not in self.__dict__ or self.guard.pay_debts()
+        told = "guard" not in self.__dict__ or self.guard.flush()
         return self.export.flush(timeout_s) and written and told
 
     def close(self) -> None:
