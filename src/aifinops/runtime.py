@@ -74,7 +74,7 @@ class Runtime:
         self._files: tuple[PriceList, ...] | None = None
         self._writer: Writer | None = None
         self._stores: dict[str, Store] = {}
-        self._audits: dict[str, Audit] = {}
+        self._audits: dict[str | None, Audit] = {}
         if settings.prices:
             self.book = self._make_book()  # a malformed price file is an error now, not at the first call
         if settings.budgets:
@@ -113,8 +113,19 @@ class Runtime:
         target = active.budget.store
         if target is None and not active.shared:
             return self.guard.store
-        if target is None:
-            target = self.config.store or _beside(self.config.ledger)
+        return self.store_at(self.usual_store if target is None else target)
+
+    @property
+    def usual_store(self) -> str:
+        """Where budgets with a name have their balances when nobody says otherwise."""
+        return self.config.store or _beside(self.config.ledger)
+
+    def store_at(self, target: Any) -> Store:
+        """The store that is meant by what people write; each is opened once.
+
+        Raises:
+            ConfigurationError: when it cannot be opened.
+        """
         if target == "memory":
             return self.guard.store
         if not isinstance(target, (str, os.PathLike)):
@@ -133,12 +144,16 @@ class Runtime:
         """The log of what is decided about the balances of a store: beside its file, else beside the ledger; nowhere for one in memory."""
         from aifinops.budgets.audit import Audit
 
-        place = getattr(store, "path", None) or _beside(self.config.ledger)
-        key = "" if place == "memory" else f"{os.fspath(place)}.audit"
+        path = self.audit_path(getattr(store, "path", None))
         with self._lock:
-            if key not in self._audits:
-                self._audits[key] = Audit(key or None, self.clock)
-            return self._audits[key]
+            if path not in self._audits:
+                self._audits[path] = Audit(path, self.clock)
+            return self._audits[path]
+
+    def audit_path(self, file: str | os.PathLike[str] | None) -> str | None:
+        """Where the log lies of the store in that file, or of stores that are none."""
+        place = os.fspath(file or _beside(self.config.ledger))
+        return None if place == "memory" else f"{place}.audit"
 
     def _make_book(self) -> PriceBook:
         from aifinops.pricing import refresh

@@ -320,12 +320,16 @@ class Guard:
         now = self.clock.time_ns()
         self._held.pop(reservation.id, None)
         for part in reservation.parts:
-            truth = tuple([_actual(node.unit, actual, counted) for node in part.nodes])
-            outcome = self._owe(part.store, Settle(reservation.id, part.nodes, truth, now))
-            for amount, held in zip(truth, part.amounts):  # noqa: B905 - one a node, both
+            truth: list[int | None] = []
+            over = False
+            for node, held in zip(part.nodes, part.amounts):  # noqa: B905 - one a node, both
+                amount = _actual(node.unit, actual, counted)
+                truth.append(amount)
                 if amount is not None and amount > held:
-                    self._overrun(reservation.id, part, truth)
-                    break
+                    over = True
+            outcome = self._owe(part.store, Settle(reservation.id, part.nodes, tuple(truth), now))
+            if over:
+                self._overrun(reservation.id, part, truth)
             if outcome is not None and outcome.crossed:
                 self._report(outcome.crossed)
         if now >= reservation.until:
