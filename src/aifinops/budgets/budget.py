@@ -509,7 +509,7 @@ class ActiveBudget:
         key: equal keys share their balances: the name with its window, or the run id.
     """
 
-    __slots__ = ("__weakref__", "_nodes", "budget", "key", "run_id", "store", "watcher")
+    __slots__ = ("__weakref__", "_limits", "_nodes", "budget", "key", "run_id", "store", "watcher")
 
     def __init__(self, budget: Budget, run_id: str | None = None) -> None:
         self.budget = budget
@@ -519,7 +519,20 @@ class ActiveBudget:
         """Whoever cleans up after this object; set by the guard."""
         self.store: Any = None
         """Where its balances are; set by the guard."""
+        self._limits = budget.limits
         self._nodes: tuple[int, int, tuple[Node, ...]] = (0, 0, ())
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        """The limits in force: those of the specification, or what was set by hand in their place."""
+        return self._limits
+
+    def set_limits(self, by_hand: Mapping[str, int]) -> None:
+        """Have other limits from the next call on: unit -> steps. A unit that is missing has what the specification says."""
+        limits = tuple(Limit(one.unit, by_hand.get(one.unit, one.amount)) for one in self.budget.limits)
+        if limits != self._limits:
+            self._limits = limits
+            self._nodes = (0, 0, ())
 
     def _key(self) -> str:
         # "#" and "|" are in no name, so that none can be mistaken for another.
@@ -548,7 +561,7 @@ class ActiveBudget:
         if start <= at < end:
             return nodes
         start, until = self.budget.window.bounds(at) or (0, 0)
-        nodes = tuple(self._node(limit, start, until) for limit in self.budget.limits)
+        nodes = tuple(self._node(limit, start, until) for limit in self._limits)
         # One assignment, so that another thread sees the old window or the new one. -2**63: before any time there is.
         self._nodes = (start if until else -(2**63), until or 2**63, nodes)
         return nodes

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from weakref import finalize
 
 from aifinops.budgets.budget import ActiveBudget, is_currency, to_units
+from aifinops.budgets.caretaker import EVERY_NS, Caretaker
 from aifinops.budgets.policy import Balance, Decision, Refusal
 from aifinops.budgets.stores.base import (
     MAX_AMOUNT,
@@ -222,6 +223,9 @@ class Guard:
     ) -> None:
         self.store = store
         self.witness = witness or Witness()
+        self.witness.ask = lambda store, operation: self._tell(self._line(store), operation)
+        self._care = Caretaker(self.witness)
+        self._next_look = 0
         self.clock = clock
         self.on_soft = list(on_soft)
         self._store_of = store_of
@@ -329,7 +333,7 @@ class Guard:
                     over = True
             outcome = self._owe(part.store, Settle(reservation.id, part.nodes, tuple(truth), now))
             if over:
-                self._overrun(reservation.id, part, truth)
+                self._overrun(reservation.id, part, truth, now)
             if outcome is not None and outcome.crossed:
                 self._report(outcome.crossed)
         if now >= reservation.until:
@@ -441,6 +445,7 @@ class Guard:
         """In a forked child: what is in flight is the parent's."""
         self._queues.reset_after_fork()
         self.witness.reset_after_fork()
+        self._care.reset_after_fork()
         self._held.clear()
         for line in self._lines.values():
             line.owed.clear()
@@ -599,16 +604,25 @@ class Guard:
             if not active.shared:
                 gone = (active.store, nodes)
                 finalize(active, self._gone.append, gone).atexit = False
+            else:
+                self._care.take(active, at)
+                nodes = active.nodes(at)  # a limit may have been set by hand
         return nodes
 
     def _tidy(self, now: int) -> None:
         while self._gone:
             store, nodes = self._gone.popleft()
             self._tell(self._line(store), Forget(nodes))
-        if not self._next_sweep - _SWEEP_NS <= now < self._next_sweep:  # also after a clock was put back
+        if not self._next_look - EVERY_NS <= now < self._next_look:  # also after a clock was put back
+            self._next_look = now + EVERY_NS
+            self._look(now)
+
+    def _look(self, now: int) -> None:
+        if not self._next_sweep - _SWEEP_NS <= now < self._next_sweep:
             self._next_sweep = now + _SWEEP_NS
             self.sweep()
-            self.witness.tidy()
+        self._care.look(now)
+        self.witness.tidy()
 
     # --- waiting --------------------------------------------------------------------------------------------------------
 
@@ -711,10 +725,10 @@ class Guard:
             return "allow"
         return _ask_callable(action, error) if callable(action) else action
 
-    def _overrun(self, id: str, part: Part, truth: Sequence[int | None]) -> None:
+    def _overrun(self, id: str, part: Part, truth: Sequence[int | None], now: int) -> None:
         for node, amount, held in zip(part.nodes, truth, part.amounts, strict=True):
             if amount is not None and amount > held:
-                self.witness.overrun(part.store, node, amount - held, id)
+                self.witness.overrun(part.store, node, amount - held, id, now)
 
     def _late(self, reservation: Reservation, actual: Mapping[str, int], counted: bool) -> None:
         for part in reservation.parts:
