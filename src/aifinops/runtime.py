@@ -21,6 +21,7 @@ from aifinops.telemetry.content import wanted
 from aifinops.telemetry.setup import Export, set_up
 
 if TYPE_CHECKING:
+    from aifinops.budgets.alerts import Alert
     from aifinops.budgets.audit import Audit
     from aifinops.budgets.budget import ActiveBudget
     from aifinops.budgets.guard import Guard
@@ -39,7 +40,7 @@ __all__ = ["Runtime", "flush", "get", "init", "on_flush", "register_price", "res
 EXIT_FLUSH_S = 2.0
 """The most that leaving the process may wait for an exporter, in seconds."""
 
-
+_LEAST_S = 0.1
 _ENGINES = frozenset({"guard", "learned", "metrics", "policies", "spans"})
 
 _HOST = {"off": 3, "emit": 2, "auto": 1, "enrich": 0}
@@ -77,7 +78,7 @@ class Runtime:
         self._audits: dict[str | None, Audit] = {}
         if settings.prices:
             self.book = self._make_book()  # a malformed price file is an error now, not at the first call
-        if settings.budgets:
+        if settings.budgets or settings.alerts:
             self._make_engines()  # likewise
 
     def __getattr__(self, name: str) -> Any:
@@ -93,6 +94,7 @@ class Runtime:
         return self.__dict__[name]
 
     def _make_engines(self) -> None:
+        from aifinops.budgets.alerts import Alerts, sinks
         from aifinops.budgets.guard import Guard
         from aifinops.budgets.stores.memory import MemoryStore
         from aifinops.budgets.witness import Witness
@@ -106,7 +108,10 @@ class Runtime:
         self.metrics = Metrics(_version.__version__, self.config.metric_tags, self._dropped)
         self.metrics.full = mode in {"auto", "emit"}
         self.learned = Learned()
-        self.guard = Guard(MemoryStore(), self.clock, store_of=self._store_of, witness=Witness(self.audit_of))
+        told = sinks(self.config.alerts, self.config.smtp)
+        alerts = Alerts(told if mode == "off" else [*told, _event])
+        witness = Witness(self.audit_of, alerts)
+        self.guard = Guard(MemoryStore(), self.clock, on_soft=[alerts.soft], store_of=self._store_of, witness=witness)
 
     def _store_of(self, active: ActiveBudget) -> Store:
         """Where a budget has its balances: what it says itself, this process without a name, else what is set up."""
@@ -208,8 +213,13 @@ class Runtime:
     def flush(self, timeout_s: float) -> bool:
         """Write what waits and push out telemetry; True when nothing is left behind."""
         written = self._writer is None or self._writer.flush()
+        began = self.clock.monotonic_ns()
         told = "guard" not in self.__dict__ or self.guard.flush()
-        return self.export.flush(timeout_s) and written and told
+        sent = self.export.flush(timeout_s)
+        # What exporters have left of the time: alerts go out meanwhile.
+        left = max(_LEAST_S, timeout_s - (self.clock.monotonic_ns() - began) / 1e9)
+        alerted = "guard" not in self.__dict__ or self.guard.witness.alerts.flush(left)
+        return sent and written and told and alerted
 
     def close(self) -> None:
         """Flush and let go of files and exporters."""
@@ -255,6 +265,13 @@ def _beside(ledger: str | None) -> str:
     return "memory" if path is None else str(path.with_name("budgets.db"))
 
 
+def _event(alert: Alert) -> None:
+    """An alert as an event of telemetry."""
+    from aifinops.telemetry import events
+
+    events.alert(alert.fields(), alert.text)
+
+
 def _price_files(paths: tuple[str, ...]) -> list[PriceList]:
     """The lists of the user, contracts first whatever the order of the setting: their terms are over all other lists."""
     from aifinops.pricing.book import from_file
@@ -296,6 +313,8 @@ def init(
     model_map: Any = None,
     tags: Any = None,
     budgets: Any = None,
+    alerts: Any = None,
+    smtp: str | None = None,
     otlp: str | None = None,
     spans: str | None = None,
     dialects: Any = None,
@@ -320,6 +339,8 @@ def init(
         model_map: which models your own names are, e.g. `{"my-deployment": "gpt-4o"}`.
         tags: tags of everything in this process, e.g. `{"team": "search"}`.
         budgets: standing budgets, each a mapping with the arguments of `budget()` and a `name`; `match` selects by tags.
+        alerts: who is told about soft limits, overruns, forfeits and forecasts: addresses of webhooks, `mailto:` addresses, callables that are
+            given an `Alert`. smtp: the server that sends mail, `smtp://user:password@host:587?from=address`.
         otlp: OTLP endpoint; without it `OTEL_EXPORTER_OTLP_*` decides, and without those nothing is exported.
         spans: `"auto"`, `"emit"`, `"enrich"` or `"off"`. dialects: extra attribute names, default `("compat",)`.
         metric_tags: tags that become metric attributes. threads: carry scopes into `ThreadPoolExecutor` threads.
@@ -337,7 +358,7 @@ def init(
         ConfigurationError: naming the value, the place and what to type; nothing is applied then.
     """
     arguments = {
-        "ledger": ledger, "store": store, "prices": prices, "price_folder": price_folder, "model_map": model_map, "tags": tags, "budgets": budgets, "otlp": otlp, "spans": spans,
+        "ledger": ledger, "store": store, "prices": prices, "price_folder": price_folder, "model_map": model_map, "tags": tags, "budgets": budgets, "alerts": alerts, "smtp": smtp, "otlp": otlp, "spans": spans,
         "dialects": dialects, "metric_tags": metric_tags, "threads": threads, "stream_usage": stream_usage, "enabled": enabled, "egress": egress, "instrument": instrument, "summary": summary, **unknown,
     }  # fmt: skip
     return _install(arguments, clock, only_if_missing=False)

@@ -17,6 +17,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from aifinops.budgets.budget import exact, is_currency
 from aifinops.clock import to_datetime
 from aifinops.errors import ConfigurationError, swallow
 from aifinops.money import format_money
@@ -101,13 +102,13 @@ class Alert:
 
 
 def _text(value: Decimal | None) -> str | None:
-    return None if value is None else f"{value:f}"
+    return None if value is None else exact(value)
 
 
 def _shown(value: Decimal | None, unit: str) -> str:
     if value is None:
         return "unknown"
-    return format_money(value, unit) if len(unit) == 3 and unit.isupper() else f"{value.normalize():,f} {unit}"
+    return format_money(value, unit) if is_currency(unit) else f"{value.normalize():,f} {unit}"
 
 
 def _moment(at: int) -> str:
@@ -337,9 +338,8 @@ class Alerts:
             time.sleep(_NAP_S)
         return True
 
-    def close(self, timeout_s: float = 1.0) -> None:
-        """Deliver what waits, within that time, and end the thread."""
-        self.flush(timeout_s)
+    def close(self) -> None:
+        """End the thread when it is done with what waits; nothing is tried again."""
         self._closing = True
         self._wake.set()
 

@@ -24,7 +24,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from aifinops.budgets.budget import to_units
+from aifinops.budgets.budget import exact, to_units
 from aifinops.budgets.stores.base import Node
 from aifinops.clock import Clock, SystemClock, to_datetime
 from aifinops.errors import ConfigurationError, swallow
@@ -307,8 +307,7 @@ def _plain(value: object) -> object:
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, Decimal):
-        text = f"{value:f}"
-        return text.rstrip("0").rstrip(".") if "." in text else text
+        return exact(value)
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value[:_LIST_MOST]]
     text = _URL.sub(r"\1...", str(value))

@@ -33,6 +33,7 @@ __all__ = [
     "Unknown",
     "Window",
     "WindowKind",
+    "exact",
     "is_currency",
     "parse_limit",
     "to_units",
@@ -131,6 +132,12 @@ def unit_scale(unit: str) -> int:
 def to_units(unit: str, amount: int) -> Decimal:
     """Integer steps back to what people say, exactly."""
     return _EXACT.scaleb(Decimal(amount), -9 if is_currency(unit) else -6) if amount else Decimal(0)
+
+
+def exact(quantity: Decimal) -> str:
+    """The shortest text that is that quantity, without an exponent: for records."""
+    text = f"{quantity:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def parse_limit(limit: LimitLike | Limit) -> tuple[Limit, ...]:

@@ -28,7 +28,7 @@ LIMIT, RATE = "limit", "rate"
 """Kinds of notes: a limit that was set by hand, a rate that was measured."""
 _RATE_EVERY_NS = 60 * _NS
 _NODES_MOST = 64
-_RATES_MOST = 4096
+_RATES_MOST, _LATEST_MOST = 4096, 1024
 
 
 def limit_note(budget: str, unit: str) -> str:
@@ -72,6 +72,8 @@ class Caretaker:
         self._witness = witness
         self._lock = threading.RLock()
         self._actives: WeakSet[ActiveBudget] = WeakSet()
+        # A block may be gone when the time to look has come: of each budget one object stays.
+        self._latest: OrderedDict[tuple[int, str], ActiveBudget] = OrderedDict()
         self._limits: dict[int, tuple[Store, Mapping[str, Mapping[str, int]]]] = {}
         self._rates: OrderedDict[str, _Known] = OrderedDict()
         self._turn = 0
@@ -83,9 +85,13 @@ class Caretaker:
     def take(self, active: ActiveBudget, now: int) -> None:
         """A shared budget that is used for the first time: what was set by hand holds for it at once."""
         try:
+            store = active.store
             with self._lock:
                 self._actives.add(active)
-            store = active.store
+                self._latest[id(store), active.key] = active
+                self._latest.move_to_end((id(store), active.key))
+                if len(self._latest) > _LATEST_MOST:
+                    self._latest.popitem(last=False)
             if id(store) not in self._limits:
                 self._read_limits(store, now)
             self._apply(active)
@@ -96,12 +102,12 @@ class Caretaker:
         """Read what was set by hand, and see whether the money will last."""
         try:
             with self._lock:
-                actives = list(self._actives)
-            for store in {id(active.store): active.store for active in actives}.values():
+                actives, latest = list(self._actives), list(self._latest.values())
+            for store in {id(active.store): active.store for active in latest}.values():
                 self._read_limits(store, now)
             for active in actives:
                 self._apply(active)
-            self._foresee(actives, now)
+            self._foresee(latest, now)
         except Exception as failure:  # the call that came by goes on
             swallow("budgets.caretaker", failure)
 

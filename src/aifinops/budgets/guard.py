@@ -440,6 +440,7 @@ class Guard:
     def close(self) -> None:
         """Tell what is left to tell, as far as the stores answer."""
         self.flush()
+        self.witness.close()
 
     def reset_after_fork(self) -> None:
         """In a forked child: what is in flight is the parent's."""

@@ -85,6 +85,10 @@ class Witness:
         for _, audit in list(self._audits.values()):
             audit.flush()
 
+    def close(self) -> None:
+        """No further alerts; what waits was waited for in `flush` of whoever closes."""
+        self.alerts.close()
+
     def reset_after_fork(self) -> None:
         """In a forked child: what waits is the parent's."""
         self.alerts.reset_after_fork()
