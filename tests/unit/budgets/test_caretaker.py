@@ -287,9 +287,9 @@ def test_the_rate_goes_on_in_the_next_process(store: MemoryStore, clock: FakeClo
     assert left is not None
     assert left.spent == 9 * CENT
     second = Process(store, clock, "q")
-    second.spend(active("$10"), 1)
+    second.spend(active("$10"), 1, 0)
     clock.advance(seconds=6)
-    second.spend(active("$10"), 1)
+    second.spend(active("$10"), 1, 0)
     assert second.guard._care._rates[node.key].burn.rate == pytest.approx(left.rate, rel=0.2)
 
 
@@ -327,7 +327,7 @@ def test_a_forfeit_is_told_once_over_all_processes(store: MemoryStore, clock: Fa
     for _ in range(3):
         for process in processes:
             process.spend(active("$10"), 1)
-        clock.advance(seconds=6)
+        clock.advance(seconds=61)
     told = [alert for process in processes for alert in process.told]
     assert [(alert.kind, str(alert.amount)) for alert in told] == [("forfeit", "0.700000000")]
 
