@@ -35,6 +35,7 @@ __all__ = [
     "WindowKind",
     "exact",
     "is_currency",
+    "make_node",
     "parse_limit",
     "to_units",
     "unit_scale",
@@ -505,6 +506,18 @@ def _nearest(word: object, known: Iterable[str]) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
+def make_node(
+    key: str, window: Window, start: int, until: int, limit: Limit, marks: tuple[int, ...] = (), *, label: str = ""
+) -> Node:
+    """The node of one limit in one window, or of the part of a rolling one, that lasts from `start` to `until`."""
+    part = window.part
+    earlier = range(1, PARTS + 1) if part else ()
+    also = tuple(node_key(key, start - number * part, limit.unit) for number in earlier)
+    return Node(
+        key, start, limit.unit, limit.amount, until, marks, label, also, until + PARTS * part if part else 0
+    )
+
+
 class ActiveBudget:
     """A budget in force: its specification and who it is, to which its balances belong.
 
@@ -552,6 +565,20 @@ class ActiveBudget:
         parts += [str(window.span)] if window.span else [_DAYS[window.first]] if window.first else []
         return "|".join(parts if window.tz == "UTC" or window.span else [*parts, window.tz])
 
+    @staticmethod
+    def parse_key(key: str) -> tuple[str, Window]:
+        """Name and window of a key; of a block the name is its run id."""
+        if key.startswith("#"):
+            return key[1:], Window("run")
+        name, *rest = key.split("|")
+        if not rest:
+            return name, Window("total")
+        kind, *rest = rest
+        if kind == "rolling":
+            return name, Window("rolling", span=int(rest[0]))
+        first = _DAYS.index(rest.pop(0)) if rest and rest[0] in _DAYS else 0
+        return name, Window(cast("WindowKind", kind), rest[0] if rest else "UTC", first)
+
     @property
     def label(self) -> str:
         """The name, or what an unnamed budget says."""
@@ -577,12 +604,8 @@ class ActiveBudget:
         marks = tuple(
             int(_EXACT.multiply(limit.amount, share).to_integral_value(ROUND_CEILING)) for share in self.budget.soft
         )
-        part = self.budget.window.part
-        earlier = range(1, PARTS + 1) if part else ()
-        also = tuple(node_key(self.key, start - number * part, limit.unit) for number in earlier)
-        kept = until + PARTS * part if part else 0
-        return Node(
-            self.key, start, limit.unit, limit.amount, until, marks if limit.amount else (), self.label, also, kept
+        return make_node(
+            self.key, self.budget.window, start, until, limit, marks if limit.amount else (), label=self.label
         )
 
     def __repr__(self) -> str:
