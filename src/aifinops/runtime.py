@@ -235,6 +235,8 @@ class Runtime:
     def reset_after_fork(self) -> None:
         """In a forked child: nothing of the parent's is ours to write, to hold or to export."""
         self._lock = threading.RLock()
+        for audit in self._audits.values():
+            audit.reset_after_fork()
         if "guard" in self.__dict__:
             self.metrics.reset_after_fork()
             self.guard.reset_after_fork()

@@ -41,7 +41,7 @@ _REST_NS = _NS
 """A file that is locked or cannot be written is left alone so long; entries wait meanwhile."""
 _LOCK_S, _NAP_S = 0.02, 0.0005
 _WAITING_MOST = 10_000
-_REPEATS_MOST = 4096
+_REPEATS_MOST, _SINCE_MOST = 4096, 10_000
 _TEXT_MOST, _LIST_MOST = 300, 50
 _BLOCK = 65_536
 _LINE = re.compile(rb'^(?P<body>\{"[^\n]*),"hash":"(?P<hash>[0-9a-f]{64})"\}$')
@@ -134,7 +134,8 @@ class Audit:
                 self.add(kind, **_where(node), amount=to_units(node.unit, amount), **lasted, **detail())
                 return
         known.since.append((amount, seconds))
-        if now >= known.due or self._repeats.get(key) is not known:  # it was tidied away meanwhile
+        # Or many came in that second, or it was tidied away meanwhile.
+        if now >= known.due or len(known.since) >= _SINCE_MOST or self._repeats.get(key) is not known:
             known.due = now + _REPEAT_NS
             self._tell_repeats(kind, known)
 

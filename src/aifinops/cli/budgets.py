@@ -363,7 +363,8 @@ def _lasts(one: Standing) -> Text:
         return Text("spent", style="red")
     if one.crosses and one.seconds is not None:
         return Text(_span(one.seconds), style="yellow")
-    return Text("to the end" if one.seconds is not None or one.rate == 0 else "")
+    lasting = one.seconds is not None or (one.rate == 0 and not one.window.span)
+    return Text("to the end" if lasting else "")
 
 
 def _span(seconds: float) -> str:
