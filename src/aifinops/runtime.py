@@ -149,7 +149,7 @@ class Runtime:
         """The log of what is decided about the balances of a store: beside its file, else beside the ledger; nowhere for one in memory."""
         from aifinops.budgets.audit import Audit
 
-        path = self.audit_path(getattr(store, "path", None))
+        path = self.audit_path(getattr(getattr(store, "inner", store), "path", None))
         with self._lock:
             if path not in self._audits:
                 self._audits[path] = Audit(path, self.clock)
