@@ -205,7 +205,9 @@ class Operation(Generic[R]):
         return store.run(self)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(
+    slots=True, unsafe_hash=True
+)  # never changed; frozen would take twice the time to make, which every call does
 class Reserve(Operation[Outcome]):
     """Hold amounts of every node, or of none.
 
@@ -237,7 +239,9 @@ class MarkSent(Operation[Outcome]):
     id: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(
+    slots=True, unsafe_hash=True
+)  # never changed; frozen would take twice the time to make, which every call does
 class Settle(Operation[Outcome]):
     """Put what it cost in the place of what was held. More than was held is recorded as overrun, never refused.
 
