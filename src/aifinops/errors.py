@@ -32,6 +32,7 @@ __all__ = [
     "ImpossibleUsage",
     "PricingError",
     "StoreError",
+    "StoreReset",
     "UnknownModel",
     "UnpricedCall",
     "failures",
@@ -199,6 +200,10 @@ class UnpricedCall(BudgetExceeded, UnknownModel):
 
 class StoreError(AIFinOpsError):
     """A budget store or a ledger failed; the driver's error is its `__cause__`."""
+
+
+class StoreReset(StoreError):
+    """The store has lost what it had: it is empty or older than this process knows it."""
 
 
 class _Failures:

@@ -1,6 +1,6 @@
 -- What a budget store keeps in PostgreSQL, and the one function that each operation is.
 --
--- {schema} stands for the quoted name of the schema. Every function that is called from outside takes one jsonb and
+-- {schema} stands for the name of the schema. Every function that is called from outside takes one jsonb and
 -- answers with one; arrays of numbers and of keys come as the text of an array, which is read much faster than JSON.
 --
 -- Who waits for whom: reservations are locked before accounts, accounts in the order of their keys, and whoever inserts
@@ -9,7 +9,12 @@
 -- Accounts beside a node (earlier parts of a rolling window) are read after the node is locked, and not locked themselves:
 -- whoever writes them at that moment acts in the earlier part, counts nothing of ours, and so may as well come after us.
 
-CREATE SCHEMA IF NOT EXISTS {schema};
+DO $$
+BEGIN
+    IF to_regnamespace('{schema}') IS NULL THEN  -- IF NOT EXISTS would ask for the right to make it where it is there already
+        CREATE SCHEMA {schema};
+    END IF;
+END $$;
 
 CREATE TABLE {schema}.meta (
     one boolean PRIMARY KEY DEFAULT true CHECK (one),
@@ -111,7 +116,7 @@ BEGIN
 END $$;
 
 -- How nodes stand, with what counts beside them: spent, reserved, overrun, forfeited of each, from one statement.
-CREATE FUNCTION {schema}.standing(keys text[], also jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+CREATE FUNCTION {schema}.standing(keys text[], beside jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
 BEGIN
     RETURN (
         SELECT coalesce(jsonb_agg(figures.row ORDER BY n.place), '[]')
@@ -121,23 +126,23 @@ BEGIN
                 coalesce(sum(a.spent), 0), coalesce(sum(a.reserved), 0), coalesce(sum(a.overrun), 0), coalesce(sum(a.forfeited), 0)
             ) AS row
             FROM account a
-            WHERE a.key = ANY (n.key || coalesce((also->>(n.place - 1)::integer)::text[], '{}'))
+            WHERE a.key = ANY (n.key || coalesce((beside->>(n.place - 1)::integer)::text[], '{}'))
         ) AS figures
     );
 END $$;
 
 -- Whether there is room for amounts where so much is taken.
-CREATE FUNCTION {schema}.fits(taken numeric[], limits bigint[], amounts bigint[], also jsonb) RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE FUNCTION {schema}.fits(taken numeric[], limits bigint[], amounts bigint[], beside jsonb) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
-    beside numeric;
+    more numeric;
 BEGIN
     FOR place IN 1 .. cardinality(amounts) LOOP
         CONTINUE WHEN limits[place] IS NULL OR amounts[place] <= 0;
-        beside := 0;
-        IF also->>(place - 1) IS NOT NULL THEN
-            SELECT coalesce(sum(a.spent + a.reserved), 0) INTO beside FROM account a WHERE a.key = ANY ((also->>(place - 1))::text[]);
+        more := 0;
+        IF beside->>(place - 1) IS NOT NULL THEN
+            SELECT coalesce(sum(a.spent + a.reserved), 0) INTO more FROM account a WHERE a.key = ANY ((beside->>(place - 1))::text[]);
         END IF;
-        IF coalesce(taken[place], 0) + beside + amounts[place] > limits[place] THEN
+        IF coalesce(taken[place], 0) + more + amounts[place] > limits[place] THEN
             RETURN false;
         END IF;
     END LOOP;
@@ -163,14 +168,14 @@ END $$;
 
 -- Puts what it cost in the place of what was held. change: 1 when it is forfeited by that, -1 when it was until now.
 -- Answers with marks that were reached: pairs of place, mark and spent. The rows are locked.
-CREATE FUNCTION {schema}.post(numbers bigint[], held bigint[], actual bigint[], change integer, marks jsonb, also jsonb)
+CREATE FUNCTION {schema}.post(numbers bigint[], held bigint[], actual bigint[], change integer, levels jsonb, beside jsonb)
 RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
     stood record;
     reached jsonb[] := '{}';
     others text[];
     total numeric;
-    fired bigint;
+    last bigint;
     mark bigint;
 BEGIN
     FOR stood IN
@@ -184,21 +189,24 @@ BEGIN
         WHERE account.number = n.number
         RETURNING n.place::integer, account.number, account.spent, account.fired
     LOOP
-        CONTINUE WHEN marks->>(stood.place - 1) IS NULL;
+        CONTINUE WHEN levels->>(stood.place - 1) IS NULL;
         total := stood.spent;
-        fired := stood.fired;
-        others := also->>(stood.place - 1);
+        last := stood.fired;
+        others := beside->>(stood.place - 1);
         IF others IS NOT NULL THEN
-            SELECT total + coalesce(sum(a.spent), 0), greatest(fired, max(a.fired)) INTO total, fired FROM account a WHERE a.key = ANY (others);
+            SELECT total + coalesce(sum(a.spent), 0), greatest(last, max(a.fired)) INTO total, last FROM account a WHERE a.key = ANY (others);
         END IF;
-        FOREACH mark IN ARRAY (marks->>(stood.place - 1))::bigint[] LOOP
-            IF fired < mark AND mark <= total THEN
+        FOREACH mark IN ARRAY (levels->>(stood.place - 1))::bigint[] LOOP
+            IF last < mark AND mark <= total THEN
                 reached[stood.place] := coalesce(reached[stood.place], '[]') || jsonb_build_array(jsonb_build_array(stood.place - 1, mark, total));
                 UPDATE account SET fired = mark WHERE account.number = stood.number;
             END IF;
         END LOOP;
     END LOOP;
-    RETURN (SELECT jsonb_agg(one ORDER BY place) FROM unnest(reached) WITH ORDINALITY AS n(some, place), jsonb_array_elements(some) AS one);
+    RETURN (
+        SELECT jsonb_agg(one.item ORDER BY n.place, one.place)
+        FROM unnest(reached) WITH ORDINALITY AS n(items, place), jsonb_array_elements(n.items) WITH ORDINALITY AS one(item, place)
+    );
 END $$;
 
 -- What is said of an id that came before: the same again, or that it was made for something else.
@@ -268,7 +276,7 @@ BEGIN
         IF request ? 'nodes' THEN
             PERFORM describe(request->'nodes');
         END IF;
-        IF fits(taken, request->>'limits', amounts, request->'also') THEN
+        IF fits(taken, (request->>'limits')::bigint[], amounts, request->'also') THEN
             INSERT INTO reservation (id, state, accounts, asked, held, due, token)
             VALUES (request->>'id', 'held', numbers, amounts, amounts, lease_end((request->>'ttl')::numeric), request->>'token')
             ON CONFLICT (id) DO NOTHING;
@@ -320,7 +328,7 @@ BEGIN
     END IF;
     IF request ? 'release' THEN
         after := 'released';
-        amounts := array_fill(0, ARRAY[cardinality(known.held)]);
+        amounts := array_fill(0::bigint, ARRAY[cardinality(known.held)]);
     ELSIF cardinality(amounts) <> cardinality(known.held) THEN
         RETURN jsonb_build_object('tick', tick, 'other', to_jsonb(known.held));
     ELSIF array_position(amounts, NULL) IS NOT NULL THEN  -- what was held stands in for what nobody knows
@@ -363,7 +371,7 @@ BEGIN
         END IF;
         growth := ARRAY(SELECT n.wanted - n.held FROM unnest(wanted, known.held) WITH ORDINALITY AS n(wanted, held, place) ORDER BY n.place);
         SELECT n.keys, n.taken INTO keys, taken FROM lock(known.accounts) AS n;
-        IF NOT fits(taken, request->>'limits', growth, request->'also') THEN
+        IF NOT fits(taken, (request->>'limits')::bigint[], growth, request->'also') THEN
             RETURN jsonb_build_object(
                 'tick', tick, 'state', known.state, 'applied', false,
                 'standing', standing(keys, request->'also'), 'amounts', to_jsonb(growth)
@@ -397,9 +405,9 @@ BEGIN
         RETURN jsonb_build_object('tick', tick, 'other', to_jsonb(known.held));
     END IF;
     PERFORM lock(known.accounts);
-    crossed := post(known.accounts, known.held, request->>'spent', 0, request->'marks', request->'also');
+    crossed := post(known.accounts, known.held, (request->>'spent')::bigint[], 0, request->'marks', request->'also');
     SELECT n.keys, n.taken INTO keys, taken FROM lock(known.accounts) AS n;
-    IF NOT fits(taken, request->>'limits', wanted, request->'also') THEN
+    IF NOT fits(taken, (request->>'limits')::bigint[], wanted, request->'also') THEN
         found := standing(keys, request->'also');
         wanted := request->>'least';
     END IF;
@@ -437,7 +445,7 @@ BEGIN
         VALUES (request->>'id', numbers, amounts, lease_end((request->>'keep')::numeric), request->>'token')
         ON CONFLICT (id) DO NOTHING;
         IF FOUND THEN
-            crossed := post(numbers, array_fill(0, ARRAY[cardinality(numbers)]), amounts, 0, request->'marks', request->'also');
+            crossed := post(numbers, array_fill(0::bigint, ARRAY[cardinality(numbers)]), amounts, 0, request->'marks', request->'also');
             IF crossed IS NOT NULL THEN
                 UPDATE entry e SET told = jsonb_build_object('crossed', crossed) WHERE e.id = request->>'id';
             END IF;
@@ -454,8 +462,8 @@ DECLARE
     tick bigint := head(request);
     late reservation[];
     one reservation;
-    marks jsonb;
-    also jsonb;
+    levels jsonb;
+    beside jsonb;
     crossed jsonb := '[]';
 BEGIN
     SELECT coalesce(array_agg(r), '{}') INTO late FROM (
@@ -467,11 +475,11 @@ BEGIN
         SELECT
             jsonb_agg(CASE WHEN cardinality(a.marks) > 0 THEN a.marks::text END ORDER BY n.place),
             jsonb_agg(CASE WHEN cardinality(a.also) > 0 THEN a.also::text END ORDER BY n.place)
-        INTO marks, also
+        INTO levels, beside
         FROM unnest(one.accounts) WITH ORDINALITY AS n(number, place) LEFT JOIN account a ON a.number = n.number;
         crossed := crossed || coalesce((
             SELECT jsonb_agg(jsonb_build_array(to_jsonb(a), reached->1, reached->2) ORDER BY (reached->>0)::integer, (reached->>1)::bigint)
-            FROM jsonb_array_elements(post(one.accounts, one.held, one.held, 1, marks, also)) AS reached
+            FROM jsonb_array_elements(post(one.accounts, one.held, one.held, 1, levels, beside)) AS reached
             JOIN account a ON a.number = one.accounts[(reached->>0)::integer + 1]
         ), '[]');
         UPDATE reservation r SET state = 'forfeited', token = request->>'token', told = NULL WHERE r.id = one.id;
