@@ -11,6 +11,7 @@ replaced and the operation sent once more with the same id and token, by which t
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -18,7 +19,7 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from aifinops.budgets.policy import Balance, decide
 from aifinops.budgets.stores.base import (
@@ -45,12 +46,8 @@ from aifinops.budgets.stores.base import (
     Take,
     other_amounts,
 )
-from aifinops.budgets.stores.postgres_connections import Link, Pool, Steps, afinish, ask, finish
+from aifinops.budgets.stores.postgres_connections import Connection, Link, Pool, Result, Steps, afinish, ask, finish
 from aifinops.errors import ConfigurationError, StoreError, StoreReset
-
-if TYPE_CHECKING:
-    from psycopg import Connection
-    from psycopg.pq.abc import PGresult
 
 __all__ = ["SCHEMA", "TIMEOUT_S", "PostgresStore", "setup_sql"]
 
@@ -71,7 +68,7 @@ _TIDY = {"finished": _KEPT_NS, "late": _LATE_NS}
 _TIDY_EVERY = 64
 _SWEEP_MOST = 500
 _KNOWN_MOST = 10_000
-_TRIES = 2
+_TRIES = 3
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,47}")
 # Codes of errors: https://www.postgresql.org/docs/current/errcodes-appendix.html
 _ROLLED_BACK = frozenset({"40001", "40P01"})
@@ -122,7 +119,9 @@ def setup_sql(schema: str = "aifinops", *, role: str | None = None) -> str:
     text = (folder / "postgres.sql").read_text(encoding="utf-8").replace("{schema}", schema)
     if role is not None:
         who = '"' + role.replace('"', '""') + '"'
-        text += f"GRANT USAGE ON SCHEMA {schema} TO {who};\nGRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA {schema} TO {who};\n"
+        text += (
+            f"GRANT USAGE ON SCHEMA {schema} TO {who};\nGRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA {schema} TO {who};\n"
+        )
     return text
 
 
@@ -160,7 +159,8 @@ class PostgresStore:
             raise ConfigurationError(f"synchronous_commit={synchronous_commit!r} is no value of that setting; use \"off\", \"on\" or None")  # fmt: skip
         if connections < 1 or timeout_s <= 0:
             raise ConfigurationError(f"connections={connections}, timeout_s={timeout_s}: at least one connection and some time are needed")  # fmt: skip
-        self._dsn = _parse(dsn)
+        self._driver = _import()
+        self._dsn = _parse(self._driver, dsn)
         self.schema = schema
         self._timeout_s = timeout_s
         self._pool = Pool(self._connect, connections)
@@ -250,18 +250,21 @@ class PostgresStore:
     def _call(self, operation: Any) -> Steps[dict[str, Any]]:
         kind = _KINDS[type(operation)]
         token = os.urandom(8).hex()
+        known: _Known | None = None
         everything = False
-        for left in reversed(range(_TRIES + 1)):
+        for left in reversed(range(_TRIES)):
             try:
                 known = self._store or (yield from self._get_ready())
-                request = kind.request(operation) | self._always | {"token": token, "epoch": known.epoch, "seen": known.seen}
+                request = (
+                    kind.request(operation) | self._always | {"token": token, "epoch": known.epoch, "seen": known.seen}
+                )
                 described = self._describe(operation, request, everything=everything)
                 reply = yield from self._send(kind.function, request)
             except _Lost as error:
                 if not left or (error.sent and not kind.repeatable):
                     raise
             except _Refused as error:
-                if error.code == _NOT_OURS or error.code in _NOT_THERE:
+                if known is not None and (error.code == _NOT_OURS or error.code in _NOT_THERE):
                     yield from self._look_again(known)
                 elif not left or error.code not in _ROLLED_BACK:
                     raise
@@ -270,7 +273,7 @@ class PostgresStore:
                     self._learn(known, reply["tick"], described)
                     return reply
                 everything = True
-        raise StoreError(f"{self._who()}: its accounts vanish while they are used")
+        raise StoreError(f"{self._who()}: it changes while it is used")
 
     def _describe(self, operation: Any, request: dict[str, Any], *, everything: bool) -> Sequence[Node]:
         """Add to a request what makes accounts of nodes that the store may not have, or not so."""
@@ -314,7 +317,8 @@ class PostgresStore:
             StoreReset: when this is the first to find that.
         """
         with self._lock:
-            if self._store is not known and self._store is not None and self._store.epoch != known.epoch:
+            now = self._store
+            if now is not None and (now.epoch != known.epoch or now.seen < known.seen):
                 return  # somebody else has told it already
         yield from self._get_ready()
 
@@ -362,8 +366,8 @@ class PostgresStore:
         link = yield from self._take()
         try:
             text = yield from self._query(link, f"SELECT {self.schema}.{function}($1::jsonb)", json.dumps(request))
-        except _Refused as error:
-            (self._pool.drop if error.code.startswith(_ENDED) else self._pool.give)(link)
+        except _Refused:
+            self._pool.give(link)
             raise
         except BaseException:
             self._pool.drop(link)  # an answer may still come on it
@@ -381,26 +385,23 @@ class PostgresStore:
 
     def _query(self, link: Link, command: str, *parameters: str, several: bool = False) -> Steps[Any]:
         """The first column of the first row, as text."""
-        import psycopg
-
+        driver = self._driver
         try:
             encoded = None if several else [one.encode() for one in parameters]
             result = yield from ask(link.pgconn, command.encode(), encoded)
-        except psycopg.Error as error:
+        except driver.Error as error:
             raise _Lost(error, sent=True) from error
-        if result.status in _failures():
-            refused = _refused(result)
+        if result.status not in (driver.pq.ExecStatus.TUPLES_OK, driver.pq.ExecStatus.COMMAND_OK):
+            refused = _refused(driver, result)
             # Said by a server that goes down, and not about what was asked.
             raise _Lost(refused.cause, sent=True) if refused.code.startswith(_ENDED) else refused
         value = result.get_value(0, 0) if result.ntuples else None
         return None if value is None else value.decode()
 
-    def _connect(self) -> Connection[Any]:
-        import psycopg
-
+    def _connect(self) -> Connection:
         try:
-            return psycopg.connect(**self._dsn, autocommit=True, prepare_threshold=None)
-        except psycopg.Error as error:
+            return cast("Connection", self._driver.connect(**self._dsn, autocommit=True, prepare_threshold=None))
+        except self._driver.Error as error:
             password = str(self._dsn.get("password") or "")
             if password and password in str(error):
                 raise StoreError(f"{self._who()}: cannot connect ({type(error).__name__})") from None
@@ -475,7 +476,9 @@ def _draw(operation: Draw) -> dict[str, Any]:
 
 def _adjust(operation: Adjust) -> dict[str, Any]:
     keys = {"keys": _keys(node.key for node in operation.nodes)}
-    return _marked(operation.nodes) | keys | {"id": operation.id, "amounts": _array(operation.amounts), "keep": _LATE_NS}
+    return (
+        _marked(operation.nodes) | keys | {"id": operation.id, "amounts": _array(operation.amounts), "keep": _LATE_NS}
+    )
 
 
 def _sweep(operation: Sweep) -> dict[str, Any]:
@@ -522,8 +525,8 @@ def _outcome(operation: Any, reply: Mapping[str, Any]) -> Outcome:
 
 def _balances(nodes: Sequence[Node], standing: Sequence[Sequence[int]]) -> tuple[Balance, ...]:
     return tuple(
-        Balance(node.limit, *figures, resets_at=node.until or None)
-        for node, figures in zip(nodes, standing, strict=True)
+        Balance(node.limit, spent, reserved, overrun, forfeited, node.until or None)
+        for node, (spent, reserved, overrun, forfeited) in zip(nodes, standing, strict=True)
     )
 
 
@@ -576,7 +579,9 @@ def _description(node: Node) -> dict[str, Any]:
 
 def _node(row: Mapping[str, Any]) -> Node:
     marks, also = tuple(row["marks"]), tuple(row["also"])
-    return Node(row["budget"], row["win"], row["unit"], row["lim"], row["until"], marks, row["label"], also, row["kept"])
+    return Node(
+        row["budget"], row["win"], row["unit"], row["lim"], row["until"], marks, row["label"], also, row["kept"]
+    )
 
 
 def _array(numbers: Sequence[int | None]) -> str:
@@ -592,36 +597,33 @@ def _keys(texts: Any) -> str:
 # --- the driver ------------------------------------------------------------------------------------------------------------
 
 
-def _parse(dsn: str) -> dict[str, Any]:
+def _import() -> Any:
     try:
         import psycopg
-        from psycopg.conninfo import conninfo_to_dict
     except ImportError as error:
-        raise ConfigurationError("a budget store in PostgreSQL needs psycopg 3: pip install 'aifinops[postgres]'") from error
+        raise ConfigurationError(
+            "a budget store in PostgreSQL needs psycopg 3: pip install 'aifinops[postgres]'"
+        ) from error
+    return psycopg
+
+
+def _parse(driver: Any, dsn: str) -> dict[str, Any]:
     try:
-        given = conninfo_to_dict(dsn)
-    except psycopg.Error:
+        given = driver.conninfo.conninfo_to_dict(dsn)
+    except driver.Error:
         # What the driver says repeats parts of it, and its error would be shown with ours.
         raise ConfigurationError("the address of the budget store in PostgreSQL cannot be read; write postgresql://user@host/database") from None  # fmt: skip
     return {**_DEFAULTS, **given, "client_encoding": "UTF8"}
 
 
-def _failures() -> tuple[Any, ...]:
-    from psycopg.pq import ExecStatus
-
-    return (ExecStatus.FATAL_ERROR, ExecStatus.BAD_RESPONSE)
-
-
-def _refused(result: PGresult) -> _Refused:
-    from psycopg import DatabaseError, errors
-    from psycopg.pq import DiagnosticField
-
-    code = (result.error_field(DiagnosticField.SQLSTATE) or b"").decode()
-    said = result.error_field(DiagnosticField.MESSAGE_PRIMARY) or result.error_message
+def _refused(driver: Any, result: Result) -> _Refused:
+    field = driver.pq.DiagnosticField
+    code = (result.error_field(field.SQLSTATE) or b"").decode()
+    said = result.error_field(field.MESSAGE_PRIMARY) or result.error_message
     try:
-        kind: type[Exception] = errors.lookup(code)
+        kind: type[Exception] = driver.errors.lookup(code)
     except KeyError:
-        kind = DatabaseError
+        kind = driver.DatabaseError
     return _Refused(code, kind(said.decode(errors="replace")))
 
 

@@ -203,6 +203,9 @@ BEGIN
             END IF;
         END LOOP;
     END LOOP;
+    IF reached = '{}' THEN
+        RETURN NULL;
+    END IF;
     RETURN (
         SELECT jsonb_agg(one.item ORDER BY n.place, one.place)
         FROM unnest(reached) WITH ORDINALITY AS n(items, place), jsonb_array_elements(n.items) WITH ORDINALITY AS one(item, place)
@@ -340,7 +343,7 @@ BEGIN
     IF known.state IN ('settled', 'released') THEN
         RETURN jsonb_build_object('tick', tick, 'state', known.state, 'applied', false);
     END IF;
-    PERFORM lock(known.accounts);
+    PERFORM FROM account a WHERE a.number = ANY (known.accounts) ORDER BY a.key FOR NO KEY UPDATE;
     crossed := post(
         known.accounts, known.held, amounts, CASE WHEN known.state = 'forfeited' THEN -1 ELSE 0 END,
         CASE WHEN after = 'settled' THEN request->'marks' END, request->'also'
@@ -404,7 +407,7 @@ BEGIN
     IF cardinality(wanted) <> cardinality(known.held) THEN
         RETURN jsonb_build_object('tick', tick, 'other', to_jsonb(known.held));
     END IF;
-    PERFORM lock(known.accounts);
+    PERFORM FROM account a WHERE a.number = ANY (known.accounts) ORDER BY a.key FOR NO KEY UPDATE;
     crossed := post(known.accounts, known.held, (request->>'spent')::bigint[], 0, request->'marks', request->'also');
     SELECT n.keys, n.taken INTO keys, taken FROM lock(known.accounts) AS n;
     IF NOT fits(taken, (request->>'limits')::bigint[], wanted, request->'also') THEN

@@ -19,15 +19,68 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-if TYPE_CHECKING:
-    from psycopg import Connection
-    from psycopg.pq.abc import PGconn, PGresult
-
-__all__ = ["Link", "Pool", "Steps", "Wait", "afinish", "ask", "finish"]
+__all__ = ["Connection", "Link", "Pool", "Result", "Speaker", "Steps", "Wait", "afinish", "ask", "finish"]
 
 R = TypeVar("R")
+
+
+class Result(Protocol):
+    """What is used of the driver's `pq.PGresult`."""
+
+    status: int
+    ntuples: int
+    error_message: bytes
+
+    def get_value(self, row: int, column: int, /) -> bytes | None:
+        """One value, as text."""
+        ...
+
+    def error_field(self, field: int, /) -> bytes | None:
+        """A part of an error."""
+        ...
+
+
+class Speaker(Protocol):
+    """What is used of the driver's `pq.PGconn`, which is libpq's connection."""
+
+    socket: int
+
+    def send_query(self, command: bytes, /) -> None:
+        """Begin to send commands."""
+        ...
+
+    def send_query_params(self, command: bytes, parameters: list[bytes] | None, /) -> None:
+        """Begin to send one command."""
+        ...
+
+    def flush(self) -> int:
+        """Send; 1 when there is more."""
+        ...
+
+    def consume_input(self) -> None:
+        """Read what is there."""
+        ...
+
+    def is_busy(self) -> int:
+        """Whether there is no whole result yet."""
+        ...
+
+    def get_result(self) -> Result | None:
+        """The next result; None at the end."""
+        ...
+
+
+class Connection(Protocol):
+    """What is used of the driver's `Connection`."""
+
+    pgconn: Speaker
+
+    def close(self) -> None:
+        """Close it."""
+        ...
+
 
 _abandoned: list[Link] = []
 """Connections of a parent process. Even closing one would tell the server to end the parent's session."""
@@ -55,9 +108,9 @@ class Link:
 
     __slots__ = ("connection", "pgconn", "pid")
 
-    def __init__(self, connection: Connection[Any]) -> None:
+    def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self.pgconn: PGconn = connection.pgconn
+        self.pgconn = connection.pgconn
         self.pid = os.getpid()
 
     def usable(self) -> bool:
@@ -83,7 +136,7 @@ class Pool:
         connect: opens one. most: how many.
     """
 
-    def __init__(self, connect: Callable[[], Connection[Any]], most: int) -> None:
+    def __init__(self, connect: Callable[[], Connection], most: int) -> None:
         self._connect = connect
         self._most = most
         self._start()
@@ -186,7 +239,7 @@ class Pool:
             self.give(link)
 
 
-def ask(pgconn: PGconn, command: bytes, parameters: list[bytes] | None) -> Steps[PGresult]:
+def ask(pgconn: Speaker, command: bytes, parameters: list[bytes] | None) -> Steps[Result]:
     """Send one command and read its last result. Without parameters it may be several commands."""
     if parameters is None:
         pgconn.send_query(command)
@@ -195,7 +248,7 @@ def ask(pgconn: PGconn, command: bytes, parameters: list[bytes] | None) -> Steps
     while pgconn.flush():
         yield Wait(fd=pgconn.socket, writable=True)
         pgconn.consume_input()  # a server that is still sending does not read
-    last: PGresult | None = None
+    last: Result | None = None
     while True:
         while pgconn.is_busy():
             yield Wait(fd=pgconn.socket)
