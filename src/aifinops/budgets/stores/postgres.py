@@ -68,7 +68,7 @@ _TIDY = {"finished": _KEPT_NS, "late": _LATE_NS}
 _TIDY_EVERY = 64
 _SWEEP_MOST = 500
 _KNOWN_MOST = 10_000
-_TRIES = 3
+_ROUNDS = 4  # one for what was lost, one for accounts that are not there, one for a store that is another
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,47}")
 # Codes of errors: https://www.postgresql.org/docs/current/errcodes-appendix.html
 _ROLLED_BACK = frozenset({"40001", "40P01"})
@@ -251,8 +251,8 @@ class PostgresStore:
         kind = _KINDS[type(operation)]
         token = os.urandom(8).hex()
         known: _Known | None = None
-        everything = False
-        for left in reversed(range(_TRIES)):
+        again = everything = False
+        for _ in range(_ROUNDS):
             try:
                 known = self._store or (yield from self._get_ready())
                 request = (
@@ -261,16 +261,22 @@ class PostgresStore:
                 described = self._describe(operation, request, everything=everything)
                 reply = yield from self._send(kind.function, request)
             except _Lost as error:
-                if not left or (error.sent and not kind.repeatable):
+                if again or (error.sent and not kind.repeatable):
                     raise
+                again = True
             except _Refused as error:
                 if known is not None and (error.code == _NOT_OURS or error.code in _NOT_THERE):
                     yield from self._look_again(known)
-                elif not left or error.code not in _ROLLED_BACK:
+                elif again or error.code not in _ROLLED_BACK:
                     raise
+                else:
+                    again = True
             else:
                 if "missing" not in reply:
-                    self._learn(known, reply["tick"], described)
+                    told = (
+                        reply.get("applied") or "standing" in reply
+                    )  # else it was known, and nobody looked at its nodes
+                    self._learn(known, reply["tick"], described if told else ())
                     return reply
                 everything = True
         raise StoreError(f"{self._who()}: it changes while it is used")
@@ -301,6 +307,7 @@ class PostgresStore:
 
     def _get_ready(self) -> Steps[_Known]:
         """Make what is missing, and see which store this is."""
+        before = self._store
         link = yield from self._take()
         try:
             about = yield from self._about(link)
@@ -308,7 +315,7 @@ class PostgresStore:
             self._pool.drop(link)
             raise
         self._pool.give(link)
-        return self._adopt(_Known(about["epoch"], about["tick"]))
+        return self._adopt(before, _Known(about["epoch"], about["tick"]))
 
     def _look_again(self, known: _Known) -> Steps[None]:
         """After the store was found to be another than was thought.
@@ -322,15 +329,19 @@ class PostgresStore:
                 return  # somebody else has told it already
         yield from self._get_ready()
 
-    def _adopt(self, found: _Known) -> _Known:
+    def _adopt(self, before: _Known | None, found: _Known) -> _Known:
+        """Go on with what was found, when `before` was known at the time of asking."""
         with self._lock:
-            before = self._store
-            if before is not None and before.epoch == found.epoch and before.seen <= found.seen:
-                return before
+            now = self._store
+            if now is not None:
+                if before is None or now.epoch != before.epoch or now.seen < before.seen:
+                    return now  # somebody else has been here meanwhile
+                if now.epoch == found.epoch and before.seen <= found.seen:
+                    return now
             self._store = found
             self._nodes.clear()
-        if before is not None:
-            older = before.epoch == found.epoch
+        if now is not None:
+            older = now.epoch == found.epoch
             raise StoreReset(f"{self._who()}: it is {'older than it was' if older else 'a new one'}; what was spent and held may be missing")  # fmt: skip
         return found
 
@@ -599,12 +610,11 @@ def _keys(texts: Any) -> str:
 
 def _import() -> Any:
     try:
-        import psycopg
+        return importlib.import_module("psycopg")
     except ImportError as error:
         raise ConfigurationError(
             "a budget store in PostgreSQL needs psycopg 3: pip install 'aifinops[postgres]'"
         ) from error
-    return psycopg
 
 
 def _parse(driver: Any, dsn: str) -> dict[str, Any]:
