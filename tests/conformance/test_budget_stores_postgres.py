@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import importlib.util
 import itertools
 import os
@@ -731,6 +732,33 @@ def test_many_threads_at_the_first_moment(make: Callable[..., PostgresStore]) ->
             assert (
                 len(list(threads.map(lambda number, store=store: store.run(reserve(f"{number}", 1)), range(40)))) == 40
             )
+
+
+def test_a_schema_that_takes_long_to_make(dsn: str, schema: str, make: Callable[..., PostgresStore]) -> None:
+    """Who does not wait for it finds it there the next time."""
+    store = make(timeout_s=0.2)
+    with psycopg.connect(dsn, autocommit=True) as other:
+        other.execute(f"SELECT pg_advisory_lock(hashtextextended('aifinops schema {schema}', 0))")
+        assert timed(lambda: store.run(reserve("one"))) < 1
+        assert timed(lambda: store.run(reserve("one"))) < 1
+    deadline = time.monotonic() + 30
+    while not admin(dsn, f"SELECT to_regprocedure('{schema}.about()')")[0][0] and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert make().run(reserve("one")).applied
+
+
+def test_a_store_that_nobody_needs(dsn: str, schema: str) -> None:
+    """It closes its connections when it goes away."""
+    before = connections(dsn)
+    store = PostgresStore(dsn, schema=schema, timeout_s=30)
+    store.run(reserve("one"))
+    assert connections(dsn) == before + 1
+    del store
+    gc.collect()
+    deadline = time.monotonic() + 10
+    while connections(dsn) > before and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert connections(dsn) == before
 
 
 def test_a_newer_schema(dsn: str, schema: str, make: Callable[..., PostgresStore]) -> None:

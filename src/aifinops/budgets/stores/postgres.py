@@ -18,6 +18,7 @@ import re
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import resources
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -78,6 +79,19 @@ _FORBIDDEN = "42501"
 _ENDED = ("08", "57P")
 # Said where the DSN does not say otherwise: a machine that is gone is noticed within half a minute, not after two hours.
 _DEFAULTS = {"connect_timeout": "2", "keepalives_idle": "10", "keepalives_interval": "5", "keepalives_count": "3", "tcp_user_timeout": "20000", "application_name": "aifinops"}  # fmt: skip
+
+
+_MAKE = f"""
+DO $make$
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended('aifinops schema {{schema}}', 0));
+    IF to_regprocedure('{{schema}}.about()') IS NULL THEN
+        EXECUTE $setup${{setup}}$setup$;
+    ELSE  -- it is all there, but was emptied by hand
+        INSERT INTO {{schema}}.meta (schema, epoch) VALUES ({SCHEMA}, gen_random_uuid()::text) ON CONFLICT DO NOTHING;
+    END IF;
+END $make$
+"""
 
 
 class _Known(NamedTuple):
@@ -159,11 +173,11 @@ class PostgresStore:
             raise ConfigurationError(f"synchronous_commit={synchronous_commit!r} is no value of that setting; use \"off\", \"on\" or None")  # fmt: skip
         if connections < 1 or timeout_s <= 0:
             raise ConfigurationError(f"connections={connections}, timeout_s={timeout_s}: at least one connection and some time are needed")  # fmt: skip
-        self._driver = _import()
-        self._dsn = _parse(self._driver, dsn)
         self.schema = schema
+        self._driver = _import()
         self._timeout_s = timeout_s
-        self._pool = Pool(self._connect, connections)
+        # It must not know the store, which it outlives.
+        self._pool = Pool(partial(_connect, self._driver, _parse(self._driver, dsn), self._who()), connections)
         weakref.finalize(self, self._pool.close)
         self._always: dict[str, Any] = {"wait": str(max(1, int(timeout_s * 1000)))}
         if synchronous_commit is not None:
@@ -360,15 +374,12 @@ class PostgresStore:
         return cast("dict[str, Any]", about)
 
     def _make(self, link: Link) -> Steps[dict[str, Any]]:
-        """Make the schema; of many who come at the same time one does."""
-        lock = f"BEGIN; SELECT pg_advisory_xact_lock(hashtextextended('aifinops schema {self.schema}', 0))"
-        yield from self._query(link, lock, several=True)
-        there = yield from self._query(link, f"SELECT to_regprocedure('{self.schema}.about()')")
-        if not there:
-            yield from self._query(link, setup_sql(self.schema), several=True)
-        else:  # the tables are there, but emptied by hand
-            yield from self._query(link, f"INSERT INTO {self.schema}.meta (schema, epoch) VALUES ({SCHEMA}, gen_random_uuid()::text) ON CONFLICT DO NOTHING")  # noqa: S608 - a checked name and a number  # fmt: skip
-        yield from self._query(link, "COMMIT")
+        """Make the schema; of many who come at the same time one does.
+
+        In a single statement: the server ends what it has begun, also when that takes longer than the caller waits.
+        """
+        make = _MAKE.replace("{setup}", setup_sql(self.schema)).replace("{schema}", self.schema)
+        yield from self._query(link, make)
         return cast("dict[str, Any]", json.loads((yield from self._query(link, f"SELECT {self.schema}.about()"))))
 
     # --- the server -------------------------------------------------------------------------------------------------------
@@ -394,29 +405,20 @@ class PostgresStore:
         except Exception as error:
             raise _Lost(error, sent=False) from error
 
-    def _query(self, link: Link, command: str, *parameters: str, several: bool = False) -> Steps[Any]:
+    def _query(self, link: Link, command: str, *parameters: str) -> Steps[Any]:
         """The first column of the first row, as text."""
         driver = self._driver
         try:
-            encoded = None if several else [one.encode() for one in parameters]
-            result = yield from ask(link.pgconn, command.encode(), encoded)
+            result = yield from ask(link.pgconn, command.encode(), [one.encode() for one in parameters])
         except driver.Error as error:
             raise _Lost(error, sent=True) from error
         if result.status not in (driver.pq.ExecStatus.TUPLES_OK, driver.pq.ExecStatus.COMMAND_OK):
             refused = _refused(driver, result)
-            # Said by a server that goes down, and not about what was asked.
-            raise _Lost(refused.cause, sent=True) if refused.code.startswith(_ENDED) else refused
+            # Said by the driver or by a server that goes down, and not about what was asked.
+            gone = not refused.code or refused.code.startswith(_ENDED)
+            raise _Lost(refused.cause, sent=True) if gone else refused
         value = result.get_value(0, 0) if result.ntuples else None
         return None if value is None else value.decode()
-
-    def _connect(self) -> Connection:
-        try:
-            return cast("Connection", self._driver.connect(**self._dsn, autocommit=True, prepare_threshold=None))
-        except self._driver.Error as error:
-            password = str(self._dsn.get("password") or "")
-            if password and password in str(error):
-                raise StoreError(f"{self._who()}: cannot connect ({type(error).__name__})") from None
-            raise
 
     def _failed(self, error: Exception, code: str) -> StoreError:
         text = " ".join(str(error).split())
@@ -624,6 +626,16 @@ def _parse(driver: Any, dsn: str) -> dict[str, Any]:
         # What the driver says repeats parts of it, and its error would be shown with ours.
         raise ConfigurationError("the address of the budget store in PostgreSQL cannot be read; write postgresql://user@host/database") from None  # fmt: skip
     return {**_DEFAULTS, **given, "client_encoding": "UTF8"}
+
+
+def _connect(driver: Any, dsn: Mapping[str, Any], who: str) -> Connection:
+    try:
+        return cast("Connection", driver.connect(**dsn, autocommit=True, prepare_threshold=None))
+    except driver.Error as error:
+        password = str(dsn.get("password") or "")
+        if password and password in str(error):
+            raise StoreError(f"{who}: cannot connect ({type(error).__name__})") from None
+        raise
 
 
 def _refused(driver: Any, result: Result) -> _Refused:

@@ -47,12 +47,8 @@ class Speaker(Protocol):
 
     socket: int
 
-    def send_query(self, command: bytes, /) -> None:
-        """Begin to send commands."""
-        ...
-
-    def send_query_params(self, command: bytes, parameters: list[bytes] | None, /) -> None:
-        """Begin to send one command."""
+    def send_query_params(self, command: bytes, parameters: list[bytes], /) -> None:
+        """Begin to send a command."""
         ...
 
     def flush(self) -> int:
@@ -239,12 +235,9 @@ class Pool:
             self.give(link)
 
 
-def ask(pgconn: Speaker, command: bytes, parameters: list[bytes] | None) -> Steps[Result]:
-    """Send one command and read its last result. Without parameters it may be several commands."""
-    if parameters is None:
-        pgconn.send_query(command)
-    else:
-        pgconn.send_query_params(command, parameters)
+def ask(pgconn: Speaker, command: bytes, parameters: list[bytes]) -> Steps[Result]:
+    """Send one command and read its result."""
+    pgconn.send_query_params(command, parameters)
     while pgconn.flush():
         yield Wait(fd=pgconn.socket, writable=True)
         pgconn.consume_input()  # a server that is still sending does not read
@@ -256,7 +249,7 @@ def ask(pgconn: Speaker, command: bytes, parameters: list[bytes] | None) -> Step
         result = pgconn.get_result()
         if result is None:
             break
-        if last is None or not last.error_message:
+        if last is None or not last.error_message:  # after what the server says at its end comes that it is gone
             last = result
     assert last is not None  # noqa: S101 - the protocol answers every command
     return last
