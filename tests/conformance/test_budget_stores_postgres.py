@@ -22,6 +22,7 @@ import tempfile
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -543,7 +544,8 @@ def test_a_forked_child(make: Callable[..., PostgresStore]) -> None:
     store = make(connections=2)
     store.run(reserve("one"))
     for number in range(3):
-        with pytest.MonkeyPatch.context():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # that there are threads: that is what is tested
             child = os.fork()
         if child == 0:
             status = 1

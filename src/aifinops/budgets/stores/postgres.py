@@ -81,14 +81,14 @@ _ENDED = ("08", "57P")
 _DEFAULTS = {"connect_timeout": "2", "keepalives_idle": "10", "keepalives_interval": "5", "keepalives_count": "3", "tcp_user_timeout": "20000", "application_name": "aifinops"}  # fmt: skip
 
 
-_MAKE = f"""
+_MAKE = """
 DO $make$
 BEGIN
-    PERFORM pg_advisory_xact_lock(hashtextextended('aifinops schema {{schema}}', 0));
-    IF to_regprocedure('{{schema}}.about()') IS NULL THEN
-        EXECUTE $setup${{setup}}$setup$;
+    PERFORM pg_advisory_xact_lock(hashtextextended('aifinops schema {schema}', 0));
+    IF to_regprocedure('{schema}.about()') IS NULL THEN
+        EXECUTE $setup${setup}$setup$;
     ELSE  -- it is all there, but was emptied by hand
-        INSERT INTO {{schema}}.meta (schema, epoch) VALUES ({SCHEMA}, gen_random_uuid()::text) ON CONFLICT DO NOTHING;
+        INSERT INTO {schema}.meta (schema, epoch) VALUES ({version}, gen_random_uuid()::text) ON CONFLICT DO NOTHING;
     END IF;
 END $make$
 """
@@ -130,7 +130,7 @@ def setup_sql(schema: str = "aifinops", *, role: str | None = None) -> str:
     """
     _check_name(schema)
     folder = resources.files("aifinops.budgets.stores")
-    text = (folder / "postgres.sql").read_text(encoding="utf-8").replace("{schema}", schema)
+    text = _filled((folder / "postgres.sql").read_text(encoding="utf-8"), schema)
     if role is not None:
         who = '"' + role.replace('"', '""') + '"'
         text += (
@@ -378,8 +378,7 @@ class PostgresStore:
 
         In a single statement: the server ends what it has begun, also when that takes longer than the caller waits.
         """
-        make = _MAKE.replace("{setup}", setup_sql(self.schema)).replace("{schema}", self.schema)
-        yield from self._query(link, make)
+        yield from self._query(link, _filled(_MAKE.replace("{setup}", setup_sql(self.schema)), self.schema))
         return cast("dict[str, Any]", json.loads((yield from self._query(link, f"SELECT {self.schema}.about()"))))
 
     # --- the server -------------------------------------------------------------------------------------------------------
@@ -647,6 +646,10 @@ def _refused(driver: Any, result: Result) -> _Refused:
     except KeyError:
         kind = driver.DatabaseError
     return _Refused(code, kind(said.decode(errors="replace")))
+
+
+def _filled(text: str, schema: str) -> str:
+    return text.replace("{schema}", schema).replace("{version}", str(SCHEMA))
 
 
 def _check_name(schema: str) -> None:

@@ -1,6 +1,6 @@
 -- What a budget store keeps in PostgreSQL, and the one function that each operation is.
 --
--- {schema} stands for the name of the schema. Every function that is called from outside takes one jsonb and
+-- {schema} stands for the name of the schema, {version} for the version of what is in it. Every function that is called from outside takes one jsonb and
 -- answers with one; arrays of numbers and of keys come as the text of an array, which is read much faster than JSON.
 --
 -- Who waits for whom: reservations are locked before accounts, accounts in the order of their keys, and whoever inserts
@@ -21,7 +21,7 @@ CREATE TABLE {schema}.meta (
     schema integer NOT NULL,
     epoch text NOT NULL  -- another one after the tables were made anew
 );
-INSERT INTO {schema}.meta (schema, epoch) VALUES (1, gen_random_uuid()::text);
+INSERT INTO {schema}.meta (schema, epoch) VALUES ({version}, gen_random_uuid()::text);
 
 -- Counts operations. A store that counts less than a process has seen was put back to an older state.
 CREATE SEQUENCE {schema}.tick AS bigint;
