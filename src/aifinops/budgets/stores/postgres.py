@@ -229,6 +229,8 @@ class PostgresStore:
     # --- one operation --------------------------------------------------------------------------------------------------
 
     def _do(self, operation: Operation[R]) -> Steps[R]:
+        if self._pool.inherited():
+            self.reset_after_fork()  # by somebody who did not tell us
         return self._safely(cast("Steps[R]", _KINDS[type(operation)].steps(self, operation)))
 
     def _safely(self, steps: Steps[R]) -> Steps[R]:

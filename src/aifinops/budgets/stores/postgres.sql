@@ -1,13 +1,16 @@
 -- What a budget store keeps in PostgreSQL, and the one function that each operation is.
 --
--- {schema} stands for the name of the schema, {version} for the version of what is in it. Every function that is called from outside takes one jsonb and
--- answers with one; arrays of numbers and of keys come as the text of an array, which is read much faster than JSON.
+-- {schema} stands for the name of the schema, {version} for the version of what is in it. Every function that is called from
+-- outside takes one jsonb and answers with one; arrays of numbers and of keys come as the text of an array, which is read much
+-- faster than JSON.
 --
--- Who waits for whom: reservations are locked before accounts, accounts in the order of their keys, and whoever inserts
--- an account holds no lock on another. So nobody ever waits in a circle. What is only tidied is skipped when locked.
+-- Who waits for whom: reservations are locked before accounts, accounts in the order of their keys, and whoever inserts an
+-- account holds no lock on another. So nobody ever waits in a circle. What is only tidied is skipped when locked.
 --
 -- Accounts beside a node (earlier parts of a rolling window) are read after the node is locked, and not locked themselves:
 -- whoever writes them at that moment acts in the earlier part, counts nothing of ours, and so may as well come after us.
+--
+-- Every statement of a function sees what was committed before it: the isolation level is "read committed".
 
 DO $$
 BEGIN
@@ -159,11 +162,13 @@ BEGIN
     ) AS a ON a.number = n.number;
 END $$;
 
-CREATE FUNCTION {schema}.hold(numbers bigint[], amounts bigint[]) RETURNS void LANGUAGE plpgsql AS $$
+-- Called in assignments, as all parts that every call needs: PERFORM would plan and run a query for it.
+CREATE FUNCTION {schema}.hold(numbers bigint[], amounts bigint[]) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
     UPDATE account SET reserved = account.reserved + n.amount
     FROM unnest(numbers, amounts) AS n(number, amount)
     WHERE account.number = n.number;
+    RETURN FOUND;
 END $$;
 
 -- Puts what it cost in the place of what was held. change: 1 when it is forfeited by that, -1 when it was until now.
@@ -264,6 +269,7 @@ DECLARE
     numbers bigint[];
     taken numeric[];
     known reservation;
+    done boolean;
 BEGIN
     SELECT * INTO known FROM reservation r WHERE r.id = request->>'id';
     IF NOT FOUND THEN
@@ -284,7 +290,7 @@ BEGIN
             VALUES (request->>'id', 'held', numbers, amounts, amounts, lease_end((request->>'ttl')::numeric), request->>'token')
             ON CONFLICT (id) DO NOTHING;
             IF FOUND THEN
-                PERFORM hold(numbers, amounts);
+                done := hold(numbers, amounts);
                 IF request ? 'tidy' THEN
                     PERFORM tidy(request->'tidy');
                 END IF;
@@ -363,6 +369,7 @@ DECLARE
     keys text[];
     taken numeric[];
     known reservation;
+    done boolean;
 BEGIN
     SELECT * INTO known FROM reservation r WHERE r.id = request->>'id' FOR NO KEY UPDATE;
     IF NOT FOUND OR known.token = request->>'token' OR known.state NOT IN ('held', 'sent') THEN
@@ -380,7 +387,7 @@ BEGIN
                 'standing', standing(keys, request->'also'), 'amounts', to_jsonb(growth)
             );
         END IF;
-        PERFORM hold(known.accounts, growth);
+        done := hold(known.accounts, growth);
     END IF;
     UPDATE reservation r SET held = coalesce(wanted, known.held), due = lease_end((request->>'ttl')::numeric), token = request->>'token', told = NULL
     WHERE r.id = known.id;
@@ -394,6 +401,7 @@ DECLARE
     keys text[];
     taken numeric[];
     known reservation;
+    done boolean;
     crossed jsonb;
     found jsonb;
 BEGIN
@@ -414,7 +422,7 @@ BEGIN
         found := standing(keys, request->'also');
         wanted := request->>'least';
     END IF;
-    PERFORM hold(known.accounts, wanted);
+    done := hold(known.accounts, wanted);
     found := jsonb_strip_nulls(jsonb_build_object('crossed', crossed, 'standing', found));
     UPDATE reservation r SET
         held = wanted, step = (request->>'step')::bigint, due = lease_end((request->>'ttl')::numeric), token = request->>'token', told = found

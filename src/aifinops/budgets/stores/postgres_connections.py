@@ -111,8 +111,12 @@ class Link:
 
     def usable(self) -> bool:
         """False when the server has closed it, or has said something that nobody asked for."""
+        try:
+            fd = self.pgconn.socket
+        except Exception:  # the driver's: it has noticed already
+            return False
         poll = select.poll()
-        poll.register(self.pgconn.socket, select.POLLIN)
+        poll.register(fd, select.POLLIN)
         return not poll.poll(0)
 
     def close(self) -> None:
@@ -148,8 +152,6 @@ class Pool:
 
     def take(self) -> Steps[Link]:
         """A connection, to be given back or dropped."""
-        if self._pid != os.getpid():
-            self.reset_after_fork()
         with self._lock:
             while self._idle:
                 link = self._idle.pop()
@@ -194,7 +196,7 @@ class Pool:
 
     def close(self) -> None:
         """Close those that lie idle. A later operation opens new ones."""
-        if self._pid != os.getpid():
+        if self.inherited():
             self.reset_after_fork()
         with self._lock:
             links = list(self._idle)
@@ -202,6 +204,10 @@ class Pool:
             self._count -= len(links)
         for link in links:
             link.close()
+
+    def inherited(self) -> bool:
+        """True in a child of the process that uses it, until `reset_after_fork`."""
+        return self._pid != os.getpid()
 
     def reset_after_fork(self) -> None:
         """In a forked child: a new lock and no connections; those are the parent's."""
