@@ -229,12 +229,12 @@ class PostgresStore:
     # --- one operation --------------------------------------------------------------------------------------------------
 
     def _do(self, operation: Operation[R]) -> Steps[R]:
-        if self._pool.inherited():
-            self.reset_after_fork()  # by somebody who did not tell us
         return self._safely(cast("Steps[R]", _KINDS[type(operation)].steps(self, operation)))
 
     def _safely(self, steps: Steps[R]) -> Steps[R]:
         """Turn whatever the driver says into a `StoreError`."""
+        if self._pool.inherited():
+            self.reset_after_fork()  # forked by somebody who did not tell us
         try:
             return (yield from steps)
         except TimeoutError as error:
