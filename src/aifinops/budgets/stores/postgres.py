@@ -289,10 +289,8 @@ class PostgresStore:
                     again = True
             else:
                 if "missing" not in reply:
-                    told = (
-                        reply.get("applied") or "standing" in reply
-                    )  # else it was known, and nobody looked at its nodes
-                    self._learn(known, reply["tick"], described if told else ())
+                    looked = reply.get("applied") or "standing" in reply  # at the nodes; not where the id was known
+                    self._learn(known, reply["tick"], described if looked else ())
                     return reply
                 everything = True
         raise StoreError(f"{self._who()}: it changes while it is used")
