@@ -131,22 +131,25 @@ class Server:
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
         processes = self.processes()
-        for process in processes:
-            process.suspend()
         try:
+            self.each("suspend", processes)
             yield
         finally:
-            for process in processes:
-                process.resume()
+            self.each("resume", processes)
+
+    def each(self, what: str, processes: list[Any]) -> None:
+        import psutil
+
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):  # a session may end at any time
+                getattr(process, what)()
 
     def kill(self) -> None:
         import psutil
 
         assert self.process is not None
         server, *others = self.processes()
-        for process in (server, *others):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        self.each("kill", [server, *others])
         self.process.wait()
         _, alive = psutil.wait_procs(others, timeout=30)  # the next server cannot start before all of them are gone
         assert not alive
