@@ -7,6 +7,7 @@ import subprocess
 import sys
 import venv
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,16 @@ def environment(folder: Path, name: str, packages: Sequence[str]) -> Path:
     stamp = target / "installed.json"
     if not (stamp.exists() and json.loads(stamp.read_text()) == list(packages)):
         venv.create(target, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
+        _pip(python, "--upgrade", "pip")  # the one that comes with Python 3.11 gives up on what OpenLIT asks for
+        _pip(python, *packages)
         stamp.write_text(json.dumps(list(packages)))
     elif str(ROOT) in packages:
-        subprocess.run(
-            [python, "-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall", str(ROOT)], check=True
-        )
+        _pip(python, "--no-deps", "--force-reinstall", str(ROOT))
     return python
+
+
+def _pip(python: Path, *arguments: str) -> None:
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *arguments], check=True)
 
 
 class Worker:
@@ -43,18 +47,25 @@ class Worker:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"a worker ended with {self.process.wait()}")
+            raise self._ended()
         return json.loads(line)  # type: ignore[no-any-return]
+
+    def _ended(self) -> RuntimeError:
+        return RuntimeError(f"a worker ended with {self.process.wait(timeout=30)}")
 
     def ask(self, line: str) -> dict[str, Any]:
         assert self.process.stdin is not None
-        self.process.stdin.write(f"{line}\n")
-        self.process.stdin.flush()
+        try:
+            self.process.stdin.write(f"{line}\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            raise self._ended() from None
         return self._read()
 
     def stop(self) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.close()
+        with suppress(BrokenPipeError):  # one that has ended already, with a line that it has not read
+            self.process.stdin.close()
         self.process.wait(timeout=30)
 
 

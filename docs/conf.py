@@ -82,6 +82,12 @@ def _providers() -> str:
         ]
         for form, route in row.routes.items():
             read = {**route.usage, **route.tools, **{f"parts of `{part.path}`": part.model for part in route.parts}}
+            read |= {
+                f"{meter} of `{begin}...`": path
+                for begin, tools in route.tools_of.items()
+                for meter, path in tools.items()
+                if path != route.tools.get(meter)
+            }
             read |= {"tier": route.tier, "region": route.region, "reported cost": route.reported}
             told = "<br>".join(f"{what}: {_code(path)}" for what, path in read.items() if path)
             lines.append(f"| {form} | {' and '.join(map(_code, route.signs))} | {told} |")

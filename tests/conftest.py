@@ -16,7 +16,7 @@ from aifinops import errors, scope
 hypothesis.settings.register_profile("aifinops", deadline=None)
 hypothesis.settings.load_profile("aifinops")
 
-_KEPT = frozenset({"AIFINOPS_CORPUS", "AIFINOPS_SOAK"})
+_KEPT = frozenset({"AIFINOPS_CORPUS", "AIFINOPS_FAULTS", "AIFINOPS_SOAK"})
 
 
 @pytest.fixture(autouse=True)

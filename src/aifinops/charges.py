@@ -170,9 +170,10 @@ class Amounts(NamedTuple):
     @classmethod
     def of(cls, cost: Cost, reported: Decimal | None = None) -> Amounts:
         """The integers of a cost; with `reported`, what the provider says it charged takes the place of its amount."""
-        amount, basis = nanos(cost.amount), cost.basis
+        amount, basis, listed = nanos(cost.amount), cost.basis, nanos(cost.list_amount)
         if reported is not None:
-            amount, basis = nanos(reported), "reported"
+            # What the provider says it charged has its own discounts in it, which our list knows nothing of.
+            amount, basis, listed = nanos(reported), "reported", None
         return cls(
             amount,
             cost.currency,
@@ -183,8 +184,7 @@ class Amounts(NamedTuple):
             cost.price_id,
             cost.as_of.isoformat() if cost.as_of else None,
             cost.source,
-            # What the provider says it charged has its own discounts in it, which our list knows nothing of.
-            nanos(cost.list_amount) if reported is None and cost.list_amount != cost.amount else None,
+            listed if listed != amount else None,
         )
 
 

@@ -124,6 +124,7 @@ class Setting:
 SETTINGS = (
     Setting("enabled", "AIFINOPS_ENABLED", True, _flag, "False turns metering off; budgets in force refuse nothing then."),
     Setting("ledger", "AIFINOPS_LEDGER", None, _text, "Path or URL of the ledger: `memory`, a file, `sqlite:///file`."),
+    Setting("store", "AIFINOPS_STORE", None, _text, "Where balances of named budgets live: `memory`, a file, `sqlite:///file`, or the URL of a Valkey, Redis or PostgreSQL server; default: `budgets.db` beside the ledger."),
     Setting("prices", "AIFINOPS_PRICES", (), _names, "Price lists and contracts of your own (TOML, JSON or YAML), asked before the bundled one."),
     Setting("price_folder", "AIFINOPS_PRICE_FOLDER", None, _text, "Where `aifinops prices update` keeps a refreshed list; default: the user's data directory."),
     Setting("model_map", "AIFINOPS_MODEL_MAP", EMPTY, _model_map, "Which models your own names are: Azure deployments, inference profiles of Bedrock."),
@@ -146,6 +147,7 @@ OTHER_VARIABLES = (
     "AIFINOPS_AUTO",
     "AIFINOPS_CONFIG",
     "AIFINOPS_CORPUS",
+    "AIFINOPS_FAULTS",
     "AIFINOPS_RUN",
     "AIFINOPS_RUN_PID",
     "AIFINOPS_SOAK",
@@ -162,6 +164,7 @@ class Config:
 
     enabled: bool = True
     ledger: str | None = None
+    store: str | None = None
     prices: tuple[str, ...] = ()
     price_folder: str | None = None
     model_map: Mapping[str, str] = field(default_factory=lambda: EMPTY)

@@ -8,8 +8,10 @@
     ├─ BudgetExceeded
     │  ├─ ApprovalDenied
     │  ├─ ApprovalPending
+    │  ├─ StoreUnavailable         nobody knows whether there is room
     │  └─ UnpricedCall             also an UnknownModel: a money budget met a call that has no price
     └─ StoreError                  wraps the driver's error
+       └─ StoreReset               the store has lost what it had
 
 Only `BudgetExceeded` (by policy) and `ConfigurationError` (at set-up) ever reach a metered call. Everything else that
 goes wrong inside is given to `swallow`, which counts it and logs it once per place.
@@ -17,6 +19,7 @@ goes wrong inside is given to `swallow`, which counts it and logs it once per pl
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -33,6 +36,7 @@ __all__ = [
     "PricingError",
     "StoreError",
     "StoreReset",
+    "StoreUnavailable",
     "UnknownModel",
     "UnpricedCall",
     "failures",
@@ -168,6 +172,13 @@ class ApprovalPending(BudgetExceeded):
     """Somebody was asked and has not answered in time."""
 
 
+class StoreUnavailable(BudgetExceeded):
+    """The store of a budget does not answer, so that nobody knows whether there is room; the driver's error is the `__cause__`."""
+
+    def _text(self) -> str:
+        return f"budget {self.budget!r} refused the call: its store does not answer. Nothing was sent. {self.hint}".rstrip()
+
+
 class UnpricedCall(BudgetExceeded, UnknownModel):
     """A money budget with `unknown="raise"` met a call whose price is unknown."""
 
@@ -212,7 +223,12 @@ class _Failures:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.reraise = False
-        self._lock = threading.Lock()
+        self.renew()
+
+    def renew(self) -> None:
+        """Take a lock of its own: in a forked child the thread that may have held it is not there."""
+        # It may be asked for again by whoever holds it: a finalizer that the garbage collector runs in the middle of `add` may fail too.
+        self._lock = threading.RLock()
 
     def add(self, place: str) -> bool:
         """Count one failure; True when it is the first at this place."""
@@ -222,6 +238,7 @@ class _Failures:
 
 
 _failures = _Failures()
+os.register_at_fork(after_in_child=lambda: _failures.renew())
 
 
 def swallow(place: str, error: BaseException) -> None:
@@ -237,17 +254,24 @@ def swallow(place: str, error: BaseException) -> None:
     if _failures.reraise:
         raise error
     if first:
-        import logging  # neither is above: together they take as long as pricing a call, and most programs never need them
-        import traceback
+        try:
+            _log(place, error)
+        except Exception:  # the application's own handler or filter, or no stack left to log with: it is counted
+            return
 
-        said = f": {error}" if isinstance(error, (AIFinOpsError, OSError)) else ""
-        logging.getLogger("aifinops").warning(
-            "aifinops: internal failure in %s (%s%s). Your call is not affected; further ones here are only counted.\n%s",
-            place,
-            type(error).__name__,
-            said,
-            "".join(traceback.format_tb(error.__traceback__)).rstrip(),
-        )
+
+def _log(place: str, error: BaseException) -> None:
+    import logging  # neither is above: together they take as long as pricing a call, and most programs never need them
+    import traceback
+
+    said = f": {error}" if isinstance(error, (AIFinOpsError, OSError)) else ""
+    logging.getLogger("aifinops").warning(
+        "aifinops: internal failure in %s (%s%s). Your call is not affected; further ones here are only counted.\n%s",
+        place,
+        type(error).__name__,
+        said,
+        "".join(traceback.format_tb(error.__traceback__)).rstrip(),
+    )
 
 
 def failures() -> dict[str, int]:

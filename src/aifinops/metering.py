@@ -16,24 +16,26 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from functools import partial
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from aifinops import runtime
 from aifinops.budgets.budget import ActiveBudget, to_units
 from aifinops.budgets.guard import Reservation
+from aifinops.budgets.waiting import Wait, in_event_loop, keep_ticket
 from aifinops.charges import Amounts, Basis, Charge, Cost, make_charge, nanos, new_id
 from aifinops.errors import BudgetExceeded, UnknownModel, swallow
 from aifinops.money import to_nanos
 from aifinops.pricing import tokens
 from aifinops.pricing.match import provider_id
-from aifinops.reading import Reading, amounts_of, price, with_parts
+from aifinops.reading import Reading, amounts_of, believed, price, with_parts
 from aifinops.scope import Scope, current
 from aifinops.tags import Tags, make_tags, merge
 from aifinops.telemetry import attributes as span_attributes
 from aifinops.telemetry import names
 from aifinops.telemetry.guests import Guest, late
-from aifinops.telemetry.spans import OpenSpan, Spans, error_type, guarded_finish
+from aifinops.telemetry.spans import OpenSpan, Spans, end_at_least, error_type, guarded_finish
 from aifinops.usage import EMPTY_QUANTITIES, Quantities, Sku, Usage, input_total, output_total, quantities
 
 if TYPE_CHECKING:
@@ -45,9 +47,11 @@ __all__ = [
     "Invocation",
     "Watched",
     "begin",
+    "begin_patiently",
     "charge_of",
     "charged",
     "drain",
+    "ending",
     "enqueue",
     "in_flight",
     "observe",
@@ -56,6 +60,8 @@ __all__ = [
     "settle_later",
     "watch",
 ]
+
+R = TypeVar("R")
 
 MICRO = 1_000_000
 """Budgets count meters in millionths of their unit."""
@@ -92,8 +98,10 @@ class Call:
         counts: what the request alone says will be billed (`{"characters": 12}`), where that is all. most: the most of it, where
             `counts` is only expected.
         options: whatever else the request says that decides the price. hidden: True when `body` does not show all of the input.
+        alone: True when what `counts` has is billed in no other way, so that it is kept also where no price is known.
         host: who else makes a span of this call: 0 nobody, 1 somebody who can be kept from it, 2 somebody who cannot.
         unseen: True for a model that thinks in tokens which are billed and not shown.
+        loose: tells of the body whether more may be billed than its output limit says; None where the limit holds for all of it.
     """
 
     provider: str
@@ -111,8 +119,10 @@ class Call:
     most: Quantities = field(default_factory=lambda: EMPTY_QUANTITIES)
     options: tuple[tuple[str, str], ...] = ()
     hidden: bool = False
+    alone: bool = False
     host: int = 0
     unseen: bool = False
+    loose: Callable[[Any], bool] | None = None
 
     def output_bound(self) -> int | None:
         """The most output tokens, over all choices; None when the request states no limit."""
@@ -120,8 +130,20 @@ class Call:
             return 0
         return None if self.max_output is None else self.max_output * self.choices
 
+    def output_cap(self, text: str = "") -> int | None:
+        """The most output tokens that can have been billed by the caller's own limit; None where that does not bind.
+
+        Args:
+            text: what came. Far more than the limit has room for was written by a server that does not heed it.
+        """
+        bound = self.output_bound()
+        if not bound or (self.loose is not None and self.loose(self.body)):
+            return None
+        return bound if len(text.encode()) <= BYTES_PER_TOKEN_MOST * (bound + UNSAID) else None
+
 
 _in_flight: ContextVar[Invocation | None] = ContextVar("aifinops_in_flight", default=None)
+_patient: ContextVar[bool] = ContextVar("aifinops_patient", default=False)
 _waiting: SimpleQueue[Callable[[], None]] = SimpleQueue()
 
 
@@ -180,10 +202,10 @@ def begin(call: Call) -> Invocation | None:
     Raises:
         BudgetExceeded: when a budget has no room; nothing was sent.
     """
-    if _in_flight.get() is not None:
+    if _is_owned():
         return None
     try:
-        return _begin(call)
+        return _waiting_here(_begin, call)
     except BudgetExceeded:
         raise
     except Exception as failure:  # metering must never keep a call from being made
@@ -201,9 +223,64 @@ def _begin(call: Call) -> Invocation | None:
     invocation = Invocation(engines, call, scope, tags)
     budgets = engines.budgets(scope, tags)
     if budgets:
-        invocation.reserve(budgets)
-    invocation.enter()
+        invocation.asked = budgets
+        invocation.reserve(budgets, invocation.id)
+    try:
+        invocation.enter()
+    except Exception:  # the call is made all the same: what it may cost stays counted
+        invocation.give_up()
+        raise
     return invocation
+
+
+def _waiting_here(function: Callable[..., R], *arguments: Any) -> R:
+    """Call something that holds; where it has to wait for room, this thread does, unless somebody further out can wait in a task."""
+    try:
+        return function(*arguments)
+    except Wait as first:
+        if _patient.get():
+            raise
+        wait = first
+    guard = runtime.get().guard
+    try:
+        if in_event_loop():
+            raise wait.error from None
+        with keep_ticket(wait.ticket):
+            while True:
+                guard.pause(wait)
+                try:
+                    return function(*arguments)
+                except Wait as again:
+                    wait = again
+    finally:
+        wait.ticket.leave()
+
+
+async def begin_patiently(begin: Callable[..., R], *arguments: Any) -> R:
+    """`begin(*arguments)`, which opens a call somewhere inside; where that has to wait for room, this task does and not the event loop.
+
+    Raises:
+        BudgetExceeded: as `begin`.
+    """
+    token = _patient.set(True)
+    try:
+        try:
+            return begin(*arguments)
+        except Wait as first:
+            wait = first
+        guard = runtime.get().guard
+        try:
+            with keep_ticket(wait.ticket):
+                while True:
+                    await guard.apause(wait)
+                    try:
+                        return begin(*arguments)
+                    except Wait as again:
+                        wait = again
+        finally:
+            wait.ticket.leave()
+    finally:
+        _patient.reset(token)
 
 
 def observe(call: Call) -> Invocation | None:
@@ -212,7 +289,7 @@ def observe(call: Call) -> Invocation | None:
     Returns:
         None as in `begin`. What is opened is not the call of this context: nothing needs to `leave` it.
     """
-    if _in_flight.get() is not None:
+    if _is_owned():
         return None
     try:
         engines = runtime.get()
@@ -223,12 +300,22 @@ def observe(call: Call) -> Invocation | None:
         tags = engines.tags(scope)
         invocation = Invocation(engines, call, scope, tags)
         invocation.budgets = engines.budgets(scope, tags)
-        invocation.enter()
-        invocation.leave()
+        try:
+            invocation.enter()
+            invocation.leave()
+        except Exception:  # nobody will end it
+            invocation.give_up()
+            raise
         return invocation
     except Exception as failure:  # what is under way goes on
         swallow("metering.observe", failure)
         return None
+
+
+def _is_owned() -> bool:
+    """Whether a call further out is metered. One that is only looked at is not: what is called inside it is a call of its own."""
+    further_out = _in_flight.get()
+    return further_out is not None and type(further_out) is not Watched
 
 
 def in_flight() -> Invocation | None:
@@ -240,8 +327,8 @@ class Invocation:
     """One call between its beginning and its single end."""
 
     __slots__ = (
-        "_once", "_owner", "answer", "budgets", "call", "currency", "engines", "first_chunk", "guest", "id", "prompt_bound", "reservation",
-        "said", "scope", "span", "started", "tags", "upper", "wall",
+        "_once", "_owner", "answer", "asked", "beside", "budgets", "call", "currency", "engines", "first_chunk", "guest", "id", "prompt_bound",
+        "reservation", "said", "scope", "span", "started", "tags", "upper", "wall",
     )  # fmt: skip
 
     def __init__(self, engines: runtime.Runtime, call: Call, scope: Scope, tags: Tags) -> None:
@@ -253,12 +340,14 @@ class Invocation:
         self.wall = engines.clock.time_ns()
         self.started = engines.clock.monotonic_ns()
         self.reservation: Reservation | None = None
+        self.asked: Any = ()  # the budgets in which room was found
         self.budgets: Any = ()  # in which it is counted without having been reserved
         self.upper: Decimal | None = None
         self.currency = "USD"
         self.prompt_bound = 0  # tokens; 0 is not known
         self.span: OpenSpan | None = None
         self.guest: Guest | None = None  # of a foreign span, in place of one of our own
+        self.beside = False  # that foreign span has the cost of another call: this one has a span inside of it
         self.first_chunk: int | None = None
         self.answer: Any = None  # the transport's answer, left here by a seam for itself
         self.said: Any = None  # the answer itself; only where content is asked for
@@ -267,15 +356,15 @@ class Invocation:
 
     # --- before the call ----------------------------------------------------------------------------------------------
 
-    def reserve(self, budgets: Any) -> None:
-        """Hold the upper bound of this call in every budget; BudgetExceeded when one has no room."""
+    def reserve(self, budgets: Any, id: str) -> None:
+        """Hold the upper bound of this call in every budget, under an id that is new; BudgetExceeded when one has no room."""
         _busy.on = True
         try:
             amounts = self._bound()
             self.reservation = self.engines.guard.reserve(
                 budgets,
                 amounts,
-                id=self.id,
+                id=id,
                 at=self.wall,
                 unpriced=_unknown_model(self) if self.upper is None else None,
                 hint=_NO_LIMIT if self.upper is not None and self.call.output_bound() is None else "",
@@ -338,8 +427,11 @@ class Invocation:
         try:
             call = self.call
             if call.host >= self.engines.host:
-                self.guest = spans.join()
-                return
+                guest = spans.join()
+                self.beside = guest is not None and guest.taken and self.engines.host > 0
+                if not self.beside:
+                    self.guest = guest
+                    return
             name = f"{call.operation} {call.model}" if call.model else call.operation
             start = span_attributes.request(call.provider, call.operation, call.model)
             self.span = spans.begin(name, self.wall, start, self.scope.span)
@@ -357,6 +449,31 @@ class Invocation:
         if self.span is not None:
             self.span.detach()
 
+    # --- between two tries --------------------------------------------------------------------------------------------
+
+    def lose(self, error: BaseException) -> bool:
+        """A try of this call has failed and there will be another one; False when nothing can have been billed.
+
+        What may have been billed is a charge of its own, of unknown cost up to the bound, and what was held for it is spent.
+        """
+        if _was_refused(error):
+            return False
+        _busy.on = True
+        try:
+            nothing = Reading()
+            charge = replace(self._charge(nothing, Amounts.of(self._at_most()), "error", error), id=new_id())
+            self._pay(charge, nothing)
+            self.reservation = None
+            self._keep(charge)
+        finally:
+            _busy.on = False
+        return True
+
+    def hold_again(self) -> None:
+        """Room for the next try; BudgetExceeded when there is none."""
+        if self.asked:
+            _waiting_here(self.reserve, self.asked, new_id())
+
     # --- after the call: one of these, once ---------------------------------------------------------------------------
 
     def settle(self, reading: Reading, status: str = "ok", error: BaseException | None = None) -> None:
@@ -369,11 +486,12 @@ class Invocation:
                 self._place(reading)
             amounts = self._amounts(reading) if reading.quantities or error is None else Amounts.of(self._at_most())
             charge = self._charge(reading, amounts, status, error)
-            self._pay(charge)
+            self._pay(charge, reading)
             self._keep(charge)
             self._learn(reading)
             self._tell(charge, reading, error)
         except Exception as failure:  # counted; the answer is the user's whatever happens to its price
+            self.give_up()
             swallow("metering.settle", failure)
         finally:
             _busy.on = False
@@ -405,6 +523,8 @@ class Invocation:
                 reading.quantities, reading.options = call.counts, call.options
                 if call.most:
                     reading.estimated, reading.lower, reading.upper = True, dict.fromkeys(call.counts, 0), call.most
+            elif call.alone:
+                reading.quantities, reading.options = call.counts, call.options
             elif "characters" in call.counts:
                 _spoken(reading, int(call.counts["characters"]))  # this model is billed by tokens, which nobody tells
             elif "audio_seconds" in call.counts:
@@ -424,7 +544,10 @@ class Invocation:
         told = reading.quantities
         made, visible = int(output_total(told)), int(told.get("output_tokens", 0))
         counted = max(made, _about(output_text, self.call.model), chunks)
-        most = max(counted, len(output_text.encode()), self.call.output_bound() or 0)
+        most = max(counted, len(output_text.encode()), self._allowance())
+        cap = self.call.output_cap(output_text)
+        if cap is not None:  # what was told is more than a limit: it is billed
+            counted, most = max(made, min(counted, cap)), max(made, min(most, cap))
         reading.estimated = True
         reading.lower = told
         reading.quantities = {**told, "output_tokens": visible + counted - made}
@@ -434,7 +557,9 @@ class Invocation:
     def fail(self, error: BaseException, *, refused: bool = False) -> None:
         """The call raised. Refused or provably not sent: release. Anything else may have been billed: keep the bound."""
         self.leave()
-        if refused or _was_refused(error):
+        if (
+            refused or isinstance(error, BudgetExceeded) or _was_refused(error)
+        ):  # of a budget: before the next of several tries
             self.release(error)
             return
         self.settle(Reading(), "error", error)
@@ -447,14 +572,34 @@ class Invocation:
         try:
             if self.reservation is not None:
                 self.engines.guard.release(self.reservation)
+                self.reservation = None
             charge = self._charge(Reading(), Amounts.of(Cost(Decimal(0), basis="free")), "error", error)
             self._tell(charge, Reading(), error)
         except Exception as failure:  # the user's own exception goes on unchanged
+            self.give_up()
             swallow("metering.release", failure)
         finally:
             _busy.on = False
             if self.guest is not None:
                 self.guest.release()
+
+    def give_up(self) -> None:
+        """The last resort, where what ends a call has failed itself: nothing of it stays open. What is held is kept as spent, since the
+        call was made, and a span ends with what it has."""
+        self._once.clear()
+        reservation, self.reservation = self.reservation, None
+        steps = [self.leave]
+        if reservation is not None:
+            steps.append(partial(self.engines.guard.settle, reservation, {}))
+        if self.span is not None:
+            steps.append(partial(end_at_least, self.span))
+        if self.guest is not None:
+            steps.append(self.guest.release)
+        for step in steps:
+            try:
+                step()
+            except Exception as failure:  # the others are done all the same
+                swallow("metering.give_up", failure)
 
     def _end(self) -> bool:
         try:
@@ -472,10 +617,15 @@ class Invocation:
 
     def _amounts(self, reading: Reading) -> Amounts:
         """What an answer cost, in the integers of the ledger."""
-        if reading.reported is None and (reading.problem or not reading.quantities):
-            return Amounts(None, self.currency, "unknown", None, nanos(self.upper))
+        untold = bool(reading.problem) or not reading.quantities
         try:
-            return self._quick(reading) or amounts_of(self._price(reading), reading.reported)
+            if not untold and (quick := self._quick(reading)) is not None:
+                return quick
+            cost = self._price(reading) if not untold or reading.reported is not None else _UNTOLD
+            reported = believed(cost, reading.reported, self.call.model, reading.model)
+            if untold and reported is None:
+                return Amounts(None, self.currency, "unknown", None, nanos(self.upper))
+            return amounts_of(cost, reported)
         except Exception as failure:  # losing the price never loses the usage
             swallow("metering.price", failure)
             return Amounts(None, "USD", "unknown", None, None)
@@ -560,19 +710,30 @@ class Invocation:
             return "", ""
         return f"{guest.context.trace_id:032x}", f"{guest.context.span_id:016x}" if guest.found else ""
 
-    def _pay(self, charge: Charge) -> None:
+    def _pay(self, charge: Charge, reading: Reading) -> None:
         if self.reservation is None and not self.budgets:
             return
+        reservation, self.reservation = self.reservation, None
         try:
-            reservation, amount = self.reservation, charge.amount
+            actual = self._actual(charge, reading, reservation)
             if reservation is None:
-                self.engines.guard.post(self.budgets, actual_amounts(charge), id=charge.id, at=charge.at)
-            elif amount is not None and reservation.unit == charge.currency:
-                self.engines.guard.settle(reservation, {charge.currency: amount})  # nobody asks for anything else
+                self.engines.guard.post(self.budgets, actual, id=charge.id, at=charge.at)
             else:
-                self.engines.guard.settle(reservation, actual_amounts(charge))
+                self.engines.guard.settle(reservation, actual)
         except Exception as failure:  # the hold stays and expires as spent: never too little
             swallow("metering.budget_settle", failure)
+
+    def _actual(self, charge: Charge, reading: Reading, reservation: Reservation | None) -> dict[str, int]:
+        """A charge in budget units; nothing where we fail to tell: then it has cost what was held."""
+        try:
+            if reading.estimated:
+                return _soundly(charge, reading)
+            if reservation is not None and charge.amount is not None and reservation.unit == charge.currency:
+                return {charge.currency: charge.amount}  # nobody asks for anything else
+            return actual_amounts(charge)
+        except Exception as failure:  # never too little
+            swallow("metering.amounts", failure)
+            return {}
 
     def _keep(self, charge: Charge) -> None:
         try:
@@ -614,9 +775,12 @@ class Invocation:
                 swallow("metering.span_attributes", failure)
                 values = {}
             guarded_finish(self.span, values, self.wall + charge.duration, error)
+            self.span = None
         elif self.guest is not None:
             self._enrich(self.guest, charge)
-        self._measure(charge, "" if error is None else error_type(error), first, official=self.guest is None)
+        self._measure(
+            charge, "" if error is None else error_type(error), first, official=self.guest is None and not self.beside
+        )
 
     def _measure(self, charge: Charge, error: str, first_chunk: float | None, *, official: bool) -> None:
         try:
@@ -641,10 +805,11 @@ class Invocation:
         call = self.call
         prompt, messages = _prompt(call.body)
         size = len(output_text.encode())
-        output_mid = max(_about(output_text, call.model), chunks)
         most = size + UNSAID if complete and not call.unseen else max(size + UNSAID, self._allowance())
-        if not complete:
-            output_mid = min(output_mid + ALLOWANCE, most)
+        cap = call.output_cap(output_text)
+        if cap is not None:
+            most, chunks = min(most, cap), min(chunks, cap)
+        output_mid = min(max(_about(output_text, call.model), chunks) + (0 if complete else ALLOWANCE), most)
         told = reading.quantities  # the input, where the answer told it before it broke off
         reading.estimated = True
         least = told or {"input_tokens": len(prompt.encode()) // (BYTES_PER_TOKEN_MOST * CACHED_AT_LEAST)}
@@ -655,7 +820,7 @@ class Invocation:
             return
         reading.quantities = {**middle, "output_tokens": output_mid}
         reading.lower = {**least, "output_tokens": chunks}
-        reading.upper = {**upper, "output_tokens": max(most, output_mid)}
+        reading.upper = {**upper, "output_tokens": most}
 
     def _prompt_bound(self) -> int:
         call = self.call
@@ -667,9 +832,13 @@ class Invocation:
         """The most output tokens of an answer whose end was not seen: the provider may have written on, and billed it."""
         call, book = self.call, self.engines.book
         stated = call.output_bound()
-        if stated is not None:
+        if stated is not None and (not stated or call.output_cap() is not None):
             return stated
-        return (book.output_limit(call.provider, call.model) or 0) * call.choices
+        return max(stated or 0, (book.output_limit(call.provider, call.model) or 0) * call.choices)
+
+
+_UNTOLD = Cost(None, basis="unknown")
+"""The cost of what was not counted."""
 
 
 def _spoken(reading: Reading, characters: int) -> None:
@@ -766,6 +935,16 @@ def actual_amounts(charge: Charge) -> dict[str, int]:
     return amounts
 
 
+def _soundly(charge: Charge, reading: Reading) -> dict[str, int]:
+    """An estimate in budget units, at the most that it may be: a limit holds also for what nobody has told."""
+    upper = replace(
+        charge,
+        quantities={**reading.quantities, **reading.upper},
+        amount=charge.amount if charge.upper is None else charge.upper,
+    )
+    return actual_amounts(upper)
+
+
 def give_to_trackers(scope: Scope, charge: Charge) -> None:
     """Show a charge to every `track` block around it."""
     for tracker in scope.trackers:
@@ -808,13 +987,15 @@ _NO_LIMIT = "The request states no output limit, so the model's own maximum is h
 
 class Watched(Invocation):
     """A request that may cost nothing: a poll, a download, an endpoint that nobody knows. Nothing is held for it, no span is begun, and
-    its end only goes to `read`, which may `charge`. `early` is given the transport's answer before the library has begun to read it."""
+    its end only goes to `read`, which may `charge`. `early` is given the transport's answer before the library has begun to read it; `path`
+    is what it asks for."""
 
-    __slots__ = ("early", "read")
+    __slots__ = ("early", "path", "read")
 
     def __init__(self, engines: runtime.Runtime, call: Call, scope: Scope, tags: Tags, read: Watcher) -> None:
         super().__init__(engines, call, scope, tags)
         self.read = read
+        self.path = ""
         self.early: Callable[[Any], None] | None = None
 
     def settle(self, reading: Reading, status: str = "ok", error: BaseException | None = None) -> None:
@@ -826,6 +1007,10 @@ class Watched(Invocation):
         """Hand over an answer without usage."""
         if self._end():
             self.read(self, reading, output_text)
+
+    def lose(self, error: BaseException) -> bool:
+        """A try that cost nothing."""
+        return False
 
     def fail(self, error: BaseException, *, refused: bool = False) -> None:
         """The call raised, and costs nothing."""
@@ -843,8 +1028,11 @@ class Watched(Invocation):
         )
         late.id, late.wall, late.started = id or late.id, at or self.wall, self.started
         late.budgets = self.engines.budgets(self.scope, self.tags)
-        late.enter()
-        late.leave()
+        try:
+            late.enter()
+            late.leave()
+        except Exception as failure:  # without a span it is charged all the same
+            swallow("metering.charge", failure)
         late.settle(reading)
 
 
@@ -864,6 +1052,18 @@ def watch(call: Call, read: Watcher) -> Watched | None:
     watched = Watched(engines, call, scope, engines.tags(scope), read)
     watched._owner = _in_flight.set(watched)
     return watched
+
+
+# --- ends that fail -------------------------------------------------------------------------------------------------------
+
+
+def ending(place: str, invocation: Invocation, function: Callable[..., Any], *args: Any) -> None:
+    """Call what ends a call; where it fails, the failure is counted and the call given up, so that nothing of it stays open."""
+    try:
+        function(*args)
+    except Exception as failure:  # the answer, or the error, is the user's as it is
+        invocation.give_up()
+        swallow(f"integrations.{place}", failure)
 
 
 # --- streams that end where nobody may block ---------------------------------------------------------------------------

@@ -73,6 +73,10 @@ _TABLE = (
     _tool("code_execution_requests", "code_execution"),
     _tool("code_interpreter_sessions", "code_interpreter", "{session}", per=1),
     Meter("search_units", "{unit}", "calls", per=1000),
+    *(
+        Meter(f"guardrail_{policy}_units", "{unit}", "calls", per=1000)
+        for policy in ("content", "topic", "word", "pii", "grounding", "image", "reasoning")
+    ),
     Meter("classifications", "{classification}", "calls", per=1000),
     Meter("images", "{image}", "other", "output", "image"),
     Meter("input_images", "{image}", "other", "input", "image"),

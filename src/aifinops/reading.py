@@ -13,7 +13,7 @@ from aifinops.usage import EMPTY_QUANTITIES, Quantities, Usage
 if TYPE_CHECKING:
     from aifinops.pricing.book import PriceBook
 
-__all__ = ["Part", "Reading", "amounts_of", "options_of", "parts_of", "price", "with_parts"]
+__all__ = ["Part", "Reading", "amounts_of", "believed", "options_of", "parts_of", "price", "with_parts"]
 
 _PARTS, _OPTIONS = "aifinops.parts", "aifinops.options"
 
@@ -166,6 +166,19 @@ def _sum(values: Iterable[Decimal | None]) -> Decimal | None:
             return None
         total = _EXACT.add(total, value)
     return total
+
+
+def believed(cost: Cost, reported: Decimal | None, *models: str) -> Decimal | None:
+    """What the provider says it charged; None where it does not, or where it says nothing and nobody else says that the model is free.
+
+    A gateway that has no price of a model reports zero, too, and so does one that bills somewhere else: unknown is never zero.
+
+    Args:
+        cost: ours. reported: as in `Reading`. models: names that were asked for and answered; `:free` at the end of one says it.
+    """
+    if not reported and cost.basis != "free" and not any(model.endswith(":free") for model in models):
+        return None
+    return reported
 
 
 def amounts_of(cost: Cost, reported: Decimal | None) -> Amounts:

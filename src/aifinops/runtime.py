@@ -23,6 +23,7 @@ from aifinops.telemetry.setup import Export, set_up
 if TYPE_CHECKING:
     from aifinops.budgets.budget import ActiveBudget
     from aifinops.budgets.guard import Guard
+    from aifinops.budgets.stores.base import Store
     from aifinops.ledger.base import Ledger
     from aifinops.ledger.writer import Writer
     from aifinops.pricing.book import PriceBook
@@ -71,6 +72,7 @@ class Runtime:
         self._lock = threading.RLock()
         self._files: tuple[PriceList, ...] | None = None
         self._writer: Writer | None = None
+        self._stores: dict[str, Store] = {}
         if settings.prices:
             self.book = self._make_book()  # a malformed price file is an error now, not at the first call
         if settings.budgets:
@@ -101,7 +103,28 @@ class Runtime:
         self.metrics = Metrics(_version.__version__, self.config.metric_tags, self._dropped)
         self.metrics.full = mode in {"auto", "emit"}
         self.learned = Learned()
-        self.guard = Guard(MemoryStore(), self.clock)
+        self.guard = Guard(MemoryStore(), self.clock, store_of=self._store_of)
+
+    def _store_of(self, active: ActiveBudget) -> Store:
+        """Where a budget has its balances: what it says itself, this process without a name, else what is set up."""
+        target = active.budget.store
+        if target is None and not active.shared:
+            return self.guard.store
+        if target is None:
+            target = self.config.store or _beside(self.config.ledger)
+        if target == "memory":
+            return self.guard.store
+        if not isinstance(target, (str, os.PathLike)):
+            from aifinops.budgets.stores import open_store
+
+            return open_store(target)
+        with self._lock:
+            key = os.fspath(target)
+            if key not in self._stores:
+                from aifinops.budgets.stores import open_store
+
+                self._stores[key] = open_store(key)
+            return self._stores[key]
 
     def _make_book(self) -> PriceBook:
         from aifinops.pricing import refresh
@@ -156,11 +179,16 @@ class Runtime:
     def flush(self, timeout_s: float) -> bool:
         """Write what waits and push out telemetry; True when nothing is left behind."""
         written = self._writer is None or self._writer.flush()
-        return self.export.flush(timeout_s) and written
+        told = "guard" not in self.__dict__ or self.guard.pay_debts()
+        return self.export.flush(timeout_s) and written and told
 
     def close(self) -> None:
         """Flush and let go of files and exporters."""
         self.export.shutdown()
+        if "guard" in self.__dict__:
+            self.guard.close()
+        for store in self._stores.values():
+            store.close()
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -188,6 +216,14 @@ def _policy(entry: Any) -> ActiveBudget:
     if budget.name is None:
         raise ConfigurationError(f'budget {dict(entry)!r} has no name; a standing budget needs one (name = "search")')
     return ActiveBudget(budget)
+
+
+def _beside(ledger: str | None) -> str:
+    """The file of balances that belongs to a ledger."""
+    from aifinops.ledger import path_of
+
+    path = path_of(ledger)
+    return "memory" if path is None else str(path.with_name("budgets.db"))
 
 
 def _price_files(paths: tuple[str, ...]) -> list[PriceList]:
@@ -225,6 +261,7 @@ def get() -> Runtime:
 def init(
     *,
     ledger: str | os.PathLike[str] | None = None,
+    store: str | os.PathLike[str] | None = None,
     prices: Any = None,
     price_folder: str | os.PathLike[str] | None = None,
     model_map: Any = None,
@@ -247,6 +284,8 @@ def init(
 
     Args:
         ledger: `"memory"`, a file, or `sqlite:///file`; default: `ledger.db` in the user's data directory.
+        store: where balances of named budgets live: `"memory"`, a file, `sqlite:///file`, or the URL of a Valkey, Redis or PostgreSQL
+            server; default: `budgets.db` beside the ledger.
         prices: paths of price lists and contracts (TOML, JSON or YAML) that are asked before the bundled one.
         price_folder: where `aifinops prices update` keeps a refreshed list; default: the user's data directory.
         model_map: which models your own names are, e.g. `{"my-deployment": "gpt-4o"}`.
@@ -269,7 +308,7 @@ def init(
         ConfigurationError: naming the value, the place and what to type; nothing is applied then.
     """
     arguments = {
-        "ledger": ledger, "prices": prices, "price_folder": price_folder, "model_map": model_map, "tags": tags, "budgets": budgets, "otlp": otlp, "spans": spans,
+        "ledger": ledger, "store": store, "prices": prices, "price_folder": price_folder, "model_map": model_map, "tags": tags, "budgets": budgets, "otlp": otlp, "spans": spans,
         "dialects": dialects, "metric_tags": metric_tags, "threads": threads, "stream_usage": stream_usage, "enabled": enabled, "egress": egress, "instrument": instrument, "summary": summary, **unknown,
     }  # fmt: skip
     return _install(arguments, clock, only_if_missing=False)

@@ -232,7 +232,7 @@ class BudgetBlock(_Block):
         return BudgetBlock(self.spec)
 
     def _open(self) -> Any:
-        runtime.get()  # wrong settings show here, at set-up, not inside a call
+        runtime.get().guard.prepare(self._active)  # wrong settings show here, at set-up, not inside a call
 
     def _push(self, state: Any) -> Any:
         return scope.enter(budget=self._active)
@@ -600,6 +600,8 @@ def budget(
     unknown: str = "raise",
     tz: str = "UTC",
     store: Any = None,
+    max_wait: float | None = None,
+    on_store_down: str = "deny",
 ) -> BudgetBlock:
     """A limit that holds: `with budget("$5"):`, `async with`, or `@budget("$5")`.
 
@@ -608,21 +610,28 @@ def budget(
 
     Args:
         limit: `"$5"`, `"5 USD"`, `"2M tokens"`, `"200 gpu_hours"`, Decimal, or a dict or list of several that all hold.
-        per: `hour`, `day`, `week`, `month` (calendar, in `tz`) or `total`; default: this block, or `total` with a name.
-        name: one budget for all threads and tasks that use this name; without it, this object's own.
+        per: `minute`, `hour`, `day`, `week`, `month` (calendar, in `tz`), `week from sunday`, `rolling 24h` or `total`; default: this block,
+            or `total` with a name.
+        name: one budget for everybody who uses this name, in all processes that share its store; without it, this object's own.
         match: only calls with these tags count (for standing budgets in `init(budgets=...)`).
-        on_exceed: `raise`, `warn`, or a callable that is given the decision and returns `"raise"` or `"allow"`.
+        on_exceed: `raise`, `throttle` (wait for the next window), `warn`, or a callable that is given the error that would be raised and
+            returns `"raise"`, `"throttle"` or `"allow"`.
         soft: shares of the limit at which a message is logged, once a window.
         unknown: for calls without a price: `raise`, `reserve` (the provider's dearest rates) or `allow`.
-        tz: time zone of calendar windows. store: where balances live; in this version the process.
+        tz: time zone of calendar windows.
+        store: where balances live, as `store` of `init()`; default: this process without a name, else what `init()` or the environment says.
+        max_wait: how long a call waits, first come, first served, for what is only held by calls in flight, and with `throttle` for a
+            new window; seconds, default 30, 0 never waits.
+        on_store_down: `deny` or `allow` calls while the store does not answer; what they cost is told to it when it does again.
 
     Raises:
         ConfigurationError: for any argument that is wrong; it says what to type.
         BudgetExceeded: from calls inside the block.
     """
-    if store not in (None, "memory"):
-        raise ConfigurationError(f'store={store!r} is not in this version; leave it out or write store="memory"')
-    spec = Budget.parse(limit, per=per, name=name, match=match, on_exceed=on_exceed, soft=soft, unknown=unknown, tz=tz)
+    spec = Budget.parse(
+        limit, per=per, name=name, match=match, on_exceed=on_exceed, soft=soft, unknown=unknown, tz=tz, store=store,
+        max_wait=max_wait, on_store_down=on_store_down,
+    )  # fmt: skip
     return BudgetBlock(spec)
 
 

@@ -32,7 +32,7 @@ import pytest
 
 import aifinops
 from aifinops.budgets.policy import Balance
-from aifinops.budgets.stores import postgres
+from aifinops.budgets.stores import open_store, postgres
 from aifinops.budgets.stores.base import (
     MAX_AMOUNT,
     Accounts,
@@ -907,6 +907,20 @@ def test_the_address_is_never_shown(schema: str) -> None:
     assert "hush" not in repr(store) + "".join(traceback.format_exception(failed.value))
 
 
+def test_a_store_from_one_text(own: Server, schema: str) -> None:
+    """What is ours of it is taken out, and the rest is libpq's."""
+    url = f"{own.dsn}?schema={schema}&application_name=its-name&timeout_s=30&synchronous_commit=off&connections=1"
+    store = open_store(url)
+    assert isinstance(store, PostgresStore)
+    assert store.run(reserve("one")).applied
+    assert admin(own.dsn, f"SELECT count(*) FROM {schema}.reservation") == [(1,)]
+    assert admin(own.dsn, "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'its-name'") == [(1,)]
+    store.close()
+    for wrong in ("timeout_s=soon", "connections=0", "schema=No", "no_such_setting=1"):
+        with pytest.raises(ConfigurationError):
+            open_store(f"{own.dsn}?{wrong}")
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -915,6 +929,8 @@ def test_the_address_is_never_shown(schema: str) -> None:
         {"synchronous_commit": "maybe"},
         {"connections": 0},
         {"timeout_s": 0},
+        {"timeout_s": float("nan")},
+        {"timeout_s": float("inf")},
     ],
 )
 def test_arguments_that_are_wrong(wrong: dict[str, Any]) -> None:

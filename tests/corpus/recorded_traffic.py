@@ -392,7 +392,7 @@ class Family:
         name: what is instrumented. library: the HTTP library that the clients use, as a module.
         client: (interaction, colour, options) -> client. call: (client, interaction) -> the call, to be made.
         buckets: what an interaction was, or None where its answer does not say. error: an event that ends a stream.
-        free: whether it costs nothing, so that no row is right. missed: why it is known to make no row though it cost something.
+        free: whether it costs nothing, so that no row is right.
     """
 
     name: str
@@ -402,7 +402,6 @@ class Family:
     buckets: Callable[[Recorded], dict[str, int] | None]
     error: bytes
     free: Callable[[Recorded], bool] = lambda item: False
-    missed: Callable[[Recorded], str] = lambda item: ""
 
     def ways(self) -> list[How]:
         return [WHOLE, PIECES, CUT, How("with an error within", error=self.error)]
@@ -444,9 +443,14 @@ def _options(wire: Wire, colour: str) -> dict[str, Any]:
     return {"api_key": "test", "max_retries": 0, "http_client": wire.client if colour == "sync" else wire.aclient}
 
 
-def _rows(seen: Any, before: int) -> tuple[Any, list[Any]]:
+def _ids() -> set[str]:
+    return {row.id for row in runtime.get().ledger.rows()}
+
+
+def _rows(seen: Any, before: set[str]) -> tuple[Any, list[Any]]:
+    """What is new: a poll's row is of the time when the answer was made, and not the last one."""
     af.flush()
-    return seen, list(runtime.get().ledger.rows())[before:]
+    return seen, [row for row in runtime.get().ledger.rows() if row.id not in before]
 
 
 def _replay(family: Family, items: list[Recorded], how: How) -> tuple[list[Any], list[Any]]:
@@ -463,7 +467,7 @@ def _replay(family: Family, items: list[Recorded], how: How) -> tuple[list[Any],
         af.instrument(family.name)
         with_us = []
         for item in items:
-            before = len(list(runtime.get().ledger.rows()))
+            before = _ids()
             with_us.append(_rows(one(item), before))
         return without, with_us
     finally:
@@ -485,7 +489,7 @@ async def _areplay(family: Family, items: list[Recorded], how: How) -> tuple[lis
         af.instrument(family.name)
         with_us = []
         for item in items:
-            before = len(list(runtime.get().ledger.rows()))
+            before = _ids()
             with_us.append(_rows(await one(item), before))
         return without, with_us
     finally:
@@ -535,9 +539,8 @@ def whole_and_in_pieces(family: Family, items: list[Recorded], colour: str, how:
     kinds, wrong = Counter[str](), []
     for seen in replay(family, items, colour, how):
         buckets = family.buckets(seen.item)
-        free, missed = family.free(seen.item), family.missed(seen.item)
-        problem = judge(seen, buckets, free=free or bool(missed))
-        tally(seen.item.key, seen.rows, usage=buckets is not None, problem=problem or missed)
+        problem = judge(seen, buckets, free=family.free(seen.item))
+        tally(seen.item.key, seen.rows, usage=buckets is not None, problem=problem)
         kinds[f"{seen.item.endpoint} {'stream' if seen.item.sse else 'plain'}"] += 1
         kinds["usage recorded"] += buckets is not None
         if problem:

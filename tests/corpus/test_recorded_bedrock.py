@@ -37,6 +37,12 @@ HOP = {"content-length", "transfer-encoding", "content-encoding", "connection"}
 STREAM = "application/vnd.amazon.eventstream"
 CALL = re.compile(r"^/model/(.+)/(converse|converse-stream|invoke|invoke-with-response-stream)$")
 
+GUARDRAIL = re.compile(r"^/guardrail/([^/]+/version/[^/]+)/(apply)$")
+UNITS = {
+    "topicPolicyUnits": "topic", "contentPolicyUnits": "content", "wordPolicyUnits": "word", "sensitiveInformationPolicyUnits": "pii",
+    "contextualGroundingPolicyUnits": "grounding", "contentPolicyImageUnits": "image", "automatedReasoningPolicyUnits": "reasoning",
+}  # fmt: skip
+
 
 def interactions() -> list[dict[str, Any]]:
     folder = os.environ.get("AIFINOPS_CORPUS")
@@ -48,7 +54,7 @@ def interactions() -> list[dict[str, Any]]:
         for line in lines:
             item = json.loads(line)
             url = urlsplit(item["url"])
-            call = CALL.match(unquote(url.path))
+            call = CALL.match(unquote(url.path)) or GUARDRAIL.match(url.path)
             if item["method"] != "POST" or call is None or "amazonaws" not in (url.hostname or "") or not item["req"]:
                 continue
             key = json.dumps([item["url"], item["req"], item["status"], item["resp"]])
@@ -84,6 +90,9 @@ def recorded(item: dict[str, Any]) -> dict[str, int] | None:
     """Disjoint buckets, written out by hand for this test."""
     if item["status"] >= 400:
         return None
+    if item["call"] == "apply":
+        units = json.loads(item["bytes"])["usage"]
+        return {f"guardrail_{policy}_units": units[name] for name, policy in UNITS.items() if units[name]}
     usage: dict[str, Any] = {}
     if "stream" in item["call"]:
         for event in messages(item["bytes"]):
@@ -169,6 +178,10 @@ def outcome(session: Any, item: dict[str, Any], number: int, base: str) -> Any:
         if item["call"].startswith("converse"):
             asked = {"modelId": item["model"], **json.loads(item["req"])}
             found = client.converse(**asked) if item["call"] == "converse" else client.converse_stream(**asked)
+        elif item["call"] == "apply":
+            guardrail, _, version = item["model"].split("/")
+            asked = {"guardrailIdentifier": guardrail, "guardrailVersion": version, **json.loads(item["req"])}
+            found = client.apply_guardrail(**asked)
         elif item["call"] == "invoke":
             found = client.invoke_model(modelId=item["model"], body=item["req"])
         else:

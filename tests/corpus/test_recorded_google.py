@@ -38,6 +38,7 @@ pytestmark = [
 ]
 
 CALL = re.compile(r"/(v1\w*)/(?:projects/([^/]+)/locations/([^/]+)/publishers/google/)?(models/[^/:]+):(\w+)$")
+INTERACTIONS = re.compile(r"/(v1\w*)/interactions$")
 CONFIG = ("systemInstruction", "tools", "toolConfig", "safetySettings", "cachedContent", "labels", "serviceTier")
 MODALITIES = ("AUDIO", "IMAGE", "VIDEO")
 
@@ -53,13 +54,15 @@ def interactions() -> list[dict[str, Any]]:
             item = json.loads(line)
             url = urlsplit(item["url"])
             call = CALL.search(unquote(url.path))
-            if item["method"] != "POST" or call is None or not (url.hostname or "").endswith("googleapis.com"):
+            asked = INTERACTIONS.search(url.path)
+            if item["method"] != "POST" or not (url.hostname or "").endswith("googleapis.com") or not (call or asked):
                 continue
             key = json.dumps([item["url"], item["req"], item["status"], item["resp"]])
             if key in seen or not isinstance(item["req"], str) or not isinstance(item["resp"], str):
                 continue
             seen.add(key)
-            item["version"], item["project"], item["location"], item["model"], item["call"] = call.groups()
+            groups = call.groups() if call else (asked[1], None, None, None, "interactions")  # type: ignore[index]
+            item["version"], item["project"], item["location"], item["model"], item["call"] = groups
             found.append(item)
     return found
 
@@ -69,12 +72,32 @@ def pieces(item: dict[str, Any]) -> list[dict[str, Any]]:
     if text.lstrip()[:1] == "[":
         return json.loads(text)  # type: ignore[no-any-return]
     if "data:" in text and text.lstrip()[:1] != "{":
-        return [json.loads(line[5:]) for line in text.splitlines() if line.startswith("data:")]
+        said = [line[5:].strip() for line in text.splitlines() if line.startswith("data:")]
+        return [json.loads(line) for line in said if line != "[DONE]"]
     return [json.loads(text)]
+
+
+def interaction(item: dict[str, Any]) -> dict[str, int] | None:
+    """The same of an interaction, which has words of its own; a stream tells all at its end."""
+    last = pieces(item)[-1]
+    usage = last.get("interaction", last).get("usage")
+    if usage is None:
+        return None
+    found = {
+        f"input_{one['modality']}_tokens": one["tokens"]
+        for one in usage["input_tokens_by_modality"]
+        if one["modality"] != "text"
+    }
+    found["input_tokens"] = usage["total_input_tokens"] - sum(found.values())
+    found |= {"output_tokens": usage["total_output_tokens"], "reasoning_tokens": usage["total_thought_tokens"]}
+    assert not usage["total_cached_tokens"] + usage["total_tool_use_tokens"]
+    return {name: count for name, count in found.items() if count}
 
 
 def recorded(item: dict[str, Any]) -> dict[str, int] | None:
     """Disjoint buckets, written out by hand for this test: of each field the newest value."""
+    if item["call"] == "interactions":
+        return interaction(item)
     usage: dict[str, Any] = {}
     for piece in pieces(item):
         usage.update(piece.get("usageMetadata") or {})
@@ -119,12 +142,11 @@ class Handler(BaseHTTPRequestHandler):
         server: Any = self.server
         item = server.items[int(self.path.split("/")[2])]
         item["sent"] = (self.path, sent)
-        streamed = "alt=sse" in self.path and item["status"] < 400
-        content = (
-            b"".join(b"data: %s\r\n\r\n" % json.dumps(piece).encode() for piece in pieces(item))
-            if streamed
-            else item["resp"].encode()
-        )
+        events = item["resp"].startswith("event:")  # as they are, with their names
+        streamed = events or ("alt=sse" in self.path and item["status"] < 400)
+        content = item["resp"].encode()
+        if streamed and not events:
+            content = b"".join(b"data: %s\r\n\r\n" % json.dumps(piece).encode() for piece in pieces(item))
         self.send_response(item["status"])
         self.send_header("content-type", "text/event-stream" if streamed else "application/json")
         self.send_header("transfer-encoding", "chunked")
@@ -158,9 +180,12 @@ def client(item: dict[str, Any], number: int, base: str) -> Any:
     return genai.Client(api_key="test", http_options=options, vertexai=False)
 
 
-def call(models: Any, item: dict[str, Any]) -> Any:
+def call(owner: Any, item: dict[str, Any]) -> Any:
     """Turn the recorded request back into a call of the public method."""
     body = json.loads(item["req"])
+    if item["call"] == "interactions":
+        return owner.interactions.create(**body)
+    models = owner.models
     if item["call"] == "batchEmbedContents":
         asked = body["requests"]
         given = {key: asked[0][key] for key in ("outputDimensionality", "taskType", "title") if key in asked[0]}
@@ -186,7 +211,7 @@ def outcome(item: dict[str, Any], number: int, base: str) -> Any:
     """What the user sees: everything that came, or the exception."""
     owner = client(item, number, base)  # it closes what its models use when it is dropped
     try:
-        result = call(owner.models, item)
+        result = call(owner, item)
         return [plain(part) for part in ([result] if hasattr(result, "model_dump") else result)]
     except Exception as error:
         return type(error).__name__, str(error)
@@ -196,7 +221,7 @@ async def aoutcome(item: dict[str, Any], number: int, base: str) -> Any:
     owner = client(item, number, base)
     made = owner.aio
     try:
-        result = await call(made.models, item)
+        result = await call(made, item)
         return [plain(result)] if hasattr(result, "model_dump") else [plain(part) async for part in result]
     except Exception as error:
         return type(error).__name__, str(error)
@@ -223,7 +248,7 @@ def test_recorded_traffic_is_metered_exactly_and_unchanged(
     wrong = []
     try:
         for number, item in enumerate(items):
-            before = len(list(runtime.get().ledger.rows()))
+            before = {row.id for row in runtime.get().ledger.rows()}
             again = run(number)
             seen, sent = again
             if isinstance(seen, tuple):  # a stream that the library failed to read ends when it is dropped
@@ -232,7 +257,7 @@ def test_recorded_traffic_is_metered_exactly_and_unchanged(
             kinds[item["call"]] += 1
             kinds["usage recorded"] += recorded(item) is not None
             kinds["not sent by the client"] += sent is None
-            rows = list(runtime.get().ledger.rows())[before:]
+            rows = [row for row in runtime.get().ledger.rows() if row.id not in before]
             problem = judge(
                 item, rows, same=again == bare[number], sent=sent is not None, raised=isinstance(seen, tuple)
             )
@@ -253,9 +278,11 @@ def judge(item: dict[str, Any], rows: list[Any], *, same: bool, sent: bool, rais
         return "the user's call changed"
     if item["status"] >= 400 or not sent:
         return f"{len(rows)} rows for what was not billed" if rows else ""
+    expected = recorded(item)
+    if item["call"] == "interactions" and expected is None:  # only begun, and waited for
+        return f"{len(rows)} rows for what is under way" if rows else ""
     if len(rows) != 1:
         return f"{len(rows)} rows"
-    expected = recorded(item)
     if expected is None:
         return "" if rows[0].basis in {"estimated", "unknown"} else "no usage recorded, yet not marked as an estimate"
     if raised and rows[0].basis == "estimated":  # the library cannot read its own stream, and gave it up

@@ -49,8 +49,9 @@ FAILED = b'data: {"error": {"message": "The server had an error", "type": "serve
 def root(item: Recorded) -> str:
     """What was `base_url`."""
     return re.sub(
-        r"/(chat/completions|responses|completions|embeddings|images/generations)/?$", "", item.url.partition("?")[0]
-    )
+        r"/(chat/completions|responses|completions|embeddings|images/generations|rerank|(assistants|threads)(/.*)?)/?$",
+        "", item.url.partition("?")[0],
+    )  # fmt: skip
 
 
 def client(item: Recorded, colour: str, options: dict[str, Any]) -> Any:
@@ -65,6 +66,9 @@ def client(item: Recorded, colour: str, options: dict[str, Any]) -> Any:
 
 def call(made: Any, item: Recorded) -> Callable[[], Any]:
     """Turn the recorded request back into a call of the public method."""
+    run = re.search(r"/threads/([^/]+)/runs/([^/]+)$", item.path)
+    if item.method == "GET" and run:
+        return lambda: made.beta.threads.runs.retrieve(run[2], thread_id=run[1])
     if item.method == "GET":
         return lambda: made.get(item.url, cast_to=object)
     if item.endpoint == "audio":  # the recorded form has the sound itself
@@ -72,7 +76,8 @@ def call(made: Any, item: Recorded) -> Callable[[], Any]:
         return lambda: made.audio.transcriptions.create(model="gpt-4o-transcribe", file=sound)
     if item.endpoint not in METHODS or "/prompts/" in item.url:
         streams = {"stream": True, "stream_cls": kinds(made)[object]} if item.sse else {}
-        return lambda: made.post(item.url, cast_to=object, body=item.request, **streams)
+        url = "/rerank" if item.endpoint == "rerank" else item.url
+        return lambda: made.post(url, cast_to=object, body=item.request, **streams)
     body = dict(item.request)
     if body.get("encoding_format") == "base64":
         body.pop("encoding_format")
@@ -89,17 +94,7 @@ def free(item: Recorded) -> bool:
     return item.endpoint == "traces" or (item.endpoint == "assistants" and openai_buckets(item) is None)
 
 
-def missed(item: Recorded) -> str:
-    """What makes no row though it cost something."""
-    if item.endpoint == "assistants" and item.method == "GET" and not free(item):
-        return "a run of Assistants tells its usage to whoever polls for it; the service has ended"
-    # Their own clients are not of this family, and are not instrumented.
-    return "this client has no method for it" if item.endpoint == "rerank" else ""
-
-
-OPENAI = Family(
-    "openai", getattr(base, "httpx2", None) or base.httpx, client, call, openai_buckets, FAILED, free, missed
-)
+OPENAI = Family("openai", getattr(base, "httpx2", None) or base.httpx, client, call, openai_buckets, FAILED, free)
 INVENTED = "http://localhost:5002/"
 """A server that tells 50 tokens for an answer of hundreds of words: no bound is to hold that."""
 

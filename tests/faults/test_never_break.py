@@ -43,9 +43,9 @@ CONTAINERS = {
     "passing.Tap._close", "passing.Tap._aclose", "passing.Tap._original",
     "passing.Tap._iter_raw", "passing.Tap._aiter_raw", "passing.Tap._tapped", "passing.Tap._atapped",
     "hiding.replaced", "hiding.hide", "hiding.Veil.__init__", "hiding.Veil._iter_bytes", "hiding.Veil._iter_raw",
-    "hiding.Veil._aiter_bytes", "hiding.Veil._aiter_raw", "hiding._sized", "hiding._asized", "hiding._cut", "hiding._acut", "hiding._aall",
+    "hiding.Veil._aiter_bytes", "hiding.Veil._aiter_raw", "hiding._cut", "hiding._acut", "hiding._aall",
     "hiding.Hider.__init__", "hiding.Hider.take", "hiding.Hider.taking", "hiding.Hider.all", "hiding.Hider.rest",
-    "hiding.Hider._until_end", "hiding._without", "hiding._shown", "hiding._without_null",  # what cannot be read is shown, see test_hiding
+    "hiding._joined", "hiding._kept", "hiding._without", "hiding._shown", "hiding._without_null",  # what cannot be read is shown, see test_hiding
     "passing._watched", "passing._awatched",
     "scope.enter", "scope.leave", "scope.Scope.__init__",  # the user's own `with`, not the call
 }  # fmt: skip

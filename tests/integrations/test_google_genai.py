@@ -273,13 +273,38 @@ def test_grounding_is_counted_by_the_generation_of_the_model(client: Any, wire: 
     """Before Gemini 3 a prompt with searches is one unit; after that each search is, also when an early chunk tells them."""
     grounded = {"webSearchQueries": ["a", "b"]}
     wire.say(answer(groundingMetadata=grounded))
-    newer = [{**answer(groundingMetadata=grounded, finish=None), "modelVersion": "gemini-3-pro"}, answer()]
-    wire.stream(*newer)
+    newer = [answer(groundingMetadata=grounded, finish=None), answer()]
+    wire.stream(*({**event, "modelVersion": "gemini-3-pro"} for event in newer))
     search = types.GenerateContentConfig(tools=[types.Tool(google_search=types.GoogleSearch())])
     client.models.generate_content(model=MODEL, contents="x", config=search)
     for _ in client.models.generate_content_stream(model="gemini-3-pro", contents="x", config=search):
         pass
     assert [charge.quantities["web_search_requests"] for charge in rows()] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("alias", "answered", "searches"),
+    [
+        ("gemini-flash-latest", "gemini-2.5-flash-preview-09-2025", 1),
+        ("gemini-flash-latest", "gemini-3-flash-preview", 3),
+        ("gemini-2.5-flash-native-audio-latest", "gemini-2.5-flash-native-audio-preview-09-2025", 1),
+        ("gemini-1.5-pro", "gemini-1.5-pro-002", 1),
+    ],
+)
+@pytest.mark.parametrize("streamed", [False, True])
+def test_grounding_goes_by_the_model_that_answered(
+    alias: str, answered: str, searches: int, streamed: bool, client: Any, wire: Wire
+) -> None:
+    """An alias says nothing of the generation behind it, and a snapshot that nobody has listed is of its generation."""
+    said = {**answer(groundingMetadata={"webSearchQueries": ["a", "b", "c"]}), "modelVersion": answered}
+    search = types.GenerateContentConfig(tools=[types.Tool(google_search=types.GoogleSearch())])
+    if streamed:
+        wire.stream(said)
+        list(client.models.generate_content_stream(model=alias, contents="x", config=search))
+    else:
+        wire.say(said)
+        client.models.generate_content(model=alias, contents="x", config=search)
+    assert [charge.quantities["web_search_requests"] for charge in rows()] == [searches]
 
 
 def test_a_refused_call_costs_nothing(client: Any, wire: Wire) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import gc
 import json
 import os
 import socket
+import struct
+import zlib
 from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -22,6 +26,7 @@ from aifinops.charges import Charge  # noqa: E402
 from aifinops.errors import BudgetExceeded  # noqa: E402
 from aifinops.integrations.passing import finish_open_streams  # noqa: E402
 from aifinops.testing import ScriptedProvider  # noqa: E402
+from aifinops.testing.wire import Wire  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # litellm's own, of which there are many
 
@@ -200,6 +205,20 @@ async def test_an_asynchronous_stream_is_one_row(name: str, server: ScriptedProv
     only(name)
 
 
+@pytest.mark.parametrize(("answered", "searches"), [("gemini-2.5-flash", 1), ("gemini-3-flash-preview", 3)])
+def test_grounding_is_counted_by_the_generation_that_answered(
+    answered: str, searches: int, server: ScriptedProvider
+) -> None:
+    """Three searches of one prompt: one grounded prompt before Gemini 3, and three searches since."""
+    call = arguments("gemini", server)
+    found = {**GEMINI["candidates"][0], "groundingMetadata": {"webSearchQueries": ["a", "b", "c"]}}
+    for path in list(server.answers):
+        server.answers[path] = {**GEMINI, "modelVersion": answered, "candidates": [found]}
+    litellm.completion(**call)
+    (charge,) = rows()
+    assert charge.quantities["web_search_requests"] == searches
+
+
 def test_an_embedding_is_one_row(server: ScriptedProvider) -> None:
     """Other functions go the same way."""
     server.answers["/v1/embeddings"] = EMBEDDED
@@ -256,3 +275,164 @@ async def test_a_refused_budget_comes_out_of_a_coroutine_as_itself(server: Scrip
         with pytest.raises(BudgetExceeded):
             await litellm.acompletion(**call)
     assert len(server.requests) == 1
+
+
+# --- Bedrock ------------------------------------------------------------------------------------------------------------
+
+
+def frame(name: str, said: dict[str, Any]) -> bytes:
+    """One message of the encoding `application/vnd.amazon.eventstream`."""
+    headers = {":event-type": name, ":content-type": "application/json", ":message-type": "event"}
+    head = b"".join(
+        struct.pack(f"!B{len(key)}sBH{len(value)}s", len(key), key.encode(), 7, len(value), value.encode())
+        for key, value in headers.items()
+    )
+    payload = json.dumps(said).encode()
+    prelude = struct.pack("!II", 16 + len(head) + len(payload), len(head))
+    prelude += struct.pack("!I", zlib.crc32(prelude))
+    body = prelude + head + payload
+    return body + struct.pack("!I", zlib.crc32(body))
+
+
+def made(said: dict[str, Any]) -> bytes:
+    """A piece of a maker's own stream in its frame."""
+    return frame("chunk", {"bytes": base64.b64encode(json.dumps(said).encode()).decode(), "p": "abc"})
+
+
+SONNET, NOVA = "us.anthropic.claude-sonnet-4-5-20250929-v1:0", "us.amazon.nova-lite-v1:0"
+LLAMA, TITAN = "meta.llama3-8b-instruct-v1:0", "amazon.titan-embed-text-v2:0"
+CONVERSED_USAGE = {
+    "inputTokens": 10,
+    "outputTokens": 5,
+    "totalTokens": 55,
+    "cacheReadInputTokens": 30,
+    "cacheWriteInputTokens": 10,
+}
+CONVERSED = {
+    "output": {"message": {"role": "assistant", "content": [{"text": CANARY}]}}, "stopReason": "end_turn", "usage": CONVERSED_USAGE,
+    "metrics": {"latencyMs": 7},
+}  # fmt: skip
+CONVERSED_STREAM = [
+    frame("messageStart", {"role": "assistant"}),
+    *(frame("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"text": text}}) for text in ("canary", "-7c1f ", "the ") * 10),
+    frame("contentBlockStop", {"contentBlockIndex": 0}), frame("messageStop", {"stopReason": "end_turn"}),
+    frame("metadata", {"usage": CONVERSED_USAGE, "metrics": {"latencyMs": 7}}),
+]  # fmt: skip
+METRICS = {"amazon-bedrock-invocationMetrics": {"inputTokenCount": 10, "outputTokenCount": 5, "invocationLatency": 7}}
+LLAMA_STREAM = [
+    *(made({"generation": text, "prompt_token_count": None, "generation_token_count": 1, "stop_reason": None}) for text in ("canary", "-7c1f")),
+    made({"generation": "", "prompt_token_count": 10, "generation_token_count": 5, "stop_reason": "stop", **METRICS}),
+]  # fmt: skip
+COUNTED = {"input_tokens": 10, "cache_read_tokens": 30, "cache_write_tokens": 10, "output_tokens": 5}
+PLAIN = {"input_tokens": 10, "output_tokens": 5}
+BEDROCK: dict[str, tuple[str, str, Any, list[bytes], dict[str, int]]] = {
+    # name: model of litellm, path, answer, stream, told
+    "converse": (f"bedrock/converse/{NOVA}", f"/model/{NOVA}/converse", CONVERSED, CONVERSED_STREAM, COUNTED),
+    "converse by itself": (f"bedrock/{SONNET}", f"/model/{SONNET}/converse", CONVERSED, CONVERSED_STREAM, COUNTED),
+    "invoke claude": (
+        f"bedrock/invoke/{SONNET}", f"/model/{SONNET}/invoke", CLAUDE,
+        [made(json.loads(line[6:])) for line in CLAUDE_STREAM.splitlines() if line.startswith("data: ")], PATHS["anthropic"][5],
+    ),
+    "invoke llama": (
+        f"bedrock/invoke/{LLAMA}", f"/model/{LLAMA}/invoke",
+        {"generation": CANARY, "prompt_token_count": 10, "generation_token_count": 5, "stop_reason": "stop"}, LLAMA_STREAM, PLAIN,
+    ),
+    "invoke nova": (f"bedrock/invoke/{NOVA}", f"/model/{NOVA}/invoke", CONVERSED, CONVERSED_STREAM, COUNTED),
+}  # fmt: skip
+KEYS = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "aws_region_name": "us-east-1"}
+
+
+@pytest.fixture
+def wire() -> Iterator[Wire]:
+    with Wire() as running:
+        yield running
+
+
+def on_bedrock(name: str, wire: Wire, *, stream: bool = False, piece: int = 0) -> dict[str, Any]:
+    """What `completion` is called with, after the server was told its answer; `piece` splits the frames anew."""
+    pytest.importorskip("boto3")
+    model, path, answer, frames, _ = BEDROCK[name]
+    if stream:
+        data = b"".join(frames)
+        pieces = [data[at : at + piece] for at in range(0, len(data), piece)] if piece else frames
+        path += "-stream" if path.endswith("converse") else "-with-response-stream"
+        answer = ("application/vnd.amazon.eventstream", pieces)
+    for spelling in {path, quote(path)}:  # with a colon, or with what stands for one
+        wire.answers[f"POST {spelling}"] = answer
+    return {"model": model, "messages": SAID, "aws_bedrock_runtime_endpoint": wire.url, "stream": stream, "num_retries": 0, "max_tokens": 90, **KEYS}  # fmt: skip
+
+
+def only_bedrock(name: str, wire: Wire) -> Charge:
+    assert len(wire.asked) == 1, wire.asked
+    (charge,) = rows()
+    assert "canary-7c1f" not in repr(charge)
+    model = BEDROCK[name][1].split("/")[2]
+    assert (charge.provider, charge.model, dict(charge.quantities)) == ("aws.bedrock", model, BEDROCK[name][4])
+    assert charge.basis != "estimated"
+    assert charge.amount
+    return charge
+
+
+@pytest.mark.parametrize("name", BEDROCK)
+@pytest.mark.parametrize("colour", ["plain", "async"])
+def test_bedrock_by_either_operation_is_one_row(name: str, colour: str, wire: Wire) -> None:
+    """Converse and InvokeModel, the latter in the form of each maker: the provider's own counts, written caches by their times too."""
+    asked = on_bedrock(name, wire)
+    if colour == "async":
+        asyncio.run(litellm.acompletion(**asked))
+    else:
+        litellm.completion(**asked)
+    assert not only_bedrock(name, wire).stream
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in BEDROCK if name != "invoke nova"]
+)  # of which litellm makes one answer
+@pytest.mark.parametrize("piece", [0, 7], ids=["by frame", "in pieces of seven bytes"])
+def test_a_bedrock_stream_says_its_usage(name: str, piece: int, wire: Wire) -> None:
+    """The frames of an event stream tell it, however the bytes arrive: exact, and no estimate."""
+    stream = litellm.completion(**on_bedrock(name, wire, stream=True, piece=piece))
+    assert "canary" in "".join(part.choices[0].delta.content or "" for part in stream)
+    del stream
+    ended()
+    assert only_bedrock(name, wire).stream
+
+
+@pytest.mark.parametrize("name", ["converse", "invoke claude"])
+async def test_an_asynchronous_bedrock_stream_says_its_usage(name: str, wire: Wire) -> None:
+    """The same in the other colour."""
+    stream = await litellm.acompletion(**on_bedrock(name, wire, stream=True))
+    assert [part async for part in stream]
+    del stream
+    ended()
+    only_bedrock(name, wire)
+
+
+@pytest.mark.parametrize("name", ["converse", "invoke claude", "invoke llama"])
+def test_a_bedrock_stream_that_breaks_is_an_estimate_within_its_limit(name: str, wire: Wire) -> None:
+    """The usage comes last: without it what came is counted, and never above what was asked for at most."""
+    asked = on_bedrock(name, wire, stream=True)
+
+    def broken() -> Any:
+        yield from BEDROCK[name][3][:-2]
+        raise ConnectionResetError
+
+    wire.answers = dict.fromkeys(wire.answers, lambda: ("application/vnd.amazon.eventstream", broken()))
+    with pytest.raises(Exception):  # noqa: B017, PT011 - which of its many classes is litellm's to say
+        list(litellm.completion(**asked))
+    gc.collect()
+    finish_open_streams()  # litellm keeps some of them for a log of its own
+    (charge,) = rows()
+    assert (charge.basis, charge.status) == ("estimated", "abandoned")
+    assert 0 < charge.quantities["output_tokens"] <= 90
+
+
+def test_an_embedding_of_bedrock_is_one_row(wire: Wire) -> None:
+    """The operation is known by the model's name, and there is no output."""
+    pytest.importorskip("boto3")
+    for spelling in (TITAN, quote(TITAN)):
+        wire.answers[f"POST /model/{spelling}/invoke"] = {"embedding": [0.5], "inputTextTokenCount": 8}
+    litellm.embedding(model=f"bedrock/{TITAN}", input=[CANARY], aws_bedrock_runtime_endpoint=wire.url, **KEYS)
+    (charge,) = rows()
+    assert (charge.operation, charge.model, dict(charge.quantities)) == ("embeddings", TITAN, {"input_tokens": 8})
+    assert charge.basis == "priced"

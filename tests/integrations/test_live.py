@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ import pytest
 
 pytest.importorskip("websockets", minversion="13")
 
-from websockets.sync.server import serve
-
 import aifinops as af
 from aifinops import runtime
 from aifinops.charges import Charge
+from aifinops.testing.wire import SocketWire
 
 BODIES = Path(__file__).parents[1] / "providers" / "bodies"
 CANARY = "canary-7f3a"
@@ -30,39 +28,10 @@ def body(name: str) -> dict[str, Any]:
     return json.loads((BODIES / f"{name}.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
-class Wire:
-    """A WebSocket server: a script is what it says when a session opens, and after each message that it gets."""
-
-    def __init__(self) -> None:
-        self.greeting: list[Any] = []
-        self.replies: list[list[Any]] = []
-        self.got: list[Any] = []
-        self.server = serve(self._session, "127.0.0.1", 0)
-        self.thread = threading.Thread(target=self.server.serve_forever)
-        self.thread.start()
-        self.base = f"127.0.0.1:{self.server.socket.getsockname()[1]}"
-
-    def _session(self, connection: Any) -> None:
-        for message in self.greeting:
-            connection.send(json.dumps(message).encode())
-        for message in connection:
-            self.got.append(json.loads(message))
-            for reply in self.replies.pop(0) if self.replies else []:
-                if reply == "close":
-                    connection.close()
-                    return
-                connection.send(json.dumps(reply).encode())
-
-    def stop(self) -> None:
-        self.server.shutdown()
-        self.thread.join()
-
-
 @pytest.fixture
-def wire() -> Iterator[Wire]:
-    made = Wire()
-    yield made
-    made.stop()
+def wire() -> Iterator[SocketWire]:
+    with SocketWire() as running:
+        yield running
 
 
 def rows() -> list[Charge]:
@@ -111,7 +80,7 @@ def openai() -> Iterator[Any]:
     af.uninstrument()
 
 
-def client(module: Any, wire: Wire) -> Any:
+def client(module: Any, wire: SocketWire) -> Any:
     return module.OpenAI(api_key="test", base_url=f"http://{wire.base}/v1", websocket_base_url=f"ws://{wire.base}/v1")
 
 
@@ -120,7 +89,7 @@ def hear(connection: Any, last: str, times: int = 1) -> None:
         times -= connection.recv().type == last
 
 
-def test_every_response_of_a_session_is_one_row(openai: Any, wire: Wire) -> None:
+def test_every_response_of_a_session_is_one_row(openai: Any, wire: SocketWire) -> None:
     """Whether it was asked for or the server began it: its own usage, never that of the session so far."""
     wire.greeting = [GREETING]
     wire.replies = [[*response(1), *response(2)]]
@@ -136,7 +105,7 @@ def test_every_response_of_a_session_is_one_row(openai: Any, wire: Wire) -> None
     }
 
 
-async def test_async_sessions(openai: Any, wire: Wire) -> None:
+async def test_async_sessions(openai: Any, wire: SocketWire) -> None:
     """The same, asynchronous, and read as raw bytes."""
     wire.greeting = [GREETING]
     wire.replies = [response(1)]
@@ -152,7 +121,7 @@ async def test_async_sessions(openai: Any, wire: Wire) -> None:
     assert dict(charge.quantities) == SPOKEN
 
 
-def test_a_transcription_is_a_row_of_its_own_model(openai: Any, wire: Wire) -> None:
+def test_a_transcription_is_a_row_of_its_own_model(openai: Any, wire: SocketWire) -> None:
     """Seconds or tokens, of the model that the session has for it."""
     tokens = {**body("openai/realtime_transcription"), "transcript": CANARY, "usage": {
         "type": "tokens", "total_tokens": 22, "input_tokens": 13, "output_tokens": 9, "input_token_details": {"audio_tokens": 13},
@@ -168,7 +137,7 @@ def test_a_transcription_is_a_row_of_its_own_model(openai: Any, wire: Wire) -> N
 
 
 @pytest.mark.parametrize("dropped", [False, True])
-def test_a_response_that_never_ended_is_unknown(openai: Any, wire: Wire, dropped: bool) -> None:
+def test_a_response_that_never_ended_is_unknown(openai: Any, wire: SocketWire, dropped: bool) -> None:
     """Closed or dropped in the middle of it: it was billed, and nobody said what."""
     wire.greeting = [GREETING]
     wire.replies = [response(1)[:2]]
@@ -186,7 +155,7 @@ def test_a_response_that_never_ended_is_unknown(openai: Any, wire: Wire, dropped
     assert (charge.basis, charge.status, charge.amount) == ("unknown", "abandoned", None)
 
 
-def test_a_refused_response_is_no_row(openai: Any, wire: Wire) -> None:
+def test_a_refused_response_is_no_row(openai: Any, wire: SocketWire) -> None:
     """The server's `error` in place of a response."""
     wire.greeting = [GREETING]
     wire.replies = [[{"type": "error", "event_id": "e", "error": {"type": "invalid_request_error", "message": CANARY}}]]
@@ -196,7 +165,7 @@ def test_a_refused_response_is_no_row(openai: Any, wire: Wire) -> None:
     assert rows() == []
 
 
-def test_budgets_hold_in_a_session(openai: Any, wire: Wire) -> None:
+def test_budgets_hold_in_a_session(openai: Any, wire: SocketWire) -> None:
     """What the server began is counted; the next response that is asked for is refused before it is sent."""
     wire.greeting = [GREETING, *response(1)]
     with af.budget("$0.001") as budget, client(openai, wire).realtime.connect(model="gpt-realtime") as connection:
@@ -208,7 +177,7 @@ def test_budgets_hold_in_a_session(openai: Any, wire: Wire) -> None:
     assert len(rows()) == 1
 
 
-def test_damaged_events_never_break_a_session(openai: Any, wire: Wire) -> None:
+def test_damaged_events_never_break_a_session(openai: Any, wire: SocketWire) -> None:
     """Usage of wrong types, a response without id: the user gets each event, and the rows have no cost."""
     damaged = body("openai/realtime_done")
     damaged["response"]["usage"] = {"input_tokens": -4, "output_tokens": "many"}
@@ -225,7 +194,7 @@ TURN = {"input_tokens": 400, "input_audio_tokens": 1600, "output_audio_tokens": 
 
 
 @pytest.fixture
-def gemini(wire: Wire) -> Iterator[Any]:
+def gemini(wire: SocketWire) -> Iterator[Any]:
     genai = pytest.importorskip("google.genai")
     af.instrument("google")
     made = genai.Client(api_key="test", vertexai=False)
@@ -253,7 +222,7 @@ async def say(session: Any) -> int:
     return len([message async for message in session.receive()])
 
 
-async def test_a_turn_is_one_row_of_its_newest_usage(gemini: Any, wire: Wire) -> None:
+async def test_a_turn_is_one_row_of_its_newest_usage(gemini: Any, wire: SocketWire) -> None:
     """The usage grows from message to message: each turn is its last, and a session of two is two rows."""
     wire.replies = [
         [{"setupComplete": {}}],
@@ -271,7 +240,25 @@ async def test_a_turn_is_one_row_of_its_newest_usage(gemini: Any, wire: Wire) ->
     }
 
 
-async def test_a_turn_that_was_cut_is_no_less_than_it_told(gemini: Any, wire: Wire) -> None:
+@pytest.mark.parametrize(("model", "searches"), [(LIVE, 1), ("gemini-3-flash-live-preview", 3)])
+async def test_a_turn_with_searches_is_charged_for_them(
+    gemini: Any, wire: SocketWire, model: str, searches: int
+) -> None:
+    """Before Gemini 3 the turn is one search however many it made, later each is; a query that is told twice is one."""
+    first = {"serverContent": {"groundingMetadata": {"webSearchQueries": ["a", "b"]}}}
+    second = {"serverContent": {"groundingMetadata": {"webSearchQueries": ["b", "c"]}}}
+    wire.replies = [
+        [{"setupComplete": {}}],
+        [TALK, first, SMALL, second, body("google/live")],
+        [TALK, body("google/live")],
+    ]
+    async with gemini.aio.live.connect(model=model) as session:
+        await say(session)
+        await say(session)
+    assert [charge.quantities.get("web_search_requests") for charge in rows()] == [searches, None]
+
+
+async def test_a_turn_that_was_cut_is_no_less_than_it_told(gemini: Any, wire: SocketWire) -> None:
     """The server went away in the middle of it; what was told is the least."""
     wire.replies = [[{"setupComplete": {}}], [TALK, SMALL, TALK, "close"]]
     with pytest.raises(Exception, match="1000"):  # by version, the library's own error or that of websockets
@@ -283,7 +270,7 @@ async def test_a_turn_that_was_cut_is_no_less_than_it_told(gemini: Any, wire: Wi
     assert charge.lower
 
 
-async def test_a_turn_without_usage_is_unknown_and_silence_is_nothing(gemini: Any, wire: Wire) -> None:
+async def test_a_turn_without_usage_is_unknown_and_silence_is_nothing(gemini: Any, wire: SocketWire) -> None:
     """A turn was billed even if its usage never came; what nobody answered was not a turn."""
     wire.replies = [[{"setupComplete": {}}], [TALK, {"serverContent": {"turnComplete": True}}], []]
     async with gemini.aio.live.connect(model=LIVE) as session:
@@ -293,7 +280,7 @@ async def test_a_turn_without_usage_is_unknown_and_silence_is_nothing(gemini: An
     assert (charge.basis, charge.status, charge.amount) == ("unknown", "ok", None)
 
 
-async def test_a_budget_refuses_the_next_turn(gemini: Any, wire: Wire) -> None:
+async def test_a_budget_refuses_the_next_turn(gemini: Any, wire: SocketWire) -> None:
     """Before anything of it is sent."""
     wire.replies = [[{"setupComplete": {}}]]
     with af.budget("$0.0000001"):

@@ -610,6 +610,152 @@ def test_threads_that_poll_the_same_response_charge_it_once(client: Any, wire: W
     assert sorted(row.response_id for row in rows()) == ["resp_1", "resp_9"]
 
 
+def thread_run(status: str = "completed", **more: Any) -> dict[str, Any]:
+    """A run of Assistants as the API answers it."""
+    return {
+        "id": "run_1", "object": "thread.run", "thread_id": "t", "assistant_id": "a", "created_at": AT - 9, "completed_at": AT, "model": MODEL,
+        "status": status, "instructions": CANARY, "tools": [], "usage": CHAT_USAGE if status in {"completed", "incomplete"} else None, **more,
+    }  # fmt: skip
+
+
+def grown(usage: dict[str, Any], by: int) -> dict[str, Any]:
+    """The same usage after more work: input, output and their sum."""
+    more = {name: usage[name] + by for name in ("input_tokens", "output_tokens", "total_tokens")}
+    return {**usage, **more}
+
+
+def test_a_usage_that_grows_under_one_id_is_charged_by_its_growth(client: Any, wire: Wire, at_the_time: None) -> None:
+    """Polled at 200, at 260 and at 260 tokens again: what there is at the end, neither the sum of what was told nor the first only."""
+    responses = need(client, "responses")
+    with af.budget("$1") as block:
+        for by in (0, 60, 60):
+            wire.answers["GET /responses/resp_1"] = response(usage=grown(RESPONSE_USAGE, by))
+            responses.retrieve("resp_1")
+        first, more = rows()
+        assert {dict(one.quantities)["output_tokens"] for one in (first, more)} == {80, 60}
+        total = {name: first.quantities.get(name, 0) + more.quantities.get(name, 0) for name in COUNTS}
+        assert total == {**COUNTS, "input_tokens": 360, "output_tokens": 140}
+        assert block.spent == af.price(MODEL, **total).amount
+        assert first.response_id == more.response_id == "resp_1"
+
+
+def test_what_was_charged_when_it_was_made_is_charged_for_its_growth(
+    client: Any, wire: Wire, at_the_time: None
+) -> None:
+    """An answer that goes on after its first call: the poll brings what has come since."""
+    responses = need(client, "responses")
+    wire.answers["POST /responses"] = response()
+    wire.answers["GET /responses/resp_1"] = response(usage=grown(RESPONSE_USAGE, 40))
+    responses.create(model=MODEL, input=CANARY)
+    for _ in range(2):
+        responses.retrieve("resp_1")
+    assert sorted(row.quantities["output_tokens"] for row in rows()) == [40, 80]
+
+
+def test_a_later_answer_that_only_tells_more_of_the_same_tokens_has_not_grown(
+    client: Any, wire: Wire, at_the_time: None
+) -> None:
+    """That some of the output was thought is no output of its own."""
+    responses = need(client, "responses")
+    plain = {**RESPONSE_USAGE, "output_tokens_details": {"reasoning_tokens": 0}}
+    wire.answers["POST /responses"] = response(usage=plain)
+    wire.answers["GET /responses/resp_1"] = response()
+    responses.create(model=MODEL, input=CANARY)
+    responses.retrieve("resp_1")
+    assert only_row().quantities["output_tokens"] == 200
+
+
+def test_a_session_at_an_unknown_endpoint_is_charged_by_its_growth(client: Any, wire: Wire) -> None:
+    """Every request about it answers with all that it has used so far."""
+    for tokens in (5, 9, 9, 20):
+        usage = {"input_tokens": tokens, "output_tokens": 2 * tokens}
+        wire.answers["POST /sessions/s1/turns"] = {"id": "s1", "model": MODEL, "usage": usage}
+        client.post("/sessions/s1/turns", body={"model": MODEL}, cast_to=object)
+    assert [dict(row.quantities) for row in rows()] == [
+        {"input_tokens": tokens, "output_tokens": 2 * tokens} for tokens in (5, 4, 11)
+    ]
+
+
+def test_processes_that_see_the_same_growth_charge_it_once(client: Any, wire: Wire, at_the_time: None) -> None:
+    """What another process has charged is found in the ledger by the id that it has in all of them."""
+    responses = need(client, "responses")
+    for by in (0, 60):
+        wire.answers["GET /responses/resp_1"] = response(usage=grown(RESPONSE_USAGE, by))
+        responses.retrieve("resp_1")
+    later._after_fork()  # this is another process now
+    responses.retrieve("resp_1")
+    assert len(rows()) == 2
+
+
+def test_a_call_inside_of_a_poll_is_a_call_of_its_own(wire: Wire, at_the_time: None) -> None:
+    """A hook of the transport that asks a model, while the library further out only looks at an answer that it has."""
+    wire.answers = {"GET /responses/resp_1": response(), "POST /chat/completions": CHAT, "POST /new/thing": {"id": "n"}}
+    base = sys.modules["openai._base_client"]
+    transport = getattr(base, "httpx2", None) or base.httpx
+    with openai.OpenAI(base_url=wire.url, api_key="test", max_retries=0) as inner:
+        ask = lambda _: inner.chat.completions.create(model=MODEL, messages=MESSAGES)  # noqa: E731 - it is a hook
+        hooked = transport.Client(event_hooks={"request": [ask]})
+        with openai.OpenAI(base_url=wire.url, api_key="test", max_retries=0, http_client=hooked) as outer:
+            need(outer, "responses").retrieve("resp_1")
+            assert sorted(row.response_id for row in rows()) == ["chatcmpl-1", "resp_1"]
+            outer.post("/new/thing", cast_to=object)
+    assert sorted(row.response_id for row in rows()) == ["chatcmpl-1", "chatcmpl-1", "resp_1"]
+
+
+@pytest.mark.filterwarnings("ignore:The Assistants API:DeprecationWarning")
+def test_a_run_of_assistants_is_charged_once_when_its_usage_is_there(
+    client: Any, wire: Wire, at_the_time: None
+) -> None:
+    """Begun and polled in vain it is no row; polled to its end, by a helper and again, it is one."""
+    runs = need(client.beta, "threads").runs
+    wire.answers["POST /threads/t/runs"] = thread_run("queued")
+    wire.answers["GET /threads/t/runs/run_1"] = thread_run("requires_action")
+    with af.budget("$1") as block:
+        runs.create(thread_id="t", assistant_id="a")
+        runs.retrieve("run_1", thread_id="t")
+        assert rows() == []
+        wire.answers["GET /threads/t/runs/run_1"] = thread_run()
+        assert runs.create_and_poll(thread_id="t", assistant_id="a", poll_interval_ms=1).status == "completed"
+        runs.retrieve("run_1", thread_id="t")
+        exact(only_row(), "run_1")
+        assert only_row().operation == "invoke_agent"
+        assert block.spent == usd(only_row())
+
+
+@pytest.mark.filterwarnings("ignore:The Assistants API:DeprecationWarning")
+def test_a_streamed_run_of_assistants_is_free_to_poll(client: Any, wire: Wire, at_the_time: None) -> None:
+    """Its stream told the usage, of the run and of its steps: neither is charged twice."""
+    runs = need(client.beta, "threads").runs
+    step = {
+        "id": "step_1", "object": "thread.run.step", "run_id": "run_1", "thread_id": "t", "assistant_id": "a", "created_at": AT, "type": "tool_calls",
+        "status": "completed", "step_details": {"type": "tool_calls", "tool_calls": []}, "usage": CHAT_USAGE,
+    }  # fmt: skip
+    wire.answers["POST /threads/t/runs"] = [
+        ("thread.run.created", thread_run("queued")), ("thread.run.step.completed", step), ("thread.run.completed", thread_run()), ("done", "[DONE]"),
+    ]  # fmt: skip
+    wire.answers["GET /threads/t/runs/run_1"] = thread_run()
+    assert list(runs.create(thread_id="t", assistant_id="a", stream=True))
+    runs.retrieve("run_1", thread_id="t")
+    exact(only_row(), "run_1")
+
+
+def test_documents_are_ranked_by_tokens(client: Any, wire: Wire) -> None:
+    """Voyage and others tell one total for query and documents; this client has no method for it, but sends it."""
+    wire.answers["POST /rerank"] = {
+        "object": "list",
+        "data": [],
+        "model": "rerank-2-lite",
+        "usage": {"total_tokens": 43},
+    }
+    client.post("/rerank", body={"model": "rerank-2-lite", "query": CANARY, "documents": [CANARY]}, cast_to=object)
+    charge = only_row()
+    assert (charge.operation, charge.model, dict(charge.quantities)) == (
+        "rerank",
+        "rerank-2-lite",
+        {"input_tokens": 43},
+    )
+
+
 async def test_async_polls(wire: Wire, at_the_time: None) -> None:
     """The same in the other colour."""
     wire.answers = {"POST /responses": response("queued", None), "GET /responses/resp_1": response()}

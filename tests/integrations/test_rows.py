@@ -16,18 +16,18 @@ MOST = 60
 """Lines of data that a client library may take, over all that its provider answers with."""
 
 MORE = {
-    # An answer has one form a generation of models and way of asking (content, interactions, live, batches), each with modalities.
-    "google": 110,
-    # Twenty forms of answers, which ten more providers take over: each of them has no lines of its own.
-    "openai": 200,
+    # An answer has one form a generation of models and way of asking (content, interactions, live, batches, videos), each with modalities.
+    "google": 150,
+    # Two dozen forms of answers, which ten more providers take over: each of them has no lines of its own.
+    "openai": 210,
     # One row a provider that adds to OpenAI's form.
     "compatible": 110,
     # Answers of several models in one, at their own prices, and the SKUs of three clouds.
     "anthropic": 90,
-    # What each maker whose model it hosts answers, beside its own form.
-    "bedrock": 70,
-    # Agents, conversations, fill-in-the-middle, pages and sound beside chat.
-    "mistral": 70,
+    # What each maker whose model it hosts answers, beside its own form; guardrails, agents and knowledge bases.
+    "bedrock": 120,
+    # Agents, conversations, fill-in-the-middle, pages, sound and batches of them all beside chat.
+    "mistral": 100,
 }
 
 
@@ -76,7 +76,7 @@ def test_what_can_be_instrumented_says_how(name: str) -> None:
     assert row.package
     assert row.minimum
     registry._seam_class(row.seam)
-    assert bool(row.senders) is (row.seam == "http")
+    assert row.senders or row.seam != "http"
 
 
 def test_every_provider_is_a_row_of_the_registry() -> None:

@@ -401,3 +401,53 @@ def test_an_instrumented_google_genai(
     span = only(spans, scope)
     assert row.span_id == f"{span.context.span_id:016x}"
     assert ("gen_ai.client.token.usage" in told(reader)) == (mode == "emit")
+
+
+def weather(city: str) -> str:
+    """The weather in a city."""
+    return f"rain in {city}"
+
+
+@pytest.mark.parametrize("with_another", [False, True], ids=["alone", "with another"])
+@pytest.mark.parametrize("mode", ["auto", "emit", "enrich"])
+@pytest.mark.parametrize("other", [GoogleGenAiSdkInstrumentor], indirect=True)
+def test_each_request_of_one_call_has_a_span(
+    mode: str, with_another: bool, other: Any, spans: InMemorySpanExporter, reader: Any
+) -> None:
+    """The library asks the model again with what a function gave: two rows, and two spans that say which is whose. Theirs is around both
+    and has the cost of the first; that of the second is one of ours inside of it."""
+    genai = pytest.importorskip("google.genai")
+    call = {"functionCall": {"name": "weather", "args": {"city": "Rome"}}}
+    bodies = [
+        {
+            "candidates": [{"content": {"parts": [part], "role": "model"}, "finishReason": "STOP", "index": 0}],
+            "usageMetadata": {"promptTokenCount": count, "candidatesTokenCount": 7, "totalTokenCount": count + 7},
+            "modelVersion": "gemini-2.5-flash", "responseId": f"r{count}",
+        }
+        for count, part in ((100, call), (200, {"text": CANARY}))
+    ]  # fmt: skip
+    af.init(ledger="memory", spans=mode)
+    af.instrument("google")
+    if with_another:
+        other.instrument(genai.models.Models, "generate_content")
+    paths = [f"/{version}/models/gemini-2.5-flash:generateContent" for version in ("v1", "v1beta")]
+    with ScriptedProvider({path: tuple(bodies) for path in paths}) as server:
+        client = genai.Client(api_key="test", http_options={"base_url": server.url})
+        config = genai.types.GenerateContentConfig(tools=[weather])
+        client.models.generate_content(model="gemini-2.5-flash", contents=CANARY, config=config)
+        client.close()
+    found = rows()
+    made = spans.get_finished_spans()
+    if mode == "enrich":  # where we make none
+        assert len(made) == with_another
+        assert len(found) == 2
+        return
+    assert sorted(row.quantities["input_tokens"] for row in found) == [100, 200]
+    assert {row.span_id for row in found} == {f"{span.context.span_id:016x}" for span in made}
+    assert {(span.attributes or {})["aifinops.record.id"] for span in made} == {row.id for row in found}
+    if with_another and mode == "auto":
+        outer = next(span for span in made if span.instrumentation_scope.name == other.scope)
+        inner = next(span for span in made if span is not outer)
+        assert inner.parent is not None
+        assert inner.parent.span_id == outer.context.span_id
+        assert "gen_ai.client.token.usage" not in told(reader)

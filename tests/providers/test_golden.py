@@ -70,6 +70,10 @@ MINI, OPUS, HAIKU, SONNET = (
 )
 LLAMA, OSS = "llama-3.3-70b-versatile", "openai/gpt-oss-120b"
 
+INTERACTION = q(
+    input_tokens=570, input_image_tokens=200, cache_read_tokens=300, output_tokens=100, reasoning_tokens=50, web_search_requests=1,
+)  # fmt: skip
+
 CASES = [
     # --- OpenAI chat: cached, written, audio and image tokens are inside the prompt; reasoning and predictions inside the completion
     Case("openai/chat_cached", q(input_tokens=400, cache_read_tokens=600, output_tokens=200), "0.00375",
@@ -141,6 +145,8 @@ CASES = [
          MINI, tier="batch", sdk="openai.types:Batch"),
     Case("openai/batch_line", q(input_tokens=1000, output_tokens=200), "0.000325", MINI, tier="batch"),
     Case("openai/batch_line_responses", q(input_tokens=1000, output_tokens=200), "0.000325", MINI, tier="batch"),
+    Case("openai/run", q(input_tokens=400, cache_read_tokens=600, output_tokens=200), "0.00375", "gpt-4o-2024-08-06",
+         sdk="openai.types.beta.threads:Run"),
     Case("openai/decision", q(input_tokens=800, output_tokens=20), "0.00024", "gpt-5-mini", sdk="openai.types:Decision"),
     Case("openai/agent_turn", q(input_tokens=2000, cache_read_tokens=1000, output_tokens=150, reasoning_tokens=50), "0.000925",
          asked="gpt-5-mini", sdk="openai.types.beta:AgentSessionTurnCompletedEvent"),
@@ -192,8 +198,13 @@ CASES = [
          asked="gemini-2.5-flash-native-audio-preview-09-2025", sdk="google.genai.types:LiveServerMessage"),
     Case("google/interaction",
          q(input_tokens=570, input_audio_tokens=200, cache_read_tokens=300, output_tokens=100, reasoning_tokens=50,
-           web_search_requests=2), "0.070755", "gemini-2.5-flash"),
+           web_search_requests=1), "0.035755", "gemini-2.5-flash"),
+    Case("google/interaction_steps", INTERACTION, None, "gemini-2.5-flash", tier="flex", sdk="google.genai.interactions:Interaction"),
+    Case("google/interaction_completed", INTERACTION, "0.035615", "gemini-2.5-flash",
+         sdk="google.genai.interactions:InteractionCompletedEvent"),
+    Case("google/decision", INTERACTION, "0.035615", asked="gemini-2.5-flash", sdk="google.genai._gaos.types.decisions:CreateDecisionResponse"),
     Case("google/batch_line", q(input_tokens=1000, output_tokens=100), "0.000275", "gemini-2.5-flash", tier="batch"),
+    Case("google/batch_line_embedding", q(input_tokens=12), None, asked="gemini-embedding-001", tier="batch"),
     Case("google/embed_characters", q(characters=48), None, asked="text-embedding-005",
          sdk="google.genai.types:EmbedContentResponse"),
     Case("google/embed_predict", q(input_tokens=12), "0.0000018", asked="gemini-embedding-001"),
@@ -214,6 +225,9 @@ CASES = [
     Case("bedrock/invoke_llama", q(input_tokens=8, output_tokens=35), "0.0001437", asked="meta.llama3-70b-instruct-v1:0"),
     Case("bedrock/invoke_nova", q(input_tokens=7, cache_read_tokens=300, output_tokens=53), "0.00001764", asked="amazon.nova-lite-v1:0"),
     Case("bedrock/invoke_jamba", q(input_tokens=16, output_tokens=19), None, asked="ai21.jamba-1-5-mini-v1:0"),
+    Case("bedrock/guardrail",
+         q(guardrail_content_units=2, guardrail_topic_units=2, guardrail_word_units=2, guardrail_pii_units=2, guardrail_grounding_units=3,
+           guardrail_image_units=1, guardrail_reasoning_units=2), None, "guardrails", sdk="botocore:ApplyGuardrailResponse"),
     Case("bedrock/embed_titan", q(input_tokens=5), "0.0000001", asked="amazon.titan-embed-text-v2:0"),
     # --- Mistral: extra fields; connectors beside prompt and completion; pages; minutes
     Case("mistral/chat", q(input_tokens=600, cache_read_tokens=400, output_tokens=200), "0.000216", "mistral-small-latest",
@@ -230,6 +244,12 @@ CASES = [
          sdk="mistralai.client.models:TranscriptionResponse"),
     Case("mistral/ocr", q(pages=12), "0.048", "mistral-ocr-latest", sdk="mistralai.client.models:OCRResponse"),
     Case("mistral/embeddings", q(input_tokens=15_000), "0.0015", "mistral-embed", sdk="mistralai.client.models:EmbeddingResponse"),
+    Case("mistral/response", q(input_tokens=600, cache_read_tokens=400, output_tokens=150, reasoning_tokens=50), "0.000216", "mistral-small-latest",
+         sdk="mistralai.client.models:CreateResponseResponse"),
+    Case("mistral/batch_line_chat", q(input_tokens=600, cache_read_tokens=400, output_tokens=200), "0.000108", "mistral-small-latest", tier="batch"),
+    Case("mistral/batch_line_ocr", q(pages=12), "0.024", "mistral-ocr-latest", tier="batch"),
+    Case("mistral/batch_line_transcription", q(audio_seconds=203), "0.005075", "voxtral-mini-latest", tier="batch"),
+    Case("mistral/batch_line_embeddings", q(input_tokens=15_000), "0.00075", "mistral-embed", tier="batch"),
     # --- Cohere: billed units, which are floats, and never the tokens beside them
     Case("cohere/chat", q(input_tokens=1000, output_tokens=200), "0.0045", asked="command-a-03-2025", sdk="cohere:V2ChatResponse"),
     Case("cohere/chat_end", q(input_tokens=1000, output_tokens=200), "0.0045", asked="command-a-03-2025"),
@@ -260,6 +280,7 @@ CASES = [
     Case("xai/chat", q(input_tokens=800, cache_read_tokens=200, output_tokens=100, reasoning_tokens=300), "0.0037756", "grok-4.3",
          tier="default", sdk=CHAT, basis="reported"),
     Case("perplexity/chat", q(input_tokens=1000, output_tokens=200), "0.012", "sonar-pro", sdk=CHAT, basis="reported"),
+    Case("voyageai/rerank", q(input_tokens=43), None, "rerank-2-lite"),
     # --- Ollama: evaluated tokens only; none of the prompt when it was kept from before
     Case("ollama/chat", q(input_tokens=26, output_tokens=282), None, "llama3.2", sdk="ollama:ChatResponse"),
     Case("ollama/chat_prompt_kept", q(output_tokens=282), None, "llama3.2", sdk="ollama:ChatResponse"),

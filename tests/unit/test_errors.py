@@ -181,3 +181,59 @@ def test_the_counts_are_a_copy(fresh_counts: None) -> None:
     """Whoever reads them cannot change them."""
     errors.failures()["x"] = 1
     assert errors.failures() == {}
+
+
+class _Refusing(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        raise OSError("the disk is full")
+
+
+def test_a_log_that_fails_is_no_failure_of_the_call(fresh_counts: None) -> None:
+    """A handler of the application's that raises keeps a failure from being logged, not from being counted."""
+    errors.reraise_failures(False)
+    handler, logger = _Refusing(), logging.getLogger("aifinops")
+    logger.addHandler(handler)
+    try:
+        swallow("here", RuntimeError("x"))
+        swallow("here", RuntimeError("x"))
+    finally:
+        logger.removeHandler(handler)
+    assert errors.failures() == {"here": 2}
+
+
+def test_a_filter_that_fails_is_no_failure_of_the_call(fresh_counts: None) -> None:
+    """The same for a filter, which logging does not contain either."""
+    errors.reraise_failures(False)
+
+    def refuse(record: logging.LogRecord) -> bool:
+        raise KeyError(record.name)
+
+    logger = logging.getLogger("aifinops")
+    logger.addFilter(refuse)
+    try:
+        swallow("here", RuntimeError("x"))
+    finally:
+        logger.removeFilter(refuse)
+    assert errors.failures() == {"here": 1}
+
+
+def test_a_failure_is_swallowed_where_no_stack_is_left(fresh_counts: None) -> None:
+    """A recursion that is too deep is counted where it ends, though there is no room to log it."""
+    errors.reraise_failures(False)
+
+    def deeper() -> None:
+        try:
+            deeper()
+        except RecursionError as error:
+            swallow("deep", error)
+
+    deeper()
+    assert errors.failures()["deep"] >= 1
+
+
+def test_a_finalizer_may_fail_while_a_failure_is_counted(fresh_counts: None) -> None:
+    """The collector may run a finalizer of ours in the middle of counting, in the same thread: it is counted too."""
+    errors.reraise_failures(False)
+    with errors._failures._lock:
+        swallow("finalizer", RuntimeError("x"))
+    assert errors.failures() == {"finalizer": 1}

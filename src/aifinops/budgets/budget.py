@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
-from aifinops.budgets.stores.base import MAX_AMOUNT, Node
+from aifinops.budgets.stores.base import MAX_AMOUNT, Node, node_key
 from aifinops.charges import new_id
 from aifinops.clock import to_datetime, to_ns
 from aifinops.errors import ConfigurationError
@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MICRO",
+    "PARTS",
     "ActiveBudget",
     "Budget",
     "Limit",
     "LimitLike",
     "OnExceed",
+    "OnStoreDown",
     "Unknown",
     "Window",
     "WindowKind",
@@ -40,14 +42,31 @@ __all__ = [
 MICRO = 1_000_000
 """Meters are counted in millionths of their unit."""
 
-OnExceed = Literal["raise", "warn"] | Callable[["BudgetExceeded"], str]
-"""What happens at the limit; a callable is given the error that would be raised and returns `"raise"` or `"allow"`."""
+OnExceed = Literal["raise", "throttle", "warn"] | Callable[["BudgetExceeded"], str]
+"""What happens at the limit; a callable is given the error that would be raised and returns `"raise"`, `"throttle"` or `"allow"`."""
+
+OnStoreDown = Literal["deny", "allow"]
+MAX_WAIT_S = 30.0
+"""How long a call waits for room, seconds."""
 
 Unknown = Literal["raise", "reserve", "allow"]
-WindowKind = Literal["run", "total", "minute", "hour", "day", "week", "month"]
+WindowKind = Literal["run", "total", "minute", "hour", "day", "week", "month", "rolling"]
 LimitLike = str | int | Decimal | float | Mapping[str, object] | Sequence[object]
 
-_LATER = frozenset({"throttle", "downgrade", "clamp", "cut", "ask"})
+PARTS = 24
+"""Parts of a rolling window."""
+
+_DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+_LENGTHS = {
+    ("s", "sec", "second", "seconds"): 1,
+    ("m", "min", "minute", "minutes"): 60,
+    ("h", "hour", "hours"): 3600,
+    ("d", "day", "days"): 86_400,
+}
+_SPAN_MOST = 366 * 86_400
+_WAIT_MOST = 31 * 86_400
+_ACTIONS = ("raise", "throttle", "warn")
+_LATER = frozenset({"downgrade", "clamp", "cut", "ask"})
 _FORMS = 'write "$5", "5 USD", "2M tokens", "1.5k requests", "200 gpu_hours", or {"USD": 5, "tokens": "2M"}'
 # Our own, for enough digits; without traps, so that an absurd exponent becomes an infinity or a zero, to be refused.
 _EXACT = Context(prec=100, traps=[])
@@ -225,22 +244,47 @@ class Window:
     """The time in which a limit holds.
 
     Attributes:
-        kind: `run` (one block or object), `total`, or a calendar unit. A week starts on Monday.
+        kind: `run` (one block or object), `total`, a calendar unit, or `rolling`: the time before every moment.
         tz: IANA time zone of the calendar. A day lasts from one local midnight to the next: 23 or 25 hours when clocks change.
+        first: day on which a week starts, 0 is Monday.
+        span: of a rolling window, seconds. It is counted in `PARTS` parts, the oldest of them whole although it is over in part, so that
+            no time of that length ever sees more than the limit. Measured at a steady load, 95.5 % of the limit can be used.
     """
 
     kind: WindowKind = "run"
     tz: str = "UTC"
+    first: int = 0
+    span: int = 0
 
-    def __post_init__(self) -> None:
+    @classmethod
+    def parse(cls, per: str, tz: str = "UTC") -> Window:
+        """`"day"`, `"week from sunday"`, `"rolling 24h"`, `"rolling 90 min"`.
+
+        Raises:
+            ConfigurationError: for anything else; it says what to type.
+        """
+        _zone(tz)
+        words = per.lower().split() if isinstance(per, str) else []
+        if words[:1] == ["rolling"]:
+            return cls("rolling", tz, span=_span(per, "".join(words[1:])))
+        if words[:2] == ["week", "from"] and len(words) == 3 and words[2] in _DAYS:
+            return cls("week", tz, _DAYS.index(words[2]))
         kinds = get_args(WindowKind)
-        if self.kind not in kinds:
-            near = _nearest(self.kind, kinds)
-            raise ConfigurationError(f"budget per={self.kind!r} is no window.{near} Use one of {', '.join(kinds)}.")
-        _zone(self.tz)
+        if per in kinds:
+            return cls(cast("WindowKind", per), tz)
+        near = _nearest(per, kinds)
+        examples = '"week from sunday", "rolling 24h"'
+        raise ConfigurationError(
+            f"budget per={per!r} is no window.{near} Use one of {', '.join(kinds[:-1])}, {examples}."
+        )
+
+    @property
+    def part(self) -> int:
+        """Length of a part of a rolling window, nanoseconds."""
+        return self.span * NANO // PARTS
 
     def bounds(self, at_ns: int) -> tuple[int, int] | None:
-        """Start and end of the window that holds `at_ns`; None for one that never ends.
+        """Start and end of the window, or of the part of a rolling one, that holds `at_ns`; None for one that never ends.
 
         Windows of one kind and zone follow each other without gap or overlap. Hours and minutes are counted from local
         midnight, so that they do so in zones that shift by half an hour, too.
@@ -250,9 +294,12 @@ class Window:
         """
         if self.kind in ("run", "total"):
             return None
+        if self.kind == "rolling":
+            start = at_ns // self.part * self.part
+            return start, start + self.part
         zone = _zone(self.tz)
         day = self.kind if self.kind in ("week", "month") else "day"
-        first = _first_day(to_datetime(at_ns).astimezone(zone).date(), day)
+        first = _first_day(to_datetime(at_ns).astimezone(zone).date(), day, self.first)
         start, end = _midnight(first, zone), _midnight(_next(first, day), zone)
         if at_ns >= end:
             # Clocks were put back across midnight (as in St. John's until 2011): that date was over once already.
@@ -265,13 +312,33 @@ class Window:
         return start, min(start + step, end)
 
     def __str__(self) -> str:
+        if self.kind == "rolling":
+            return f"in any {_length(self.span)}"
         zone = "" if self.tz == "UTC" or self.kind in ("run", "total") else f" ({self.tz})"
-        return f"{'in total' if self.kind == 'total' else f'per {self.kind}'}{zone}"
+        start = f" from {_DAYS[self.first].capitalize()}" if self.first else ""
+        return f"{'in total' if self.kind == 'total' else f'per {self.kind}'}{start}{zone}"
 
 
-def _first_day(day: date, kind: str) -> date:
+def _span(per: str, text: str) -> int:
+    found = re.fullmatch(r"(\d{1,9})([a-z]+)", text)
+    unit = next((seconds for names, seconds in _LENGTHS.items() if found and found[2] in names), 0)
+    span = int(found[1]) * unit if found else 0
+    if not PARTS <= span <= _SPAN_MOST:
+        raise ConfigurationError(
+            f'budget per={per!r} must be such as "rolling 24h", "rolling 90 min" or "rolling 30 days", of {PARTS} seconds to 366 days'
+        )
+    return span
+
+
+def _length(span: int) -> str:
+    # 24 hours rather than 1 days.
+    names, seconds = next(item for item in reversed(_LENGTHS.items()) if span % item[1] == 0 and span > item[1])
+    return f"{span // seconds} {names[-1]}"
+
+
+def _first_day(day: date, kind: str, first: int) -> date:
     if kind == "week":
-        return day - timedelta(days=day.weekday())
+        return day - timedelta(days=(day.weekday() - first) % 7)
     return day.replace(day=1) if kind == "month" else day
 
 
@@ -311,9 +378,13 @@ class Budget:
 
     Attributes:
         limits: all of them hold. window: in what time. name: shared by everybody who uses it; None for this object alone.
-        match: only calls with these tags count, for standing budgets. on_exceed: `raise`, `warn` or a callable.
+        match: only calls with these tags count, for standing budgets.
+        on_exceed: `raise`, `throttle` (wait for the next window), `warn` or a callable.
         soft: ascending shares of the limit that are reported once a window.
         unknown: what to do with a call without a price: `raise`, `reserve` (the dearest rates) or `allow`.
+        store: where balances live, as `open_store` takes it or a store; None for the process (without a name) or what is set up.
+        max_wait: how long a call waits where what it needs is only held by calls in flight, or with `throttle` for a new window, seconds.
+        on_store_down: `deny` or `allow` calls while the store does not answer.
     """
 
     limits: tuple[Limit, ...]
@@ -323,6 +394,9 @@ class Budget:
     on_exceed: OnExceed = "raise"
     soft: tuple[Decimal, ...] = ()
     unknown: Unknown = "raise"
+    store: Any = field(default=None, compare=False)
+    max_wait: float = MAX_WAIT_S
+    on_store_down: OnStoreDown = "deny"
 
     @property
     def tz(self) -> str:
@@ -341,24 +415,30 @@ class Budget:
         soft: Sequence[float | Decimal | str] = (0.5, 0.8, 1.0),
         unknown: str = "raise",
         tz: str = "UTC",
+        store: object = None,
+        max_wait: float | None = None,
+        on_store_down: str = "deny",
     ) -> Budget:
         """Check everything that was typed, then make the budget.
 
         Args:
-            limit: see `parse_limit`. per: kind of window; default `total` with a name, else `run`.
-            name, match, on_exceed, soft, unknown, tz: see the attributes and `Window`.
+            limit: see `parse_limit`. per: see `Window.parse`; default `total` with a name, else `run`.
+            name, match, on_exceed, soft, unknown, tz, store, max_wait, on_store_down: see the attributes and `Window`.
 
         Raises:
             ConfigurationError: for anything that is wrong; it names the value and what to type instead.
         """
         return cls(
             limits=parse_limit(limit),
-            window=Window(per if per is not None else ("run" if name is None else "total"), tz),  # type: ignore[arg-type]
+            window=Window.parse(per if per is not None else ("run" if name is None else "total"), tz),
             name=_name(name),
             match=None if match is None else make_tags(match),
             on_exceed=_on_exceed(on_exceed),
             soft=_soft(soft),
-            unknown=_unknown(unknown),
+            unknown=cast("Unknown", _one_of("unknown", unknown, get_args(Unknown))),
+            store=store,
+            max_wait=_max_wait(max_wait),
+            on_store_down=cast("OnStoreDown", _one_of("on_store_down", on_store_down, get_args(OnStoreDown))),
         )
 
     def describe(self) -> str:
@@ -378,13 +458,13 @@ def _name(name: object) -> str | None:
 def _on_exceed(action: object) -> OnExceed:
     if callable(action):
         return action
-    if action in ("raise", "warn"):
+    if action in _ACTIONS:
         return cast("OnExceed", action)
     later = "downgrade" if isinstance(action, Mapping) else action
-    choice = 'use "raise", "warn" or a callable that returns "raise" or "allow"'
+    choice = 'use "raise", "throttle", "warn" or a callable that returns "raise", "throttle" or "allow"'
     if isinstance(later, str) and later in _LATER:
         raise ConfigurationError(f"budget on_exceed={action!r}: {later!r} is not in this version; {choice}")
-    near = _nearest(action, ("raise", "warn", *_LATER)) if isinstance(action, str) else ""
+    near = _nearest(action, (*_ACTIONS, *_LATER)) if isinstance(action, str) else ""
     raise ConfigurationError(f"budget on_exceed={action!r} is no action.{near} Please {choice}.")
 
 
@@ -398,12 +478,19 @@ def _soft(shares: object) -> tuple[Decimal, ...]:
     return tuple(sorted(set(found)))
 
 
-def _unknown(choice: object) -> Unknown:
-    choices = get_args(Unknown)
+def _one_of(what: str, choice: object, choices: Sequence[str]) -> str:
     if choice not in choices:
         near = _nearest(choice, choices) if isinstance(choice, str) else ""
-        raise ConfigurationError(f"budget unknown={choice!r} is no choice.{near} Use one of {', '.join(choices)}.")
-    return cast("Unknown", choice)
+        raise ConfigurationError(f"budget {what}={choice!r} is no choice.{near} Use one of {', '.join(choices)}.")
+    return cast("str", choice)
+
+
+def _max_wait(seconds: object) -> float:
+    if seconds is None:
+        return MAX_WAIT_S
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds <= _WAIT_MOST:
+        raise ConfigurationError(f"budget max_wait={seconds!r} must be seconds from 0 (never waits) to {_WAIT_MOST}")
+    return float(seconds)
 
 
 def _nearest(word: object, known: Iterable[str]) -> str:
@@ -422,7 +509,7 @@ class ActiveBudget:
         key: equal keys share their balances: the name with its window, or the run id.
     """
 
-    __slots__ = ("__weakref__", "_nodes", "budget", "key", "run_id", "watcher")
+    __slots__ = ("__weakref__", "_nodes", "budget", "key", "run_id", "store", "watcher")
 
     def __init__(self, budget: Budget, run_id: str | None = None) -> None:
         self.budget = budget
@@ -430,6 +517,8 @@ class ActiveBudget:
         self.key = self._key()
         self.watcher: object = None
         """Whoever cleans up after this object; set by the guard."""
+        self.store: Any = None
+        """Where its balances are; set by the guard."""
         self._nodes: tuple[int, int, tuple[Node, ...]] = (0, 0, ())
 
     def _key(self) -> str:
@@ -439,7 +528,9 @@ class ActiveBudget:
             return f"#{self.run_id}"
         if window.kind == "total":
             return budget.name
-        return f"{budget.name}|{window.kind}" + ("" if window.tz == "UTC" else f"|{window.tz}")
+        parts = [budget.name, window.kind]
+        parts += [str(window.span)] if window.span else [_DAYS[window.first]] if window.first else []
+        return "|".join(parts if window.tz == "UTC" or window.span else [*parts, window.tz])
 
     @property
     def label(self) -> str:
@@ -466,7 +557,13 @@ class ActiveBudget:
         marks = tuple(
             int(_EXACT.multiply(limit.amount, share).to_integral_value(ROUND_CEILING)) for share in self.budget.soft
         )
-        return Node(self.key, start, limit.unit, limit.amount, until, marks if limit.amount else (), self.label)
+        part = self.budget.window.part
+        earlier = range(1, PARTS + 1) if part else ()
+        also = tuple(node_key(self.key, start - number * part, limit.unit) for number in earlier)
+        kept = until + PARTS * part if part else 0
+        return Node(
+            self.key, start, limit.unit, limit.amount, until, marks if limit.amount else (), self.label, also, kept
+        )
 
     def __repr__(self) -> str:
         return f"ActiveBudget({self.budget.describe()!r}, key={self.key!r})"

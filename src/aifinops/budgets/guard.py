@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import threading
+from builtins import id as id_of
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 from weakref import finalize
 
 from aifinops.budgets.budget import ActiveBudget, is_currency, to_units
@@ -20,6 +22,8 @@ from aifinops.budgets.stores.base import (
     Forget,
     MarkSent,
     Node,
+    Operation,
+    Outcome,
     Read,
     Release,
     Reserve,
@@ -28,11 +32,22 @@ from aifinops.budgets.stores.base import (
     Store,
     Sweep,
 )
+from aifinops.budgets.waiting import Queues, Ticket, Wait, in_event_loop, ticket_in_hand
 from aifinops.clock import Clock, to_datetime
-from aifinops.errors import BudgetExceeded, StoreError, UnknownModel, UnpricedCall, swallow
+from aifinops.errors import (
+    BudgetExceeded,
+    StoreError,
+    StoreReset,
+    StoreUnavailable,
+    UnknownModel,
+    UnpricedCall,
+    swallow,
+)
 from aifinops.meters import GROUPS, METERS
 
-__all__ = ["LEASE_S", "Guard", "Reservation", "SoftLimit"]
+__all__ = ["LEASE_S", "Guard", "Part", "Reservation", "SoftLimit"]
+
+R = TypeVar("R")
 
 logger = logging.getLogger("aifinops.budgets")
 
@@ -42,6 +57,11 @@ LEASE_S = 900
 _NS = 1_000_000_000
 _SWEEP_NS = 60 * _NS
 _WARNED_KEPT = 4096
+_OWED_MOST = 100_000
+_CLOSED_NS, _CLOSED_MOST_NS = _NS // 20, _NS
+"""A store that failed is left alone for 0.1 s, doubled with each further failure up to a second."""
+_POLL_S, _OWN_POLL_S, _LONG_POLL_S = 0.02, 1.0, 60.0
+"""How often whoever waits asks again by himself: another process may have made room, a clock may have been put right."""
 _WARNING_FROM = Decimal("0.8")
 _TOKENS = GROUPS["tokens"]
 _NOT_IN_MODEL_CALLS = frozenset(
@@ -49,25 +69,49 @@ _NOT_IN_MODEL_CALLS = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
+class Part:
+    """What one call holds in one store.
+
+    Attributes:
+        store: where. nodes, amounts: what is held of which, outermost budget first.
+    """
+
+    __slots__ = ("amounts", "nodes", "store")
+
+    def __init__(self, store: Store, nodes: tuple[Node, ...], amounts: tuple[int, ...]) -> None:
+        self.store = store
+        self.nodes = nodes
+        self.amounts = amounts
+
+
 class Reservation:
     """What one call holds.
 
     Attributes:
-        id: chosen by the caller. nodes, amounts: what is held where, outermost budget first.
+        id: chosen by the caller. parts: one a store.
         exceeded: budgets that had no room and let it through all the same (`on_exceed="warn"` or a callable).
+        unit: the one that every node counts; empty where they count several. thread: that made it.
     """
 
-    id: str
-    nodes: tuple[Node, ...]
-    amounts: tuple[int, ...]
-    exceeded: tuple[BudgetExceeded, ...] = ()
+    __slots__ = ("exceeded", "id", "parts", "thread", "unit")
+
+    def __init__(self, id: str, parts: Sequence[Part], exceeded: Sequence[BudgetExceeded] = ()) -> None:
+        self.id = id
+        self.parts = parts
+        self.exceeded = tuple(exceeded)
+        self.thread = threading.get_ident()
+        unit = parts[0].nodes[0].unit
+        self.unit = unit if all(node.unit == unit for part in parts for node in part.nodes) else ""
 
     @property
-    def unit(self) -> str:
-        """The one that every node counts; empty where they count several."""
-        first, *others = self.nodes
-        return first.unit if all(node.unit == first.unit for node in others) else ""
+    def nodes(self) -> tuple[Node, ...]:
+        """Of all parts."""
+        return tuple(node for part in self.parts for node in part.nodes)
+
+    @property
+    def amounts(self) -> tuple[int, ...]:
+        """One a node."""
+        return tuple(amount for part in self.parts for amount in part.amounts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +154,55 @@ class _Unpriced:
         return error
 
 
+class _Line:
+    """The way to one store, and what it is still to be told.
+
+    Attributes:
+        owed: operations that it did not take. closed_until: not to be asked before, monotonic nanoseconds; a store that does not answer
+            would make every call wait for its timeout. hold: its own quick way to `Reserve`, where it never waits.
+    """
+
+    __slots__ = ("closed_until", "failures", "hold", "owed", "store")
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.owed: deque[Operation[Outcome]] = deque(maxlen=_OWED_MOST)
+        self.failures = 0
+        self.closed_until = 0
+        self.hold: Callable[..., Outcome] | None = getattr(store, "hold", None)
+
+    def failed(self, now: int, error: StoreError) -> None:
+        self.failures += 1
+        if self.failures == 1:
+            logger.warning("aifinops: the store of a budget does not answer: %s", error)
+        self.closed_until = now + min(_CLOSED_NS << min(self.failures, 5), _CLOSED_MOST_NS)
+
+
+class _Asking:
+    """One call that asks for room."""
+
+    __slots__ = ("at", "budgets", "exceeded", "hint", "id")
+
+    def __init__(
+        self, id: str, at: int, hint: str, budgets: Sequence[ActiveBudget], exceeded: list[BudgetExceeded]
+    ) -> None:
+        self.id = id
+        self.at = at
+        self.hint = hint
+        self.budgets = budgets
+        self.exceeded = exceeded
+
+    def by_key(self, key: str) -> ActiveBudget:
+        return next(active for active in self.budgets if active.key == key)
+
+
 class Guard:
-    """Budgets in front of one store.
+    """Budgets in front of their stores.
 
     Args:
-        store: where balances live. clock: for leases and windows, where the caller gives no time.
+        store: where balances live of budgets that have no store of their own. clock: for leases and windows, where the caller gives no time.
         on_soft: called with each `SoftLimit`, after it was logged. lease_s: see `LEASE_S`.
+        store_of: finds the store of a budget when it is used for the first time.
     """
 
     def __init__(
@@ -125,15 +212,20 @@ class Guard:
         *,
         on_soft: Sequence[Callable[[SoftLimit], object]] = (),
         lease_s: float = LEASE_S,
+        store_of: Callable[[ActiveBudget], Store] | None = None,
     ) -> None:
         self.store = store
         self.clock = clock
         self.on_soft = list(on_soft)
+        self._store_of = store_of
         self._ttl = int(lease_s * _NS)
         self._next_sweep = 0
         self._warned: OrderedDict[str, None] = OrderedDict()
+        self._queues = Queues()
+        self._held: dict[str, Reservation] = {}
+        self._lines: dict[int, _Line] = {}
         # Filled by finalizers, which may run anywhere, also inside the store: they only append.
-        self._gone: deque[tuple[Node, ...]] = deque()
+        self._gone: deque[tuple[Store, tuple[Node, ...]]] = deque()
 
     def reserve(
         self,
@@ -161,40 +253,51 @@ class Guard:
             None when no budget limits anything that this call takes.
 
         Raises:
+            Wait: when there may be room in a while; nothing is held. `pause` waits, and then this is called again.
             BudgetExceeded: when a budget has no room; nothing is held then, and nothing was called.
+            StoreUnavailable: when a store does not answer and its budgets then deny.
             UnpricedCall: when there is no price and a budget wants one.
-            StoreError: when the store fails.
         """
         self._tidy(at)
         exceeded: list[BudgetExceeded] = []
-        nodes, asked = self._ask(budgets, amounts, at, _Unpriced(unpriced, id, exceeded))
-        if not nodes:
+        parts = self._ask(budgets, amounts, at, _Unpriced(unpriced, id, exceeded))
+        if not parts:
             return None
-        outcome = Reserve(id, nodes, asked, at, self._ttl).execute(self.store)
-        enforced = nodes
-        while outcome.decision is not None:
-            enforced = self._let_through(budgets, enforced, outcome.decision, id, hint, exceeded)
-            outcome = Reserve(id, enforced, asked, at, self._ttl).execute(self.store)
-        if not outcome.applied and outcome.state not in (State.HELD, State.SENT):
-            raise StoreError(f"reservation {id!r} is {outcome.state} already; every call needs a new id")
-        return Reservation(id, nodes, asked, tuple(exceeded))
+        asking = _Asking(id, at, hint, budgets, exceeded)
+        held: list[Part] = []
+        try:
+            held.extend(part for part in parts if self._hold(part, asking))
+        except BaseException:
+            for part in held:
+                self._owe(part.store, Release(id, part.nodes))
+            raise
+        if not held:
+            return None
+        reservation = self._held[id] = Reservation(id, held, exceeded)
+        if self._queues:
+            self._served()
+        return reservation
 
     def mark_sent(self, reservation: Reservation) -> None:
         """The request is about to leave.
 
         Raises:
-            StoreError: when the store fails.
+            StoreError: when a store fails.
         """
-        MarkSent(reservation.id).execute(self.store)
+        for part in reservation.parts:
+            MarkSent(reservation.id).execute(part.store)
 
     def extend(self, reservation: Reservation) -> bool:
         """A new lease for a long call; False when it had run out and its hold counts as spent already.
 
         Raises:
-            StoreError: when the store fails.
+            StoreError: when a store fails.
         """
         now = self.clock.time_ns()
-        return Extend(reservation.id, reservation.nodes, now, self._ttl).execute(self.store).applied
+        outcomes = [
+            Extend(reservation.id, part.nodes, now, self._ttl).execute(part.store) for part in reservation.parts
+        ]
+        return all(outcome.applied for outcome in outcomes)
 
     def settle(self, reservation: Reservation, actual: Mapping[str, int]) -> None:
         """Put the truth in the place of the hold; more than was held is recorded, never refused.
@@ -203,37 +306,70 @@ class Guard:
             reservation: what `reserve` gave. actual: unit -> quantity, as in `reserve`. A currency that is missing has
                 cost what was held. So has every meter when no usage is given; else a meter that is missing is 0.
 
-        Raises:
-            StoreError: when the store fails; the hold then stays, and expires as spent.
+        A store that does not answer is told when it does again; until then the hold stays, and in the end it would expire as spent.
         """
         counted = any(name != "requests" and not is_currency(name) for name in actual)
-        truth = tuple([_actual(node.unit, actual, counted) for node in reservation.nodes])
-        outcome = Settle(reservation.id, reservation.nodes, truth, self.clock.time_ns()).execute(self.store)
-        if outcome.crossed:
-            self._report(outcome.crossed)
+        now = self.clock.time_ns()
+        self._held.pop(reservation.id, None)
+        for part in reservation.parts:
+            truth = tuple([_actual(node.unit, actual, counted) for node in part.nodes])
+            outcome = self._owe(part.store, Settle(reservation.id, part.nodes, truth, now))
+            if outcome is not None and outcome.crossed:
+                self._report(outcome.crossed)
+        if self._queues:
+            self._changed(reservation)
 
     def release(self, reservation: Reservation) -> None:
-        """Give everything back: with proof that nothing was sent, or that the provider refused it.
-
-        Raises:
-            StoreError: when the store fails.
-        """
-        Release(reservation.id, reservation.nodes).execute(self.store)
+        """Give everything back: with proof that nothing was sent, or that the provider refused it. As `settle`, it never fails."""
+        self._held.pop(reservation.id, None)
+        for part in reservation.parts:
+            self._owe(part.store, Release(reservation.id, part.nodes))
+        if self._queues:
+            self._changed(reservation)
 
     def post(self, budgets: Sequence[ActiveBudget], amounts: Mapping[str, int], *, id: str, at: int) -> None:
-        """Count what has happened already; never refused. Units that are not in `amounts` add nothing.
+        """Count what has happened already; never refused. Units that are not in `amounts` add nothing. As `settle`, it never fails.
 
         Args:
             budgets: outermost first. amounts: unit -> quantity, as in `reserve`; negative for a credit.
             id: of the entry, new. at: when it happened, nanoseconds since the epoch.
+        """
+        found: dict[int, tuple[Store, list[Node]]] = {}
+        for budget in _each(budgets):
+            nodes = [node for node in self._nodes(budget, at) if amounts.get(node.unit)]
+            if nodes:
+                found.setdefault(id_of(budget.store), (budget.store, []))[1].extend(nodes)
+        for store, nodes in found.values():
+            posted = tuple(max(-MAX_AMOUNT, min(amounts[node.unit], MAX_AMOUNT)) for node in nodes)
+            outcome = self._owe(store, Adjust(id, tuple(nodes), posted, at))
+            if outcome is not None:
+                self._report(outcome.crossed)
+
+    def pause(self, wait: Wait) -> None:
+        """Wait in this thread, outside of everything, until it is worth asking again.
 
         Raises:
-            StoreError: when the store fails.
+            BudgetExceeded: when waiting any longer is no use.
         """
-        nodes = tuple(node for budget in _each(budgets) for node in self._nodes(budget, at) if amounts.get(node.unit))
-        if nodes:
-            posted = tuple(max(-MAX_AMOUNT, min(amounts[node.unit], MAX_AMOUNT)) for node in nodes)
-            self._report(Adjust(id, nodes, posted, at).execute(self.store).crossed)
+        wait.ticket.wait(self._patience(wait))
+
+    async def apause(self, wait: Wait) -> None:
+        """`pause` in a task; the event loop goes on."""
+        await wait.ticket.await_(self._patience(wait))
+
+    def _patience(self, wait: Wait) -> float:
+        left = (wait.ticket.deadline - self.clock.monotonic_ns()) / _NS
+        if left <= 0:
+            raise wait.error
+        return min(wait.seconds, left)
+
+    def prepare(self, active: ActiveBudget) -> None:
+        """Open the store of a budget, so that what is wrong with it shows at set-up.
+
+        Raises:
+            ConfigurationError: when it cannot be opened.
+        """
+        self._nodes(active, self.clock.time_ns())
 
     def balances(self, active: ActiveBudget) -> dict[str, Balance]:
         """How a budget stands in its current window: unit -> balance, integers as in `reserve`.
@@ -244,38 +380,162 @@ class Guard:
         now = self.clock.time_ns()
         self._tidy(now)
         nodes = self._nodes(active, now)
-        balances = Read(nodes).execute(self.store)
+        self.pay_debts()
+        balances = Read(nodes).execute(active.store)
         return {node.unit: balance for node, balance in zip(nodes, balances, strict=True)}
 
     def sweep(self) -> tuple[str, ...]:
-        """Count holds whose lease has run out as spent; their ids. It also happens by itself, at most once a minute.
+        """Count holds whose lease has run out as spent; their ids. It also happens by itself, at most once a minute."""
+        now, forfeited = self.clock.time_ns(), list[str]()
+        for line in list(self._lines.values()):
+            swept = self._tell(line, Sweep(now))
+            if swept is not None:
+                self._report(swept.crossed)
+                forfeited += swept.forfeited
+        for id in forfeited:
+            self._held.pop(id, None)
+        return tuple(forfeited)
 
-        Raises:
-            StoreError: when the store fails.
-        """
-        swept = Sweep(self.clock.time_ns()).execute(self.store)
-        self._report(swept.crossed)
-        return swept.forfeited
+    def pay_debts(self) -> bool:
+        """Tell stores what they could not be told before; True when nothing is left to tell."""
+        return sum(not self._pay(line) for line in list(self._lines.values())) == 0
+
+    def close(self) -> None:
+        """Tell what is left to tell, as far as the stores answer."""
+        self.pay_debts()
 
     def reset_after_fork(self) -> None:
         """In a forked child: what is in flight is the parent's."""
-        self.store.reset_after_fork()
+        self._queues.reset_after_fork()
+        self._held.clear()
+        for line in self._lines.values():
+            line.owed.clear()
+            line.store.reset_after_fork()
+
+    # --- one store ----------------------------------------------------------------------------------------------------
+
+    def _line(self, store: Store) -> _Line:
+        line = self._lines.get(id_of(store))
+        if line is None:
+            line = self._lines[id_of(store)] = _Line(store)
+        return line
+
+    def _hold(self, part: Part, asking: _Asking) -> bool:
+        """Hold one part; False when its budgets let the call through although their store does not answer."""
+        if self._queues:
+            self._queue_up(part, asking)
+        enforced = part.nodes
+        while True:
+            try:
+                outcome = self._reserve(part, enforced, asking)
+            except StoreError as error:
+                return self._without_store(part, asking, error)
+            if outcome.decision is None:
+                break
+            enforced = self._let_through(part, enforced, outcome.decision, asking)
+        if not outcome.applied and outcome.state not in (State.HELD, State.SENT):
+            raise StoreError(f"reservation {asking.id!r} is {outcome.state} already; every call needs a new id")
+        return True
+
+    def _reserve(self, part: Part, nodes: tuple[Node, ...], asking: _Asking) -> Outcome:
+        line = self._lines.get(id_of(part.store)) or self._line(part.store)
+        if line.hold is not None:
+            return line.hold(asking.id, nodes, part.amounts, asking.at, self._ttl)
+        if not self._answers(line):
+            raise StoreError("it did not answer a moment ago")
+        operation = Reserve(asking.id, nodes, part.amounts, asking.at, self._ttl)
+        try:
+            return self._execute(line, operation)
+        except StoreError:
+            # Whether it holds is not known. It may: to be given back, under the same id, once it answers.
+            line.owed.append(Release(asking.id, nodes))
+            raise
+
+    def _without_store(self, part: Part, asking: _Asking, error: StoreError) -> bool:
+        for node in part.nodes:
+            if asking.by_key(node.budget).budget.on_store_down == "deny":
+                unavailable = StoreUnavailable(
+                    node.label,
+                    unit=node.unit,
+                    limit=to_units(node.unit, node.limit or 0),
+                    decision_id=asking.id,
+                    hint=f'{error} Use on_store_down="allow" to go on without it.',
+                )
+                raise unavailable from error
+        return False
+
+    def _owe(self, store: Store, operation: Operation[Outcome]) -> Outcome | None:
+        """Tell a store what has happened; what it cannot be told now it is told later."""
+        line = self._lines.get(id_of(store)) or self._line(store)
+        try:
+            if self._answers(line):
+                return self._execute(line, operation)
+        except StoreError:
+            pass
+        line.owed.append(operation)
+        return None
+
+    def _tell(self, line: _Line, operation: Operation[R]) -> R | None:
+        """Tell a store what it may as well be told another time."""
+        try:
+            return self._execute(line, operation) if self._answers(line) else None
+        except StoreError:
+            return None
+
+    def _answers(self, line: _Line) -> bool:
+        if line.hold is not None:
+            return True
+        return self.clock.monotonic_ns() >= line.closed_until and (not line.owed or self._pay(line))
+
+    def _execute(self, line: _Line, operation: Operation[R]) -> R:
+        try:
+            try:
+                answer = operation.execute(line.store)
+            except StoreReset:
+                answer = operation.execute(line.store)
+        except StoreError as error:
+            line.failed(self.clock.monotonic_ns(), error)
+            raise
+        line.failures = 0
+        return answer
+
+    def _pay(self, line: _Line) -> bool:
+        while line.owed:
+            try:
+                operation = line.owed.popleft()
+            except IndexError:  # another thread was quicker
+                break
+            try:
+                self._report(self._execute(line, operation).crossed)
+            except StoreError:
+                line.owed.appendleft(operation)
+                return False
+        return True
 
     # --- what to ask for -------------------------------------------------------------------------------------------------
 
     def _ask(
         self, budgets: Sequence[ActiveBudget], amounts: Mapping[str, int], at: int, unpriced: _Unpriced
-    ) -> tuple[tuple[Node, ...], tuple[int, ...]]:
-        nodes: list[Node] = []
-        asked: list[int] = []
+    ) -> list[Part]:
+        parts: list[Part] = []
         for active in _each(budgets):
-            for node in self._nodes(active, at):
+            nodes = self._nodes(active, at)
+            asked = []
+            for node in nodes:
                 amount = amounts.get(node.unit)
                 if amount is None:
                     amount = self._bound(active, node, amounts, unpriced)
-                nodes.append(node)
                 asked.append(amount if 0 <= amount <= MAX_AMOUNT else max(0, min(amount, MAX_AMOUNT)))
-        return tuple(nodes), tuple(asked)
+            same = next((part for part in parts if part.store is active.store), None)
+            if same is None:
+                parts.append(Part(active.store, nodes, tuple(asked)))
+            else:
+                same.nodes += nodes
+                same.amounts += tuple(asked)
+        if len(parts) > 1:
+            # First what never waits: a refusal there costs nobody anything.
+            parts.sort(key=lambda part: part.store.capabilities.io != "none")
+        return parts
 
     def _bound(self, active: ActiveBudget, node: Node, amounts: Mapping[str, int], unpriced: _Unpriced) -> int:
         unit, unknown = node.unit, active.budget.unknown
@@ -286,7 +546,7 @@ class Guard:
             return dearest
         if unknown != "allow":
             error = unpriced.error(node)
-            if not self._allows(active, node, error):
+            if self._action(active, node, error) != "allow":
                 raise error
             unpriced.exceeded.append(error)
         return 0
@@ -294,50 +554,113 @@ class Guard:
     def _nodes(self, active: ActiveBudget, at: int) -> tuple[Node, ...]:
         nodes = active.nodes(at)
         if active.watcher is not self:
+            active.store = self.store if self._store_of is None else self._store_of(active)
             active.watcher = self
             if not active.shared:
-                finalize(active, self._gone.append, nodes).atexit = False
+                gone = (active.store, nodes)
+                finalize(active, self._gone.append, gone).atexit = False
         return nodes
 
     def _tidy(self, now: int) -> None:
         while self._gone:
-            Forget(self._gone.popleft()).execute(self.store)
+            store, nodes = self._gone.popleft()
+            self._tell(self._line(store), Forget(nodes))
         if not self._next_sweep - _SWEEP_NS <= now < self._next_sweep:  # also after a clock was put back
             self._next_sweep = now + _SWEEP_NS
             self.sweep()
 
+    # --- waiting --------------------------------------------------------------------------------------------------------
+
+    def _queue_up(self, part: Part, asking: _Asking) -> None:
+        """Whoever comes while others wait for the same stands behind them."""
+        ticket = ticket_in_hand()
+        for node, amount in zip(part.nodes, part.amounts, strict=True):
+            if amount and self._queues.ahead(node.key, ticket):
+                active = asking.by_key(node.budget)
+                if active.budget.max_wait:
+                    (balance,) = Read((node,)).execute(part.store)
+                    refusal = Refusal(0, balance, amount)
+                    error = _exceeded(node, refusal, transient=True, id=asking.id, hint=asking.hint)
+                    raise self._wait(error, active, node, part.store)
+
+    def _wait(self, error: BudgetExceeded, active: ActiveBudget, node: Node, store: Store, until: int = 0) -> Wait:
+        ticket = ticket_in_hand()
+        if ticket is None:
+            ticket = Ticket(self._queues, self.clock.monotonic_ns() + int(active.budget.max_wait * _NS))
+        self._queues.join(ticket, node.key)
+        seconds = _POLL_S if store.capabilities.shared else _OWN_POLL_S
+        if until:
+            seconds = max(seconds, min((until - self.clock.time_ns()) / _NS, _LONG_POLL_S))
+        return Wait(error, ticket, seconds)
+
+    def _served(self) -> None:
+        ticket = ticket_in_hand()
+        if ticket is not None:
+            ticket.leave()
+
+    def _changed(self, reservation: Reservation) -> None:
+        self._queues.changed(node.key for part in reservation.parts for node in part.nodes)
+
+    def _waits_for_others(self, active: ActiveBudget, node: Node, refusal: Refusal, decision: Decision) -> bool:
+        """Held is not spent: what is only held by calls in flight may be free in a moment."""
+        if not decision.transient or not active.budget.max_wait or active.budget.on_exceed == "warn":
+            return False
+        return not self._holds_all(node, refusal)
+
+    def _room_at(self, active: ActiveBudget, decision: Decision) -> int | None:
+        """When there is a new window, if that is soon enough to wait for: nanoseconds since the epoch."""
+        at = decision.retry_at
+        if at is None or at - self.clock.time_ns() > active.budget.max_wait * _NS:
+            return None
+        return at
+
+    def _holds_all(self, node: Node, refusal: Refusal) -> bool:
+        """True when this very thread holds all that stands in the way: it would wait for itself."""
+        if in_event_loop():
+            return False  # another task may hold it
+        own = 0
+        for reservation in list(self._held.values()):
+            if reservation.thread == threading.get_ident():
+                own += sum(
+                    amount
+                    for part in reservation.parts
+                    for other, amount in zip(part.nodes, part.amounts, strict=True)
+                    if other.key == node.key
+                )
+        return own >= refusal.balance.reserved
+
     # --- when there is no room -------------------------------------------------------------------------------------------
 
     def _let_through(
-        self,
-        budgets: Sequence[ActiveBudget],
-        nodes: tuple[Node, ...],
-        decision: Decision,
-        id: str,
-        hint: str,
-        exceeded: list[BudgetExceeded],
+        self, part: Part, nodes: tuple[Node, ...], decision: Decision, asking: _Asking
     ) -> tuple[Node, ...]:
         """The nodes again, without the limits whose budgets agree to go on; BudgetExceeded when one does not."""
-        by_key = {active.key: active for active in budgets}
         lifted = list(nodes)
         # The one to name comes first, so that it is the one that is raised.
         for refusal in sorted(decision.refusals, key=lambda refusal: refusal is not decision.refusal):
             node = nodes[refusal.index]
-            error = _exceeded(node, refusal, decision, id, hint)
-            if not self._allows(by_key[node.budget], node, error):
+            active = asking.by_key(node.budget)
+            error = _exceeded(node, refusal, transient=decision.transient, id=asking.id, hint=asking.hint)
+            action = (
+                "wait" if self._waits_for_others(active, node, refusal, decision) else self._action(active, node, error)
+            )
+            if action in ("wait", "throttle"):
+                until = 0 if action == "wait" else self._room_at(active, decision)
+                if until is not None:
+                    raise self._wait(error, active, node, part.store, until)
+            if action != "allow":
                 raise error
-            exceeded.append(error)
+            asking.exceeded.append(error)
             lifted[refusal.index] = replace(node, limit=None)
         return tuple(lifted)
 
-    def _allows(self, active: ActiveBudget, node: Node, error: BudgetExceeded) -> bool:
+    def _action(self, active: ActiveBudget, node: Node, error: BudgetExceeded) -> str:
+        """What the budget says to a lasting refusal: `raise`, `throttle` or `allow`."""
         action = active.budget.on_exceed
-        if action == "raise":
-            return False
         if action == "warn":
             self._warn_once(node, error)
-            return True
-        return _ask_callable(action, error)
+            return "allow"
+        return _ask_callable(action, error) if callable(action) else action
 
     def _warn_once(self, node: Node, error: BudgetExceeded) -> None:
         if node.key in self._warned:
@@ -383,7 +706,7 @@ def _actual(unit: str, actual: Mapping[str, int], counted: bool) -> int | None:
     return amount if 0 <= amount <= MAX_AMOUNT else max(0, min(amount, MAX_AMOUNT))
 
 
-def _exceeded(node: Node, refusal: Refusal, decision: Decision, id: str, hint: str) -> BudgetExceeded:
+def _exceeded(node: Node, refusal: Refusal, *, transient: bool, id: str, hint: str) -> BudgetExceeded:
     balance, unit = refusal.balance, node.unit
     return BudgetExceeded(
         node.label,
@@ -394,7 +717,7 @@ def _exceeded(node: Node, refusal: Refusal, decision: Decision, id: str, hint: s
         asked=to_units(unit, refusal.asked),
         resets_at=to_datetime(node.until) if node.until else None,
         decision_id=id,
-        transient=decision.transient,
+        transient=transient,
         hint=hint,
     )
 
@@ -408,17 +731,18 @@ def _what(error: BudgetExceeded) -> str:
     )
 
 
-def _ask_callable(action: Callable[[BudgetExceeded], Any], error: BudgetExceeded) -> bool:
+def _ask_callable(action: Callable[[BudgetExceeded], Any], error: BudgetExceeded) -> str:
     try:
         answer = action(error)
     except Exception as failure:  # a limit that cannot ask holds
         swallow("budgets.on_exceed", failure)
-        return False
-    if answer not in ("raise", "allow"):
-        logger.warning(
-            "aifinops: on_exceed of budget %r returned %r; only 'allow' lets a call through", error.budget, answer
-        )
-    return bool(answer == "allow")
+        return "raise"
+    if answer in ("raise", "throttle", "allow"):
+        return str(answer)
+    logger.warning(
+        "aifinops: on_exceed of budget %r returned %r; only 'allow' lets a call through", error.budget, answer
+    )
+    return "raise"
 
 
 def _soft_limit(crossing: Crossing) -> SoftLimit:

@@ -183,7 +183,7 @@ def _overloaded(desk: Desk, play: Open) -> str:
 
 
 def _capped_agent(desk: Desk) -> str:
-    with af.budget("$0.05", name="agent") as budget:
+    with af.budget("$0.05", per="run", name="agent") as budget:
         try:
             desk.investigate("Why do parcels get lost?")
         except af.BudgetExceeded as stop:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import re
 import weakref
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from aifinops import metering
 from aifinops.errors import swallow
-from aifinops.integrations import others
+from aifinops.integrations import amazon, others
 from aifinops.integrations.extract import Reader, dig, first_event, read_events
 from aifinops.integrations.later import Files, Later, Lines, Poll, Unknown
-from aifinops.integrations.passing import Opened, Tap, guarded
+from aifinops.integrations.passing import Opened, Tap
+from aifinops.integrations.paths import compiled
 from aifinops.integrations.provider import Provider, Route
 from aifinops.integrations.registry import answers, knows
-from aifinops.metering import Call
+from aifinops.metering import Call, ending
 from aifinops.reading import Reading
 
 __all__ = [
@@ -34,6 +38,7 @@ __all__ = [
 
 
 _Target = tuple[str, dict[str, Any], bool]
+_Polled = tuple[type[Poll | Lines], tuple[str, ...], str]
 
 
 class Calls:
@@ -44,7 +49,9 @@ class Calls:
         self._readers: dict[tuple[str, str], Reader] = {}
         answers_of = ((Poll, row.polls), (Lines, row.results), (Files, row.files))
         self._polls = [
-            (kind, pattern.split("{}"), keys) for kind, table in answers_of for pattern, keys in table.items()
+            (kind, _ending(pattern), (keys,) if isinstance(keys, str) else keys)
+            for kind, table in answers_of
+            for pattern, keys in table.items()
         ]
         # By identity: a client may be of a class that cannot be hashed, or that is equal to another one of another host.
         self._targets: dict[int, tuple[weakref.ref[Any], Any, _Target]] = {}
@@ -108,16 +115,20 @@ class Calls:
             call.host = 2
         elif self.others.any:
             call.host = self.others.rank(route.operation)
-        # Last, so that nothing can fail between opening an invocation and handing it over.
+        # Last, so that next to nothing can fail between opening an invocation and handing it over.
         begin = metering.begin if asked else metering.observe
         invocation = begin(call)
         if invocation is None:
             return None
-        if route.later and (not stream or body.get("background") is True):
-            return Later(reader, invocation)
-        if stream and invocation.guest is not None:
-            invocation.guest.hold()
-        return Opened(reader, invocation)
+        try:
+            if route.later and (not stream or body.get("background") is True):
+                return Later(reader, invocation)
+            if stream and invocation.guest is not None:
+                invocation.guest.hold()
+            return Opened(reader, invocation)
+        except Exception:  # nobody will end it
+            invocation.give_up()
+            raise
 
     def reader(self, provider: str, path: str) -> Reader:
         """How this provider's answers are read: one client library reaches many, and each adds something of its own."""
@@ -129,16 +140,27 @@ class Calls:
 
     def poll(self, client: Any, url: Any, path: str, *, stream: bool) -> Opened | None:
         """Look at a GET, when it can say what an earlier call has used."""
-        for kind, (start, end), keys in self._polls:
-            if path.startswith(start) and path.endswith(end):
-                subject = path[len(start) : len(path) - len(end)]
-                if subject and "/" not in subject:
-                    provider, facts, _ = self.target(client, url)
-                    readers = [self.reader(provider, key) for key in ([keys] if isinstance(keys, str) else keys)]
-                    route = readers[0].route
-                    call = Call(provider, route.operation, "", stream=stream, facts={**facts, **route.facts})
-                    return kind.open(call, readers, subject)
+        found = self.polled(path)
+        return None if found is None else self.poll_at(self.target(client, url)[:2], found, stream=stream)
+
+    def polled(self, path: str) -> _Polled | None:
+        """(how it is looked at, the routes that read it, what it is about) of the path of a GET that can say it."""
+        for kind, pattern, keys in self._polls:
+            found = pattern.search(path)
+            if found is not None:
+                return kind, keys, found[1]
         return None
+
+    def poll_at(
+        self, target: tuple[str, dict[str, Any]], polled: _Polled, *, stream: bool, region: str = ""
+    ) -> Opened | None:
+        """`poll` for a library whose clients have no address of their own."""
+        provider, facts = target
+        kind, keys, subject = polled
+        readers = [self.reader(provider, key) for key in keys]
+        route = readers[0].route
+        call = Call(provider, route.operation, "", stream=stream, facts={**facts, **route.facts}, region=region)
+        return kind.open(call, readers, subject)
 
     def unknown(self, client: Any, url: Any, path: str, body: dict[str, Any], *, stream: bool) -> Opened | None:
         """Look at a POST to an endpoint that no route knows, in case its answer has a usage."""
@@ -151,7 +173,7 @@ class Calls:
         reader = self._readers.get((provider, ""))
         if reader is None:
             reader = self._readers[provider, ""] = Reader(self.row.other, provider)
-        return Unknown.open(call, reader)
+        return Unknown.open(call, reader, path)
 
     def path(self, url: str) -> str:
         """The path of a URL as `routes` have it."""
@@ -170,10 +192,12 @@ class Calls:
         region: str,
         tier: str,
     ) -> Call:
-        limit = next((found for name in route.limits if isinstance(found := _asked(body, name), int)), None)
-        choices = _asked(body, route.choices)
-        asked = body.get("model")
-        model = model or (asked if isinstance(asked, str) else "")
+        # -1 is how some servers are told that there is none.
+        limit = next((found for name in route.limits if type(found := _asked(body, name)) is int and found >= 0), None)
+        written, shown = _answers(body, route.choices)
+        if not model:
+            asked = body.get("model")
+            model = asked if isinstance(asked, str) else _first(body, route.named)
         if limit is None and route.most:
             limit = route.most.get(model)
         return Call(
@@ -183,12 +207,13 @@ class Calls:
             body=body,
             stream=stream,
             max_output=limit,
-            choices=choices if isinstance(choices, int) and choices > 0 else 1,
+            choices=written,
             tier=_dearer(tier, route) if tier else _tier(body, route),
             facts={**facts, **route.facts} if route.facts else facts,
             region=region or _region(body, route) or self.row.residency.get(facts["server.address"], ""),
-            unseen=bool(route.unseen) and model.startswith(route.unseen),
-            **_billed(body, route, files) if route.billed or route.hidden else _NOTHING,
+            unseen=written > shown or (bool(route.unseen) and model.startswith(route.unseen)),
+            loose=_looseness(route.loose) if route.loose else None,
+            **_billed(body, route, files, written) if route.billed or route.hidden else _NOTHING,
         )
 
     def target(self, client: Any, url: Any) -> _Target:
@@ -210,16 +235,31 @@ class Calls:
 _NOTHING: dict[str, Any] = {}
 
 
-def _billed(body: dict[str, Any], route: Route, files: Any) -> dict[str, Any]:
+def _ending(pattern: str) -> re.Pattern[str]:
+    """A pattern of `Provider.polls` as the end of a path; its last id is what a poll is about."""
+    *outer, last = map(re.escape, pattern.split("{}"))  # one without an id begins after it
+    return re.compile(f"{'[^/]+'.join(outer)}([^/]+){last}$")
+
+
+def _billed(body: dict[str, Any], route: Route, files: Any, many: int) -> dict[str, Any]:
     """What the request says of its own price, as attributes of its `Call`."""
-    counts = {meter: count for meter, name in route.billed.items() if (count := _count(body.get(name, 1)))}
-    given = ((option, body.get(name)) for option, name in route.given.items())
+    said = {meter: _asked(body, name) for meter, name in route.billed.items()}
+    each = {meter: _count(route.usual.get(meter, 1) if value is None else value) for meter, value in said.items()}
+    counts = {meter: count * many if route.made else count for meter, count in each.items() if count}
+    counts |= {meter: -(-counts[meter] // number) for meter, number in route.per.items() if meter in counts}
+    given = ((option, _asked(body, name)) for option, name in route.given.items())
     options = tuple((option, said) for option, said in given if isinstance(said, str) and said != "auto")
     size = _size(files) if route.sound else None
     most = {}
     if size is not None:
         counts, most = {"audio_seconds": size // _USUAL_SOUND + 1}, {"audio_seconds": size // route.sound + 1}
-    return {"counts": counts, "most": most, "options": options, "hidden": route.hidden}
+    elif route.split:
+        pieces = {
+            meter: sum(len(json.dumps(one, default=str)) // route.split + 1 for one in said[meter]) for meter in counts
+        }
+        upper = {meter: -(-pieces[meter] // route.per.get(meter, 1)) for meter in counts}
+        most = {} if upper == counts else upper
+    return {"counts": counts, "most": most, "options": options, "hidden": route.hidden, "alone": route.alone}
 
 
 _USUAL_SOUND = 16_000
@@ -244,7 +284,7 @@ def _size(files: Any) -> int | None:
 
 
 def _count(value: Any) -> int:
-    if isinstance(value, str):
+    if isinstance(value, (str, list)):
         return len(value)
     return value if type(value) is int and value > 0 else 0
 
@@ -268,8 +308,24 @@ def _region(body: dict[str, Any], route: Route) -> str:
     return route.regions.get(asked, asked) if isinstance(asked, str) else ""
 
 
+def _first(body: dict[str, Any], names: tuple[str, ...]) -> str:
+    return next((asked for name in names if isinstance(asked := _asked(body, name), str)), "")
+
+
 def _asked(body: dict[str, Any], name: str) -> Any:
     return body.get(name) if "." not in name else dig(body, tuple(name.split(".")))
+
+
+def _answers(body: dict[str, Any], names: str) -> tuple[int, int]:
+    """How many answers a request has written, and how many it is shown: a list of fields, of which the last says that."""
+    counts = [found if type(found := _asked(body, name)) is int and found > 0 else 1 for name in names.split("|")]
+    return max(counts), counts[-1]
+
+
+@lru_cache(maxsize=64)
+def _looseness(text: str) -> Callable[[Any], bool]:
+    expression = compiled(text)
+    return lambda body: expression.any({"request": body})
 
 
 def path_of(url: str) -> str:
@@ -309,9 +365,9 @@ def called(
     try:
         result = wrapped(*args, **kwargs)
     except BaseException as error:
-        guarded("failed", failed, opened, error, refused)
+        ending("failed", opened.invocation, failed, opened, error, refused)
         raise
-    guarded("answered", ended, opened, read, result)
+    ending("answered", opened.invocation, ended, opened, read, result)
     return result
 
 
@@ -329,9 +385,9 @@ async def acalled(
     try:
         result = await wrapped(*args, **kwargs)
     except BaseException as error:
-        guarded("failed", failed, opened, error, refused)
+        ending("failed", opened.invocation, failed, opened, error, refused)
         raise
-    guarded("answered", ended, opened, read, result)
+    ending("answered", opened.invocation, ended, opened, read, result)
     return result
 
 
@@ -365,7 +421,7 @@ def settle_body(opened: Opened, body: Any) -> None:
     if reading is not None or body is None:
         invocation.settle(reading or Reading())
     else:
-        invocation.settle_estimated(reader.text(body), 0, reader.describe(body), "ok")
+        opened.unsaid(reader.describe(body), reader.text(body), 0, "ok")
 
 
 def failed(opened: Opened, error: BaseException, refused: Refused | None = None) -> None:
@@ -379,7 +435,7 @@ def failed(opened: Opened, error: BaseException, refused: Refused | None = None)
     try:
         http, invocation.answer = invocation.answer, None
         if http is not None and http.is_success and http.is_closed:
-            reading, _ = read_events(http.content, opened.reader)
+            reading = _read_whole(http, opened.reader)
             if reading is not None:
                 invocation.leave()
                 invocation.settle(reading, "error", error)
@@ -402,7 +458,7 @@ def settle(opened: Opened, result: Any, http: Any) -> None:
     if hasattr(result, "usage"):
         reading = reader.tolerant(result)
     elif http is not None:
-        reading, _ = read_events(http.content, reader)
+        reading = _read_whole(http, reader)
     if reading is not None:
         invocation.settle(reading)
         return
@@ -414,3 +470,13 @@ def settle(opened: Opened, result: Any, http: Any) -> None:
         invocation.settle(reading)
         return
     opened.unsaid(reader.describe(body), reader.text(body), 0, "ok")
+
+
+def _read_whole(http: Any, reader: Reader) -> Reading | None:
+    """The usage of an answer of httpx that was read to its end."""
+    if not reader.route.makers:
+        return read_events(http.content, reader)[0]
+    told = amazon.told_of(http.headers)
+    if "eventstream" in http.headers.get("content-type", ""):
+        return amazon.read_stream(amazon.frames(http.content), told, reader)[0]
+    return amazon.read_whole(first_event(http.content), told, reader)

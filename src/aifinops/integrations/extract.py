@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator, Mapping
 from copy import copy
+from datetime import UTC, datetime
 from decimal import Decimal
 from enum import Enum
 from typing import Any
@@ -238,11 +239,8 @@ class Reader:
         self._known = _known(route)
         self._below = self._counter.below(route.raw, self._known)
         self._has_late = bool(self._counter._late)
-        self._tools = [
-            (meter, expression, expression.roots(), expression.needs(route.raw))
-            for meter, text in route.tools.items()
-            for expression in (compiled(text),)
-        ]
+        self._tools = _tools(route.tools, route.raw)
+        self._tools_of = [(begin, _tools(tools, route.raw)) for begin, tools in route.tools_of.items()]
         self._offered = route.offered
         self._parts = [_Parts(row, route.raw) for row in route.parts]
         self._model = _place(route.model)
@@ -308,7 +306,7 @@ class Reader:
     def _beside(self, reading: Reading, counts: _Counts, ask: Getter, body: Any) -> None:
         """What is counted outside the usage object: tools, and parts of several models."""
         kept = reading.raw or _NOTHING
-        for meter, expression, roots, needs in self._tools:
+        for meter, expression, roots, needs in self._tools_for(reading.model):
             if any(map(ask, roots)) if needs is None else not needs.isdisjoint(kept):
                 value = expression.number(meter, body)
                 if value:
@@ -328,12 +326,21 @@ class Reader:
 
     def most_tools(self, reading: Reading, events: list[Any]) -> Reading:
         """Count tools over the events of a stream, of which any may tell them: of each the most, since events repeat."""
-        for meter, expression, roots, _ in self._tools:
+        for meter, expression, roots, _ in self._tools_for(reading.model):
             for event in events:
                 ask = getter(event)
                 if ask is not None and any(map(ask, roots)) and (value := expression.number(meter, event)):
                     reading.quantities = {**reading.quantities, meter: max(value, reading.quantities.get(meter, 0))}
         return reading
+
+    def _tools_for(self, model: str) -> _Tools:
+        """How the tools of a model are counted, by the model that answered: one that is asked for by an alias may be of any generation."""
+        if self._tools_of:
+            name = model.rpartition("/")[2]
+            for begin, tools in self._tools_of:
+                if name.startswith(begin):
+                    return tools
+        return self._tools
 
     def describe(self, body: Any) -> Reading:
         """Model, id and tier of a body without usage."""
@@ -348,6 +355,8 @@ class Reader:
             found = body.get(self._created_name)
         else:
             found = next(self._created.values(body), None)
+        if isinstance(found, str):
+            found = _seconds(found)
         if isinstance(found, (int, float)) and not isinstance(found, bool) and _FIRST <= found <= _LAST:
             return int(found) * 1_000_000_000
         return None
@@ -425,10 +434,28 @@ class Reader:
         return "".join(text for path in self._text for text in _texts(body, path))
 
 
+_Tools = list[tuple[str, Expression, tuple[str, ...], frozenset[str] | None]]
+
+
+def _tools(paths: Mapping[str, str], raw: str) -> _Tools:
+    """(meter, where, names of the body and of the usage object of which one must be there) of each tool."""
+    found = ((meter, compiled(text)) for meter, text in paths.items())
+    return [(meter, expression, expression.roots(), expression.needs(raw)) for meter, expression in found]
+
+
 _NO_NAMES: Mapping[str, str] = {}
 _NOTHING: dict[str, Any] = {}
 _FIRST, _LAST = 1_500_000_000, 10_000_000_000
 """Seconds since the epoch that can be the moment of an answer: 2017 to 2286, which no count of milliseconds falls into."""
+
+
+def _seconds(text: str) -> int | None:
+    """Seconds since the epoch of a moment in ISO 8601; None for what is none."""
+    try:
+        said = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return int((said if said.tzinfo is not None else said.replace(tzinfo=UTC)).timestamp())
 
 
 def _place(text: str) -> str | Names | Expression | None:
@@ -460,6 +487,8 @@ def _finishes(path: Names, ask: Getter, body: Any) -> tuple[str, ...]:
             name = path[1][0]
             asked = [inner(name) for entry in entries if (inner := getter(entry)) is not None]
             return tuple([found if type(found) is str else text for found in asked if (text := word(found))])
+    elif len(path) == 1 and ask(path[0][0]) is True:
+        return ("true",)
     return tuple(_texts(body, path))
 
 
@@ -738,6 +767,7 @@ def _known(route: Route) -> _Known:
     """Every path of a row that lies below its usage object."""
     known = _Known()
     texts = [*route.usage.values(), *route.tools.values(), *route.known, route.reported, route.tier, route.region]
+    texts += [text for tools in route.tools_of.values() for text in tools.values()]
     texts += [*(row.path for row in route.parts), *route.notes, *route.options.values()]
     known.names.update(route.also)  # kept with it
     prefix = [*route.raw.split(".")] if route.raw else []

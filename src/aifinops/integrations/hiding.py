@@ -13,9 +13,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from aifinops.errors import swallow
+from aifinops.integrations.passing import Opened, guarded
 
 if TYPE_CHECKING:
-    from aifinops.integrations.passing import Opened
     from aifinops.integrations.provider import Provider, Route
 
 __all__ = ["Hider", "ask", "hide", "replaced"]
@@ -72,7 +72,11 @@ def replaced(opened: Opened, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
 
 
 class Hider:
-    """What is taken out of one answer. Whole events go on at once; the beginning of one waits for its end, as it does in the client."""
+    """What is taken out of one answer. Whole events go on at once; the beginning of one waits for its end, as it does in the client.
+
+    What waits is changed only when it is known what goes on, so a failure of ours at any step neither loses a byte nor repeats one: from
+    there on all bytes go on as they are.
+    """
 
     __slots__ = ("_off", "_parts", "_size")
 
@@ -85,40 +89,62 @@ class Hider:
         """What goes on of a chunk and of what waited before it; perhaps nothing yet."""
         if self._off:
             return chunk
-        try:
-            whole = chunk if not self._parts and chunk.endswith(_ENDS) else self._until_end(chunk)
-            whole = whole.replace(_NULL, b"")
-            return whole if _USAGE not in whole else _without(whole)
-        except Exception as failure:  # what cannot be read is not hidden
-            swallow("integrations.hiding", failure)
+        if not self._parts and chunk.endswith(_ENDS):
+            return _kept(chunk)
+        data, cut = _joined(self._parts, chunk)
+        if not cut:  # no event ends here, whatever came before
+            self._parts.append(chunk)
+            self._size += len(chunk)
+            if self._size <= MAX_EVENT:
+                return b""
             self._off = True
-            return self.rest() + chunk
+            return self.waiting()
+        shown, tail = _kept(data[:cut]), data[cut:]
+        self._parts[:] = [tail] if tail else []
+        self._size = len(tail)
+        return shown
 
-    def rest(self) -> bytes:
-        """What still waits when no more comes."""
+    def waiting(self) -> bytes:
+        """What waits, as it came; it does not wait any longer."""
         data = b"".join(self._parts)
         self._parts.clear()
         self._size = 0
-        return data if self._off or not data else _without(data.replace(_NULL, b""))
+        return data
+
+    def rest(self) -> bytes:
+        """What still waits when no more comes."""
+        data = self.waiting()
+        try:
+            return data if self._off or not data else _kept(data)
+        except Exception as failure:  # what cannot be read is not hidden
+            swallow("integrations.hiding", failure)
+            return data
 
     def taking(self) -> Callable[[bytes], bytes]:
-        """`take`, with what it can do at once done without it."""
+        """`take`, with what it can do at once done without it, and without its failures."""
         parts, slowly = self._parts, self.take
 
         def take(chunk: bytes) -> bytes:
-            # One event, as nearly all chunks are. Its null is looked for from the end, near which it is.
-            if chunk.find(b"\n") == len(chunk) - 2 and chunk[-1] == _LF and not parts:
-                head, null, tail = chunk.rpartition(_NULL)
-                if null and _USAGE not in tail:
-                    return head + tail
-            return slowly(chunk)
+            try:
+                # One event, as nearly all chunks are. Its null is looked for from the end, near which it is.
+                if chunk.find(b"\n") == len(chunk) - 2 and chunk[-1] == _LF and not parts:
+                    head, null, tail = chunk.rpartition(_NULL)
+                    if null and _USAGE not in tail:
+                        return head + tail
+                return slowly(chunk)
+            except Exception as failure:  # what cannot be read is not hidden
+                self._off = True
+                unseen = b"".join((*parts, chunk))
+                parts.clear()
+                swallow("integrations.hiding", failure)
+                return unseen
 
         return take
 
     def all(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
         """The chunks of an answer without what is hidden; with one step of ours for each."""
         try:
-            yield from filter(None, map(self.taking(), chunks))
+            yield from filter(None, map(guarded("hiding", self.taking) or bytes, chunks))
         except Exception:  # the connection's own error goes on
             if self._parts:  # whoever reads bytes gets all that came before it
                 yield self.rest()
@@ -126,22 +152,19 @@ class Hider:
         if self._parts and (last := self.rest()):
             yield last
 
-    def _until_end(self, chunk: bytes) -> bytes:
-        parts = self._parts
-        if b"\n" not in chunk and b"\r" not in chunk:  # no event ends here, whatever came before
-            parts.append(chunk)
-            self._size += len(chunk)
-            if self._size > MAX_EVENT:
-                self._off = True
-                return self.rest()
-            return b""
-        data = b"".join((*parts, chunk))
-        cut = max((at + len(end) for end in _LAST_ENDS if (at := data.rfind(end)) >= 0), default=0)
-        parts.clear()
-        if cut < len(data):
-            parts.append(data[cut:])
-        self._size = len(data) - cut
-        return data[:cut]
+
+def _joined(parts: list[bytes], chunk: bytes) -> tuple[bytes, int]:
+    """(what waits with a chunk after it, bytes of that up to the end of its last whole event); 0 where none ends."""
+    if b"\n" not in chunk and b"\r" not in chunk:
+        return b"", 0
+    data = b"".join((*parts, chunk))
+    return data, max((at + len(end) for end in _LAST_ENDS if (at := data.rfind(end)) >= 0), default=0)
+
+
+def _kept(data: bytes) -> bytes:
+    """Whole events without what is hidden."""
+    data = data.replace(_NULL, b"")
+    return data if _USAGE not in data else _without(data)
 
 
 def _without(data: bytes) -> bytes:
@@ -186,6 +209,7 @@ class Veil:
     def __init__(self, http: Any) -> None:
         self._below: dict[str, Any] = {}
         self._hider = Hider()
+        self._used = False
         for name, shown in (
             ("iter_bytes", self._iter_bytes),
             ("iter_raw", self._iter_raw),
@@ -195,27 +219,30 @@ class Veil:
             if hasattr(http, name):
                 self._below[name] = getattr(http, name)
                 setattr(http, name, shown)
-        self._used = False
 
     def _iter_bytes(self, chunk_size: int | None = None) -> Iterator[bytes]:
         self._used = True
-        return _sized(self._hider.all(self._below["iter_bytes"]()), chunk_size)
+        chunks = self._hider.all(self._below["iter_bytes"]())
+        return chunks if chunk_size is None else _cut(chunks, chunk_size)
 
     def _iter_raw(self, chunk_size: int | None = None) -> Iterator[bytes]:
         if self._used:  # by `iter_bytes`, which asks for these itself
             return self._below["iter_raw"](chunk_size)  # type: ignore[no-any-return]
         self._used = True
-        return _sized(self._hider.all(self._below["iter_raw"]()), chunk_size)
+        chunks = self._hider.all(self._below["iter_raw"]())
+        return chunks if chunk_size is None else _cut(chunks, chunk_size)
 
     def _aiter_bytes(self, chunk_size: int | None = None) -> AsyncIterator[bytes]:
         self._used = True
-        return _asized(_aall(self._hider, self._below["aiter_bytes"]()), chunk_size)
+        chunks = _aall(self._hider, self._below["aiter_bytes"]())
+        return chunks if chunk_size is None else _acut(chunks, chunk_size)
 
     def _aiter_raw(self, chunk_size: int | None = None) -> AsyncIterator[bytes]:
         if self._used:
             return self._below["aiter_raw"](chunk_size)  # type: ignore[no-any-return]
         self._used = True
-        return _asized(_aall(self._hider, self._below["aiter_raw"]()), chunk_size)
+        chunks = _aall(self._hider, self._below["aiter_raw"]())
+        return chunks if chunk_size is None else _acut(chunks, chunk_size)
 
 
 def hide(result: Any) -> None:
@@ -225,12 +252,8 @@ def hide(result: Any) -> None:
         Veil(http)
 
 
-def _sized(chunks: Iterator[bytes], size: int | None) -> Iterator[bytes]:
-    """The same bytes in pieces of a size, as they are asked of httpx."""
-    return chunks if size is None else _cut(chunks, size)
-
-
 def _cut(chunks: Iterator[bytes], size: int) -> Iterator[bytes]:
+    """The same bytes in pieces of a size, as they are asked of httpx."""
     waiting = bytearray()
     for chunk in chunks:
         waiting += chunk
@@ -239,10 +262,6 @@ def _cut(chunks: Iterator[bytes], size: int) -> Iterator[bytes]:
             del waiting[:size]
     if waiting:
         yield bytes(waiting)
-
-
-def _asized(chunks: AsyncIterator[bytes], size: int | None) -> AsyncIterator[bytes]:
-    return chunks if size is None else _acut(chunks, size)
 
 
 async def _acut(chunks: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
@@ -257,7 +276,7 @@ async def _acut(chunks: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]
 
 
 async def _aall(hider: Hider, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    take = hider.taking()
+    take = guarded("hiding", hider.taking) or bytes
     try:
         async for chunk in chunks:
             if shown := take(chunk):

@@ -12,19 +12,24 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from decimal import Decimal
 from typing import Any, Self
 
+from aifinops.charges import Charge
 from aifinops.errors import swallow
-from aifinops.integrations.extract import Reader
+from aifinops.integrations.extract import Reader, added
 from aifinops.integrations.passing import Opened, Passing, Tap, guarded
-from aifinops.integrations.paths import Names, plain, split, word
+from aifinops.integrations.paths import compiled, plain, split, word
 from aifinops.integrations.responses import holds, sign_of
 from aifinops.ledger.base import Query
 from aifinops.metering import Call, Watched, watch
-from aifinops.reading import Reading
+from aifinops.meters import METERS
+from aifinops.money import from_nanos
+from aifinops.reading import Part, Reading
 from aifinops.runtime import Runtime
+from aifinops.usage import Quantity
 
 __all__ = ["Files", "Later", "Lines", "Poll", "Unknown", "settle_held"]
 
@@ -47,19 +52,39 @@ def entry_id(*parts: str) -> str:
 
 @dataclass(slots=True)
 class Polled(Reading):
-    """A reading with when the answer was made (nanoseconds, 0 for not known) and the file that a batch has put its answers into."""
+    """A reading with what only a poll asks for.
+
+    Attributes:
+        created: when the answer was made, nanoseconds; 0 for not known. output: the file that a batch has put its answers into.
+        lines: the answers of a batch that it has in itself, by their place; None where one has no usage.
+        made: of what was asked for, how much was made; None where that decides nothing.
+        elsewhere: True when the answers of a batch are where nobody looks.
+    """
 
     created: int = 0
     output: str = ""
+    lines: Sequence[Reading | None] = ()
+    made: int | None = None
+    elsewhere: bool = False
 
 
 class _PollReader:
-    """A reader whose readings are `Polled`."""
+    """A reader whose readings are `Polled`.
 
-    def __init__(self, reader: Reader) -> None:
+    Args:
+        reader: of the answer. lines: of the answers in it, where it is a batch.
+    """
+
+    def __init__(self, reader: Reader, lines: Sequence[Reader] = ()) -> None:
         self._reader = reader
-        self.route, self.marks, self.otherwise = reader.route, reader.marks, None
+        self._lines = _LineReader(lines)
+        self.route = route = reader.route
+        self.marks, self.otherwise = reader.marks, None
         self.text, self.event_body = reader.text, reader.event_body
+        self._output = split(route.output)
+        self._within = compiled(route.lines) if route.lines else None
+        self._made = compiled(route.made) if route.made else None
+        self._elsewhere = compiled(route.elsewhere) if route.elsewhere else None
 
     def tolerant(self, body: Any) -> Reading | None:
         reading = self._reader.tolerant(body)
@@ -73,10 +98,30 @@ class _PollReader:
 
     def _polled(self, reading: Reading, body: Any) -> Polled:
         values = {one.name: getattr(reading, one.name) for one in fields(Reading)}
-        return Polled(**values, created=self._reader.created(body) or 0, output=word(plain(body, _OUTPUT_FILE)))
+        polled = Polled(**values, created=self._reader.created(body) or 0)
+        # The last part of a path (`files/abc`) is what a download is asked for by.
+        polled.output = word(plain(body, self._output)).rpartition("/")[2]
+        if self._within is not None:
+            polled.lines = [self._lines.read(entry) for entry in self._within.first(body)]
+        if self._made is not None:
+            polled.made = int(self._made.number("made", body) or 0)
+        if self._elsewhere is not None:
+            polled.elsewhere = self._elsewhere.any(body)
+        return polled
 
 
-_OUTPUT_FILE: Names = split("output_file_id")
+class _LineReader:
+    """Reads one answer of a batch by whichever of several routes it has the signs of."""
+
+    def __init__(self, readers: Sequence[Reader]) -> None:
+        self._readers = [(reader, list(map(sign_of, reader.route.signs))) for reader in readers]
+
+    def read(self, entry: Any) -> Reading | None:
+        """What it says; None for what has no usage, such as an error."""
+        for reader, signs in self._readers:
+            if all(holds(sign, entry) for sign in signs):
+                return reader.tolerant(reader.event_body(entry))
+        return None
 
 
 class _Held:
@@ -105,8 +150,7 @@ def hold(opened: Opened, about: Reading, text: str = "", pieces: int = 0) -> boo
     Args:
         opened: the call. about: what the answer says. text, pieces: what has come of a stream.
     """
-    status = about.finish_reasons[:1]
-    if not status or status[0] not in opened.reader.route.later or not about.response_id:
+    if not _under_way(opened.reader, about) or not about.response_id:
         return False
     key = (opened.invocation.call.provider, about.response_id)
     opened.invocation.id = entry_id(*key)
@@ -119,8 +163,12 @@ def hold(opened: Opened, about: Reading, text: str = "", pieces: int = 0) -> boo
     return True
 
 
+def _under_way(reader: Reader, about: Reading) -> bool:
+    return next(iter(about.finish_reasons), "") in reader.route.later
+
+
 def _give_up(opened: Opened, about: Reading, text: str, pieces: int) -> None:
-    opened.invocation.settle_estimated(text, pieces, about, "abandoned")
+    Opened.unsaid(opened, about, text, pieces, "abandoned")  # not the one of `Later`, which would wait on
 
 
 def settle_held() -> None:
@@ -139,6 +187,91 @@ atexit.register(settle_held)
 def _known(engines: Runtime, query: Query) -> set[str]:
     """The ids of the entries that the ledger has."""
     return {charge.id for charge in engines.ledger.rows(query)}
+
+
+# --- once, and what has come to it since ------------------------------------------------------------------------------------
+
+
+def _charge_growth(watched: Watched, reading: Reading, id: str, created: int = 0) -> None:
+    """Charge what this or another process has not charged yet: all of it, or what the usage of one id has grown by.
+
+    Args:
+        id: of the first ledger entry. Each further one has an id made of it and of its number, so that processes that see the same
+            growth charge it once.
+    """
+    before, number = _charged(watched, id, reading.response_id, created or watched.wall)
+    more = _growth(reading, before)
+    if more is not None:
+        watched.charge(more, id=entry_id(id, str(number)) if number else id, at=created)
+
+
+def _charged(watched: Watched, id: str, response_id: str, made: int) -> tuple[list[Charge], int]:
+    """(the entries of an answer, how many of them have an id that is made of its own)."""
+    ledger = watched.engines.ledger
+    found: dict[str, Charge] = {}
+    page, number = 0, 0
+    while number == page:
+        ids = [entry_id(id, str(one)) if one else id for one in range(page, page + _GROWN)]
+        found |= {charge.id: charge for charge in ledger.rows(Query(where={"id": ids}))}
+        number, page = len(found), page + _GROWN
+    if response_id:
+        own = {"response_id": response_id, "provider": watched.call.provider}
+        found |= {charge.id: charge for charge in ledger.rows(Query(made - _SKEW, made + _SKEW, own))}
+    return list(found.values()), number
+
+
+_GROWN = 16
+"""Entries of one answer that are looked for at once."""
+
+
+def _growth(reading: Reading, before: Sequence[Charge]) -> Reading | None:
+    """What a usage has more than was charged of it; None for nothing. What was an estimate stays one."""
+    if not before:
+        return reading
+    if reading.problem or any(charge.basis == "estimated" or not charge.quantities for charge in before):
+        return None
+    had = added(charge.quantities for charge in before)
+    more: dict[str, Quantity] = {}
+    for names in _together({**had, **reading.quantities}):
+        # By their sum: a later answer may only tell more of what the same tokens were.
+        left = sum(reading.quantities.get(name, 0) - had.get(name, 0) for name in names)
+        for name in names:
+            grown = min(reading.quantities.get(name, 0) - had.get(name, 0), left)
+            if grown > 0:
+                more[name] = grown
+                left -= grown
+    if not more:
+        return None
+    return replace(reading, quantities=more, parts=_parts_of(reading.parts, more), reported=_reported(reading, before))
+
+
+def _together(names: Iterable[str]) -> list[list[str]]:
+    """Meters by what they are parts of: tokens of one direction, and each other one alone."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        meter = METERS.get(name)
+        groups.setdefault(meter.direction if meter and meter.family == "tokens" else name, []).append(name)
+    return list(groups.values())
+
+
+def _parts_of(parts: Sequence[Part], more: Mapping[str, Quantity]) -> tuple[Part, ...]:
+    """The newest parts, as far as they are in what has come since."""
+    left, found = dict(more), []
+    for part in reversed(parts):
+        taken = {name: min(count, left[name]) for name, count in part.quantities.items() if left.get(name)}
+        for name, count in taken.items():
+            left[name] -= count
+        if taken:
+            found.append(Part(taken, part.model, part.kind, taken))
+    return tuple(reversed(found))
+
+
+def _reported(reading: Reading, before: Sequence[Charge]) -> Decimal | None:
+    """What the provider says that the growth cost, where it has said it of all that was before."""
+    told = [charge.amount for charge in before if charge.basis == "reported" and charge.amount is not None]
+    if reading.reported is None or len(told) != len(before):
+        return None
+    return max(reading.reported - from_nanos(sum(told)), Decimal(0))
 
 
 class Later(Opened):
@@ -167,60 +300,103 @@ class Unknown(Watching):
     """A POST to an endpoint that no route knows."""
 
     @classmethod
-    def open(cls, call: Call, reader: Reader) -> Self | None:
+    def open(cls, call: Call, reader: Reader, path: str) -> Self | None:
         """Look at it, unless a call further out is metered."""
         watched = watch(call, _charge_usage)
-        return None if watched is None else cls(reader, watched)
+        if watched is None:
+            return None
+        watched.path = path
+        return cls(reader, watched)
 
 
 def _charge_usage(watched: Watched, reading: Reading, text: str) -> None:
-    """Charge an answer once: what nobody knows may be a thing that every request about it answers with."""
-    if reading.quantities or reading.problem:
-        own = reading.response_id
-        id = entry_id(watched.call.provider, own) if own else ""
-        if not id or not _known(watched.engines, Query(where={"id": id}, limit=1)):
-            watched.charge(reading, id=id)
+    """Charge an answer once: what nobody knows may be a thing that every request about it answers with, with all it has used so far."""
+    if not reading.quantities and not reading.problem:
+        return
+    if not reading.response_id:
+        watched.charge(reading)
+        return
+    with _held.lock:
+        _charge_growth(watched, reading, entry_id(watched.call.provider, reading.response_id))
 
 
 class Poll(Watching):
-    """A GET of one answer or batch."""
+    """A request that answers with one answer or batch that was asked for before."""
 
     @classmethod
     def open(cls, call: Call, readers: list[Reader], subject: str) -> Self | None:
         """Look at it, unless a call further out is metered."""
-        (reader,) = readers
+        reader, *lines = readers
         watched = watch(call, lambda *end: _polled(reader, *end))
-        return None if watched is None else cls(_PollReader(reader), watched)  # type: ignore[arg-type]
+        return None if watched is None else cls(_PollReader(reader, lines), watched)  # type: ignore[arg-type]
 
 
 def _polled(reader: Reader, watched: Watched, reading: Reading, text: str) -> None:
     """An answer was asked for again."""
-    status = reading.finish_reasons[:1]
-    if not isinstance(reading, Polled) or not reading.response_id or (status and status[0] in reader.route.later):
+    if not isinstance(reading, Polled) or not reading.response_id or _under_way(reader, reading):
         return
     key = (watched.call.provider, reading.response_id)
     with _held.lock:  # two threads may poll the same answer
         waiting = _held.calls.pop(key, None)
         if waiting is not None:
-            opened, about, came, pieces = waiting
-            if reading.quantities or reading.problem:
-                opened.invocation.settle(reading)
-            else:  # it failed or was cancelled, and says nothing of what that used
-                opened.invocation.settle_estimated(text or came, pieces, about, "abandoned")
+            _settle_waiting(*waiting, reading, text)
         elif reading.quantities or reading.problem:
-            _charge_once(watched, reading, entry_id(*key))
+            _charge_growth(watched, reading, entry_id(*key), reading.created)
+        elif reading.lines:
+            _charge_lines(watched, reading)
         elif reading.output:
             _remember(key[0], reading.output, reading.response_id)
+        elif reading.elsewhere or reading.made:
+            reading.notes = (*reading.notes, _ELSEWHERE if reading.elsewhere else _ASKED_ELSEWHERE)
+            _charge_growth(watched, reading, entry_id(*key), reading.created)
 
 
-def _charge_once(watched: Watched, reading: Polled, id: str) -> None:
-    """Charge what this or another process has not charged yet."""
-    if _known(watched.engines, Query(where={"id": id}, limit=1)):
-        return
-    made = reading.created or watched.wall
-    own = {"response_id": reading.response_id, "provider": watched.call.provider}
-    if not _known(watched.engines, Query(made - _SKEW, made + _SKEW, own, limit=1)):
-        watched.charge(reading, id=id, at=reading.created)
+_ELSEWHERE = "the answers of this batch, which tell their usage, are in a place of yours that is not looked into"
+_ASKED_ELSEWHERE = "what was asked for, which decides the price, was said by another process"
+
+
+def _settle_waiting(opened: Opened, about: Reading, came: str, pieces: int, reading: Polled, text: str) -> None:
+    """The end of what this process has begun."""
+    invocation = opened.invocation
+    call = invocation.call
+    if reading.made is not None and call.counts:
+        # https://ai.google.dev/gemini-api/docs/video: what was blocked is not charged.
+        reading.quantities = {name: count // call.choices * reading.made for name, count in call.counts.items()}
+        reading.options = reading.options or call.options
+        if not reading.made:
+            invocation.release(NothingMade(call.model))
+            return
+    if reading.quantities or reading.problem:
+        invocation.settle(reading)
+    else:  # it failed or was cancelled, and says nothing of what that used
+        Opened.unsaid(opened, about, text or came, pieces, "abandoned")
+
+
+class NothingMade(Exception):
+    """What was asked for was not made, and is not billed: the error of a span."""
+
+
+def _charge_lines(watched: Watched, reading: Polled) -> None:
+    """Charge the answers that a batch has in itself, each once, at the time of the batch."""
+    found = {
+        entry_id(watched.call.provider, reading.response_id, str(place)): line
+        for place, line in enumerate(reading.lines)
+        if line is not None and (line.quantities or line.problem)
+    }
+    for line in found.values():
+        line.model = line.model or reading.model.removeprefix("models/")
+    _charge_all(watched, found, reading.created)
+
+
+def _charge_all(watched: Watched, found: Mapping[str, Reading], at: int = 0) -> None:
+    """Charge what has no entry yet; entry id -> what it says."""
+    ids = list(found)
+    for start in range(0, len(ids), _PAGE):
+        page = ids[start : start + _PAGE]
+        known = _known(watched.engines, Query(where={"id": page}))
+        for id in page:
+            if id not in known:
+                watched.charge(found[id], id=id, at=at)
 
 
 def _remember(provider: str, file: str, batch: str) -> None:
@@ -235,7 +411,7 @@ class Lines(Watching):
 
     def __init__(self, readers: list[Reader], watched: Watched, batch: str) -> None:
         super().__init__(readers[0], watched)
-        self._readers = [(reader, list(map(sign_of, reader.route.signs))) for reader in readers]
+        self._lines = _LineReader(readers)
         self._batch = batch
         self._watched = watched
         self._tapped = False
@@ -274,13 +450,7 @@ class Lines(Watching):
 
     def take(self, lines: Sequence[bytes], *, to_the_end: bool = True) -> None:
         """Charge every line that has a usage and is not charged yet; the end of a file that was left or cut may be half a line."""
-        found = dict(self._read(lines, len(lines) - 1 if to_the_end else -1))
-        for start in range(0, len(found), _PAGE):
-            ids = list(found)[start : start + _PAGE]
-            known = _known(self._watched.engines, Query(where={"id": ids}))
-            for id in ids:
-                if id not in known:
-                    self._watched.charge(found[id], id=id)
+        _charge_all(self._watched, dict(self._read(lines, len(lines) - 1 if to_the_end else -1)))
 
     def _read(self, lines: Sequence[bytes], last: int) -> Iterator[tuple[str, Reading]]:
         for number, line in enumerate(lines):
@@ -290,16 +460,10 @@ class Lines(Watching):
                 if number != last:
                     swallow("later.line", failure)
                 continue
-            name = word(plain(entry, _CUSTOM)) if isinstance(entry, dict) else ""
-            reading = self._reading(entry) if name else None
+            name = word(plain(entry, _CUSTOM) or plain(entry, _KEY)) if isinstance(entry, dict) else ""
+            reading = self._lines.read(entry) if name else None
             if reading is not None and (reading.quantities or reading.problem):
                 yield entry_id(self._watched.call.provider, self._batch, name), reading
-
-    def _reading(self, entry: Any) -> Reading | None:
-        for reader, signs in self._readers:
-            if all(holds(sign, entry) for sign in signs):
-                return reader.tolerant(reader.event_body(entry))
-        return None
 
 
 class Files(Lines):
@@ -310,7 +474,8 @@ class Files(Lines):
         return _held.files.get((provider, subject), "")
 
 
-_CUSTOM: Names = split("custom_id")
+_CUSTOM, _KEY = split("custom_id"), split("key")
+"""The name that whoever asked has given to a line; the second is Google's."""
 
 
 class _PassingLines(Passing):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from aifinops import runtime
 from aifinops.errors import swallow
 from aifinops.integrations.passing import guarded
-from aifinops.integrations.patching import Patch, Patches
+from aifinops.integrations.patching import Patch, Patches, applied
 from aifinops.telemetry.guests import hosted, quieten
 
 __all__ = ["OTHERS", "Other", "Presence", "native", "presence"]
@@ -138,7 +138,7 @@ class Presence:
         self.names: tuple[str, ...] = ()
         self._ranks: dict[str, int] = {}
         self._above = False
-        self.front: Callable[[], list[Patch]] | None = None
+        self.front: Callable[[], Iterable[Patch]] | None = None
         self._in_front: list[Patch] = []
         self.stands = self._silenced = False
 
@@ -165,7 +165,7 @@ class Presence:
         self.step_aside()
         self.stands = True
         if self.front is not None:
-            self._in_front += self.front()
+            self._in_front += self.front()  # one after the other: what is done when another one fails can be taken back
         self._silenced = _owned()
         if self.any and self._silenced:
             self._in_front += _silence(self.library)
@@ -173,19 +173,17 @@ class Presence:
     def step_aside(self) -> None:
         """Take away what stands in front of others: they find what they wrapped only where they have put it."""
         while self._in_front:
-            self._in_front.pop().undo()
+            guarded("others.undo", self._in_front.pop().undo)  # one that fails does not keep the others in front
 
 
 _METHODS = {"google": "google.genai.models"}
 """Library -> where the methods are that its users call, if not in `resources`."""
 
 
-def _silence(library: str) -> list[Patch]:
+def _silence(library: str) -> Iterator[Patch]:
     """Stand in front of those who begin their span further out than we do, so that they see that the call has an owner."""
-    return [
-        Patch(owner, name, _aquiet if inspect.iscoroutinefunction(inspect.unwrap(method)) else _quiet)
-        for owner, name, method in _wrapped_methods(library)
-    ]
+    for owner, name, method in _wrapped_methods(library):
+        yield Patch(owner, name, _aquiet if inspect.iscoroutinefunction(inspect.unwrap(method)) else _quiet)
 
 
 def _wrapped_methods(library: str) -> list[tuple[type, str, Any]]:
@@ -213,35 +211,34 @@ def _owned() -> bool:
 
 
 def _quiet(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    token = guarded("others.quiet", _hush)
+    restore = guarded("others.quiet", _hush)
     try:
         return wrapped(*args, **kwargs)
     finally:
-        guarded("others.quiet", _unhush, token)
+        if restore is not None:
+            restore()
 
 
 async def _aquiet(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    token = guarded("others.quiet", _hush)
+    restore = guarded("others.quiet", _hush)
     try:
         return await wrapped(*args, **kwargs)
     finally:
-        guarded("others.quiet", _unhush, token)
+        if restore is not None:
+            restore()
 
 
-def _hush() -> Any:
-    """Say in the context that the call has an owner; None where it has none."""
+def _hush() -> Callable[[], None] | None:
+    """Say in the context that the call has an owner; None where it has none.
+
+    Returns:
+        What takes it back, with nothing of ours in it that could fail: OpenTelemetry's own, which never raises.
+    """
     if not _owned():
         return None
     from opentelemetry import context
 
-    return context.attach(quieten(context.get_current()))
-
-
-def _unhush(token: Any) -> None:
-    if token is not None:
-        from opentelemetry import context
-
-        context.detach(token)
+    return partial(context.detach, context.attach(quieten(context.get_current())))
 
 
 _presences: dict[str, Presence] = {}
@@ -264,19 +261,20 @@ def presence(library: str) -> Presence:
 def _watch(owner: str, functions: tuple[str, ...], module: Any) -> list[Patch]:
     try:
         place = getattr(module, owner) if owner else module
-        return [Patch(place, name, _switched) for name in functions]
+        return applied((place, name, _switched) for name in functions)
     except Exception as failure:  # a version without these: found at the next new client instead
         swallow("integrations.others.watch", failure)
         return []
 
 
 def _switched(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    for one in _presences.values():
+    here = list(_presences.values())  # another thread may see one more library
+    for one in here:
         guarded("others.step_aside", one.step_aside)
     try:
         return wrapped(*args, **kwargs)
     finally:
-        for one in _presences.values():
+        for one in here:
             guarded("others.look", one.look)
             if one.stands:
                 guarded("others.step_in", one.step_in)
@@ -284,7 +282,7 @@ def _switched(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...],
 
 def leave(library: str | None = None) -> None:
     """Take back what was put in front of others for one library; for None, for all, and no longer see them switched."""
-    for one in _presences.values():
+    for one in list(_presences.values()):
         if library is None or library.partition(".")[0] == one.library:
             one.front, one.stands = None, False
             one.step_aside()

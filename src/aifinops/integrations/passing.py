@@ -7,19 +7,20 @@ library hands out as objects pass `watched` or `awatched`.
 from __future__ import annotations
 
 import atexit
-import base64
 import os
-import re
 import sys
 import weakref
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from contextvars import ContextVar
+from functools import partial
 from itertools import chain, filterfalse, islice
 from typing import Any, TypeVar
 
 from aifinops import metering
+from aifinops.budgets.waiting import Wait
 from aifinops.errors import BudgetExceeded, swallow
+from aifinops.integrations import amazon
 from aifinops.integrations.extract import Reader, StreamText, first_event, read_events, read_objects, said
 from aifinops.metering import Invocation
 from aifinops.reading import Reading
@@ -78,13 +79,26 @@ def guarded(place: str, function: Callable[..., Any], *args: Any) -> Any:
     try:
         return function(*args)
     except BudgetExceeded as refusal:
-        refused = refusals.get()
-        if refused is not None:
-            refused.append(refusal)
+        _note(refusal)
         raise
     except Exception as failure:  # the user's call goes on as if we were not there
         swallow(f"integrations.{place}", failure)
         return None
+
+
+async def aguarded(place: str, function: Callable[..., Any], *args: Any) -> Any:
+    """`guarded` for what opens a call, in a task: where the call has to wait for room, the task does."""
+    try:
+        return await metering.begin_patiently(guarded, place, function, *args)
+    except BudgetExceeded as refusal:
+        _note(refusal)
+        raise
+
+
+def _note(refusal: BudgetExceeded) -> None:
+    refused = refusals.get()
+    if refused is not None and not isinstance(refusal, Wait) and refusal not in refused:
+        refused.append(refusal)
 
 
 class Passing:
@@ -96,7 +110,9 @@ class Passing:
         self.size = 0
         self.newest: list[bytes] = []  # what has come since the last `pack`
         self.done = False
-        self.framed = False  # binary frames of Amazon's event streams instead of server-sent events
+        self.told: dict[str, Any] | None = (
+            None  # by the headers of one of Amazon's event streams, which come in binary frames
+        )
         _passing.add(self)
 
     def pack(self, chunk: bytes) -> None:
@@ -122,14 +138,19 @@ class Passing:
         if not self.done:
             self.done = True
             _passing.discard(self)
-            metering.settle_later(self._settle)
+            metering.settle_later(partial(metering.ending, "stream", self._opened.invocation, self._settle))
+
+    def forget(self) -> None:
+        """It cannot be seen after all: whoever wanted to see it ends the call in another way."""
+        self.done = True
+        _passing.discard(self)
 
     def _settle(self) -> None:
         try:
             self._settle_read()
         except Exception as failure:  # recorded as a call whose cost is unknown
-            swallow("integrations.stream", failure)
             self._opened.invocation.settle(Reading())
+            swallow("integrations.stream", failure)
 
     def _settle_read(self) -> None:
         invocation, reader = self._opened.invocation, self._opened.reader
@@ -147,21 +168,16 @@ class Passing:
         data = b"".join([*self.kept, *self.newest])
         self.kept.clear()
         self.newest.clear()
-        if self.framed:
-            data = _unframed(data)
+        reading = None
+        if self.told is not None:
+            said_in = amazon.frames(data)
+            reading, data = amazon.read_stream(said_in, self.told, reader)[0], amazon.as_lines(said_in)
         if self._opened.invocation.engines.capture:
             self._opened.invocation.said = said(data, reader)
+        if reading is not None:
+            return reading, StreamText(), None
         reading, came = read_events(data, reader)
         return reading, came, None if reading is not None else first_event(data)
-
-
-_FRAMED = re.compile(rb'"bytes"\s*:\s*"([A-Za-z0-9+/=]+)"')
-
-
-def _unframed(data: bytes) -> bytes:
-    """The events of an Amazon event stream as server-sent ones. Each frame has its event as `{"bytes": base64}`, which is found
-    without the frames around it, so that one that was cut or let go does not hide the others."""
-    return b"".join(b"data: %b\n\n" % base64.b64decode(found) for found in _FRAMED.findall(data))
 
 
 class PassingEvents(Passing):
@@ -282,18 +298,23 @@ class Tap:
 
     def __init__(self, opened: Opened, http: Any) -> None:
         self._passing = passing = opened.passing()
-        passing.framed = "amazon.eventstream" in http.headers.get("content-type", "")
+        if "amazon.eventstream" in http.headers.get("content-type", ""):
+            passing.told = amazon.told_of(http.headers)
         self._source: Any = None
-        self._put_on(http)
+        try:
+            self._put_on(http)
+        except Exception:
+            passing.forget()
+            raise
 
     def _put_on(self, http: Any) -> None:
         self._http = http
+        self._lost = weakref.finalize(http, guarded, "lost", self._passing.lost)
+        self._lost.atexit = False
         if hasattr(http, "iter_bytes"):
             http.iter_bytes, http.iter_raw, http.close = self._iter_bytes, self._iter_raw, self._close
         if hasattr(http, "aiter_bytes"):
             http.aiter_bytes, http.aiter_raw, http.aclose = self._aiter_bytes, self._aiter_raw, self._aclose
-        self._lost = weakref.finalize(http, guarded, "lost", self._passing.lost)
-        self._lost.atexit = False
 
     @staticmethod
     def move(old: Any, new: Any) -> None:
@@ -403,7 +424,7 @@ def at_exit(item: Any, *, wanted: bool) -> None:
 def finish_open_streams() -> None:
     """At the end of the process: settle what nobody has read to its end."""
     for item in list(_passing):
-        item.finish()
+        guarded("exit", item.finish)  # one that fails does not keep the others from being settled
 
 
 atexit.register(finish_open_streams)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from aifinops.errors import swallow
 
-__all__ = ["Patch", "Patches", "Undoable"]
+__all__ = ["Patch", "Patches", "Undoable", "applied"]
 
 Wrapper = Callable[[Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]], Any]
 _Place = tuple[str, str]  # key and module
@@ -44,6 +44,22 @@ class Patch:
             delattr(self._owner, self._name)
         else:
             setattr(self._owner, self._name, self._own)
+
+
+def applied(wanted: Iterable[tuple[Any, str, Wrapper]]) -> list[Patch]:
+    """Several patches, or none: where one cannot be made, those before it are taken back.
+
+    Args:
+        wanted: owner, name and wrapper of each.
+    """
+    made: list[Patch] = []
+    try:
+        made.extend(Patch(*one) for one in wanted)  # one after the other: those before a failure are there
+    except BaseException:
+        for patch in reversed(made):
+            patch.undo()
+        raise
+    return made
 
 
 class Patches:

@@ -286,6 +286,14 @@ class Expression:
             for term in terms:
                 yield from (value for value in term.values(body) if value is not None)
 
+    def first(self, body: Any) -> list[Any]:
+        """The values of the first alternative that has any."""
+        for terms in self.alternatives:
+            found = [value for term in terms for value in term.values(body) if value is not None]
+            if found:
+                return found
+        return []
+
     def word(self, body: Any, names: Mapping[str, str]) -> str:
         """The first value that is a text and is not empty under its standard name."""
         if self.literal:

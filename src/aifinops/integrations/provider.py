@@ -63,15 +63,20 @@ class Route:
         operation: OpenTelemetry's `gen_ai.operation.name`.
         usage: meter, or name of an inclusive count -> where; what is absent was not reported. An answer without any has no usage.
         signs: by which a body is known without its path, all of them: `path`, `!path` (not there), `path=value,value`.
-        tools: meters that are counted beside the usage, of an answer that has some. offered: the list of tools that the answer repeats
+        tools: meters that are counted beside the usage, of an answer that has some. tools_of: beginning of the name of a model that
+            answered -> its tools, in place of these. offered: the list of tools that the answer repeats
             from the request; when it is empty none were used, and nobody looks for them.
         parts: usage of several models in one answer.
+        makers: True for answers in the form of whoever made the model, with the counts in headers beside it: Amazon's InvokeModel.
         event: where a stream's event keeps the body (`response` for the Responses API), empty for the event itself.
         merge: stream events that add to one another, and where each keeps its piece of the body; empty when the last one says all.
         running: True when every event of a stream repeats the usage so far, which is final only where `finish` stands.
         ended: `type` of the event that ends a stream, where no `[DONE]` does.
         text: paths of generated text, in bodies and stream events; counted when a stream ends without usage.
-        limits: request fields (plain paths) that state the output limit, first one wins. choices: the field that multiplies it.
+        named: request fields (plain paths) that name what is asked for where no `model` does, first one wins.
+        limits: request fields (plain paths) that state the output limit, first one wins. loose: where in a request (below `request`) it
+            says something by which more may be billed than the limit, as tools of the provider do, or thoughts that are beside it.
+        choices: the field that multiplies it; `a|b` for answers that are written and those of them that are shown.
         usage_option: `field.flag` of a request for a stream that makes it end with its usage, in an event that has no choices.
         unseen: beginnings of the names of models that think in billed tokens which no event of a stream shows.
         model, response_id, created, finish: in the body.
@@ -85,11 +90,18 @@ class Route:
         asks: request field -> its word -> the tier that may be served then, where that is dearer than the standard one. place: request
             field that asks for a region. given: option of the price -> request field that says it where the answer does not.
         billed: meter -> request field that has all that is billed of it: a number, or a text whose characters count.
+            usual: how many are made of it where the request does not say; else one. It is of one of the `choices` where a route has `made`.
+        alone: True where what is `billed` is billed in no other way, whatever the model.
+        per: how many of what stands there make one of a meter, where one that is begun counts whole. split: bytes of one of them from which
+            on it may count as several, so that the count is a bound.
         hidden: True for requests with input that their fields do not show (a file): what the model can read is the bound.
         sound: the fewest bytes that a second of the sound in such a file takes; 0 for other files.
         most: model -> the most output tokens of one answer, where no field of the request limits it.
         otherwise: how an answer of the same endpoint is read that has no usage.
-        later: words at `finish` that say that the usage is still to come: it is polled for.
+        later: words at `finish` that say that the usage is still to come: it is polled for. An empty one stands for nothing said there;
+            a flag that is set says `true`.
+        lines: of a batch, where it has its answers in itself. output: the file that has them. elsewhere: where it says that they are in
+            a place of the user's own. traced: True for a stream that tells in its trace what each of several calls of models used. made: how much was made of what was asked for, where only that is billed.
     """
 
     operation: str
@@ -98,12 +110,16 @@ class Route:
     tools: Mapping[str, str] = field(default_factory=dict)
     offered: str = ""
     parts: tuple[Parts, ...] = ()
+    tools_of: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    makers: bool = False
     event: str = ""
     merge: tuple[tuple[str, str], ...] = ()
     running: bool = False
     ended: str = ""
     text: tuple[str, ...] = ()
+    named: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
+    loose: str = ""
     usage_option: str = ""
     unseen: tuple[str, ...] = ()
     choices: str = "n"
@@ -126,11 +142,20 @@ class Route:
     place: str = ""
     given: Mapping[str, str] = field(default_factory=dict)
     billed: Mapping[str, str] = field(default_factory=dict)
+    usual: Mapping[str, int] = field(default_factory=dict)
+    alone: bool = False
+    per: Mapping[str, int] = field(default_factory=dict)
+    split: int = 0
     hidden: bool = False
     sound: int = 0
     most: Mapping[str, int] = field(default_factory=dict)
     otherwise: Route | None = None
     later: tuple[str, ...] = ()
+    lines: str = ""
+    output: str = "output_file_id"
+    elsewhere: str = ""
+    made: str = ""
+    traced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +176,8 @@ class Provider:
         package: what to install, for the error that says so.
         clients: part of the name of a client's class -> provider name; it is over `hosts`.
         prefix: what this library's own paths begin with, which `routes` leave out.
-        polls: path of a GET, `{}` for the id in it -> the route that reads the answer. results: the same for the answers of a batch, one
+        polls: end of the path of a GET, `{}` for an id in it -> the route that reads the answer, and those of
+            which one reads an answer in it, where it is a batch. results: the same for the answers of a batch, one
             a line, and the routes of which one reads a line. files: the same for files, of which some are the output of a batch.
         other: how answers of an endpoint that is not in `routes` are read, when they have a usage.
         senders: of a library that sends with httpx, what of it is about to send (`module:Class.method`) -> path from that object to the
@@ -174,7 +200,7 @@ class Provider:
     residency: Mapping[str, str] = field(default_factory=dict)
     clients: Mapping[str, str] = field(default_factory=dict)
     prefix: str = ""
-    polls: Mapping[str, str] = field(default_factory=dict)
+    polls: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     results: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     other: Route | None = None

@@ -57,7 +57,7 @@ ANSWERS = {
     **dict.fromkeys(
         (
             "baseten", "cerebras", "databricks", "fireworks", "meta", "minimax", "moonshotai", "novita", "ovhcloud", "sglang",
-            "together", "vllm", "zai", "zhipuai",
+            "together", "vllm", "voyageai", "zai", "zhipuai",
         ),
         f"{_ROWS}compatible:COMPATIBLE",
     ),
@@ -228,13 +228,17 @@ def _instrument_name(name: str, *, asked: bool) -> None:
     row = provider(name)
     if asked and row.module not in sys.modules and not _installed(row.module):
         raise ConfigurationError(f"{row.module} is not installed: pip install {row.package}")
-    for home in dict.fromkeys(place.partition(":")[0] for place in (*row.senders, *row.outermost, *row.copies)) or (
-        row.module,
-    ):
+    for home in _homes(row):
         _patches.when_imported(name, home, lambda module: _patch(name, row.module, module))
     patch, modules = _SESSIONS.get(name, ("", ()))
     for place in modules:
         _patches.when_imported(f"{name} sessions in {place}", place, lambda module: list(_load(patch)(row, module)))
+
+
+def _homes(row: Provider) -> list[str]:
+    """The modules that are patched when they are imported: of a library with a seam of its own, its first one as well."""
+    homes = [place.partition(":")[0] for place in (*row.senders, *row.outermost, *row.copies)]
+    return list(dict.fromkeys(homes if row.seam == "http" else [row.module, *homes]))
 
 
 def _instrument_hook(name: str, *, asked: bool) -> None:
@@ -313,6 +317,10 @@ def _patch_threads(module: Any) -> list[Patch]:
 
 def _submit(wrapped: Any, executor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Carry tags and budgets into the worker; the OpenTelemetry context is left to OpenTelemetry."""
-    if args and scope.current() is not scope.NOTHING:
-        args = (scope.bind(args[0]), *args[1:])
-    return wrapped(*args, **kwargs)
+    from aifinops.integrations.passing import guarded
+
+    return wrapped(*(guarded("threads", _bound, args) or args), **kwargs)
+
+
+def _bound(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (scope.bind(args[0]), *args[1:]) if args and scope.current() is not scope.NOTHING else args

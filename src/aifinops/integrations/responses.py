@@ -16,7 +16,7 @@ from aifinops.integrations.extract import Reader
 from aifinops.integrations.paths import Names, plain, split, word
 from aifinops.integrations.provider import Route
 from aifinops.money import format_money
-from aifinops.reading import Reading, price
+from aifinops.reading import Reading, believed, price
 from aifinops.usage import Moment, Sku, Usage, moment
 
 __all__ = ["holds", "price_response", "read_response", "reader_for", "sign_of"]
@@ -63,7 +63,7 @@ def price_response(body: Any, provider: str, at: Moment | None = None, *, model:
         )
     if reading.notes:
         cost = replace(cost, notes=(*cost.notes, *reading.notes))
-    return cost if reading.reported is None else _as_reported(cost, reading.reported)
+    return cost if reading.reported is None else _as_reported(cost, reading.reported, (reading.model, model))
 
 
 def read_response(body: Any, provider: str, *, model: str = "") -> Usage:
@@ -112,8 +112,14 @@ def _as_usage(reading: Reading, provider: str, model: str, at: int) -> Usage:
     return Usage(reading.quantities, sku, at, reading.raw)
 
 
-def _as_reported(cost: Cost, charged: Decimal) -> Cost:
-    """The provider's own amount in place of ours, which is told beside it."""
+def _as_reported(cost: Cost, charged: Decimal, models: tuple[str, ...]) -> Cost:
+    """The provider's own amount in place of ours, which is told beside it; a zero that nobody else confirms only beside ours."""
+    if believed(cost, charged, *models) is None:
+        return replace(
+            cost,
+            reported=charged,
+            notes=(*cost.notes, "no list says that the model is free: a reported zero is not a price"),
+        )
     ours = f"priced from usage: {format_money(cost.amount, cost.currency, places=9)} by {cost.price_id or 'no price'}"
     return replace(
         cost, amount=charged, currency="USD", basis="reported", lower=charged, upper=charged, lines=(), source="provider",

@@ -6,6 +6,7 @@ span does not say (how long a cache entry lives, server-side tools) is not price
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections import OrderedDict
@@ -28,11 +29,57 @@ from aifinops.telemetry.guests import late
 
 __all__ = ["CompletionHook", "SpanPricer", "completion_hook"]
 
-MOST_PARENTS = 16_384
-"""Spans whose children are priced, remembered until they end themselves; beyond it the oldest are forgotten."""
+MOST_SPANS = 16_384
+"""Spans of which it is remembered what they got, or that a child of theirs is priced; beyond it the oldest are forgotten."""
+
+_Span = tuple[int, int]
+"""Ids of a trace and of a span in it."""
+_More = Mapping[str, Any]
+
+
+class _Told:
+    """What the spans of this process were given: one answer for each, however many exporters ask and however often.
+
+    The lock is held while a span is charged, so that of two exporters in threads of their own one charges it and the other finds it so.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self._given: OrderedDict[_Span, tuple[_More | None, bool]] = OrderedDict()
+        self._parents: OrderedDict[_Span, None] = OrderedDict()
+
+    def given(self, span: _Span, *, record: bool) -> tuple[_More | None] | None:
+        """What a span got before; None for one that has not been here, or only without a row where one is wanted."""
+        found = self._given.get(span)
+        return None if found is None or (record and not found[1]) else (found[0],)
+
+    def give(self, span: _Span, more: _More | None, *, recorded: bool) -> None:
+        """Remember what a span got, and whether no row of it is wanted any more."""
+        self._given[span] = (more, recorded)
+        if len(self._given) > MOST_SPANS:
+            self._given.popitem(last=False)
+
+    def note_parent(self, span: ReadableSpan) -> None:
+        """A span is priced: what is above it repeats it."""
+        if span.parent is not None:
+            self._parents[span.parent.trace_id, span.parent.span_id] = None
+            if len(self._parents) > MOST_SPANS:
+                self._parents.popitem(last=False)
+
+    def has_priced_child(self, span: _Span) -> bool:
+        """Whether a span below this one is priced. Children end first, so their exporter has seen them first."""
+        return self._parents.pop(span, _NONE) is None
 
 
 _NONE = object()
+_told = _Told()
+
+
+def _after_fork() -> None:
+    _told.lock = threading.RLock()  # the thread that may have held it is not here
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class SpanPricer(SpanExporter):
@@ -41,8 +88,9 @@ class SpanPricer(SpanExporter):
         provider.add_span_processor(BatchSpanProcessor(aifinops.SpanPricer(OTLPSpanExporter())))
 
     A finished span of any instrumentation that names provider, model and tokens gets cost attributes on an exported copy, and a ledger
-    entry: once for each response id, never for a call that is metered already, and never for spans that repeat what their children say
-    (agents, workflows, a framework's own span around a client's). Prompts and answers are neither read nor kept.
+    entry: once for each span and each response id, never for a call that is metered already, and never for spans that repeat what their
+    children say (agents, workflows, a framework's own span around a client's). Prompts and answers are neither read nor kept. A span that
+    passes several of these, or one of them twice, has the same costs in each.
 
     Args:
         exporter: where the spans go. record: False adds costs to spans only and writes no ledger entries.
@@ -51,8 +99,6 @@ class SpanPricer(SpanExporter):
     def __init__(self, exporter: SpanExporter, *, record: bool = True) -> None:
         self._exporter = exporter
         self._record = record
-        self._lock = threading.Lock()
-        self._parents: OrderedDict[tuple[int, int], object] = OrderedDict()
         late.wanted = True
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
@@ -76,53 +122,51 @@ class SpanPricer(SpanExporter):
             swallow("integrations.span_pricer", failure)
             return span
 
-    def _more(self, span: ReadableSpan) -> Mapping[str, Any] | None:
+    def _more(self, span: ReadableSpan) -> _More | None:
         """What to add to a span."""
-        said, context, scope = span.attributes or {}, span.context, span.instrumentation_scope
-        name = "" if scope is None else scope.name
+        context = span.context
         if context is None:
             return None
-        repeats = self._has_priced_child(span, context)
-        if name == names.SCOPE or names.RECORD_ID in said:
-            self._note_parent(span)
+        key = (context.trace_id, context.span_id)
+        with _told.lock:
+            before = _told.given(key, record=self._record)
+            if before is not None:
+                return before[0]
+            return self._decided(span, key)
+
+    def _decided(self, span: ReadableSpan, key: _Span) -> _More | None:
+        said, scope = span.attributes or {}, span.instrumentation_scope
+        name = "" if scope is None else scope.name
+        if _told.has_priced_child(key):
+            _told.note_parent(span)
+            _told.give(key, None, recorded=True)
             return None
-        if repeats or not is_inference(name, said):
+        if name == names.SCOPE or names.RECORD_ID in said:
+            _told.note_parent(span)
+            return None
+        if not is_inference(name, said):
             return None
         response_id = said.get(names.RESPONSE_ID)
-        known = late.take(context.trace_id, response_id) if isinstance(response_id, str) else None
+        known = late.take(key[0], response_id) if isinstance(response_id, str) else None
         if known is not None:
-            self._note_parent(span)
+            _told.note_parent(span)
+            _told.give(key, known, recorded=True)
             return known
         call = read(name, said)
         if call is None:
             return None
-        self._note_parent(span)
-        return self._charged(span, call)
+        _told.note_parent(span)
+        more = self._charged(span, call)
+        _told.give(key, more, recorded=self._record or more is None)
+        return more
 
-    def _charged(self, span: ReadableSpan, call: Foreign) -> Mapping[str, Any] | None:
+    def _charged(self, span: ReadableSpan, call: Foreign) -> _More | None:
         if _is_metered(call):
             return None  # its cost is on another span, or in the ledger alone
         more = span_attributes.enrichment(_charge(call, span, record=self._record), compat=runtime.get().compat)
         if not self._record:
             del more[names.RECORD_ID]
         return more
-
-    # --- spans above the priced ones ------------------------------------------------------------------------------------
-
-    def _note_parent(self, span: ReadableSpan) -> None:
-        if span.parent is not None:
-            with self._lock:
-                self._parents[span.parent.trace_id, span.parent.span_id] = None
-                if len(self._parents) > MOST_PARENTS:
-                    self._parents.popitem(last=False)
-
-    def _has_priced_child(self, span: ReadableSpan, context: Any) -> bool:
-        """Whether a span below this one is priced. Children end first, so their exporter has seen them first."""
-        with self._lock:
-            found = self._parents.pop((context.trace_id, context.span_id), _NONE) is None
-        if found:
-            self._note_parent(span)
-        return found
 
 
 class CompletionHook:

@@ -8,7 +8,7 @@ from pathlib import Path
 from aifinops.errors import ConfigurationError
 from aifinops.ledger.base import Ledger
 
-__all__ = ["default_path", "open_ledger"]
+__all__ = ["default_path", "open_ledger", "path_of"]
 
 _MEMORY = frozenset({"memory", "memory://", ":memory:"})
 _FORMS = '"memory", a file such as "./ledger.db", or "sqlite:///ledger.db" (four slashes for an absolute path)'
@@ -41,6 +41,16 @@ def open_ledger(where: str | os.PathLike[str] | None = None, *, create: bool = T
     from aifinops.ledger.sqlite import SqliteLedger
 
     return SqliteLedger(_path(text), create=create)
+
+
+def path_of(where: str | os.PathLike[str] | None) -> Path | None:
+    """The file of a ledger; None for one in memory.
+
+    Raises:
+        ConfigurationError: when `where` is no path.
+    """
+    text = os.fspath(where) if where is not None else str(default_path())
+    return None if text in _MEMORY else _path(text)
 
 
 def _path(text: str) -> Path:

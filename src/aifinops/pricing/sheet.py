@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["UNBILLED", "UNBOUNDED", "Sheet", "Unit", "Units", "make_cost", "make_line", "plainly"]
 
 UNBILLED = frozenset({"requests", "tool_calls"})
-"""Meters that count without costing, unless a list gives them a price."""
+"""Meters that count beside others without costing, unless a list gives them a price. Alone they are all that is billed: then a price is
+missing, and unknown is not zero."""
 
 UNBOUNDED = 1 << 40
 """Stands for "not to be told from the request" (an earlier response, a file, a stored prompt): at most the context window."""
@@ -207,7 +208,7 @@ class Sheet:
                 steps = number * quantity
                 total += steps
                 found.append(make_line(meter, quantity, rate, per, _multiply(steps, scale), note))
-        return found, _multiply(total, scale), missing
+        return found, _multiply(total, scale), missing if found else missing or _alone(quantities)
 
     def cost(self, quantities: Quantities) -> Cost | None:
         """What a plain sheet says of whole quantities, with lines that are made when they are asked for; None where only `lines` can
@@ -225,6 +226,8 @@ class Sheet:
                 steps += unit[0] * quantity  # by its place: a name costs a third of the loop
             else:
                 return None
+        if not steps and _alone(quantities):
+            return None
         amount = _multiply(steps, self.scale)
         inside = self.provenance.copy()
         inside["amount"] = inside["lower"] = inside["upper"] = inside["list_amount"] = amount
@@ -260,7 +263,7 @@ class Sheet:
                 total += steps
                 found.append((meter, -(-steps // by)))
         amount = -(-total // by)
-        if amount > MAX_NANOS:
+        if amount > MAX_NANOS or (not found and _alone(quantities)):
             return None
         return amount, tuple(found) if by == 1 else even(found, amount)
 
@@ -294,7 +297,7 @@ class Sheet:
         if self.minimum_charge:
             found += self._top_up(quantities, total)
             total = _sum(found)
-        return found, total, missing
+        return found, total, missing if found else missing or _alone(quantities)
 
     def _lines(self, meter: str, quantity: Quantity, unit: Unit, before: Quantity) -> Iterator[CostLine]:
         billed, note = quantity, unit.note
@@ -369,6 +372,11 @@ def _prompt(quantities: Quantities) -> Quantity:
 
 def _missing(meter: str, quantity: Quantity) -> tuple[str, ...]:
     return (meter,) if quantity and meter not in UNBILLED else ()
+
+
+def _alone(quantities: Quantities) -> tuple[str, ...]:
+    """Of a usage that has no line: what it counts. A request is billed by what was used in it; where nothing else is, that is not told."""
+    return tuple(meter for meter, quantity in quantities.items() if quantity)
 
 
 def _money(quantity: Quantity, rate: Decimal, per: int, *, finite: bool) -> Decimal:

@@ -104,6 +104,11 @@ class Guest:
         """Whether the foreign span is known; `context` is its own then."""
         return self._span is not None
 
+    @property
+    def taken(self) -> bool:
+        """Whether the foreign span has the cost of another call already: some are around several, each of which is billed."""
+        return self._span is not None and names.RECORD_ID in _said(self._span)
+
     def hold(self) -> None:
         """Let the foreign span wait for the cost of a stream: some end it at the last piece but one, or before the stream is closed.
 

@@ -16,7 +16,7 @@ from aifinops.errors import swallow
 from aifinops.telemetry import names
 from aifinops.telemetry.guests import Guest, quieten
 
-__all__ = ["OpenSpan", "Spans", "error_type", "guarded_finish", "is_placeholder"]
+__all__ = ["OpenSpan", "Spans", "end_at_least", "error_type", "guarded_finish", "is_placeholder"]
 
 _EXPORT_MODULE = "opentelemetry.sdk.trace.export"
 
@@ -180,8 +180,12 @@ class Spans:
                 parent = fallback.get_span_context()
                 context = api.in_context(fallback)
         opened = (self._late if pipeline.late else _ordinary)(pipeline, name, start, attributes, parent, context)
-        inside = api.in_context(opened.span)
-        opened.attached = api.attach(quieten(inside) if self._alone else inside)
+        try:
+            inside = api.in_context(opened.span)
+            opened.attached = api.attach(quieten(inside) if self._alone else inside)
+        except Exception:  # nobody knows of the span
+            end_at_least(opened)
+            raise
         return opened
 
     def join(self) -> Guest | None:
@@ -280,7 +284,11 @@ def _ordinary(
     span = pipeline.tracer.start_span(
         name, context=context, kind=_otel().client, attributes=attributes, start_time=start
     )
-    return OpenSpan(name, start, span.get_span_context(), parent, None, span)
+    try:
+        return OpenSpan(name, start, span.get_span_context(), parent, None, span)
+    except Exception:  # nobody knows of it
+        span.end()
+        raise
 
 
 def is_placeholder(provider: Any) -> bool:
@@ -306,4 +314,11 @@ def guarded_finish(opened: OpenSpan | None, attributes: dict[str, Any], end: int
     except (
         Exception
     ) as failure:  # an exporter or processor of the application failed: counted, never the call's problem
+        end_at_least(opened)
         swallow("telemetry.spans.finish", failure)
+
+
+def end_at_least(opened: OpenSpan) -> None:
+    """End a span that has begun and could not be finished; what there is of it only at its end is not made."""
+    if opened.span.is_recording():
+        opened.span.end()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -13,7 +14,8 @@ CANARY = "canary-7c1e-never-leaves-the-process"
 """Stands in every prompt and every answer; no span, ledger row or log may have it."""
 
 Answer = Any
-"""A dict is JSON, a list is server-sent events (`(event, data)` or data), bytes go out as they are, a function makes one of these."""
+"""A dict is JSON, a list is server-sent events (`(event, data)` or data), a number is an error status, `(content type, bytes or pieces)`
+goes out as it is, a function makes one of these."""
 
 
 class Wire:
@@ -57,12 +59,17 @@ class Wire:
             found = found()
         if found is None:
             return 404, "application/json", iter([b'{"error": {"message": "nothing here"}}'])
+        if isinstance(found, int):
+            return found, "application/json", iter([_REFUSAL])
         if isinstance(found, tuple):
             kind, content = found
             return 200, kind, iter([content] if isinstance(content, bytes) else content)
         if isinstance(found, list):
-            return 200, "text/event-stream", map(_event, found)
+            return 200, "text/event-stream", map(sent, found)
         return 200, "application/json", iter([json.dumps(found).encode()])
+
+
+_REFUSAL = b'{"error": {"message": "scripted", "type": "scripted"}, "message": "scripted"}'
 
 
 class _Server(ThreadingHTTPServer):
@@ -70,7 +77,8 @@ class _Server(ThreadingHTTPServer):
         """A client that hung up is what some tests are about."""
 
 
-def _event(event: Any) -> bytes:
+def sent(event: Any) -> bytes:
+    """A server-sent event as bytes: `(name, data)` or data."""
     name, data = event if isinstance(event, tuple) else ("", event)
     text = data if isinstance(data, str) else json.dumps(data)
     return (f"event: {name}\n" if name else "").encode() + f"data: {text}\n\n".encode()
@@ -79,6 +87,8 @@ def _event(event: Any) -> bytes:
 def _handler(wire: Wire) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+        wbufsize = -1  # headers and the first piece in one packet
 
         def _serve(self) -> None:
             length = int(self.headers.get("content-length") or 0)
@@ -86,6 +96,8 @@ def _handler(wire: Wire) -> type[BaseHTTPRequestHandler]:
             self.send_response(status)
             self.send_header("content-type", kind)
             self.send_header("transfer-encoding", "chunked")
+            if status >= 400:
+                self.send_header("retry-after-ms", "1")  # whoever tries again by himself does so at once
             self.end_headers()
             for number, piece in enumerate(pieces):
                 if kind == "text/event-stream" and number == wire.cut:
@@ -93,6 +105,7 @@ def _handler(wire: Wire) -> type[BaseHTTPRequestHandler]:
                     return
                 if piece:
                     self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+                    self.wfile.flush()
             self.wfile.write(b"0\r\n\r\n")
 
         do_GET = do_POST = do_DELETE = _serve
@@ -101,3 +114,40 @@ def _handler(wire: Wire) -> type[BaseHTTPRequestHandler]:
             """Say nothing."""
 
     return Handler
+
+
+class SocketWire:
+    """A WebSocket server on the loopback interface, for sessions. It needs the package `websockets`.
+
+    Attributes:
+        greeting: what it says when a session opens. replies: what it says after each message that it gets; `"close"` ends the session.
+        got: what was sent to it. base: host and port.
+    """
+
+    def __init__(self) -> None:
+        serve = importlib.import_module("websockets.sync.server").serve  # only whoever tries sessions has it
+        self.greeting: list[Any] = []
+        self.replies: list[list[Any]] = []
+        self.got: list[Any] = []
+        self._server = serve(self._session, "127.0.0.1", 0)
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self.base = f"127.0.0.1:{self._server.socket.getsockname()[1]}"
+
+    def __enter__(self) -> SocketWire:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+
+    def _session(self, connection: Any) -> None:
+        for message in self.greeting:
+            connection.send(json.dumps(message).encode())
+        for message in connection:
+            self.got.append(json.loads(message))
+            for reply in self.replies.pop(0) if self.replies else []:
+                if reply == "close":
+                    connection.close()
+                    return
+                connection.send(json.dumps(reply).encode())

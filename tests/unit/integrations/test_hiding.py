@@ -120,6 +120,64 @@ def test_a_failure_of_ours_shows_everything(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @settings(deadline=None)
+@given(
+    place=st.sampled_from(["_joined", "_kept", "_without", "_shown", "_without_null", "Hider.take", "Hider.taking"]),
+    at=st.integers(0, 6),
+    error=st.sampled_from([RuntimeError, KeyError, MemoryError, StopIteration]),
+    texts=st.lists(st.sampled_from(TALE), min_size=1, max_size=4),
+    spaced=st.booleans(),
+    cuts=st.lists(st.integers(0, 2000), max_size=20),
+)  # fmt: skip
+def test_a_failure_of_ours_at_any_step_loses_no_byte_and_repeats_none(
+    place: str, at: int, error: type[Exception], texts: list[str], spaced: bool, cuts: list[int]
+) -> None:
+    """Whichever step fails, and whenever: hiding what is left in what came out gives the stream that was not asked."""
+    errors.reraise_failures(False)
+    asked = stream(texts, "\n", True, spaced)
+    owner, name = (hiding.Hider, place.partition(".")[2]) if "." in place else (hiding, place)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, failing(getattr(owner, name), at, error))
+        come = b"".join(shown(asked, cuts))
+    assert b"".join(shown(come, [])) == stream(texts, "\n", False, spaced)
+
+
+def failing(function: Any, at: int, error: type[Exception]) -> Any:
+    """A function that fails when it is called for the time after `at` others."""
+    calls = iter(range(10**6))
+
+    def call(*args: Any) -> Any:
+        if next(calls) == at:
+            raise error("injected")
+        return function(*args)
+
+    return call
+
+
+async def test_a_failure_of_ours_in_an_asynchronous_stream_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same in the other colour."""
+    errors.reraise_failures(False)
+    asked = stream(["one", "two", "three"], "\n", True, True)
+
+    async def pieces() -> Any:
+        for at in range(0, len(asked), 50):
+            yield asked[at : at + 50]
+
+    monkeypatch.setattr(hiding, "_kept", failing(hiding._kept, 1, MemoryError))
+    come = b"".join([part async for part in hiding._aall(Hider(), pieces())])
+    assert b"".join(shown(come, [])) == stream(["one", "two", "three"], "\n", False, True)
+    assert errors.failures() == {"integrations.hiding": 1}
+
+
+def test_the_end_of_a_stream_is_not_lost_where_it_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What still waits when a stream ends without an end of its last event goes on as it is."""
+    errors.reraise_failures(False)
+    data = stream(["one"], "\n", True, True)[:-3]
+    monkeypatch.setattr(hiding, "_kept", failing(hiding._kept, 0, RuntimeError))
+    assert b"".join(shown(data[-9:], [])) == data[-9:]
+    assert errors.failures() == {"integrations.hiding": 1}
+
+
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=20), max_size=20), st.integers(1, 30))
 def test_pieces_of_a_size(parts: list[bytes], size: int) -> None:
     """All but the last are of the size that was asked for, and nothing is lost."""

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import Status, StatusCode
 
 import aifinops as af
 from aifinops import metering, runtime
 from aifinops.charges import Charge
+from aifinops.integrations import span_pricer
 from aifinops.integrations.span_pricer import CompletionHook, completion_hook
 from aifinops.metering import Call, Charged
 from aifinops.reading import Reading
@@ -94,6 +95,80 @@ def test_spans_without_an_id_are_calls_of_their_own(exporter: InMemorySpanExport
     one(tracer).end()
     one(tracer).end()
     assert len(rows()) == 2
+
+
+@pytest.mark.parametrize("response_id", ["chatcmpl-20", ""])
+@pytest.mark.parametrize("batched", [False, True])
+def test_two_exporters_are_one_row_and_both_get_the_cost(response_id: str, batched: bool) -> None:
+    """A trace that goes to two places is charged once, whether or not it says which answer it was, and each place sees the same."""
+    first, second = InMemorySpanExporter(), InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    for exporter in (first, second):
+        processor = BatchSpanProcessor if batched else SimpleSpanProcessor
+        provider.add_span_processor(processor(af.SpanPricer(exporter)))
+    tracer = provider.get_tracer("opentelemetry.instrumentation.openai")
+    with trace.use_span(one(tracer), end_on_exit=True):  # of a framework, which tells the same again
+        one(tracer, response_id).end()
+    provider.shutdown()
+    (row,) = rows()
+    told = [[dict(span.attributes or {}) for span in exporter.get_finished_spans()] for exporter in (first, second)]
+    assert told[0] == told[1]
+    assert [said.get("aifinops.record.id") for said in told[0]] == [row.id, None]
+    assert told[0][0]["aifinops.cost.total"] == AMOUNT / 1e9
+
+
+@pytest.mark.parametrize("response_id", ["chatcmpl-21", ""])
+def test_a_span_that_passes_twice_is_one_row(exporter: InMemorySpanExporter, response_id: str) -> None:
+    """Two processors share a pricer: the span above is not taken for a call of its own the second time either."""
+    provider, pricer = TracerProvider(shutdown_on_exit=False), af.SpanPricer(exporter)
+    for _ in range(2):
+        provider.add_span_processor(SimpleSpanProcessor(pricer))
+    tracer = provider.get_tracer("opentelemetry.instrumentation.openai")
+    with trace.use_span(one(tracer), end_on_exit=True):
+        one(tracer, response_id).end()
+    assert len(rows()) == 1
+    costs = ["aifinops.cost.total" in (span.attributes or {}) for span in exporter.get_finished_spans()]
+    assert costs == [True, True, False, False]
+
+
+def test_what_came_too_late_goes_to_every_exporter() -> None:
+    """The cost of a metered call whose span had ended is on each copy, and there is no second row."""
+    exporters = [InMemorySpanExporter(), InMemorySpanExporter()]
+    provider = TracerProvider(shutdown_on_exit=False)
+    for exporter in exporters:
+        provider.add_span_processor(SimpleSpanProcessor(af.SpanPricer(exporter)))
+    span = one(provider.get_tracer("opentelemetry.instrumentation.openai"), "chatcmpl-22")
+    late.put(span.get_span_context().trace_id, "chatcmpl-22", {"aifinops.cost.total": 0.25})
+    span.end()
+    assert [
+        (out.attributes or {})["aifinops.cost.total"] for exporter in exporters for out in exporter.get_finished_spans()
+    ] == [0.25, 0.25]
+    assert rows() == []
+
+
+def test_one_exporter_with_rows_and_one_without(exporter: InMemorySpanExporter) -> None:
+    """`record=False` seen first keeps the other from nothing: both show the cost, and there is one row."""
+    provider, other = TracerProvider(shutdown_on_exit=False), InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(af.SpanPricer(other, record=False)))
+    provider.add_span_processor(SimpleSpanProcessor(af.SpanPricer(exporter)))
+    one(provider.get_tracer("opentelemetry.instrumentation.openai")).end()
+    assert len(rows()) == 1
+    for out in (*exporter.get_finished_spans(), *other.get_finished_spans()):
+        assert (out.attributes or {})["aifinops.cost.total"] == AMOUNT / 1e9
+
+
+def test_what_is_remembered_of_spans_is_bounded(
+    exporter: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traces without an end do not fill the memory."""
+    told = span_pricer._Told()
+    monkeypatch.setattr(span_pricer, "_told", told)
+    monkeypatch.setattr(span_pricer, "MOST_SPANS", 5)
+    tracer = tracer_of(exporter)
+    for _ in range(20):
+        with trace.use_span(tracer.start_span("never ends"), end_on_exit=False):
+            one(tracer).end()
+    assert len(told._given) == len(told._parents) == 5
 
 
 def test_what_is_above_a_priced_span_repeats_it(exporter: InMemorySpanExporter) -> None:

@@ -218,6 +218,42 @@ def test_a_meter_without_a_rate_makes_the_whole_unknown_from_below() -> None:
     assert cost.notes == ("no rate for code_interpreter_sessions",)
 
 
+@pytest.mark.parametrize("meter", ["requests", "tool_calls"])
+@pytest.mark.parametrize(("provider", "model"), [("openai", "gpt-4o"), ("pinecone", "standard")])
+def test_a_request_without_a_rate_is_unknown_unless_something_in_it_is_billed(
+    provider: str, model: str, meter: str
+) -> None:
+    """What a call used makes its price; a bare number of calls has none where the list gives it none, by each way of asking."""
+    book, at = PriceBook(), to_ns(datetime(2026, 11, 10, tzinfo=UTC))
+    for cost in (
+        book.cost(provider, model, {meter: 2}, at=at),
+        book.price(Usage({meter: 2}, Sku(provider, model), at)),
+        book.price(Usage({meter: 2}, Sku(provider, model), at, estimated=True)),
+    ):
+        assert (cost.amount, cost.basis) == (None, "unknown")
+        assert f"no rate for {meter}" in cost.notes
+    assert book.amounts(provider, model, {meter: 2}, at=at) is None
+    billed = "input_tokens" if provider == "openai" else "read_units"
+    assert (
+        book.cost(provider, model, {meter: 2, billed: 10}, at=at).amount
+        == book.cost(provider, model, {billed: 10}, at=at).amount
+    )
+    assert book.cost("openai", "omni-moderation-latest", {meter: 1}, at=at).basis == "free"
+
+
+def test_a_request_of_a_list_that_needs_care_is_unknown_too(tmp_path: Path) -> None:
+    """Graduated prices go another way through the engine; a minimum charge is a price of the request itself."""
+    path = tmp_path / "list.toml"
+    path.write_text(
+        'id = "ours"\n[[models]]\nprovider = "acme"\nmodel = "steps"\n'
+        'rates = { input_tokens = { base = "2", graduated = { 1000 = "1" } } }\n'
+        '[[models]]\nprovider = "acme"\nmodel = "least"\nminimum_charge = "0.01"\nrates = { input_tokens = "2" }\n'
+    )
+    book = PriceBook([from_file(path)])
+    assert book.cost("acme", "steps", {"requests": 1}, at=1).amount is None
+    assert book.cost("acme", "least", {"requests": 1}, at=1).amount == Decimal("0.01")
+
+
 def test_a_search_of_unknown_kind_is_unknown_but_its_tokens_are_not() -> None:
     """Where usage does not tell which of two search prices holds, only calls with searches become unknown."""
     assert BOOK.price(usage("perplexity", "perplexity/sonar", {"input_tokens": 1_000_000})).amount == Decimal("0.25")

@@ -6,6 +6,7 @@ started. What it sees is refused and remembered, so that an attempt that somebod
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -78,12 +79,18 @@ af.init(prices=[path])
 said.append(str(af.price("llama-house", provider="local", input_tokens=1_000_000).amount))
 """,
     "tokens": """
+import sys
+sys.modules["toktok"] = None  # the extra that needs no file
 from aifinops.pricing.encodings import encoding_path
 from aifinops.pricing.tokens import count_tokens, text_upper_bound
 said.append(str(count_tokens("hello", "gpt-4o")))
 said.append(str(count_tokens("hello", "no-such-model")))
 said.append(str(encoding_path("o200k_base") is not None))
 said.append(str(text_upper_bound({"messages": [{"role": "user", "content": "hello"}]}) > 0))
+""",
+    "tokens with the extra": """
+from aifinops.pricing.tokens import count_tokens
+said.append(str(count_tokens("hello", "gpt-4o")))
 """,
     "every model": """
 from aifinops.pricing.book import PriceBook
@@ -111,6 +118,7 @@ SAID = {
     "record and report": ["0.002500000"],
     "a list of the user": ["2"],
     "tokens": ["None", "None", "True", "True"],
+    "tokens with the extra": ["1" if importlib.util.find_spec("toktok") else "None"],
     "every model": ["True"],
     "the command line": ["0", "1", "0"],
 }

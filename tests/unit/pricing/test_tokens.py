@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import socket
+import sys
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -209,12 +211,18 @@ def test_an_empty_body_has_a_small_bound() -> None:
 
 
 @pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No socket, and no tokenizer that has its encodings within itself: a count needs a file."""
+
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the network was touched")
 
     monkeypatch.setattr(socket, "socket", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setitem(sys.modules, "toktok", None)
+    encodings._toktok.cache_clear()
+    yield
+    encodings._toktok.cache_clear()
 
 
 @pytest.mark.usefixtures("no_network")

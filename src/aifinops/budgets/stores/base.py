@@ -53,6 +53,7 @@ __all__ = [
     "Sweep",
     "Swept",
     "Take",
+    "node_key",
     "other_amounts",
 ]
 
@@ -125,7 +126,12 @@ class Node:
     key: str = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "key", f"{self.budget}\x1f{self.window}\x1f{self.unit}")
+        object.__setattr__(self, "key", node_key(self.budget, self.window, self.unit))
+
+
+def node_key(budget: str, window: int, unit: str) -> str:
+    """The text by which stores find a node."""
+    return f"{budget}\x1f{window}\x1f{unit}"
 
 
 @dataclass(frozen=True, slots=True)

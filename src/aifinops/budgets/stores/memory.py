@@ -119,16 +119,20 @@ class MemoryStore:
     # --- the life of a reservation --------------------------------------------------------------------------------------
 
     def _reserve(self, operation: Reserve) -> Outcome:
-        id, nodes, amounts = operation.id, operation.nodes, operation.amounts
-        known = self._open.get(id) or self._done.get(id)
-        if known is not None:
-            return repeated(known, operation)
+        return self.hold(operation.id, operation.nodes, operation.amounts, operation.now, operation.ttl)
+
+    def hold(self, id: str, nodes: tuple[Node, ...], amounts: tuple[int, ...], now: int, ttl: int) -> Outcome:
+        """`Reserve` without the operation: the way of every call. Nothing is checked of the amounts."""
         found = self._accounts
-        accounts = [found.get(node.key) or self._account(node) for node in nodes]
-        refusal = reserve(nodes, accounts, amounts, operation.now)
-        if refusal is not None:
-            return Outcome(None, applied=False, decision=refusal)
-        self._open[id] = Record(nodes, amounts, accounts, operation.now + operation.ttl)
+        with self._lock:
+            known = self._open.get(id) or self._done.get(id)
+            if known is not None:
+                return repeated(known, Reserve(id, nodes, amounts, now, ttl))
+            accounts = [found.get(node.key) or self._account(node) for node in nodes]
+            refusal = reserve(nodes, accounts, amounts, now)
+            if refusal is not None:
+                return Outcome(None, applied=False, decision=refusal)
+            self._open[id] = Record(nodes, amounts, accounts, now + ttl)
         return _NOW_HELD
 
     def _mark_sent(self, operation: MarkSent) -> Outcome:

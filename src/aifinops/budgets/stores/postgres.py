@@ -50,7 +50,7 @@ from aifinops.budgets.stores.base import (
 from aifinops.budgets.stores.postgres_connections import Connection, Link, Pool, Result, Steps, afinish, ask, finish
 from aifinops.errors import ConfigurationError, StoreError, StoreReset
 
-__all__ = ["SCHEMA", "TIMEOUT_S", "PostgresStore", "setup_sql"]
+__all__ = ["SCHEMA", "TIMEOUT_S", "PostgresStore", "open_url", "setup_sql"]
 
 R = TypeVar("R")
 
@@ -60,6 +60,7 @@ SCHEMA = 1
 TIMEOUT_S = 0.2
 """How long an operation may take, seconds: a call waits for it."""
 
+_TIMEOUT_MOST_S = 3600
 _NS = 1_000_000_000
 _KEPT_NS = 3600 * _NS
 """How long what is finished is known after the end of its lease, so that a repetition has no effect."""
@@ -119,6 +120,38 @@ class _Refused(Exception):
         self.cause = cause
 
 
+_SETTINGS: dict[str, Callable[[str], Any]] = {
+    "schema": str,
+    "timeout_s": float,
+    "connections": int,
+    "synchronous_commit": str,
+}
+
+
+def open_url(url: str) -> PostgresStore:
+    """A store from one text.
+
+    Args:
+        url: `postgresql://user@host/database`. Behind a `?` may stand what `PostgresStore` takes, beside what libpq does.
+
+    Raises:
+        ConfigurationError: as `PostgresStore`.
+    """
+    address, _, query = url.partition("?")
+    ours: dict[str, Any] = {}
+    others: list[str] = []
+    for part in filter(None, query.split("&")):
+        name, _, value = part.partition("=")
+        if name not in _SETTINGS:
+            others.append(part)
+            continue
+        try:
+            ours[name] = _SETTINGS[name](value)
+        except ValueError:
+            raise ConfigurationError(f"budget store in PostgreSQL: {name}={value!r} is no number") from None
+    return PostgresStore("?".join(filter(None, (address, "&".join(others)))), **ours)
+
+
 def setup_sql(schema: str = "aifinops", *, role: str | None = None) -> str:
     """What makes the tables and functions, for who does not let programs do that: run it in one transaction.
 
@@ -171,8 +204,10 @@ class PostgresStore:
         _check_name(schema)
         if synchronous_commit not in (None, "on", "off", "local", "remote_write", "remote_apply"):
             raise ConfigurationError(f"synchronous_commit={synchronous_commit!r} is no value of that setting; use \"off\", \"on\" or None")  # fmt: skip
-        if connections < 1 or timeout_s <= 0:
-            raise ConfigurationError(f"connections={connections}, timeout_s={timeout_s}: at least one connection and some time are needed")  # fmt: skip
+        if connections < 1 or not 0 < timeout_s <= _TIMEOUT_MOST_S:
+            raise ConfigurationError(
+                f"connections={connections}, timeout_s={timeout_s}: use at least one connection, and up to {_TIMEOUT_MOST_S} seconds"
+            )
         self.schema = schema
         self._driver = _import()
         self._timeout_s = timeout_s

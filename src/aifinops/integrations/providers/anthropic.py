@@ -50,6 +50,8 @@ MESSAGE = Route(
     ended="message_stop",
     text=("content.text", "delta.text", "delta.thinking", "delta.partial_json"),
     limits=("max_tokens",),
+    # Each sampling has the limit for itself, and these make several of one answer.
+    loose="request.tools[type!=custom].type | request.mcp_servers | request.context_management",
     choices="",
     created="",
     tier="usage.speed | usage.service_tier",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from aifinops.integrations.provider import Provider, Route
+from aifinops.integrations.provider import Parts, Provider, Route
 from aifinops.integrations.providers.anthropic import MESSAGE
 from aifinops.integrations.providers.openai import CHAT, COMPLETIONS
 
@@ -38,6 +38,7 @@ _CONVERSE = Route(
 _INVOKE = replace(
     _CONVERSE,
     signs=("InvokeModel",),
+    makers=True,
     text=(
         "completion", "generation", "outputText", "results.outputText", "outputs.text", "generations.text", "text", "content.text", "delta.text",
         "choices.message.content", "choices.delta.content", "choices.text", *_CONVERSE.text,
@@ -46,10 +47,51 @@ _INVOKE = replace(
         "max_tokens", "max_completion_tokens", "max_gen_len", "max_tokens_to_sample", "maxTokens", "inferenceConfig.maxTokens",
         "inferenceConfig.max_new_tokens", "textGenerationConfig.maxTokenCount",
     ),
+    choices="num_generations|numResults|n",
 )  # fmt: skip
 _TITAN = Route(
     "chat", {"input_tokens": "inputTextTokenCount", "output_tokens": "results[].tokenCount"}, ("results", "inputTextTokenCount"),
     model="", response_id="", created="", tier="", raw="", finish="results.completionReason",
+)  # fmt: skip
+
+# https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_GuardrailUsage.html: each policy counts and costs by itself.
+_GUARDRAIL = Route(
+    "guardrail",
+    {
+        "guardrail_content_units": "usage.contentPolicyUnits", "guardrail_topic_units": "usage.topicPolicyUnits",
+        "guardrail_word_units": "usage.wordPolicyUnits", "guardrail_pii_units": "usage.sensitiveInformationPolicyUnits",
+        "guardrail_grounding_units": "usage.contextualGroundingPolicyUnits", "guardrail_image_units": "usage.contentPolicyImageUnits",
+        "guardrail_reasoning_units": "usage.automatedReasoningPolicyUnits",
+    },
+    ("action", "usage.contentPolicyUnits"), model="=guardrails", response_id="ResponseMetadata.RequestId", created="", tier="",
+    known=("usage.sensitiveInformationPolicyFreeUnits", "usage.automatedReasoningPolicies"),
+)  # fmt: skip
+# An agent asks models as often as it likes: its trace, where that is switched on, tells of each what it used.
+_USED = {"input_tokens": "usage.inputTokens", "output_tokens": "usage.outputTokens"}
+_AGENT = Route(
+    "invoke_agent", {meter: f"invocations[].{path}" for meter, path in _USED.items()}, ("invocations",), named=("foundationModel",),
+    parts=(Parts("invocations", _USED, inside=("*",), kind=""),), raw="", also=("invocations",), running=True, model="", response_id="id",
+    created="", tier="", hidden=True, traced=True,
+)  # fmt: skip
+_CONFIGURED = "retrieveAndGenerateConfiguration"
+_PASSAGES = Route(  # what was found and given to the model is not told
+    "chat", {}, ("citations", "output.text"), hidden=True, model="", response_id="ResponseMetadata.RequestId", created="", tier="", raw="",
+    text=("output.text",), choices="",
+    named=tuple(f"{_CONFIGURED}.{kind}.modelArn" for kind in ("knowledgeBaseConfiguration", "externalSourcesConfiguration")),
+    limits=tuple(
+        f"{_CONFIGURED}.{kind}.generationConfiguration.inferenceConfig.textInferenceConfig.maxTokens"
+        for kind in ("knowledgeBaseConfiguration", "externalSourcesConfiguration")
+    ),
+)  # fmt: skip
+_RETRIEVED = Route(  # what was found by which model of embeddings is said in the knowledge base
+    "retrieval", {"requests": "?ResponseMetadata.HTTPStatusCode"}, ("retrievalResults",), model="=knowledge-base",
+    response_id="ResponseMetadata.RequestId", created="", tier="", raw="",
+)  # fmt: skip
+# https://docs.aws.amazon.com/bedrock/latest/userguide/rerank-pricing.html: one unit for each hundred documents that are begun.
+_RERANKED = Route(
+    "rerank", {}, ("results", "!usage", "!inputTextTokenCount"), model="", response_id="ResponseMetadata.RequestId", created="", tier="", raw="",
+    named=("rerankingConfiguration.bedrockRerankingConfiguration.modelConfiguration.modelArn",),
+    billed={"search_units": "sources"}, alone=True, per={"search_units": 100}, split=256,
 )  # fmt: skip
 
 _ROUTES = {
@@ -71,6 +113,7 @@ _ROUTES = {
     "InvokeModel": _INVOKE,
     "Converse": _CONVERSE,
     "ConverseStream": replace(_CONVERSE, signs=("metadata.usage",), event="metadata"),
+    "ApplyGuardrail": _GUARDRAIL, "InvokeAgent": _AGENT, "RetrieveAndGenerate": _PASSAGES, "Retrieve": _RETRIEVED, "Rerank": _RERANKED,
 }  # fmt: skip
 
 BEDROCK = Provider("aws.bedrock", _ROUTES, module="botocore.client", package="boto3", minimum="1.40", seam="botocore")

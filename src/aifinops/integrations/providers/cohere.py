@@ -31,7 +31,7 @@ def _known(root: str) -> tuple[str, ...]:
 _CHAT = Route(
     "chat", _billed("usage.billed_units."), ("usage.billed_units",), event="",
     text=("message.content.text", "delta.message.content.text", "delta.message.content.thinking"),
-    limits=("max_tokens",), created="", tier="", finish="finish_reason", known=_known("usage."),
+    limits=("max_tokens",), loose="request.thinking.token_budget", choices="", created="", tier="", finish="finish_reason", known=_known("usage."),
 )  # fmt: skip
 _META = Route(
     "embeddings", _billed("meta.billed_units."), ("meta.billed_units",), created="", tier="", raw="meta", known=_known("meta."),
@@ -39,7 +39,8 @@ _META = Route(
 _END = replace(_CHAT, signs=("type=message-end", "delta.usage.billed_units"), event="delta")
 _FIRST = replace(
     _META, operation="chat", signs=("event_type=stream-end", "response.meta.billed_units"), event="response",
-    response_id="response_id | generation_id", text=("text", "generations.text"), limits=("max_tokens",), finish="finish_reason",
+    response_id="response_id | generation_id", text=("text", "generations.text"), limits=("max_tokens",), choices="num_generations",
+    finish="finish_reason",
 )  # fmt: skip
 _RERANK = replace(_META, operation="rerank", signs=("meta.billed_units.search_units",))
 

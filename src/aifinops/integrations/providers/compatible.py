@@ -15,12 +15,13 @@ from aifinops.integrations.providers.openai import (
     EMBEDDINGS,
     FILES,
     POLLS,
+    RERANK,
     RESPONSES,
 )
 
 _ALL = {
     "/chat/completions": CHAT, "/responses": RESPONSES, "response": replace(RESPONSES, signs=("object=response",), event=""),
-    "/completions": COMPLETIONS, "/embeddings": EMBEDDINGS,
+    "/completions": COMPLETIONS, "/embeddings": EMBEDDINGS, "/rerank": RERANK,
     **{path: ANSWERED[path] for path in ("/audio/transcriptions", "/audio/translations", "/audio/speech")},
     **{key: ANSWERED[key] for key in ("batch", *FILES["/files/{}/content"])},
 }  # fmt: skip
@@ -51,8 +52,12 @@ _GROQ_USAGE = {
 _GROQ_MODELS = Parts(
     "usage_breakdown.models | x_groq.usage_breakdown.models", COMPLETION_USAGE, kind="", inside=("*",)
 )  # fmt: skip
+# Several models work on one answer, each up to a limit of its own.
+_COMPOUND = " | ".join(
+    f"request[model={name}].model" for name in ("groq/compound", "groq/compound-mini", "compound-beta", "compound-beta-mini")
+)  # fmt: skip
 _GROQ_CHAT = replace(
-    CHAT, usage=_GROQ_USAGE, parts=(_GROQ_MODELS,), also=("usage_breakdown", "x_groq.usage", "x_groq.usage_breakdown"),
+    CHAT, loose=_COMPOUND, usage=_GROQ_USAGE, parts=(_GROQ_MODELS,), also=("usage_breakdown", "x_groq.usage", "x_groq.usage_breakdown"),
     known=(*COMPLETION_KNOWN, "usage.queue_time", "usage.prompt_time", "usage.completion_time", "usage.total_time"),
 )  # fmt: skip
 GROQ = Provider(
@@ -74,7 +79,7 @@ OPENROUTER = Provider("openrouter", routes={**_ALL, "/chat/completions": _OPENRO
 
 # https://docs.perplexity.ai/api-reference/chat-completions-post.
 _PERPLEXITY_CHAT = replace(
-    CHAT, signs=("usage",), tools={"web_search_requests": "usage.num_search_queries"}, reported="usage.cost.total_cost",
+    CHAT, loose="request.messages", signs=("usage",), tools={"web_search_requests": "usage.num_search_queries"}, reported="usage.cost.total_cost",
     known=(
         *COMPLETION_KNOWN, "usage.citation_tokens", "usage.reasoning_tokens", "usage.cost.input_tokens_cost",
         "usage.cost.output_tokens_cost", "usage.cost.request_cost", "usage.cost.reasoning_tokens_cost",
@@ -88,7 +93,7 @@ PERPLEXITY = Provider("perplexity", routes={"/chat/completions": _PERPLEXITY_CHA
 # whose answer has 663 + 50 + 124 = 837, and in what the vendor's own SDK prints.
 _XAI_COST = "usage.cost_in_usd_ticks / 10000000000"
 _XAI_CHAT = replace(
-    CHAT, reported=_XAI_COST, known=(*COMPLETION_KNOWN, "usage.num_sources_used"),
+    CHAT, loose="request.messages", reported=_XAI_COST, known=(*COMPLETION_KNOWN, "usage.num_sources_used"),
     usage={**COMPLETION_USAGE, "output_total": "usage.completion_tokens + usage.completion_tokens_details.reasoning_tokens"},
 )  # fmt: skip
 _XAI_RESPONSES = replace(RESPONSES, reported=_XAI_COST)

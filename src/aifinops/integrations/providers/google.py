@@ -17,6 +17,7 @@ def _modality(name: str, *lists: str) -> str:
     return " + ".join(f"{_U}{one}[modality={name}].tokenCount" for one in lists)
 
 
+_KINDS = ("audio", "image", "video")
 _PROMPT = ("promptTokensDetails", "toolUsePromptTokensDetails")
 _ANSWER = ("candidatesTokensDetails", "responseTokensDetails")
 _USAGE = {
@@ -42,51 +43,51 @@ _TIERS = {
 }  # fmt: skip
 _GROUNDED = "candidates[].groundingMetadata"
 
-# https://ai.google.dev/gemini-api/docs/pricing: from Gemini 3 on each search is billed, before that each prompt with searches.
+# https://ai.google.dev/gemini-api/docs/pricing: from Gemini 3 on each search is billed, before that each prompt with searches. What is not
+# named is taken for a newer model.
+_OLDER = ("gemini-1", "gemini-2", "gemini-live-2", "gemini-exp-1")
 _CONTENT = Route(
     "generate_content", _USAGE, ("usageMetadata",),
     tools={
         "web_search_requests": f"#{_GROUNDED}.webSearchQueries", "image_search_requests": f"#{_GROUNDED}.imageSearchQueries",
         "maps_requests": f"?{_GROUNDED}.googleMapsWidgetContextToken",
     },
+    tools_of={
+        begin: {
+            "web_search_requests": f"?{_GROUNDED}.webSearchQueries[]", "image_search_requests": f"#{_GROUNDED}.imageSearchQueries",
+            "maps_requests": f"?{_GROUNDED}.googleMapsWidgetContextToken",
+        }
+        for begin in _OLDER
+    },
     running=True, text=("candidates.content.parts.text",), limits=("generationConfig.maxOutputTokens",),
     choices="generationConfig.candidateCount", model="modelVersion", response_id="responseId", created="",
     tier=f"{_U}trafficType | {_U}serviceTier", tiers=_TIERS, finish="candidates.finishReason", raw="usageMetadata",
     known=(f"{_U}totalTokenCount",),
 )  # fmt: skip
-_OLDER = {**_CONTENT.tools, "web_search_requests": f"?{_GROUNDED}.webSearchQueries[]"}
-# Every snapshot by name: what is not named is taken for a newer model, where each search is billed.
-_OLD = (
-    "gemini-2.0-flash", "gemini-2.0-flash-001", "gemini-2.0-flash-exp", "gemini-2.0-flash-lite", "gemini-2.0-flash-lite-001",
-    "gemini-2.0-pro-exp-02-05", "gemini-2.5-flash", "gemini-2.5-flash-preview-04-17", "gemini-2.5-flash-preview-05-20",
-    "gemini-2.5-flash-preview-09-2025", "gemini-2.5-flash-lite", "gemini-2.5-flash-lite-preview-06-17",
-    "gemini-2.5-flash-lite-preview-09-2025", "gemini-2.5-pro", "gemini-2.5-pro-exp-03-25", "gemini-2.5-pro-preview-03-25",
-    "gemini-2.5-pro-preview-05-06", "gemini-2.5-pro-preview-06-05",
-)  # fmt: skip
-
 _I = "usage."
+_TOOLS = {"web_search_requests": "google_search", "maps_requests": "google_maps"}
+# https://ai.google.dev/api/interactions-api: a stream's last event has the interaction; what is made in the background is asked for.
 _INTERACTION = Route(
     "generate_content",
     {
         "input_total": f"{_I}total_input_tokens + {_I}total_tool_use_tokens",
-        "input_audio_total": f"{_I}input_tokens_by_modality[modality=audio].tokens",
-        "input_image_total": f"{_I}input_tokens_by_modality[modality=image].tokens",
-        "input_video_total": f"{_I}input_tokens_by_modality[modality=video].tokens",
+        **{f"input_{kind}_total": f"{_I}input_tokens_by_modality[modality={kind}].tokens" for kind in _KINDS},
         "cache_read_total": f"{_I}total_cached_tokens",
-        "cache_read_audio_tokens": f"{_I}cached_tokens_by_modality[modality=audio].tokens",
-        "cache_read_image_tokens": f"{_I}cached_tokens_by_modality[modality=image].tokens",
-        "cache_read_video_tokens": f"{_I}cached_tokens_by_modality[modality=video].tokens",
+        **{f"cache_read_{kind}_tokens": f"{_I}cached_tokens_by_modality[modality={kind}].tokens" for kind in _KINDS},
         "output_total": f"{_I}total_output_tokens + {_I}total_thought_tokens",
         "reasoning_tokens": f"{_I}total_thought_tokens",
-        "output_audio_tokens": f"{_I}output_tokens_by_modality[modality=audio].tokens",
-        "output_image_tokens": f"{_I}output_tokens_by_modality[modality=image].tokens",
+        **{f"output_{kind}_tokens": f"{_I}output_tokens_by_modality[modality={kind}].tokens" for kind in _KINDS},
     },
     ("usage.total_input_tokens",),
-    tools={
-        "web_search_requests": f"{_I}grounding_tool_count[type=google_search].count",
-        "maps_requests": f"{_I}grounding_tool_count[type=google_maps].count",
+    tools={meter: f"{_I}grounding_tool_count[type={tool}].count" for meter, tool in _TOOLS.items()},
+    tools_of={
+        begin: {meter: f"?{_I}grounding_tool_count[type={tool}][count!=0].type" for meter, tool in _TOOLS.items()}
+        for begin in _OLDER
     },
-    created="", tier="", known=(f"{_I}total_tokens", f"{_I}initial_input_tokens", f"{_I}tool_use_tokens_by_modality"),
+    event="interaction", text=("steps.content.text", "outputs.text", "delta.text", "delta.content.text"), unseen=("gemini-",),
+    limits=("generation_config.max_output_tokens",), choices="", named=("agent",), model="model | agent", created="created", tier="service_tier", tiers=_TIERS,
+    finish="status", later=("queued", "in_progress"),
+    known=(f"{_I}total_tokens", f"{_I}initial_input_tokens", f"{_I}tool_use_tokens_by_modality"),
 )  # fmt: skip
 
 # https://cloud.google.com/vertex-ai/generative-ai/pricing: Gemini's embeddings are billed by tokens, the older models by characters.
@@ -109,21 +110,62 @@ _IMAGEN = Route(
     ("predictions",), model="", response_id="", created="", tier="", raw="",
 )  # fmt: skip
 
+# https://ai.google.dev/api/batch-api#Batch: answers stand in the batch or in a file. On Vertex AI they are in a bucket or a table of the user's.
+_BATCH = Route(
+    "batch", {}, ("metadata.state", "!state"), model="metadata.model", response_id="name", created="metadata.endTime | metadata.createTime",
+    tier="=batch", raw="", finish="metadata.state",
+    later=tuple(f"{kind}_STATE_{word}" for kind in ("BATCH", "JOB") for word in ("UNSPECIFIED", "PENDING", "QUEUED", "RUNNING")),
+    lines="metadata.output.inlinedResponses.inlinedResponses[] | response.inlinedResponses.inlinedResponses[]",
+    output="metadata.output.responsesFile",
+)  # fmt: skip
+_JOB = replace(
+    _BATCH, signs=("state", "outputInfo"), model="model", created="endTime | createTime", finish="state", lines="", output="",
+    elsewhere="outputInfo.gcsOutputDirectory | outputInfo.bigqueryOutputTable | outputInfo.vertexMultimodalDatasetName",
+    later=tuple(f"JOB_STATE_{word}" for word in ("UNSPECIFIED", "QUEUED", "PENDING", "RUNNING", "CANCELLING", "PAUSED", "UPDATING")),
+)  # fmt: skip
+# https://ai.google.dev/gemini-api/docs/video: billed by the second of what was made; eight where the request does not say.
+_VIDEO = Route(
+    "video_generation", {}, ("done", "response"), model="", response_id="name", created="", tier="", raw="", finish="done", later=("",),
+    made="#response.generateVideoResponse.generatedSamples + #response.videos", choices="parameters.sampleCount",
+    billed={"video_seconds": "parameters.durationSeconds"}, usual={"video_seconds": 8}, alone=True, given={"resolution": "parameters.resolution"},
+)  # fmt: skip
+_LINES = ("batch line", "batch line of embeddings")
+
 GOOGLE = Provider(
     "gcp.gemini",
     module="google.genai",
     package="google-genai",
     minimum="1.20",
     seam="google_genai",
+    hosts={"generativelanguage.googleapis.com": "gcp.gemini", ".googleapis.com": "gcp.vertex_ai"},
+    # Interactions and decisions are sent by a library within the library.
+    senders={
+        "google.genai._gaos.basesdk:BaseSDK.do_request": "sdk_configuration.client",
+        "google.genai._gaos.basesdk:AsyncBaseSDK.do_request_async": "sdk_configuration.async_client",
+        # In version 1 by one of another make.
+        "google.genai._interactions._base_client:SyncAPIClient.request": "_client",
+        "google.genai._interactions._base_client:AsyncAPIClient.request": "_client",
+    },
+    outermost=tuple(
+        f"google.genai._interactions.resources.interactions:{kind}InteractionsResource.create" for kind in ("", "Async")
+    ),
+    connections=("_api_client._httpx_client", "_api_client._async_httpx_client"),
+    polls={
+        "/interactions/{}": "/interactions", "/batches/{}": ("batch", *_LINES), "/batchPredictionJobs/{}": "batch job",
+        "/models/{}/operations/{}": "video", ":fetchPredictOperation": "video",
+    },
+    files={"/files/{}:download": _LINES},
     # The first word of a key is the method of the call, a second one how the names of its models begin.
     routes={
-        "generateContent before 3": replace(_CONTENT, signs=("usageMetadata", f"modelVersion={','.join(_OLD)}"), tools=_OLDER),
         "generateContent": _CONTENT,
-        "interactions": _INTERACTION,
-        "batch line before 3": replace(
-            _CONTENT, signs=("response.usageMetadata", f"response.modelVersion={','.join(_OLD)}"), event="response", tier="=batch", tools=_OLDER,
-        ),
+        "interactions": replace(_INTERACTION, event=""),
+        "/interactions": replace(_INTERACTION, signs=("interaction.usage",)),
+        "/decisions": replace(_INTERACTION, event="", signs=("answers", "usage.total_input_tokens"), text=(), later=()),
         "batch line": replace(_CONTENT, signs=("response.usageMetadata",), event="response", tier="=batch"),
+        "batch line of embeddings": replace(
+            _EMBEDDING, usage={"input_total": "tokenCount"}, signs=("response.tokenCount",), event="response", tier="=batch", raw="",
+        ),
+        "batch": _BATCH, "batch job": _JOB, "video": _VIDEO, "predictLongRunning": _VIDEO,
         "embedContent characters": _CHARACTERS,
         "embedContent": _EMBEDDING,
         "claude": MESSAGE,

@@ -16,7 +16,8 @@ from aifinops.integrations.providers.openai import CHAT, COMPLETIONS, EMBEDDINGS
 
 _GENERATION = Route(
     "text_completion", {"input_tokens": "details.input_length", "output_tokens": "details.generated_tokens"},
-    ("generated_text", "details.generated_tokens"), text=("generated_text", "token.text"), response_id="", created="", tier="",
+    ("generated_text", "details.generated_tokens"), text=("generated_text", "token.text"), limits=("parameters.max_new_tokens",),
+    choices="parameters.best_of", response_id="", created="", tier="",
     finish="details.finish_reason", raw="",
 )  # fmt: skip
 _FEATURES = Route("embeddings", {}, ("usage", "vectors"), response_id="", created="", tier="", raw="")

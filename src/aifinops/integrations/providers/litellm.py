@@ -2,7 +2,8 @@
 
 It sends by its own handlers of httpx or by the openai client that it holds; both are seen where they send. So a call that litellm
 tries again, or gives to another model after a failure, is one row for each answer that was paid for, of the provider and in the words
-of the provider, which litellm's own answer no longer has (times of written caches, served tiers, tools). A request that the provider
+of the provider, which litellm's own answer no longer has (times of written caches, served tiers, tools). Bedrock is asked by Converse or by
+InvokeModel, and streams in frames. A request that the provider
 refused is none, and so is an answer out of litellm's cache or a mocked one. Where the openai library is metered as well, the call is
 its row and not a second one here. What litellm sends by neither (boto3, a handler of one's own) is left to the integration of that.
 
@@ -22,6 +23,7 @@ from aifinops.integrations.providers.mistral import MISTRAL
 from aifinops.integrations.providers.ollama import OLLAMA
 from aifinops.integrations.providers.openai import CHAT, COMPLETIONS, EMBEDDINGS, OPENAI, RESPONSES
 
+_INVOKE, _STREAMED = BEDROCK.routes["InvokeModel"], BEDROCK.routes["ConverseStream"]
 _GEMINI = GOOGLE.routes["generateContent"]
 _HANDLERS = "litellm.llms.custom_httpx.http_handler"
 _FUNCTIONS = (
@@ -48,7 +50,13 @@ LITELLM = Provider(
     },
     speaks={
         "/v1/messages": "anthropic", "/models/*:generateContent": "gcp.gemini", "/models/*:streamGenerateContent": "gcp.gemini",
-        "/model/*/converse": "aws.bedrock", "/ocr": "mistral_ai",
+        **dict.fromkeys(
+            (
+                "/model/*/converse", "/model/*/converse-stream", "/model/*/invoke", "/model/*/invoke-with-response-stream",
+                "/model/*embed*/invoke",
+            ), "aws.bedrock",
+        ),
+        "/ocr": "mistral_ai",
         **dict.fromkeys(("/api/chat", "/api/generate", "/api/embed"), "ollama"),
         **dict.fromkeys(("/v1/chat", "/v2/chat", "/v1/embed", "/v2/embed", "/v1/rerank", "/v2/rerank"), "cohere"),
         **dict.fromkeys(("/chat/completions", "/completions", "/embeddings", "/responses"), "openai"),
@@ -65,7 +73,9 @@ LITELLM = Provider(
         "/chat/completions": CHAT, "/completions": COMPLETIONS, "/embeddings": EMBEDDINGS, "/responses": RESPONSES,
         "/v1/messages": MESSAGE,
         "/models/*:generateContent": _GEMINI, "/models/*:streamGenerateContent": _GEMINI,
-        "/model/*/converse": replace(BEDROCK.routes["Converse"], response_id=""),
+        "/model/*/converse": replace(BEDROCK.routes["Converse"], response_id=""), "/model/*/converse-stream": _STREAMED,
+        "/model/*/invoke": _INVOKE, "/model/*/invoke-with-response-stream": _INVOKE,
+        "/model/*embed*/invoke": BEDROCK.routes["InvokeModel embed"],
         "/ocr": MISTRAL.routes["/ocr"],
         **{path: COHERE.routes[path] for path in ("/v1/chat", "/v2/chat", "/v1/embed", "/v2/embed", "/v1/rerank", "/v2/rerank")},
         **{path: OLLAMA.routes[path] for path in ("/api/chat", "/api/generate", "/api/embed")},

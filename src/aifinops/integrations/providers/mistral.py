@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from aifinops.integrations.provider import Provider, Route
+from aifinops.integrations.providers.openai import RESPONSES
 
 _CHAT = Route(
     "chat",
@@ -33,6 +34,37 @@ _CONVERSATION = replace(
 # Of what is sent to be judged or spoken the answer tells no counts.
 _JUDGED = Route("moderation", {"input_total": "usage.prompt_tokens"}, ("results", "usage"), created="", tier="")
 
+_EMBEDDINGS = Route(
+    "embeddings", {"input_total": "usage.prompt_tokens"}, ("object=list",), created="", tier="",
+    known=("usage.total_tokens", "usage.completion_tokens", "usage.prompt_audio_seconds"),
+)  # fmt: skip
+_OCR = Route(
+    "ocr", {"pages": "usage_info.pages_processed"}, ("usage_info.pages_processed",), response_id="", created="", tier="",
+    raw="usage_info", known=("usage_info.doc_size_bytes",),
+)  # fmt: skip
+_HEARD = Route(  # billed by the minute: the tokens are told and cost nothing more
+    "transcription", {"audio_seconds": "usage.prompt_audio_seconds"}, ("text", "usage.prompt_audio_seconds"), text=("text",),
+    response_id="", created="", tier="", known=("usage.total_tokens", "usage.prompt_tokens", "usage.completion_tokens"),
+)  # fmt: skip
+# https://docs.mistral.ai/capabilities/audio/text_to_speech: billed by the characters that are spoken, whatever tokens a stream tells.
+_SPEECH = Route(
+    "speech", {}, ("audio_data",), response_id="", created="", tier="", model="", billed={"characters": "input"}, alone=True,
+)  # fmt: skip
+# https://docs.mistral.ai/capabilities/batch: half the price; the answers stand in the job where that was asked for, or else in a file.
+_LINE = "response.body"
+_JOB = Route(
+    "batch", {}, ("object=batch", "input_files"), created="completed_at | created_at", tier="=batch", raw="", finish="status", lines="outputs[]",
+    output="output_file", later=("QUEUED", "RUNNING", "CANCELLATION_REQUESTED"),
+)  # fmt: skip
+_BATCHED = {
+    "batch line of pages": replace(_OCR, signs=("custom_id", f"{_LINE}.usage_info"), event=_LINE, tier="=batch"),
+    "batch line of sound": replace(
+        _HEARD, signs=("custom_id", f"{_LINE}.usage.prompt_audio_seconds", f"!{_LINE}.choices"), event=_LINE, tier="=batch",
+    ),
+    "batch line of embeddings": replace(_EMBEDDINGS, signs=("custom_id", f"{_LINE}.object=list"), event=_LINE, tier="=batch"),
+    "batch line": replace(_CHAT, signs=("custom_id", f"{_LINE}.usage"), event=_LINE, tier="=batch"),
+}  # fmt: skip
+
 MISTRAL = Provider(
     "mistral_ai",
     module="mistralai",
@@ -48,6 +80,8 @@ MISTRAL = Provider(
     # With its own telemetry on, a stream is handed out as another answer that ends the library's span when it is closed.
     copies=("mistralai.extra.observability.otel:TracedResponse.from_response",),
     connections=("sdk_configuration.client", "sdk_configuration.async_client"),
+    polls={"/batch/jobs/{}": ("batch job", *_BATCHED)},
+    files={"/files/{}/content": tuple(_BATCHED)},
     routes={
         "/chat/completions": _CHAT,
         "/fim/completions": replace(_CHAT, operation="text_completion"),
@@ -55,22 +89,12 @@ MISTRAL = Provider(
         "/conversations": _CONVERSATION,
         "/conversations/{id}": _CONVERSATION,
         "/conversations/{id}/restart": _CONVERSATION,
-        "/embeddings": Route(
-            "embeddings", {"input_total": "usage.prompt_tokens"}, ("object=list",), created="", tier="",
-            known=("usage.total_tokens", "usage.completion_tokens", "usage.prompt_audio_seconds"),
-        ),
-        "/audio/transcriptions": Route(  # billed by the minute: the tokens are told and cost nothing more
-            "transcription", {"audio_seconds": "usage.prompt_audio_seconds"}, ("text", "usage.prompt_audio_seconds"), text=("text",),
-            response_id="", created="", tier="", known=("usage.total_tokens", "usage.prompt_tokens", "usage.completion_tokens"),
-        ),
-        "/ocr": Route(
-            "ocr", {"pages": "usage_info.pages_processed"}, ("usage_info.pages_processed",), response_id="", created="", tier="",
-            raw="usage_info", known=("usage_info.doc_size_bytes",),
-        ),
+        "/responses": RESPONSES, "response": replace(RESPONSES, signs=("object=response", "usage"), event=""),
+        "/embeddings": _EMBEDDINGS, "/audio/transcriptions": _HEARD, "/audio/speech": _SPEECH, "/ocr": _OCR,
         "/moderations": _JUDGED,
         "/chat/moderations": _JUDGED,
         "/classifications": replace(_JUDGED, operation="classification"),
         "/chat/classifications": replace(_JUDGED, operation="classification"),
-        "batch line": replace(_CHAT, signs=("custom_id", "response.body.usage"), event="response.body", tier="=batch"),
+        **_BATCHED, "batch job": _JOB,
     },
 )  # fmt: skip

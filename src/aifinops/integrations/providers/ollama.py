@@ -13,7 +13,7 @@ from aifinops.integrations.providers.compatible import COMPATIBLE
 
 _CHAT = Route(
     "chat", {"input_tokens": "prompt_eval_count", "output_tokens": "eval_count"}, ("model", "eval_count"),
-    text=("message.content", "message.thinking", "response", "thinking"), response_id="", created="", tier="", finish="done_reason", raw="",
+    text=("message.content", "message.thinking", "response", "thinking"), limits=("options.num_predict",), choices="", response_id="", created="", tier="", finish="done_reason", raw="",
     known=("total_duration", "load_duration", "prompt_eval_duration", "eval_duration"),
 )  # fmt: skip
 _EMBED = replace(_CHAT, operation="embeddings", signs=("embeddings", "prompt_eval_count"), text=())

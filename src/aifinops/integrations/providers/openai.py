@@ -106,8 +106,8 @@ RESPONSES = Route(
     later=("queued", "in_progress"),
 )  # fmt: skip
 COMPLETIONS = Route(
-    "text_completion", COMPLETION_USAGE, ("object=text_completion",), text=("choices.text",), limits=("max_tokens",), usage_option=_USAGE_OPTION,
-    finish="choices.finish_reason", known=COMPLETION_KNOWN,
+    "text_completion", COMPLETION_USAGE, ("object=text_completion",), text=("choices.text",), limits=("max_tokens",), choices="best_of|n",
+    usage_option=_USAGE_OPTION, finish="choices.finish_reason", known=COMPLETION_KNOWN,
 )  # fmt: skip
 EMBEDDINGS = Route(
     "embeddings", {"input_total": "usage.prompt_tokens | usage.total_tokens"}, ("object=list",), response_id="", created="", tier="",
@@ -149,6 +149,15 @@ _REALTIME = Route(
         "usage.input_token_details.cached_tokens_details.text_tokens",
     ),
 )  # fmt: skip
+# https://platform.openai.com/docs/api-reference/runs/object: its details of the prompt are told in the singular.
+_RUN_CACHED = f"{COMPLETION_USAGE['cache_read_tokens']} | usage.prompt_token_details.cached_tokens"
+_RUN = replace(
+    CHAT, operation="invoke_agent", usage={**COMPLETION_USAGE, "cache_read_tokens": _RUN_CACHED}, signs=("object=thread.run", "usage"),
+    created="completed_at | created_at", tier="", finish="status", facts={"openai.api.type": "assistants"},
+    later=("queued", "in_progress", "requires_action", "cancelling"),
+)  # fmt: skip
+# Voyage, Jina, Together and vLLM have it in OpenAI's manner: tokens of query and documents together.
+RERANK = replace(EMBEDDINGS, operation="rerank")
 _COMPACTION = replace(RESPONSES, signs=("object=response.compaction",), event="", parts=(), tools={}, later=())
 _LINE = "response.body"
 _LINES = ("batch line of responses", "batch line of embeddings", "batch line")
@@ -156,17 +165,18 @@ _LINES = ("batch line of responses", "batch line of embeddings", "batch line")
 POLLS = {
     "/responses/{}": "/responses", "/chat/completions/{}": "/chat/completions", "/batches/{}": "batch",
 }  # fmt: skip
+_POLLS = {**POLLS, "/threads/{}/runs/{}": "run"}
 FILES = {"/files/{}/content": _LINES}
 
 # An endpoint that came after this file: it counts in one of OpenAI's two ways, so far.
 ANY = Route(
-    "", {meter: f"{path} | {_RESPONSE_USAGE[meter]}" if meter in _RESPONSE_USAGE else path for meter, path in COMPLETION_USAGE.items()},
+    "", {meter: f"{path} | {_RESPONSE_USAGE[meter]}" if meter in _RESPONSE_USAGE else path for meter, path in _RUN.usage.items()},
     tiers=TIERS,
 )  # fmt: skip
 
 ANSWERED = {
-    "/chat/completions": CHAT, "/responses": RESPONSES, "/completions": COMPLETIONS, "/embeddings": EMBEDDINGS,
-    "response event": replace(RESPONSES, signs=("type=response.completed,response.incomplete,response.failed",)),
+    "/chat/completions": CHAT, "/responses": RESPONSES, "/completions": COMPLETIONS, "/embeddings": EMBEDDINGS, "/rerank": RERANK,
+    "run": _RUN, "response event": replace(RESPONSES, signs=("type=response.completed,response.incomplete,response.failed",)),
     "response": replace(RESPONSES, signs=("object=response", "usage"), event=""),
     "compaction": _COMPACTION, "/responses/compact": _COMPACTION,
     "/images/generations": _GENERATED, "/images/edits": replace(_GENERATED, hidden=True),
@@ -212,9 +222,9 @@ OPENAI = Provider(
         "api.openai.com": "openai", ".openai.azure.com": "azure.ai.openai", ".services.ai.azure.com": "azure.ai.inference",
         "api.deepseek.com": "deepseek", "api.groq.com": "groq", "api.x.ai": "x_ai", "api.mistral.ai": "mistral_ai",
         "openrouter.ai": "openrouter", "api.together.xyz": "together", "api.fireworks.ai": "fireworks",
-        "api.perplexity.ai": "perplexity", "generativelanguage.googleapis.com": "gcp.gemini",
+        "api.perplexity.ai": "perplexity", "api.voyageai.com": "voyageai", "generativelanguage.googleapis.com": "gcp.gemini",
     },
-    polls=POLLS,
+    polls=_POLLS,
     files=FILES,
     other=ANY,
     clients={"Azure": "azure.ai.openai", "Bedrock": "aws.bedrock"},

@@ -7,14 +7,14 @@ Only functions of the same table inside one another are one charge, that of the 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import aclosing, closing, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 from aifinops import metering
 from aifinops.errors import ImpossibleUsage, swallow
-from aifinops.integrations.passing import guarded
+from aifinops.integrations.passing import aguarded, guarded
 from aifinops.integrations.patching import Patch
 from aifinops.integrations.resources.table import RESOURCES, Resource, Row
 from aifinops.metering import Call, Invocation
@@ -45,13 +45,17 @@ def hook(name: str, module: Any) -> list[Any]:
 
 def wrapper_of(resource: Resource, row: Row, function: Any) -> Callable[..., Any]:
     """The wrapper for one function, in its own colour."""
-    test = TESTS.get(row.when)
-    call = (resource.provider, row.operation, resource.model, resource.service, row.counts)
+    test, plain = TESTS.get(row.when), inspect.unwrap(function)
+    # What the answer will tell is held as one unit: it is billed for some, and how many nobody knows.
+    expected = {**row.counts, **dict.fromkeys(row.reads, 1)}
+    call = (resource.provider, row.operation, resource.model, resource.service)
 
     def opened(owner: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Invocation | None:
         if test is not None and not test(owner, args, kwargs):
             return None
-        return begin(*call)
+        return begin(
+            *call, expected if not row.each else {"requests": _number(_argument(function, row.each, args, kwargs))}
+        )
 
     def wrapped_call(wrapped: Any, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         invocation = guarded("resources.begin", opened, owner, args, kwargs)
@@ -63,7 +67,7 @@ def wrapper_of(resource: Resource, row: Row, function: Any) -> Callable[..., Any
         return result
 
     async def awrapped_call(wrapped: Any, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        invocation = guarded("resources.begin", opened, owner, args, kwargs)
+        invocation = await aguarded("resources.begin", opened, owner, args, kwargs)
         if invocation is None:
             return await wrapped(*args, **kwargs)
         with _ended(invocation):
@@ -71,11 +75,90 @@ def wrapper_of(resource: Resource, row: Row, function: Any) -> Callable[..., Any
         guarded("resources.settle", settled, invocation, row, result)
         return result
 
-    return awrapped_call if inspect.iscoroutinefunction(inspect.unwrap(function)) else wrapped_call
+    def sent(message: Any) -> None:
+        if not hasattr(message, "HasField") or message.HasField("data"):
+            invocation = begin(*call, row.counts, asked=False)
+            if invocation is not None:
+                settled(invocation, row, None)
+
+    def wrapped_stream(wrapped: Any, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if row.sent and row.sent in kwargs:
+            return wrapped(*args, **{**kwargs, row.sent: _counted(kwargs[row.sent], sent)})
+        return _streamed(lambda: guarded("resources.begin", opened, owner, args, kwargs), row, wrapped(*args, **kwargs))
+
+    if inspect.isgeneratorfunction(plain) or inspect.isasyncgenfunction(plain):
+        return wrapped_stream
+    return awrapped_call if inspect.iscoroutinefunction(plain) else wrapped_call
 
 
-def begin(provider: str, operation: str, model: str, service: str, expected: Mapping[str, int]) -> Invocation | None:
+def _streamed(opened: Callable[[], Invocation | None], row: Row, items: Any) -> Any:
+    """The same generator, whose call begins when somebody takes its first item, and is charged once that has come: it was made then."""
+    return _astreamed(opened, row, items) if hasattr(items, "__anext__") else _plainly_streamed(opened, row, items)
+
+
+def _plainly_streamed(opened: Callable[[], Invocation | None], row: Row, items: Any) -> Iterator[Any]:
+    with closing(items):
+        invocation = opened()
+        with _answering(invocation):
+            first = next(items, _END)
+        guarded("resources.settle", settled, invocation, row, None)
+        if first is not _END:
+            yield first
+            yield from items
+
+
+async def _astreamed(opened: Callable[[], Invocation | None], row: Row, items: Any) -> AsyncIterator[Any]:
+    async with aclosing(items):
+        invocation = opened()
+        with _answering(invocation):
+            first = await anext(items, _END)
+        guarded("resources.settle", settled, invocation, row, None)
+        if first is not _END:
+            yield first
+            async for item in items:
+                yield item
+
+
+_END = object()
+
+
+def _counted(messages: Any, sent: Callable[[Any], None]) -> Any:
+    """The same messages on their way to the server. A budget cannot refuse what is under way."""
+    return _acounted(messages, sent) if hasattr(messages, "__aiter__") else _plainly_counted(messages, sent)
+
+
+def _plainly_counted(messages: Any, sent: Callable[[Any], None]) -> Iterator[Any]:
+    for message in messages:
+        guarded("resources.sent", sent, message)
+        yield message
+
+
+async def _acounted(messages: Any, sent: Callable[[Any], None]) -> AsyncIterator[Any]:
+    async for message in messages:
+        guarded("resources.sent", sent, message)
+        yield message
+
+
+def _argument(function: Any, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """An argument of a method by its name, also where it was given by its place."""
+    if name in kwargs:
+        return kwargs[name]
+    place = list(inspect.signature(function).parameters).index(name) - 1  # without `self`
+    return args[place] if place < len(args) else None
+
+
+def _number(entries: Any) -> int:
+    """How many entries; at least one, and one for what does not say."""
+    return max(len(entries), 1) if hasattr(entries, "__len__") else 1
+
+
+def begin(
+    provider: str, operation: str, model: str, service: str, expected: Mapping[str, int], *, asked: bool = True
+) -> Invocation | None:
     """Open a call whose usage is known beforehand, but for what its answer adds.
+
+    Args:
+        provider, operation, model, service: of the charge. expected: its usage. asked: False for what is under way already.
 
     Raises:
         BudgetExceeded: when a budget has no room; nothing was sent.
@@ -83,7 +166,7 @@ def begin(provider: str, operation: str, model: str, service: str, expected: Map
     if _inside.get():
         return None
     call = Call(provider, operation, model, service=service, counts=quantities(expected))
-    invocation = metering.begin(call)
+    invocation = metering.begin(call) if asked else metering.observe(call)
     if invocation is not None:
         invocation.leave()  # it owns nothing below it
     return invocation
@@ -93,34 +176,37 @@ def begin(provider: str, operation: str, model: str, service: str, expected: Map
 def _ended(invocation: Invocation) -> Iterator[None]:
     token = _inside.set(True)
     try:
-        yield
-    except BaseException as error:
-        guarded("resources.failed", invocation.fail, error)
-        raise
+        with _answering(invocation):
+            yield
     finally:
         _inside.reset(token)
 
 
-def settled(invocation: Invocation, row: Row, result: Any) -> None:
-    """Read what the answer reports, or else count the call."""
+@contextmanager
+def _answering(invocation: Invocation | None) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        if invocation is not None:
+            guarded("resources.failed", invocation.fail, error)
+        raise
+
+
+def settled(invocation: Invocation | None, row: Row, result: Any) -> None:
+    """Read what the answer reports, or else count the call; None is no call."""
+    if invocation is None:
+        return
     reported = {}
     for meter, path in row.reads.items():
         value = dig(result, path)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             reported[meter] = value
     try:
-        reading = Reading(quantities(reported or row.counts), raw=dict(reported) or None)
-        if not reported and _is_billed_otherwise(invocation, reading):
-            reading.problem = "the answer does not say what it used"
+        counts = row.counts if row.reads else invocation.call.counts
+        reading = Reading(quantities(reported or counts), raw=dict(reported) or None)
     except ImpossibleUsage as problem:
         reading = Reading(problem=str(problem), raw={name: repr(value) for name, value in reported.items()})
     invocation.settle(reading)
-
-
-def _is_billed_otherwise(invocation: Invocation, reading: Reading) -> bool:
-    """Whether there is a price, but none for a request: that of what was used, which nobody told, is unknown and not zero."""
-    cost = invocation._price(reading)
-    return cost.amount is not None and not cost.amount and cost.basis != "free"
 
 
 def dig(found: Any, path: str) -> Any:
@@ -156,10 +242,16 @@ def _compares_vectors(_cursor: Any, args: tuple[Any, ...], kwargs: Mapping[str, 
     return any(operator in statement for operator in _OPERATORS)
 
 
+def _has_data(_connection: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    message = kwargs.get("request", args[-1] if args else None)
+    return hasattr(message, "HasField") and message.HasField("data")
+
+
 TESTS: Mapping[str, Callable[[Any, tuple[Any, ...], Mapping[str, Any]], bool]] = {
     "qdrant is elsewhere": _qdrant_is_elsewhere,
     "chroma is elsewhere": _chroma_is_elsewhere,
     "statement compares vectors": _compares_vectors,
+    "message has data": _has_data,
 }
 """A database inside this process costs nothing by itself, and most statements have nothing to do with vectors."""
 

@@ -20,9 +20,11 @@ class Row:
     """Functions of one class.
 
     Attributes:
-        module, owner: where the class is. methods: its functions, plain or coroutines. operation: of the charge.
+        module, owner: where the class is. methods: its functions, plain, coroutines or generators of either colour. operation: of the charge.
         reads: meter -> where the answer reports it. counts: what a call counts as where the answer reports nothing.
         when: a name in `seam.TESTS`, which says of (object, arguments) whether the call is charged at all; empty for always.
+        each: the argument of which each entry is a request, where it says how many it has.
+        sent: the argument of a stream that yields messages to the server: each with data in it is a call of its own.
     """
 
     module: str
@@ -32,6 +34,8 @@ class Row:
     reads: Mapping[str, str] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=lambda: ONE_REQUEST)
     when: str = ""
+    each: str = ""
+    sent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +109,16 @@ def _weaviate(owner: str) -> tuple[Row, ...]:
         Row(module, owner, ("grpc_search", "grpc_aggregate"), "query"),
         Row(module, owner, ("grpc_batch_objects",), "upsert"),
         Row(module, owner, ("grpc_batch_delete",), "delete"),
+        Row(module, owner, ("grpc_batch_stream",), "upsert", sent="requests"),
+    )
+
+
+def _psycopg(prefix: str) -> tuple[Row, ...]:
+    vectors = "statement compares vectors"
+    return (
+        Row("psycopg", f"{prefix}Cursor", ("execute", "stream"), "query", when=vectors),
+        Row("psycopg", f"{prefix}Cursor", ("executemany",), "query", when=vectors, each="params_seq"),
+        Row("psycopg", f"{prefix}ServerCursor", ("execute",), "query", when=vectors),
     )
 
 
@@ -131,14 +145,15 @@ RESOURCES = {
         ),
     ),
     "weaviate": Resource(
-        "weaviate", "weaviate", "vector", "weaviate-client", "weaviate", (*_weaviate("ConnectionSync"), *_weaviate("ConnectionAsync")),
+        "weaviate", "weaviate", "vector", "weaviate-client", "weaviate",
+        (
+            *_weaviate("ConnectionSync"),
+            *_weaviate("ConnectionAsync"),
+            Row("weaviate.connect.v4", "ConnectionAsync", ("grpc_batch_stream_write",), "upsert", when="message has data"),
+        ),
     ),
     "pgvector": Resource(
-        "postgres", "pgvector", "vector", "psycopg", "psycopg",
-        (
-            Row("psycopg", "Cursor", ("execute",), "query", when="statement compares vectors"),
-            Row("psycopg", "AsyncCursor", ("execute",), "query", when="statement compares vectors"),
-        ),
+        "postgres", "pgvector", "vector", "psycopg", "psycopg", (*_psycopg(""), *_psycopg("Async")),
     ),
 }  # fmt: skip
 """Name for `instrument()` -> library."""

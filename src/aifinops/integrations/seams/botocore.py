@@ -1,4 +1,5 @@
-"""The seam for botocore (boto3) and aiobotocore, of which Amazon Bedrock's inference is metered and every other service left alone.
+"""The seam for botocore (boto3) and aiobotocore, of which Amazon Bedrock's inference, guardrails, agents and knowledge bases are metered and
+every other service is left alone.
 
 `_make_api_call` of the client is where every operation of every service passes, with the retries of the library inside: the tries that it
 repeats were refused. Converse answers with a dict. InvokeModel answers with a body of bytes that only the user may read, so it is seen
@@ -8,7 +9,6 @@ bytes into, before it parses them: per message that is one append.
 
 from __future__ import annotations
 
-import base64
 import json
 import sys
 import weakref
@@ -17,14 +17,13 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from aifinops.errors import swallow
+from aifinops.integrations import amazon
 from aifinops.integrations.calls import Calls, acalled, called, look_again, settle_body
-from aifinops.integrations.extract import Reader, StreamText, read_objects
-from aifinops.integrations.passing import Opened, Passing, PassingEvents, apassed, guarded, passed
-from aifinops.integrations.patching import Patch
-from aifinops.integrations.provider import Provider
-from aifinops.integrations.responses import reader_for
+from aifinops.integrations.extract import Reader, StreamText, dig
+from aifinops.integrations.passing import Opened, Passing, PassingEvents, aguarded, apassed, guarded, passed
+from aifinops.integrations.patching import Patch, applied
+from aifinops.integrations.provider import Provider, Route
 from aifinops.reading import Reading
-from aifinops.usage import output_total
 
 __all__ = ["Seam"]
 
@@ -33,29 +32,23 @@ _OPERATIONS = {
     "ConverseStream": "ConverseStream",
     "InvokeModel": "InvokeModel",
     "InvokeModelWithResponseStream": "InvokeModel",
+    "ApplyGuardrail": "ApplyGuardrail",
 }
-"""Metered operation of `bedrock-runtime` -> key of its route."""
+_AGENTS = {
+    "InvokeAgent": "InvokeAgent",
+    "InvokeInlineAgent": "InvokeAgent",
+    "RetrieveAndGenerate": "RetrieveAndGenerate",
+    "RetrieveAndGenerateStream": "RetrieveAndGenerate",
+    "Retrieve": "Retrieve",
+    "Rerank": "Rerank",
+}
+_SERVICES = {"bedrock-runtime": _OPERATIONS, "bedrock-agent-runtime": _AGENTS}
+"""Service -> its metered operation -> key of the route."""
 
-_HEADERS = {
-    "x-amzn-bedrock-input-token-count": "inputTokens",
-    "x-amzn-bedrock-output-token-count": "outputTokens",
-    "x-amzn-bedrock-cache-read-input-token-count": "cacheReadInputTokens",
-    "x-amzn-bedrock-cache-write-input-token-count": "cacheWriteInputTokens",
-}
-_METRICS = "amazon-bedrock-invocationMetrics"
-_COUNTS = {
-    "inputTokenCount": "inputTokens",
-    "outputTokenCount": "outputTokens",
-    "cacheReadInputTokenCount": "cacheReadInputTokens",
-    "cacheWriteInputTokenCount": "cacheWriteInputTokens",
-}
-"""What InvokeModel tells in its headers, and its stream in the last message -> the word of Converse."""
+_UNTRACED = "without a trace (enableTrace) an agent does not tell what its models used"
 
 _NAMED = ("inference-profile/", "foundation-model/")
 """Kinds of ARN that end with the id of a model."""
-
-_EDGE = 6
-"""Messages at either end of a stream among which those are that tell its usage."""
 
 
 class _Url(NamedTuple):
@@ -70,7 +63,6 @@ class Seam:
     def __init__(self, row: Provider) -> None:
         self._row = row
         self._calls = Calls(row)
-        self._services = {"bedrock-runtime": _OPERATIONS}
 
     def patch_module(self, module: Any) -> list[Patch]:
         """Patch the base of all clients; a version without it degrades to one warning."""
@@ -80,7 +72,7 @@ class Seam:
             else:
                 owner, call = module.BaseClient, self._call
             self._calls.others.front = lambda: self._look(owner)
-            return [Patch(owner, "_make_api_call", call), *_close_patch()]
+            return applied([(owner, "_make_api_call", call), *_closing()])
         except Exception as failure:  # an unknown future version: the user's program goes on unmetered, and is told so
             swallow(f"integrations.{self._row.name}.patch", failure)
             return []
@@ -88,7 +80,7 @@ class Seam:
     def patch_client(self, client: Any) -> list[Patch]:
         """Patch one client object only."""
         is_async = any(kind.__name__ == "AioBaseClient" for kind in type(client).__mro__)
-        return [Patch(client, "_make_api_call", self._acall if is_async else self._call), *_close_patch()]
+        return applied([(client, "_make_api_call", self._acall if is_async else self._call), *_closing()])
 
     def _look(self, owner: Any) -> list[Patch]:
         """While somebody else is there: whoever wrapped `_make_api_call` before us begins a span inside of ours, around `_make_request`."""
@@ -99,7 +91,7 @@ class Seam:
     # --- the two colours of the last thin layer ---------------------------------------------------------------------------
 
     def _call(self, wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        operations = self._services.get(client._service_model.service_name)
+        operations = _SERVICES.get(client._service_model.service_name)
         if operations is None:
             return wrapped(*args, **kwargs)
         opened = guarded("botocore.begin", self._begin, operations, client, args, kwargs)
@@ -108,10 +100,10 @@ class Seam:
     async def _acall(
         self, wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        operations = self._services.get(client._service_model.service_name)
+        operations = _SERVICES.get(client._service_model.service_name)
         if operations is None:
             return await wrapped(*args, **kwargs)
-        opened = guarded("botocore.begin", self._begin, operations, client, args, kwargs)
+        opened = await aguarded("botocore.begin", self._begin, operations, client, args, kwargs)
         return await acalled(opened, wrapped, args, kwargs, _read, _refused)
 
     # --- begin --------------------------------------------------------------------------------------------------------
@@ -127,15 +119,16 @@ class Seam:
         model = _model(params.get("modelId"))
         if key == "InvokeModel" and "embed" in model:
             key = "InvokeModel embed"
+        route = self._row.routes[key]
         tier = params.get("serviceTier")
         return self._calls.open(
             client,
             _url(client.meta.endpoint_url),
             key,
-            self._row.routes[key],
+            route,
             _body(params) if key.startswith("InvokeModel") else params,
-            stream=operation.endswith("Stream"),
-            model=model,
+            stream=operation.endswith("Stream") or route.traced,
+            model=model or _named(params, route),
             region=client.meta.region_name or "",
             tier=str((tier.get("type") if isinstance(tier, dict) else tier) or ""),
         )
@@ -157,6 +150,12 @@ def _model(given: Any) -> str:
     if text.startswith("arn:") and any(f":{kind}" in text for kind in _NAMED):
         return text.rpartition("/")[2]
     return text
+
+
+def _named(params: Mapping[str, Any], route: Route) -> str:
+    """What is asked for in a request that has no id of a model."""
+    found = (dig(params, tuple(path.split("."))) for path in route.named)
+    return _model(next(filter(None, found), "")) or route.model.partition("=")[2]
 
 
 def _body(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,7 +190,7 @@ def _refused(error: BaseException) -> bool:
 
 
 def _read(opened: Opened, answer: dict[str, Any]) -> None:
-    body = answer.get("stream", answer.get("body"))
+    body = next((answer[name] for name in ("stream", "body", "completion") if name in answer), None)
     if hasattr(body, "_event_generator"):
         _Messages(opened, answer).watch(body)
     elif hasattr(body, "_raw_stream"):
@@ -199,39 +198,18 @@ def _read(opened: Opened, answer: dict[str, Any]) -> None:
     elif body is None:
         settle_body(opened, answer)
     else:  # a body of a version that cannot be seen
-        opened.invocation.settle(_with(None, _told(answer), opened.reader) or Reading())
+        opened.invocation.settle(amazon.beside(None, _told(answer), opened.reader) or Reading())
 
 
 def _told(answer: dict[str, Any]) -> dict[str, Any]:
     """What an answer tells beside its body, in the words of Converse. It is copied, since the answer is the user's."""
     about = answer.get("ResponseMetadata") or {}
-    headers = about.get("HTTPHeaders") or {}
-    usage = {word: int(headers[name]) for name, word in _HEADERS.items() if str(headers.get(name, "")).isdecimal()}
-    return {
-        "ResponseMetadata": {"RequestId": about.get("RequestId")},
-        "usage": usage or None,
-        "serviceTier": {"type": answer.get("serviceTier")},
-        "performanceConfig": {"latency": answer.get("performanceConfigLatency") or "standard"},
-    }
-
-
-def _with(reading: Reading | None, told: dict[str, Any], reader: Reader) -> Reading | None:
-    """Add what only the headers tell to what a body says; without a body's usage theirs is it."""
-    headers = reader.tolerant(told)
-    if reading is None:
-        return headers
-    beside = headers or reader.describe(told)
-    if not output_total(reading.quantities) and not reading.problem:  # a guardrail leaves it out
-        made = {name: count for name, count in beside.quantities.items() if name == "output_tokens"}
-        reading.quantities = {**reading.quantities, **made}
-    reading.tier = reading.tier or beside.tier
-    reading.options = reading.options or beside.options
-    reading.response_id = reading.response_id or beside.response_id
-    return reading
-
-
-def _form(body: Any) -> Reader | None:
-    return reader_for(body, "aws.bedrock") if isinstance(body, dict) else None
+    return amazon.told_of(
+        about.get("HTTPHeaders") or {},
+        request_id=about.get("RequestId"),
+        tier=answer.get("serviceTier"),
+        latency=answer.get("performanceConfigLatency"),
+    )
 
 
 class _Whole(Passing):
@@ -304,8 +282,7 @@ class _Whole(Passing):
         except ValueError:  # not read to its end, or an image
             body = None
         self.kept.clear()
-        form, came = _form(body), StreamText()
-        reading = _with(form.tolerant(body) if form is not None else None, self._told, reader)
+        reading, came = amazon.read_whole(body, self._told, reader), StreamText()
         if reading is None and body is not None:
             came.text = reader.text(body)
         came.finished = True
@@ -344,52 +321,42 @@ class _Messages(PassingEvents):
             self.finish()
 
     def _read(self, reader: Reader) -> tuple[Reading | None, StreamText, Any]:
-        messages = list(self.events)
+        frames = [(message.headers.get(":event-type", ""), message.payload) for message in self.events]
         self.events.clear()
-        edges = messages if len(messages) <= 2 * _EDGE else [*messages[:_EDGE], *messages[-_EDGE:]]
-        reading, came = self._usage(edges, reader), StreamText()
-        if reading is None:
-            _, came = read_objects([_decoded(message) for message in messages], reader)
+        if reader.route.traced:
+            return self._traced([amazon.decoded(*frame) for frame in frames], reader)
+        reading, came = amazon.read_stream(frames, self._told, reader)
         came.finished = came.finished or self.ended
         return reading, came, self._told
 
-    def _usage(self, messages: list[Any], reader: Reader) -> Reading | None:
-        events = [event for event in map(_decoded, messages) if event]
-        reading: Reading | None = None
-        form = next((found for event in events for found in (_form(_opening(event)),) if found is not None), None)
-        if form is not None:
-            reading, _ = read_objects(events, form)
-        for event in reversed(events):
-            counts = event.get(_METRICS)
-            if reading is None and isinstance(counts, dict):
-                usage = {word: counts[name] for name, word in _COUNTS.items() if name in counts}
-                reading = reader.tolerant({**self._told, "usage": usage})
-        if reading is None:
-            reading, _ = read_objects(events, reader)
-        return None if reading is None else _with(reading, self._told, reader)
+    def _traced(self, events: list[Any], reader: Reader) -> tuple[Reading | None, StreamText, Any]:
+        """What an agent's trace tells of each call of a model; without it nobody knows how many there were."""
+        came = StreamText()
+        invocations = _invocations(events)
+        came.finished = self.ended or not invocations
+        reading = reader.tolerant({"invocations": invocations, "id": self._told["ResponseMetadata"]["RequestId"]})
+        return reading or Reading(notes=(_UNTRACED,)), came, self._told
 
 
-def _opening(event: dict[str, Any]) -> dict[str, Any] | None:
-    """Of the makers that have a stream of their own, what the first event says of the form of them all."""
-    begun = event.get("message") if event.get("type") == "message_start" else event
-    return begun if isinstance(begun, dict) and ("type" in begun or "object" in begun) else None
+def _invocations(events: list[Any]) -> list[dict[str, Any]]:
+    """The calls of models in the trace of an agent: each says its model when it begins and its usage when it ends."""
+    models: dict[str, str] = {}
+    found = []
+    for event in events:
+        for step in (dig(event, ("trace", "trace")) or {}).values():
+            asked, told = dig(step, ("modelInvocationInput",)), dig(step, ("modelInvocationOutput",))
+            if asked:
+                models[asked.get("traceId")] = _model(asked.get("foundationModel"))
+            usage = dig(told, ("metadata", "usage"))
+            if usage:
+                found.append({"model": models.get(told.get("traceId"), ""), "usage": usage})
+    return found
 
 
-def _decoded(message: Any) -> dict[str, Any]:
-    """A message as what it says: an event of Converse under its name, a chunk of InvokeModel as the maker's own event."""
-    try:
-        said = json.loads(message.payload)
-        name = message.headers.get(":event-type", "")
-        found = json.loads(base64.b64decode(said["bytes"])) if name == "chunk" else {name: said}
-    except (ValueError, KeyError, TypeError):  # damaged; the others still count
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _close_patch() -> list[Patch]:
+def _closing() -> list[tuple[Any, str, Callable[..., Any]]]:
     """`close()` of an event stream is its end; where the library is not there to be patched, dropping it is."""
     module = sys.modules.get("botocore.eventstream")
-    return [] if module is None else [Patch(module.EventStream, "close", _close)]
+    return [] if module is None else [(module.EventStream, "close", _close)]
 
 
 def _close(wrapped: Callable[..., Any], stream: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -3,26 +3,35 @@
 `_request` and `_async_request` of its `BaseApiClient` are where every call passes: models, chats, each turn of automatic function calling,
 embeddings and images, with the library's retries inside. A plain answer is the text that they return. A stream is seen as the parsed pieces
 that the library makes of it, whatever it is transported by (httpx, aiohttp or requests): per piece that is one append.
+
+Interactions and decisions are sent by a library of another make within this one, with httpx: those are seen by the seam for that.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from aifinops.errors import swallow
 from aifinops.integrations.calls import Calls, acalled, called, settle_body
-from aifinops.integrations.passing import Opened, PassingEvents, apassed, guarded, passed
-from aifinops.integrations.patching import Patch
+from aifinops.integrations.later import Lines
+from aifinops.integrations.passing import Opened, PassingEvents, aguarded, apassed, guarded, passed
+from aifinops.integrations.patching import Patch, Undoable, applied
 from aifinops.integrations.provider import Provider, Route
+from aifinops.integrations.seams import http
 
 __all__ = ["Seam"]
 
 _VERTEX = "gcp.vertex_ai"
+_FETCH = "fetchPredictOperation"
+"""A POST that asks for what was asked for before."""
+
 _NEVER_SENT = frozenset({"ClientConnectorError", "ClientConnectorDNSError", "ClientConnectorCertificateError"})
 """aiohttp's exceptions that prove that no request left: https://docs.aiohttp.org/en/stable/client_reference.html#client-exceptions."""
 
@@ -38,11 +47,10 @@ class _Form(NamedTuple):
 
     key: str
     route: Route
-    models: frozenset[str]
     prefix: str
 
     def is_for(self, model: str) -> bool:
-        return model in self.models or bool(self.prefix and model.startswith(self.prefix))
+        return bool(self.prefix and model.startswith(self.prefix))
 
 
 class Seam:
@@ -52,21 +60,26 @@ class Seam:
         self._row = row
         self._calls = Calls(row)
         self._methods = _forms(row)
+        self._http = _Http(row)
 
-    def patch_module(self, module: Any) -> list[Patch]:
+    def patch_module(self, module: Any) -> Sequence[Undoable]:
         """Patch the client of an imported library; a version without it degrades to one warning."""
+        if module.__name__ != self._row.module:
+            return self._http.patch_module(module)
         try:
             return self._patch(sys.modules[f"{module.__name__}._api_client"].BaseApiClient)
         except Exception as failure:  # an unknown future version: the user's program goes on unmetered, and is told so
             swallow(f"integrations.{self._row.name}.patch", failure)
             return []
 
-    def patch_client(self, client: Any) -> list[Patch]:
+    def patch_client(self, client: Any) -> list[Undoable]:
         """Patch one client object only (and so its `aio`, which shares what sends)."""
-        return self._patch(client._api_client)
+        return [*self._patch(client._api_client), *self._http.patch_client(client)]
 
     def _patch(self, owner: Any) -> list[Patch]:
-        return [Patch(owner, "_request", self._request), Patch(owner, "_async_request", self._arequest)]
+        calls = ((owner, "_request", self._request), (owner, "_async_request", self._arequest))
+        downloads = (("download_file", self._download), ("async_download_file", self._adownload))
+        return applied([*calls, *((owner, name, wrapper) for name, wrapper in downloads if hasattr(owner, name))])
 
     # --- the two colours of the last thin layer ---------------------------------------------------------------------------
 
@@ -77,16 +90,35 @@ class Seam:
     async def _arequest(
         self, wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        opened = guarded("google_genai.begin", self._begin, client, args, kwargs)
+        opened = await aguarded("google_genai.begin", self._begin, client, args, kwargs)
         return await acalled(opened, wrapped, args, kwargs, _read, _refused)
+
+    def _download(self, wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        opened = guarded("google_genai.begin", self._begin_file, client, args, kwargs)
+        if opened is None:
+            return wrapped(*args, **kwargs)
+        kwargs, copy = _copied(kwargs)
+        return called(opened, wrapped, args, kwargs, lambda opened, told: _read_file(opened, told, copy))
+
+    async def _adownload(
+        self, wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        opened = guarded("google_genai.begin", self._begin_file, client, args, kwargs)
+        if opened is None:
+            return await wrapped(*args, **kwargs)
+        kwargs, copy = _copied(kwargs)
+        return await acalled(opened, wrapped, args, kwargs, lambda opened, told: _read_file(opened, told, copy))
 
     # --- begin --------------------------------------------------------------------------------------------------------
 
     def _begin(self, client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opened | None:
         request = args[0] if args else kwargs["http_request"]
         # .../models/gemini-2.5-flash:streamGenerateContent?alt=sse
-        name, _, method = request.url.partition("?")[0].rpartition(":")
+        path = request.url.partition("?")[0]
+        name, _, method = path.rpartition(":")
         method = method.partition(";")[0]
+        if request.method.lower() == "get" or method == _FETCH:
+            return self._poll(client, request.url, path)
         forms = self._methods.get(method)
         if forms is None or request.method.lower() != "post":
             return None
@@ -107,18 +139,79 @@ class Seam:
             tier=str(body.get("serviceTier") or "").lower().removeprefix("service_tier_"),
         )
 
+    def _poll(self, client: Any, url: str, path: str) -> Opened | None:
+        found = self._calls.polled(path)
+        if found is None:
+            return None
+        vertex = bool(getattr(client, "vertexai", False))
+        provider, facts, _ = self._calls.target(client, _url(url))
+        target = (_VERTEX if vertex else provider, facts)
+        region = (getattr(client, "location", None) or "") if vertex else ""
+        return self._calls.poll_at(target, found, stream=False, region=region)
+
+    def _begin_file(self, client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opened | None:
+        path = args[0] if args else kwargs["path"]
+        return self._poll(client, str(client._http_options.base_url), "/" + path.partition("?")[0])
+
+
+_PLACE = re.compile(r"/locations/([^/]+)/")
+
+
+class _Http(http.Seam):
+    """What this library sends in the other way; Vertex AI says in the path where it is."""
+
+    def mark(self, client: Any) -> None:
+        """An asynchronous client of newer versions has one of httpx for each event loop."""
+        super().mark(client)
+        if client is not None and self.uses:
+            self.mark_inner(client, "_client_for_running_loop")
+
+    def place(self, path: str) -> tuple[str, str]:
+        """(provider, region) of the path of a request."""
+        found = _PLACE.search(path)
+        return (_VERTEX, found[1]) if found is not None else ("", "")
+
+
+class _Copy:
+    """Writes to where the user wants it, and keeps what passes: a library that downloads only writes."""
+
+    def __init__(self, destination: Any) -> None:
+        self._write = destination.write
+        self.kept: list[bytes] = []
+
+    def write(self, chunk: bytes) -> Any:
+        self.kept.append(chunk)
+        return self._write(chunk)
+
+
+def _copied(kwargs: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """(the arguments of a download, where a copy of it can be read afterwards); nothing where the caller is given the bytes."""
+    destination = kwargs.get("destination")
+    if not hasattr(destination, "write"):
+        return kwargs, destination
+    copy = _Copy(destination)
+    return {**kwargs, "destination": copy}, copy
+
+
+def _read_file(opened: Opened, told: Any, copy: Any) -> None:
+    if not isinstance(opened, Lines):
+        return
+    if isinstance(told, bytes):
+        opened.take(told.split(b"\n"))
+    elif isinstance(copy, _Copy):
+        opened.take(b"".join(copy.kept).split(b"\n"))
+    elif copy is not None:
+        opened.take(Path(copy).read_bytes().split(b"\n"))
+
 
 def _forms(row: Provider) -> dict[str, list[_Form]]:
     """Method -> its forms; the one for all other models is the last."""
     methods: dict[str, list[_Form]] = {}
     for key, route in row.routes.items():
         method, _, word = key.partition(" ")
-        named = next((sign.partition("=")[2] for sign in route.signs if sign.startswith(f"{route.model}=")), "")
-        methods.setdefault(method, []).append(
-            _Form(key, route, frozenset(filter(None, named.split(","))), "" if named else word)
-        )
+        methods.setdefault(method, []).append(_Form(key, route, word))
     for forms in methods.values():
-        forms.sort(key=lambda form: not (form.models or form.prefix))
+        forms.sort(key=lambda form: not form.prefix)
     methods["streamGenerateContent"] = methods["generateContent"]
     return {name: forms for name, forms in methods.items() if any(not form.prefix for form in forms)}
 

@@ -26,8 +26,8 @@ from weakref import WeakKeyDictionary
 from aifinops import metering
 from aifinops.errors import BudgetExceeded, ConfigurationError, swallow
 from aifinops.integrations.calls import Calls, acalled, called, path_of, read_httpx, settle
-from aifinops.integrations.passing import Opened, Tap, guarded, refusals
-from aifinops.integrations.patching import Patch, Undoable
+from aifinops.integrations.passing import Opened, Tap, aguarded, guarded, refusals
+from aifinops.integrations.patching import Patch, Undoable, applied
 from aifinops.integrations.provider import Provider, Route
 from aifinops.telemetry.guests import hosted
 
@@ -60,7 +60,7 @@ class Seam:
         self.route = lru_cache(maxsize=1024)(_Routes(row).find)
         self.target = lru_cache(maxsize=1024)(self._target)
         self.uses = 0
-        self.libraries: set[ModuleType] = set()
+        self.libraries: set[Any] = set()
 
     def patch_module(self, module: ModuleType) -> list[Undoable]:
         """Note the clients of one of the library's modules from now on; a version that is built otherwise is one warning."""
@@ -107,9 +107,15 @@ class Seam:
             raise ConfigurationError(
                 f"{type(client)} is no client of httpx: what it sends for {self._row.module} is not metered"
             )
-        _take(self, library)
+        _take(self, library, [(library.Client, "send", _send), (library.AsyncClient, "send", _asend)])
         _marked[client] = self
         _look_up_late(client)
+
+    def mark_inner(self, client: Any, method: str) -> None:
+        """Of a client that sends through others, which a method of it gives: those are the library's as well."""
+        kind = type(client)
+        if hasattr(kind, method):
+            _take(self, kind, [(kind, method, _given)])
 
     def mark_of(self, owner: Any, path: list[str]) -> None:
         """The same for the client at a path from an object."""
@@ -131,19 +137,38 @@ class Seam:
 
     def begin(self, client: Any, request: Any) -> Opened | None:
         """Open the call of a request of an httpx client, or None when it is none that is metered."""
-        if request.method != "POST" or metering.in_flight() is not None:
-            return None
         url = request.url
-        found = self.route(url.path)
+        further_out = metering.in_flight()
+        if further_out is not None and not _is_another(further_out, request.method, url.path):
+            return None
+        if request.method == "GET":
+            return self._poll(url, url.path)
+        found = self.route(url.path) if request.method == "POST" else None
         body = None if found is None else _body(request)
         if found is None or body is None:
             return None
         key, route, model = found
-        target = self.target(url.scheme, url.host, url.port, url.path.split("/", 2)[1], key)
+        target, region = self._where(url, key)
         stream = bool(body.get("stream")) or "stream" in key.lower()
         # A library that makes spans itself stands in front of the `send` of its own client, with the span current.
         native = "send" in vars(client) and hosted()
-        return self._calls.open_at(target, key, route, body, stream=stream, model=model, native=native)
+        return self._calls.open_at(target, key, route, body, stream=stream, model=model, region=region, native=native)
+
+    def _poll(self, url: Any, path: str) -> Opened | None:
+        found = self._calls.polled(path)
+        if found is None:
+            return None
+        target, region = self._where(url, "")
+        return self._calls.poll_at(target, found, stream="stream=true" in str(url.query), region=region)
+
+    def place(self, path: str) -> tuple[str, str]:
+        """(provider, region) where the path of a request says them; empty where it does not."""
+        return "", ""
+
+    def _where(self, url: Any, key: str) -> tuple[_Target, str]:
+        provider, facts = self.target(url.scheme, url.host, url.port, url.path.split("/", 2)[1], key)
+        named, region = self.place(url.path)
+        return (named or provider, facts), region
 
     def _target(self, scheme: str, host: str, port: int | None, first: str, key: str) -> _Target:
         row = self._row
@@ -187,8 +212,14 @@ class _Routes:
         for pattern, key, route in self._patterns:
             found = pattern.search(path)
             if found is not None:
-                return key, route, found[1] if found.groups() else ""
+                return key, route, path[found.start(1) : found.end(found.re.groups)] if found.re.groups else ""
         return None
+
+
+def _is_another(further_out: metering.Invocation, method: str, path: str) -> bool:
+    """Whether a request is none of what a library further out is only looking at, which may send with a client of ours."""
+    watched = further_out if type(further_out) is metering.Watched else None
+    return watched is not None and method == "POST" and not (watched.path and path.endswith(watched.path))
 
 
 def _pattern(key: str) -> re.Pattern[str]:
@@ -258,27 +289,26 @@ class _Use:
             seam.libraries.clear()
 
 
-def _take(seam: Seam, library: ModuleType) -> None:
+def _take(seam: Seam, owner: Any, wanted: list[tuple[Any, str, Callable[..., Any]]]) -> None:
     with _lock:
-        if library in seam.libraries:
+        if owner in seam.libraries:
             return
-        seam.libraries.add(library)
-        patches, users = _wires.get(library, ((), 0))
-        if not users:
-            patches = (Patch(library.Client, "send", _send), Patch(library.AsyncClient, "send", _asend))
-        _wires[library] = patches, users + 1
+        seam.libraries.add(owner)
+        patches, users = _wires.get(owner, ((), 0))
+        _wires[owner] = (patches if users else tuple(applied(wanted))), users + 1
 
 
-def _release(library: ModuleType) -> None:
-    patches, users = _wires[library]
-    _wires[library] = patches, users - 1
+def _release(owner: Any) -> None:
+    patches, users = _wires[owner]
+    _wires[owner] = patches, users - 1
     if users == 1:
         for patch in reversed(patches):
             patch.undo()
 
 
 _lock = threading.Lock()
-_wires: dict[ModuleType, tuple[tuple[Patch, ...], int]] = {}
+_wires: dict[Any, tuple[tuple[Patch, ...], int]] = {}
+"""What is patched: a module of httpx, or the class of a client that sends through others -> (patches, how many seams use them)."""
 
 
 def _after_fork() -> None:
@@ -298,7 +328,7 @@ def _send(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwarg
 
 
 async def _asend(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    opened = guarded("http.begin", _begin, client, args, kwargs)
+    opened = await aguarded("http.begin", _begin, client, args, kwargs)
     return await acalled(opened, wrapped, args, kwargs, _read)
 
 
@@ -333,6 +363,15 @@ def _own(error: Exception, refused: list[BudgetExceeded]) -> Exception:
 def _begin(client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opened | None:
     seam = _marked.get(client)
     return None if seam is None or not seam.uses else seam.begin(client, args[0] if args else kwargs["request"])
+
+
+def _given(wrapped: Callable[..., Any], outer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A client that another one sends through is of the same library."""
+    inner = wrapped(*args, **kwargs)
+    seam = _marked.get(outer)
+    if seam is not None:
+        guarded("http.mark", seam.mark, inner)
+    return inner
 
 
 def _copied(wrapped: Callable[..., Any], _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -12,15 +12,16 @@ import json
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 from aifinops import metering
 from aifinops.errors import swallow
 from aifinops.integrations.calls import Calls
-from aifinops.integrations.extract import dig
+from aifinops.integrations.extract import Reader, dig
 from aifinops.integrations.passing import Opened, at_exit, guarded
-from aifinops.integrations.patching import Patch
+from aifinops.integrations.patching import Patch, applied
 from aifinops.integrations.paths import word
 from aifinops.integrations.provider import Provider
 from aifinops.reading import Reading
@@ -36,6 +37,20 @@ class _Url(NamedTuple):
 
 class _NotDone(Exception):
     """The server refused to answer."""
+
+
+def _settle(opened: Opened, read: Callable[[], Reading | None], status: str = "ok") -> None:
+    """End one answer of a session with what is read of it. What we fail to read is of unknown cost, and a row."""
+    metering.ending("sessions.settle", opened.invocation, _settle_read, opened, read, status)
+
+
+def _settle_read(opened: Opened, read: Callable[[], Reading | None], status: str) -> None:
+    opened.invocation.settle(guarded("sessions.read", read) or Reading(), status)
+
+
+def _refused(opened: Opened) -> None:
+    """The server did not answer what was asked."""
+    metering.ending("sessions.refused", opened.invocation, partial(opened.invocation.fail, _NotDone(), refused=True))
 
 
 class _Session:
@@ -54,7 +69,11 @@ class _Session:
             provider=self._provider, asked=asked,
         )  # fmt: skip
         if found is not None and asked:
-            found.invocation.leave()
+            try:
+                found.invocation.leave()
+            except Exception:  # nobody will end it
+                found.invocation.give_up()
+                raise
         return found
 
     def lost(self) -> None:
@@ -67,9 +86,23 @@ class _Session:
         if not self.done:
             self.done = True
             at_exit(self, wanted=False)
-            metering.settle_later(self.settle)
+            metering.settle_later(self._settle_all)
+
+    def _settle_all(self) -> None:
+        left = guarded("sessions.left", self.left) or []
+        try:
+            self.settle()
+        except Exception as failure:  # nothing of the session stays open
+            for one in left:
+                one.invocation.give_up()
+            swallow("sessions.settle", failure)
+
+    def left(self) -> list[Opened]:
+        """What is open."""
+        raise NotImplementedError
 
     def settle(self) -> None:
+        """End what is open."""
         raise NotImplementedError
 
 
@@ -85,11 +118,11 @@ class _Realtime(_Session):
     """Responses asked for, and begun, in one connection of the Realtime API."""
 
     def __init__(self, calls: Calls, url: _Url, model: str) -> None:
-        super().__init__(calls, "", url, model)
         self._asked: deque[Opened] = deque()
         self._begun: dict[str, Opened] = {}
         self._listener = ""  # the model that transcribes
         self._total: dict[str, Any] | None = None  # of a session that tells its seconds: the newest event is all of it
+        super().__init__(calls, "", url, model)
 
     def ask(self, event: Any) -> None:
         """The user sends an event; one that asks for a response is what a budget can refuse."""
@@ -117,7 +150,7 @@ class _Realtime(_Session):
         elif name == _TRANSCRIBED and event.get("usage"):
             self._transcribed(event)
         elif name == "error" and self._asked:  # it answers what was sent last
-            self._asked.pop().invocation.fail(_NotDone(), refused=True)
+            _refused(self._asked.pop())
 
     def _know(self, session: dict[str, Any]) -> None:
         self.model = word(session.get("model")) or self.model
@@ -125,31 +158,45 @@ class _Realtime(_Session):
         self._listener = next((name for path in paths if (name := word(dig(session, path)))), self._listener)
 
     def _begin(self, event: dict[str, Any]) -> None:
+        key = _response_of(event)  # first: what has left `_asked` must be found by it
         opened = self._asked.popleft() if self._asked else self.opened("realtime", asked=False)
         if opened is not None:
-            self._begun[str(dig(event, ("response", "id")))] = opened
+            self._begun[key] = opened
 
     def _end(self, event: dict[str, Any]) -> None:
-        opened = self._begun.pop(str(dig(event, ("response", "id"))), None)
+        opened = self._begun.pop(_response_of(event), None)
         if opened is None:
             opened = self._asked.popleft() if self._asked else self.opened("realtime", asked=False)
         if opened is not None:
-            body = opened.reader.event_body(event) or {}
-            opened.invocation.settle(opened.reader.tolerant(body) or opened.reader.describe(body))
+            _settle(opened, partial(_said_at_end, opened.reader, event))
 
     def _transcribed(self, event: dict[str, Any]) -> None:
         opened = self.opened("transcription event", asked=False, model=self._listener or "unknown")
         if opened is not None:
-            opened.invocation.settle(opened.reader.tolerant(event) or Reading())
+            _settle(opened, lambda: opened.reader.tolerant(event))
+
+    def left(self) -> list[Opened]:
+        """Responses that were begun or asked for."""
+        return [*self._begun.values(), *self._asked]
 
     def settle(self) -> None:
         """Responses that never ended have a cost that nobody knows; a session that tells its seconds has told it all."""
-        for begun in (*self._begun.values(), *self._asked):
-            begun.invocation.settle(Reading(), "abandoned")
+        for one in (*self._begun.values(), *self._asked):
+            _settle(one, lambda: None, "abandoned")
         self._begun.clear()
         self._asked.clear()
-        if self._total is not None and (opened := self.opened("live", asked=False)) is not None:
-            opened.invocation.settle(opened.reader.tolerant(self._total) or Reading())
+        total = self._total
+        if total is not None and (opened := self.opened("live", asked=False)) is not None:
+            _settle(opened, lambda: opened.reader.tolerant(total))
+
+
+def _said_at_end(reader: Reader, event: dict[str, Any]) -> Reading:
+    body = reader.event_body(event) or {}
+    return reader.tolerant(body) or reader.describe(body)
+
+
+def _response_of(event: dict[str, Any]) -> str:
+    return str(dig(event, ("response", "id")))
 
 
 def _is_delta(data: bytes | str) -> bool:
@@ -161,7 +208,7 @@ def patch_openai(row: Provider, module: Any) -> list[Patch]:
     """Patch every connection that a module has; a version without degrades to one warning."""
     seam = _OpenAI(row)
     try:
-        return [patch for kind in _connections(module) for patch in seam.patches(kind)]
+        return applied(wanted for kind in _connections(module) for wanted in seam.wanted(kind))
     except Exception as failure:  # an unknown future version
         swallow("integrations.sessions.patch", failure)
         return []
@@ -182,12 +229,13 @@ class _OpenAI:
         self._calls = Calls(row)
         self._sessions: weakref.WeakKeyDictionary[Any, _Realtime] = weakref.WeakKeyDictionary()
 
-    def patches(self, kind: Any) -> list[Patch]:
+    def wanted(self, kind: Any) -> list[tuple[Any, str, Callable[..., Any]]]:
+        """What is to be patched of a class of connections."""
         if kind.__name__.startswith("Async"):
             wrappers: Any = {"recv_bytes": self._arecv, "send": self._asend, "close": self._aclose}
         else:
             wrappers = {"recv_bytes": self._recv, "send": self._send, "close": self._close}
-        return [Patch(kind, name, wrapper) for name, wrapper in wrappers.items() if hasattr(kind, name)]
+        return [(kind, name, wrapper) for name, wrapper in wrappers.items() if hasattr(kind, name)]
 
     def _session(self, connection: Any) -> _Realtime:
         found = self._sessions.get(connection)
@@ -263,10 +311,11 @@ class _Live(_Session):
     """The turns of one session of the Live API."""
 
     def __init__(self, calls: Calls, provider: str, url: _Url, model: str) -> None:
-        super().__init__(calls, provider, url, model)
         self._turn: Opened | None = None
         self._usage: dict[str, Any] = {}
+        self._searched: dict[str, None] = {}  # queries of the turn, each once: messages repeat them
         self._heard = False
+        super().__init__(calls, provider, url, model)
 
     def ask(self) -> None:
         """The user sends; the first of a turn is what a budget can refuse."""
@@ -281,10 +330,15 @@ class _Live(_Session):
         if self._turn is None:
             return
         self._heard = True
-        if message.usage_metadata is not None:
-            self._tell(message)
-        if content is not None and content.turn_complete:
-            self._end()
+        try:
+            if message.usage_metadata is not None:
+                self._tell(message)
+            grounded = getattr(content, "grounding_metadata", None)
+            if grounded is not None:
+                self._searched.update(dict.fromkeys(grounded.web_search_queries or ()))
+        finally:  # what we fail to read must not make one turn of two
+            if content is not None and content.turn_complete:
+                self._end()
 
     def _tell(self, message: Any) -> None:
         assert self._turn is not None  # noqa: S101 (see `hear`)
@@ -296,20 +350,25 @@ class _Live(_Session):
         self._usage.update(raw)
 
     def _end(self, *, complete: bool = True) -> None:
-        turn, usage, heard = self._turn, self._usage, self._heard
-        self._turn, self._usage, self._heard = None, {}, False
+        turn, usage, heard, searched = self._turn, self._usage, self._heard, list(self._searched)
+        self._turn, self._usage, self._heard, self._searched = None, {}, False, {}
         if turn is None:
             return
         if not heard:  # what was sent last, while nobody answered
-            turn.invocation.fail(_NotDone(), refused=True)
+            _refused(turn)
             return
-        reading = turn.reader.tolerant({"usage_metadata": usage}) if usage else None
-        if reading is None:
-            turn.invocation.settle(Reading(), "ok" if complete else "abandoned")
-        elif complete:
-            turn.invocation.settle(reading)
+        said: dict[str, Any] = {"usage_metadata": usage, "model_version": turn.invocation.call.model}
+        if searched:
+            said["candidates"] = [{"grounding_metadata": {"web_search_queries": searched}}]
+        reading = guarded("sessions.read", turn.reader.tolerant, said) if usage else None
+        if reading is None or complete:
+            _settle(turn, lambda: reading, "ok" if complete else "abandoned")
         else:
-            turn.invocation.settle_partly("", 0, reading)
+            metering.ending("sessions.settle", turn.invocation, turn.invocation.settle_partly, "", 0, reading)
+
+    def left(self) -> list[Opened]:
+        """The turn that is in the middle."""
+        return [] if self._turn is None else [self._turn]
 
     def settle(self) -> None:
         """A turn that was cut is charged for what it had told."""
@@ -324,12 +383,12 @@ def patch_google(row: Provider, module: Any) -> list[Patch]:
         sends = [
             name for name in ("send", "send_client_content", "send_realtime_input", "send_tool_response") if hasattr(session, name)
         ]  # fmt: skip
-        return [
-            Patch(module.AsyncLive, "connect", seam.connect),
-            Patch(session, "_receive", seam.receive),
-            Patch(session, "close", seam.close),
-            *(Patch(session, name, seam.send) for name in sends),
+        wanted: list[tuple[Any, str, Callable[..., Any]]] = [
+            (module.AsyncLive, "connect", seam.connect),
+            (session, "_receive", seam.receive),
+            (session, "close", seam.close),
         ]
+        return applied([*wanted, *((session, name, seam.send) for name in sends)])
     except Exception as failure:  # an unknown future version
         swallow("integrations.sessions.patch", failure)
         return []

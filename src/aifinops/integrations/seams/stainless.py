@@ -4,6 +4,7 @@
 invocation is opened, and there an exception is seen. `_process_response` is the last place that has the HTTP answer however the
 library then hands it out, and also when parsing it fails after it was paid for. Plain answers are read from the SDK's object.
 Streams are read from the bytes as they pass: per chunk that is one append, and the user's stream object is not touched.
+`_sleep_for_retry` is where the library has given up one try and not yet made the next.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from aifinops import metering
 from aifinops.errors import swallow
 from aifinops.integrations.calls import Calls, acalled, called, read_httpx
 from aifinops.integrations.hiding import ask, hide, replaced
-from aifinops.integrations.passing import Opened, guarded
-from aifinops.integrations.patching import Patch
+from aifinops.integrations.passing import Opened, aguarded, guarded
+from aifinops.integrations.patching import Patch, applied
 from aifinops.integrations.provider import Provider
 
 __all__ = ["Seam"]
@@ -36,12 +37,12 @@ class Seam:
         try:
             base = sys.modules[f"{module.__name__}._base_client"]
             sync, asynchronous = base.SyncAPIClient, base.AsyncAPIClient
-            patches = [*self._patch(sync, "sync"), *self._patch(asynchronous, "async")]
-            self._calls.others.front = lambda: [
+            patches = applied([*self._wanted(sync, "sync"), *self._wanted(asynchronous, "async")])
+            self._calls.others.front = lambda: (
                 Patch(kind, "request", self._wrapper(colour))
                 for owner, colour in ((sync, "sync"), (asynchronous, "async"))
                 for kind in _around(owner, self._wrapper(colour))
-            ]
+            )
             return patches
         except Exception as failure:  # an unknown future version: the user's program goes on unmetered, and is told so
             swallow(f"integrations.{self._row.name}.patch", failure)
@@ -50,13 +51,15 @@ class Seam:
     def patch_client(self, client: Any) -> list[Patch]:
         """Patch one client object only."""
         is_async = any(kind.__name__ == "AsyncAPIClient" for kind in type(client).__mro__)
-        return self._patch(client, "async" if is_async else "sync")
+        return applied(self._wanted(client, "async" if is_async else "sync"))
 
-    def _patch(self, owner: Any, colour: str) -> list[Patch]:
-        patches = [Patch(owner, "request", self._wrapper(colour))]
+    def _wanted(self, owner: Any, colour: str) -> list[tuple[Any, str, Callable[..., Any]]]:
+        wanted = [(owner, "request", self._wrapper(colour))]
         if hasattr(owner, "_process_response"):
-            patches.append(Patch(owner, "_process_response", _process_response))
-        return patches
+            wanted.append((owner, "_process_response", _process_response))
+        if hasattr(owner, "_sleep_for_retry"):
+            wanted.append((owner, "_sleep_for_retry", _before_retry if colour == "sync" else _abefore_retry))
+        return wanted
 
     def _wrapper(self, colour: str) -> Callable[..., Any]:
         return self._request if colour == "sync" else self._arequest
@@ -68,7 +71,7 @@ class Seam:
         if opened is None:
             return wrapped(*args, **kwargs)
         if opened.options is not None:
-            args, kwargs = replaced(opened, args, kwargs)
+            args, kwargs = guarded("ask", replaced, opened, args, kwargs) or (args, kwargs)
         result = called(opened, wrapped, args, kwargs, read_httpx)
         if opened.options is not None:
             guarded("hide", hide, result)
@@ -77,11 +80,11 @@ class Seam:
     async def _arequest(
         self, wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        opened = guarded("stainless.begin", self._begin, client, args, kwargs)
+        opened = await aguarded("stainless.begin", self._begin, client, args, kwargs)
         if opened is None:
             return await wrapped(*args, **kwargs)
         if opened.options is not None:
-            args, kwargs = replaced(opened, args, kwargs)
+            args, kwargs = guarded("ask", replaced, opened, args, kwargs) or (args, kwargs)
         result = await acalled(opened, wrapped, args, kwargs, read_httpx)
         if opened.options is not None:
             guarded("hide", hide, result)
@@ -106,6 +109,35 @@ class Seam:
         if opened is not None and route.usage_option and kwargs.get("stream"):
             guarded("ask", ask, opened, self._row, route, client.base_url.host, options)
         return opened
+
+
+# --- the tries inside of one call ----------------------------------------------------------------------------------------
+
+
+def _before_retry(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    again = guarded("stainless.retry", _lost, kwargs.get("response"))
+    if again is not None:
+        guarded("stainless.again", again)
+    return wrapped(*args, **kwargs)
+
+
+async def _abefore_retry(
+    wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    again = guarded("stainless.retry", _lost, kwargs.get("response"))
+    if again is not None:
+        await aguarded("stainless.again", again)
+    return await wrapped(*args, **kwargs)
+
+
+def _lost(response: Any) -> Callable[[], None] | None:
+    """A try has failed and the library makes another one. With an error answer nothing was billed, so what is held serves the next one;
+    without an answer it may have been: that is a charge of its own, and the next try has to find room."""
+    invocation = metering.in_flight()
+    error = sys.exc_info()[1]  # the library calls from where it has caught it
+    if invocation is None or response is not None or error is None or not invocation.lose(error):
+        return None
+    return invocation.hold_again
 
 
 def _body(options: Any) -> dict[str, Any]:
