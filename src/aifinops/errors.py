@@ -10,6 +10,7 @@
     │  ├─ ApprovalPending
     │  └─ UnpricedCall             also an UnknownModel: a money budget met a call that has no price
     └─ StoreError                  wraps the driver's error
+       └─ StoreReset               the store has lost what it had confirmed
 
 Only `BudgetExceeded` (by policy) and `ConfigurationError` (at set-up) ever reach a metered call. Everything else that
 goes wrong inside is given to `swallow`, which counts it and logs it once per place.
@@ -32,6 +33,7 @@ __all__ = [
     "ImpossibleUsage",
     "PricingError",
     "StoreError",
+    "StoreReset",
     "UnknownModel",
     "UnpricedCall",
     "failures",
@@ -199,6 +201,13 @@ class UnpricedCall(BudgetExceeded, UnknownModel):
 
 class StoreError(AIFinOpsError):
     """A budget store or a ledger failed; the driver's error is its `__cause__`."""
+
+
+class StoreReset(StoreError):
+    """A budget store has lost operations that it had confirmed: it began empty or from an old copy. Told once; nothing was done.
+
+    Whoever keeps a journal posts it again now, under the ids that it had: what the store still knows has no effect a second time.
+    """
 
 
 class _Failures:
