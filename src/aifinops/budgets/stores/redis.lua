@@ -1,27 +1,31 @@
 -- Operations of a budget store, each in one step. What they do is told in base.py and accounts.py; this is the same in Lua.
 --
 -- A server does not take back what a script has written when the script fails. So everything is read, checked and worked out
--- first, and then written with commands that cannot fail; the sorted sets, which are not read before, are written first.
+-- first, and then written with commands that cannot fail; the sorted set, which is not read before, is written first.
 --
 -- KEYS (all in one slot)
 --   accounts      key of a node -> "born spent reserved overrun forfeited fired"
 --   nodes         key of a node -> what it says of itself, JSON
---   reservations  id -> JSON        due   ids of open ones, by the end of their lease
---   entries       id -> JSON        notes key -> "ends text"
---   old           what is over, by when it may be forgotten: "r:" id, "e:" id, "a:" key of a node, "n:" key of a note
+--   reservations  id -> "state step expires born held asked actual keys": amounts with commas, keys of nodes as JSON
+--   entries       id -> "amounts keys"        notes  key -> "ends text"
+--   due           what something happens to, by when: "r:" id, a lease that runs out, or one that is over and may be forgotten as
+--                 "e:" id, "a:" key of a node and "n:" key of a note may
 --   seen          of one client: how many of its operations wrote, and the last answers to them
--- ARGV: the operation, JSON; then what each node says of itself, JSON. Amounts are decimal text, moments of leases milliseconds of
--- the server's clock.
+-- ARGV
+--   "operation token count renew nodes": the client's number for this call, how many writes it knows of
+--   for each node four: its key, "limit mark mark ..." (- is no limit), keys of what counts beside it as JSON, what it says of itself
+--   what else the operation has
+-- The answer is "state applied count more", with JSON at the end where there is more to tell.
+-- Amounts are decimal text, moments of leases milliseconds of the server's clock.
 
 local KEPT = 3600 * 1000 -- a reservation that is over is known for so long after its lease
 local LATE = 7 * 86400 * 1000 -- the truth about what was forfeited, and what belongs to an old window, may come for so long
 local DAY = 86400 * 1000
 local SEEN = 8 * DAY -- a client that is silent for longer than six of these days does not expect to be known
-local SLOTS = 256 -- answers kept for one client
+local SLOTS = 64 -- answers kept for one client
 local SWEEP_MOST, TIDY_MOST, TIDY_EVERY = 500, 256, 64
 local MANY = 1000 -- fields in one command: Lua's stack has an end
 
-local FIGURES = { 'spent', 'reserved', 'overrun', 'forfeited', 'fired' }
 local MOVES = {
   mark_sent = { held = 'sent' },
   settle = { held = 'settled', sent = 'settled', forfeited = 'settled' },
@@ -35,33 +39,67 @@ local key, wrote, moment -- of the operation that runs
 
 -- integers ---------------------------------------------------------------------------------------------------------------
 
--- A number of Lua is a double, exact up to 2^53. Two of them, the lower one of ten digits, are exact up to 10^25.
-local BASE = 1e10
-local ZERO = { 0, 0 }
+-- A number of Lua is a double, exact up to 2^53, and written out exactly up to 14 digits. What is larger is two of them, the lower
+-- one of ten digits: exact up to 10^24.
+local BASE, SMALL = 1e10, 1e14
+
+local function halves(a)
+  if type(a) == 'table' then return a[1], a[2] end
+  local high = math.floor(a / BASE)
+  return high, a - high * BASE
+end
 
 local function make(high, low)
-  if low >= BASE then return { high + 1, low - BASE } end
-  if low < 0 then return { high - 1, low + BASE } end
+  if low >= BASE then
+    high, low = high + 1, low - BASE
+  elseif low < 0 then
+    high, low = high - 1, low + BASE
+  end
+  if high == 0 then return low end
   return { high, low }
 end
 
-local function plus(a, b) return make(a[1] + b[1], a[2] + b[2]) end
+local function int(text)
+  if #text <= 14 then return tonumber(text) end
+  if string.byte(text) ~= 45 then return { tonumber(string.sub(text, 1, -11)), tonumber(string.sub(text, -10)) } end
+  return make(-tonumber(string.sub(text, 2, -11)), -tonumber(string.sub(text, -10)))
+end
 
-local function minus(a, b) return make(a[1] - b[1], a[2] - b[2]) end
+local function plus(a, b)
+  if type(a) == 'number' and type(b) == 'number' then
+    local sum = a + b
+    if sum < SMALL and sum > -SMALL then return sum end
+  end
+  local ah, al = halves(a)
+  local bh, bl = halves(b)
+  return make(ah + bh, al + bl)
+end
 
-local function less(a, b) return a[1] < b[1] or (a[1] == b[1] and a[2] < b[2]) end
+local function minus(a, b)
+  if type(a) == 'number' and type(b) == 'number' then return plus(a, 0 - b) end -- not -b: zero would become -0
+  local ah, al = halves(a)
+  local bh, bl = halves(b)
+  return make(ah - bh, al - bl)
+end
+
+local function less(a, b)
+  if type(a) == 'number' and type(b) == 'number' then return a < b end
+  local ah, al = halves(a)
+  local bh, bl = halves(b)
+  return ah < bh or (ah == bh and al < bl)
+end
 
 local function most(a, b) return less(a, b) and b or a end
 
-local function int(text)
-  if string.byte(text) == 45 then return minus(ZERO, int(string.sub(text, 2))) end
-  return { tonumber(string.sub(text, 1, -11)) or 0, tonumber(string.sub(text, -10)) }
+local function digits(a) -- never of a large negative one: nothing that is kept is below zero
+  if type(a) ~= 'table' then return a end
+  return string.format('%.0f%010.0f', a[1], a[2])
 end
 
-local function digits(a) -- never of a negative one: nothing that is kept is below zero
-  if type(a) == 'string' then return a end
-  if a[1] == 0 then return string.format('%.0f', a[2]) end
-  return string.format('%.0f%010.0f', a[1], a[2])
+local function words(text)
+  local found = {}
+  for word in string.gmatch(text, '[^,]+') do found[#found + 1] = word end
+  return found
 end
 
 -- the server -------------------------------------------------------------------------------------------------------------
@@ -74,6 +112,8 @@ local function write(...)
 end
 
 local function read_fields(where, fields)
+  if #fields == 0 then return {} end
+  if #fields <= MANY then return read('HMGET', where, unpack(fields)) end
   local values = {}
   for from = 1, #fields, MANY do
     local some = read('HMGET', where, unpack(fields, from, math.min(from + MANY - 1, #fields)))
@@ -83,9 +123,7 @@ local function read_fields(where, fields)
 end
 
 local function write_fields(where, flat)
-  for from = 1, #flat, MANY do
-    write('HSET', where, unpack(flat, from, math.min(from + MANY - 1, #flat)))
-  end
+  for from = 1, #flat, MANY do write('HSET', where, unpack(flat, from, math.min(from + MANY - 1, #flat))) end
 end
 
 local function now()
@@ -96,9 +134,11 @@ local function now()
   return moment.ms
 end
 
-local function score(ms) return string.format('%.0f', ms) end
+local function at(ms, what) write('ZADD', key.due, string.format('%.0f', ms), what) end
 
-local function forget_at(what, ms) write('ZADD', key.old, score(ms), what) end
+local function due(limit)
+  return read('ZRANGEBYSCORE', key.due, '-inf', string.format('%.0f', now()), 'LIMIT', 0, limit)
+end
 
 -- accounts ---------------------------------------------------------------------------------------------------------------
 
@@ -121,43 +161,40 @@ local function sum(account, name)
 end
 
 local function packed(account)
-  local words = { account.born }
-  for i, name in ipairs(FIGURES) do words[i + 1] = digits(account[name]) end
-  return table.concat(words, ' ')
+  return table.concat({
+    account.born, digits(account.spent), digits(account.reserved), digits(account.overrun), digits(account.forfeited),
+    digits(account.fired),
+  }, ' ')
 end
 
-local function unpacked(node_key, text)
-  local account = { key = node_key, text = text, beside = {} }
-  account.born, account.spent, account.reserved, account.overrun, account.forfeited, account.fired =
-    string.match(text, '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$')
-  return account
+local function unpacked(name, text)
+  local born, spent, reserved, overrun, forfeited, fired = string.match(text, '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$')
+  return {
+    key = name, text = text, beside = {}, born = born,
+    spent = spent, reserved = reserved, overrun = overrun, forfeited = forfeited, fired = fired,
+  }
 end
 
 -- Without a key it is kept nowhere: in the place of an account that was forgotten.
-local function empty(node_key)
-  return { key = node_key, born = '0', spent = '0', reserved = '0', overrun = '0', forfeited = '0', fired = '0', beside = {} }
-end
-
-local function keys_of(nodes)
-  local keys = {}
-  for i, node in ipairs(nodes) do keys[i] = node.key end
-  return keys
+local function empty(name)
+  return { key = name, beside = {}, born = '0', spent = '0', reserved = '0', overrun = '0', forfeited = '0', fired = '0' }
 end
 
 -- The accounts of nodes, with what counts beside them.
 local function load(nodes)
-  local keys = keys_of(nodes)
+  local names = {}
+  for i, node in ipairs(nodes) do names[i] = node.key end
   for _, node in ipairs(nodes) do
-    for _, other in ipairs(node.also or {}) do keys[#keys + 1] = other end
+    for _, other in ipairs(node.also) do names[#names + 1] = other end
   end
-  local texts, found = read_fields(key.accounts, keys), {}
-  for i, one in ipairs(keys) do
-    if texts[i] and not found[one] then found[one] = unpacked(one, texts[i]) end
+  local texts, found = read_fields(key.accounts, names), {}
+  for i, name in ipairs(names) do
+    if texts[i] and not found[name] then found[name] = unpacked(name, texts[i]) end
   end
   local accounts = {}
   for i, node in ipairs(nodes) do
     local account = found[node.key] or empty(node.key)
-    for _, other in ipairs(node.also or {}) do
+    for _, other in ipairs(node.also) do
       if found[other] then table.insert(account.beside, found[other]) end
     end
     accounts[i] = account
@@ -167,9 +204,9 @@ end
 
 -- Those of a reservation: an account that was forgotten meanwhile, and made again, is not the one that it knew.
 local function load_for(record, nodes)
-  local accounts = load(nodes)
+  local accounts, born = load(nodes), words(record.born)
   for i, account in ipairs(accounts) do
-    if account.born ~= record.born[i] then
+    if account.born ~= born[i] then
       accounts[i] = empty()
       accounts[i].beside = account.beside
     end
@@ -183,8 +220,8 @@ local function save(accounts)
     if account.key then
       local text = packed(account)
       if text ~= account.text then
-        table.insert(flat, account.key)
-        table.insert(flat, text)
+        flat[#flat + 1] = account.key
+        flat[#flat + 1] = text
       end
     end
   end
@@ -192,17 +229,19 @@ local function save(accounts)
 end
 
 -- Accounts that are new begin here, and what nodes say of themselves is renewed.
-local function file(o, nodes, specs, accounts)
-  local known, flat = read_fields(key.nodes, keys_of(nodes)), {}
+local function file(nodes, accounts, keeps)
+  local names, flat = {}, {}
+  for i, node in ipairs(nodes) do names[i] = node.key end
+  local known = read_fields(key.nodes, names)
   for i, node in ipairs(nodes) do
     if not accounts[i].text then
       now()
       accounts[i].born = moment.text
-      if o.keep[i] > 0 then forget_at('a:' .. node.key, now() + o.keep[i] + LATE) end
+      if keeps[i] ~= '0' then at(now() + tonumber(keeps[i]) + LATE, 'a:' .. node.key) end
     end
-    if known[i] ~= specs[i] then
-      table.insert(flat, node.key)
-      table.insert(flat, specs[i])
+    if known[i] ~= node.spec then
+      flat[#flat + 1] = node.key
+      flat[#flat + 1] = node.spec
     end
   end
   write_fields(key.nodes, flat)
@@ -212,7 +251,7 @@ end
 local function refused(nodes, accounts, amounts)
   local full = false
   for i, node in ipairs(nodes) do
-    if node.limit ~= '' and less(ZERO, amounts[i]) then
+    if node.limit ~= '-' and less(0, amounts[i]) then
       local taken = plus(sum(accounts[i], 'spent'), sum(accounts[i], 'reserved'))
       full = full or less(int(node.limit), plus(taken, amounts[i]))
     end
@@ -227,14 +266,15 @@ local function refused(nodes, accounts, amounts)
 end
 
 local function reached(node, account, tell)
-  if #(node.marks or {}) == 0 then return end
+  if node.marks == '' then return end
   local spent, fired = sum(account, 'spent'), figure(account, 'fired')
   for _, other in ipairs(account.beside) do fired = most(fired, figure(other, 'fired')) end
   if not less(fired, spent) then return end
-  for _, text in ipairs(node.marks) do
+  for text in string.gmatch(node.marks, '%d+') do
     local mark = int(text)
-    if less(fired, mark) and not less(spent, mark) then
-      tell(text, digits(spent))
+    if less(spent, mark) then return end
+    if less(fired, mark) then
+      tell(text, tostring(digits(spent)))
       account.fired = mark
     end
   end
@@ -242,41 +282,39 @@ end
 
 -- reservations -----------------------------------------------------------------------------------------------------------
 
-local function same(a, b)
-  if #a ~= #b then return false end
-  for i = 1, #a do
-    if a[i] ~= b[i] then return false end
-  end
-  return true
-end
-
-local function ints(texts)
-  local numbers = {}
-  for i, text in ipairs(texts) do numbers[i] = int(text) end
+local function ints(text)
+  local numbers = words(text)
+  for i, word in ipairs(numbers) do numbers[i] = int(word) end
   return numbers
 end
 
-local function answer(state, applied) return { state = state, applied = applied, crossed = {} } end
+local function answer(state, applied, more) return { state = state or 'none', applied = applied, more = more } end
 
-local function other(amounts) return { other = amounts } end
+local function other(amounts) return answer('none', false, { other = amounts }) end
 
 local function find(id)
   local text = read('HGET', key.reservations, id)
-  return text and cjson.decode(text)
+  if not text then return nil end
+  local record = {}
+  record.state, record.step, record.expires, record.born, record.held, record.asked, record.actual, record.keys =
+    string.match(text, '^(%S+) (%S+) (%S+) (%S*) (%S*) (%S*) (%S*) (.*)$')
+  return record
 end
 
-local function keep(id, record) write('HSET', key.reservations, id, cjson.encode(record)) end
+local function keep(id, record)
+  local text = table.concat({
+    record.state, record.step, record.expires, record.born, record.held, record.asked, record.actual, record.keys,
+  }, ' ')
+  write('HSET', key.reservations, id, text)
+end
 
 local function lease(id, record, ttl)
-  record.expires = now() + ttl
-  write('ZADD', key.due, score(record.expires), id)
+  local expires = now() + tonumber(ttl)
+  record.expires = string.format('%.0f', expires)
+  at(expires, 'r:' .. id)
 end
 
-local function over(id, record)
-  local known = record.state == 'forfeited' and LATE or KEPT
-  write('ZREM', key.due, id)
-  forget_at('r:' .. id, math.max(record.expires, now()) + known)
-end
+local function over(id, record, known) at(tonumber(record.expires) + known, 'r:' .. id) end
 
 local function move(record, event)
   local before = record.state
@@ -285,281 +323,310 @@ local function move(record, event)
 end
 
 -- What was forfeited is a hold again: its holder has come back with the truth.
-local function revive(record, accounts)
+local function revive(accounts, holds)
   for i, account in ipairs(accounts) do
-    local held = int(record.held[i])
-    add(account, 'reserved', held)
-    add(account, 'forfeited', minus(ZERO, held))
+    add(account, 'reserved', holds[i])
+    add(account, 'forfeited', minus(0, holds[i]))
     -- A credit may have taken part of it out already: spent never falls below zero.
-    account.spent = most(ZERO, minus(figure(account, 'spent'), held))
+    account.spent = most(0, minus(figure(account, 'spent'), holds[i]))
   end
 end
 
--- Part of a hold becomes a cost.
-local function pay(result, i, node, account, held, spent)
-  add(account, 'reserved', minus(ZERO, held))
-  add(account, 'spent', spent)
-  if less(held, spent) then add(account, 'overrun', minus(spent, held)) end
-  reached(node, account, function(mark, sofar) table.insert(result.crossed, { i, mark, sofar }) end)
-end
-
-local function tidy()
-  for _, what in ipairs(read('ZRANGEBYSCORE', key.old, '-inf', score(now()), 'LIMIT', 0, TIDY_MOST)) do
-    local kind, name = string.sub(what, 1, 1), string.sub(what, 3)
-    local again = false
-    if kind == 'r' then
-      write('HDEL', key.reservations, name)
-    elseif kind == 'e' then
-      write('HDEL', key.entries, name)
-    elseif kind == 'n' then
-      write('HDEL', key.notes, name)
-    else
-      again = less(ZERO, figure(load({ { key = name } })[1], 'reserved'))
-      if not again then
-        write('HDEL', key.accounts, name)
-        write('HDEL', key.nodes, name)
-      end
-    end
-    if again then
-      forget_at(what, now() + DAY)
-    else
-      write('ZREM', key.old, what)
-    end
+-- Holds become costs; the marks that are reached.
+local function pay(nodes, accounts, holds, costs)
+  local crossed = nil
+  for i, account in ipairs(accounts) do
+    add(account, 'reserved', minus(0, holds[i]))
+    add(account, 'spent', costs[i])
+    if less(holds[i], costs[i]) then add(account, 'overrun', minus(costs[i], holds[i])) end
+    reached(nodes[i], account, function(mark, spent)
+      crossed = crossed or {}
+      table.insert(crossed, { i, mark, spent })
+    end)
   end
+  return crossed
 end
 
 local operations = {}
 
-function operations.reserve(o, nodes, specs)
-  local record = find(o.id)
+-- id, keys, amounts, ttl, keeps
+function operations.reserve(nodes, id, keys, asked, ttl, keeps)
+  local record = find(id)
   if record then
-    if not (same(record.asked, o.amounts) and same(record.keys, keys_of(nodes))) then return other(record.asked) end
+    if record.asked ~= asked or record.keys ~= keys then return other(record.asked) end
     return answer(record.state, false)
   end
-  local accounts, amounts = load(nodes), ints(o.amounts)
+  local accounts, amounts = load(nodes), ints(asked)
   local figures = refused(nodes, accounts, amounts)
   if figures then
-    file(o, nodes, specs, accounts)
+    file(nodes, accounts, words(keeps))
     save(accounts)
-    local result = answer(nil, false)
-    result.figures = figures
-    return result
+    return answer(nil, false, { figures = figures })
   end
-  record = { state = 'held', keys = keys_of(nodes), asked = o.amounts, held = o.amounts, actual = {}, step = '0', born = {} }
-  lease(o.id, record, o.ttl)
-  file(o, nodes, specs, accounts)
+  record = { state = 'held', step = '0', held = asked, asked = asked, actual = '', keys = keys }
+  lease(id, record, ttl)
+  file(nodes, accounts, words(keeps))
+  local born = {}
   for i, account in ipairs(accounts) do
     add(account, 'reserved', amounts[i])
-    record.born[i] = account.born
+    born[i] = account.born
   end
+  record.born = table.concat(born, ',')
   save(accounts)
-  keep(o.id, record)
+  keep(id, record)
   return answer('held', true)
 end
 
-function operations.mark_sent(o)
-  local record = find(o.id)
+function operations.mark_sent(nodes, id)
+  local record = find(id)
   if not record then return answer(nil, false) end
   local applied = move(record, 'mark_sent')
-  if applied then keep(o.id, record) end
+  if applied then keep(id, record) end
   return answer(record.state, applied)
 end
 
-function operations.settle(o, nodes)
-  local record = find(o.id)
+-- amounts: - where the truth is unknown
+function operations.settle(nodes, id, keys, amounts)
+  local record = find(id)
   if not record then return answer(nil, false) end
-  if not same(record.keys, keys_of(nodes)) then return other(record.held) end
-  local actual = {}
-  for i, amount in ipairs(o.amounts) do actual[i] = amount ~= '' and amount or record.held[i] end
-  if record.state == 'settled' and not same(record.actual, actual) then return other(record.actual) end
-  local applied, before = move(record, 'settle')
-  local result = answer(record.state, applied)
-  if not applied then return result end
-  local accounts, spent, held = load_for(record, nodes), ints(actual), ints(record.held)
-  if before == 'forfeited' then revive(record, accounts) end
-  for i, node in ipairs(nodes) do pay(result, i, node, accounts[i], held[i], spent[i]) end
-  record.actual = actual
-  over(o.id, record)
-  save(accounts)
-  keep(o.id, record)
-  return result
-end
-
-function operations.release(o, nodes)
-  local record = find(o.id)
-  if not record then return answer(nil, false) end
-  if not same(record.keys, keys_of(nodes)) then return other(record.held) end
-  local applied, before = move(record, 'release')
-  if applied then
-    local accounts = load_for(record, nodes)
-    if before == 'forfeited' then revive(record, accounts) end
-    for i, account in ipairs(accounts) do add(account, 'reserved', minus(ZERO, int(record.held[i]))) end
-    over(o.id, record)
-    save(accounts)
-    keep(o.id, record)
-  end
-  return answer(record.state, applied)
-end
-
-function operations.extend(o, nodes)
-  local record = find(o.id)
-  if not record then return answer(nil, false) end
-  if not same(record.keys, keys_of(nodes)) then return other(record.held) end
-  local applied = move(record, 'extend')
-  if not applied then return answer(record.state, false) end
-  if o.amounts then
-    local accounts, growth = load_for(record, nodes), {}
-    for i, amount in ipairs(o.amounts) do growth[i] = minus(int(amount), int(record.held[i])) end
-    local figures = refused(nodes, accounts, growth)
-    if figures then
-      local result = answer(record.state, false)
-      result.figures, result.held = figures, record.held
-      return result
+  if record.keys ~= keys then return other(record.held) end
+  local actual = amounts
+  if string.find(amounts, '-', 1, true) then
+    local held, known = words(record.held), words(amounts)
+    for i, amount in ipairs(known) do
+      if amount == '-' then known[i] = held[i] end
     end
-    lease(o.id, record, o.ttl)
+    actual = table.concat(known, ',')
+  end
+  if record.state == 'settled' and record.actual ~= actual then return other(record.actual) end
+  local applied, before = move(record, 'settle')
+  if not applied then return answer(record.state, false) end
+  local accounts, holds = load_for(record, nodes), ints(record.held)
+  if before == 'forfeited' then revive(accounts, holds) end
+  local crossed = pay(nodes, accounts, holds, ints(actual))
+  record.actual = actual
+  over(id, record, before == 'forfeited' and LATE or KEPT)
+  save(accounts)
+  keep(id, record)
+  return answer('settled', true, crossed and { crossed = crossed })
+end
+
+function operations.release(nodes, id, keys)
+  local record = find(id)
+  if not record then return answer(nil, false) end
+  if record.keys ~= keys then return other(record.held) end
+  local applied, before = move(record, 'release')
+  if not applied then return answer(record.state, false) end
+  local accounts, holds = load_for(record, nodes), ints(record.held)
+  if before == 'forfeited' then revive(accounts, holds) end
+  for i, account in ipairs(accounts) do add(account, 'reserved', minus(0, holds[i])) end
+  over(id, record, before == 'forfeited' and LATE or KEPT)
+  save(accounts)
+  keep(id, record)
+  return answer('released', true)
+end
+
+-- wanted: - leaves the hold
+function operations.extend(nodes, id, keys, ttl, wanted)
+  local record = find(id)
+  if not record then return answer(nil, false) end
+  if record.keys ~= keys then return other(record.held) end
+  if not move(record, 'extend') then return answer(record.state, false) end
+  if wanted ~= '-' then
+    local accounts, growth, holds = load_for(record, nodes), ints(wanted), ints(record.held)
+    for i, amount in ipairs(growth) do growth[i] = minus(amount, holds[i]) end
+    local figures = refused(nodes, accounts, growth)
+    if figures then return answer(record.state, false, { figures = figures, held = record.held }) end
+    lease(id, record, ttl)
     for i, account in ipairs(accounts) do add(account, 'reserved', growth[i]) end
-    record.held = o.amounts
+    record.held = wanted
     save(accounts)
   else
-    lease(o.id, record, o.ttl)
+    lease(id, record, ttl)
   end
-  keep(o.id, record)
+  keep(id, record)
   return answer(record.state, true)
 end
 
-function operations.draw(o, nodes)
-  local record = find(o.id)
+function operations.draw(nodes, id, keys, ttl, step, spent, wanted, least)
+  local record = find(id)
   if not record then return answer(nil, false) end
-  if not same(record.keys, keys_of(nodes)) then return other(record.held) end
-  if not MOVES.draw[record.state] or not less(int(record.step), int(o.step)) then return answer(record.state, false) end
-  local result, accounts = answer(record.state, true), load_for(record, nodes)
-  local before, spent = ints(record.held), ints(o.spent)
-  for i, node in ipairs(nodes) do pay(result, i, node, accounts[i], before[i], spent[i]) end
-  result.figures = refused(nodes, accounts, ints(o.held))
-  record.held = result.figures and o.least or o.held
-  for i, account in ipairs(accounts) do add(account, 'reserved', int(record.held[i])) end
-  record.step = o.step
-  lease(o.id, record, o.ttl)
+  if record.keys ~= keys then return other(record.held) end
+  if not MOVES.draw[record.state] or not less(int(record.step), int(step)) then return answer(record.state, false) end
+  local accounts = load_for(record, nodes)
+  local crossed = pay(nodes, accounts, ints(record.held), ints(spent))
+  local figures = refused(nodes, accounts, ints(wanted))
+  record.held, record.step = figures and least or wanted, step
+  for i, amount in ipairs(ints(record.held)) do add(accounts[i], 'reserved', amount) end
+  lease(id, record, ttl)
   save(accounts)
-  keep(o.id, record)
-  return result
+  keep(id, record)
+  return answer(record.state, true, (crossed or figures) and { crossed = crossed, figures = figures })
+end
+
+-- what is due ------------------------------------------------------------------------------------------------------------
+
+local function node_of(name, rule, also, spec)
+  local limit, marks = string.match(rule, '^(%S+) ?(.*)$')
+  return { key = name, limit = limit, marks = marks, also = also == '' and {} or cjson.decode(also), spec = spec }
+end
+
+-- As the last operation had them.
+local function nodes_of(record)
+  local names, nodes = cjson.decode(record.keys), {}
+  local specs = read_fields(key.nodes, names)
+  for i, name in ipairs(names) do
+    local spec = specs[i] and cjson.decode(specs[i]) or { marks = {}, also = {} }
+    nodes[i] = { key = name, marks = table.concat(spec.marks, ' '), also = spec.also, spec = specs[i] }
+  end
+  return nodes
+end
+
+local function forfeit(id, record, crossed)
+  local nodes = nodes_of(record)
+  local accounts = load_for(record, nodes)
+  for i, held in ipairs(ints(record.held)) do
+    local account = accounts[i]
+    add(account, 'reserved', minus(0, held))
+    add(account, 'forfeited', held)
+    add(account, 'spent', held)
+    reached(nodes[i], account, function(mark, spent) table.insert(crossed, { nodes[i].spec, mark, spent }) end)
+  end
+  over(id, record, LATE)
+  save(accounts)
+  keep(id, record)
+end
+
+-- Whether it is gone for good.
+local function forget(kind, name)
+  if kind == 'a' then
+    local account = load({ { key = name, also = {} } })[1]
+    if less(0, figure(account, 'reserved')) then
+      at(now() + DAY, 'a:' .. name)
+      return false
+    end
+    write('HDEL', key.accounts, name)
+    write('HDEL', key.nodes, name)
+  elseif kind == 'e' then
+    write('HDEL', key.entries, name)
+  elseif kind == 'n' then
+    write('HDEL', key.notes, name)
+  else
+    write('HDEL', key.reservations, name)
+  end
+  return true
+end
+
+local function tidy(limit, expired)
+  local found = due(limit)
+  for _, what in ipairs(found) do
+    local kind, name = string.sub(what, 1, 1), string.sub(what, 3)
+    local record = kind == 'r' and find(name)
+    if record and MOVES.expire[record.state] then
+      if expired then expired(name, record) end
+    elseif forget(kind, name) then
+      write('ZREM', key.due, what)
+    end
+  end
+  return #found == limit
 end
 
 function operations.sweep()
-  local result = { swept = {}, crossed = {} }
-  local late = read('ZRANGEBYSCORE', key.due, '-inf', score(now()), 'LIMIT', 0, SWEEP_MOST)
-  result.more = #late == SWEEP_MOST
-  table.sort(late)
-  for _, id in ipairs(late) do
-    local record = find(id)
-    if record and move(record, 'expire') then
-      local specs, nodes = read_fields(key.nodes, record.keys), {}
-      for i, name in ipairs(record.keys) do nodes[i] = specs[i] and cjson.decode(specs[i]) or { key = name } end
-      local accounts = load_for(record, nodes)
-      for i, account in ipairs(accounts) do
-        local held = int(record.held[i])
-        add(account, 'reserved', minus(ZERO, held))
-        add(account, 'forfeited', held)
-        add(account, 'spent', held)
-        reached(nodes[i], account, function(mark, sofar) table.insert(result.crossed, { specs[i], mark, sofar }) end)
-      end
-      over(id, record)
-      save(accounts)
-      keep(id, record)
-      table.insert(result.swept, id)
-    else
-      write('ZREM', key.due, id)
-    end
-  end
-  tidy()
-  return result
+  local ids, crossed = {}, {}
+  local more = tidy(SWEEP_MOST, function(id, record)
+    move(record, 'expire')
+    forfeit(id, record, crossed)
+    table.insert(ids, id)
+  end)
+  return answer(nil, more, { swept = ids, crossed = crossed })
 end
 
 -- entries, notes, forgetting ---------------------------------------------------------------------------------------------
 
-function operations.adjust(o, nodes, specs)
-  local text = read('HGET', key.entries, o.id)
-  if text then
-    local entry = cjson.decode(text)
-    if not (same(entry.amounts, o.amounts) and same(entry.keys, keys_of(nodes))) then return other(entry.amounts) end
-    return answer('settled', false)
+function operations.adjust(nodes, id, keys, amounts, keeps)
+  local text, entry = read('HGET', key.entries, id), amounts .. ' ' .. keys
+  if text == entry then return answer('settled', false) end
+  if text then return other(string.match(text, '^%S*')) end
+  local accounts, crossed = load(nodes), {}
+  for i, amount in ipairs(ints(amounts)) do
+    local account = accounts[i]
+    add(account, 'overrun', most(0, amount))
+    account.spent = most(0, plus(figure(account, 'spent'), amount))
+    reached(nodes[i], account, function(mark, spent) table.insert(crossed, { i, mark, spent }) end)
   end
-  local accounts, amounts, result = load(nodes), ints(o.amounts), answer('settled', true)
-  for i, node in ipairs(nodes) do
-    add(accounts[i], 'overrun', most(ZERO, amounts[i]))
-    accounts[i].spent = most(ZERO, plus(figure(accounts[i], 'spent'), amounts[i]))
-    reached(node, accounts[i], function(mark, sofar) table.insert(result.crossed, { i, mark, sofar }) end)
-  end
-  forget_at('e:' .. o.id, now() + LATE)
-  file(o, nodes, specs, accounts)
+  at(now() + LATE, 'e:' .. id)
+  file(nodes, accounts, words(keeps))
   save(accounts)
-  write('HSET', key.entries, o.id, cjson.encode({ keys = keys_of(nodes), amounts = o.amounts }))
-  return result
+  write('HSET', key.entries, id, entry)
+  return answer('settled', true, { crossed = crossed })
 end
 
-function operations.forget(o)
-  for _, name in ipairs(o.keys) do
-    write('ZREM', key.old, 'a:' .. name)
-    write('HDEL', key.accounts, name)
-    write('HDEL', key.nodes, name)
+function operations.forget(nodes)
+  for _, node in ipairs(nodes) do
+    write('ZREM', key.due, 'a:' .. node.key)
+    write('HDEL', key.accounts, node.key)
+    write('HDEL', key.nodes, node.key)
   end
-  return {}
+  return answer(nil, true)
 end
 
-local function note(o)
-  local text = read('HGET', key.notes, o.key)
+local function note(name, moment_of_caller)
+  local text = read('HGET', key.notes, name)
   if not text then return nil end
-  local ends, value = string.match(text, '^(%-?%d+) (.*)$')
-  if ends ~= '0' and not less(int(o.now), int(ends)) then return nil end
+  local ends, value = string.match(text, '^(%S+) (.*)$')
+  if ends ~= '0' and not less(int(moment_of_caller), int(ends)) then return nil end
   return value
 end
 
-function operations.put(o)
-  if o.new and note(o) then return { left = false } end
-  if o.ends == '0' then
-    write('ZREM', key.old, 'n:' .. o.key)
+function operations.put(nodes, name, moment_of_caller, value, ends, keeps, new)
+  if new == '1' and note(name, moment_of_caller) then return answer(nil, false) end
+  if ends == '0' then
+    write('ZREM', key.due, 'n:' .. name)
   else
-    forget_at('n:' .. o.key, now() + o.keep + DAY)
+    at(now() + tonumber(keeps) + DAY, 'n:' .. name)
   end
-  write('HSET', key.notes, o.key, o.ends .. ' ' .. o.value)
-  return { left = true }
+  write('HSET', key.notes, name, ends .. ' ' .. value)
+  return answer(nil, true)
 end
 
-function operations.take(o)
-  local value = note(o)
-  write('ZREM', key.old, 'n:' .. o.key)
-  write('HDEL', key.notes, o.key)
-  return { text = value }
+function operations.take(nodes, name, moment_of_caller)
+  local value = note(name, moment_of_caller)
+  write('ZREM', key.due, 'n:' .. name)
+  write('HDEL', key.notes, name)
+  return answer(nil, value ~= nil, { text = value })
 end
 
 -- one operation ----------------------------------------------------------------------------------------------------------
 
--- A client counts what it was told. A server that knows of less has lost it; nothing is done on top of that.
--- The answer to an operation that comes twice, because the first answer never arrived, is the first answer.
 local function run(keys, args)
   key = {
-    accounts = keys[1], nodes = keys[2], reservations = keys[3], due = keys[4],
-    entries = keys[5], notes = keys[6], old = keys[7], seen = keys[8],
+    accounts = keys[1], nodes = keys[2], reservations = keys[3], due = keys[4], entries = keys[5], notes = keys[6], seen = keys[7],
   }
   wrote, moment = false, nil
-  local o = cjson.decode(args[1])
-  local slot = score(o.token % SLOTS)
+  local what, token, known, renew, size = string.match(args[1], '^(%S+) (%d+) (%d+) (%d) (%d+)$')
+  local slot = tostring(token % SLOTS)
   local seen = read('HMGET', key.seen, 'count', slot)
   local count = tonumber(seen[1] or '0')
-  if count < o.count then return cjson.encode({ lost = o.count - count, count = count }) end
-  local token = score(o.token) .. ' '
+  -- A client counts what it was told. A server that knows of less has lost it; nothing is done on top of that.
+  if count < tonumber(known) then return string.format('lost 0 %d ', count) end
+  -- What comes twice, because the answer never arrived, gets the answer that it had.
+  token = token .. ':'
   if seen[2] and string.sub(seen[2], 1, #token) == token then return string.sub(seen[2], #token + 1) end
-  local nodes, specs = {}, {}
-  for i = 2, #args do
-    specs[i - 1] = args[i]
-    nodes[i - 1] = cjson.decode(args[i])
+  local nodes = {}
+  for i = 1, tonumber(size) do
+    local from = 4 * i - 2
+    nodes[i] = node_of(args[from], args[from + 1], args[from + 2], args[from + 3])
   end
-  local result = operations[o.what](o, nodes, specs)
-  if not wrote then return cjson.encode(result) end
-  result.count = count + 1
-  if result.count % TIDY_EVERY == 0 then tidy() end
-  local text = cjson.encode(result)
-  write('HSET', key.seen, 'count', score(result.count), slot, token .. text)
-  if count == 0 or o.renew then write('PEXPIRE', key.seen, score(SEEN)) end
+  local result = operations[what](nodes, unpack(args, 4 * size + 2))
+  if wrote then
+    count = count + 1
+    if count % TIDY_EVERY == 0 then tidy(TIDY_MOST) end
+  end
+  local more = result.more and cjson.encode(result.more) or ''
+  local text = string.format('%s %d %d ', result.state, result.applied and 1 or 0, count) .. more
+  if wrote then
+    write('HSET', key.seen, 'count', tostring(count), slot, token .. text)
+    if count == 1 or renew == '1' then write('PEXPIRE', key.seen, string.format('%.0f', SEEN)) end
+  end
   return text
 end

@@ -21,14 +21,14 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import cache
 from hashlib import sha1
 from importlib.resources import files
 from typing import Any, TypeVar, cast
 
 from aifinops.budgets.policy import Balance, decide
-from aifinops.budgets.stores.accounts import Account
+from aifinops.budgets.stores.accounts import APPLIED, UNCHANGED, UNKNOWN, Account
 from aifinops.budgets.stores.base import (
     Accounts,
     Adjust,
@@ -71,8 +71,8 @@ _TTL_MOST_MS = 10**13  # 300 years; a moment in milliseconds then has 14 digits,
 _DAY_S = 86_400
 _KNOWN_MOST = 10_000
 _PREFIX = re.compile(r"[A-Za-z0-9._:-]{1,64}")
-_STATES: dict[str | None, State | None] = {None: None, **{state.value: state for state in State}}
-_KEYS = ("accounts", "nodes", "reservations", "due", "entries", "notes", "old")
+_STATES: Mapping[str, State | None] = {"none": None, **{state.value: state for state in State}}
+_KEYS = ("accounts", "nodes", "reservations", "due", "entries", "notes")
 _FIXES = 4
 _CONFIG = ("maxmemory-policy", "appendonly", "save")
 
@@ -109,7 +109,7 @@ class RedisStore:
         self._checked = volatile_ok
         self._functions = True
         # Nodes as they are sent. Keyed by text, held by identity: budgets make theirs once a window.
-        self._known: dict[str, tuple[Node, bytes]] = {}
+        self._known: dict[str, _Told] = {}
         self._begin()
 
     def __repr__(self) -> str:
@@ -186,31 +186,34 @@ class RedisStore:
         if isinstance(operation, Notes):
             return (yield from self._list(line, operation))
         if isinstance(operation, Sweep):
-            return (yield from self._sweep(line))
-        what, nodes = _request(operation)
-        answer = yield from self._exchange(line, what, nodes)
-        return _answer(operation, answer)
+            return (yield from self._sweep(line, operation))
+        answer = yield from self._exchange(line, operation)
+        return _outcome(operation, answer)
 
-    def _exchange(self, line: _Line, what: dict[str, Any], nodes: Sequence[Node] = ()) -> Talk[dict[str, Any]]:
+    def _exchange(self, line: _Line, operation: Operation[Any]) -> Talk[_Answer]:
         """One call of the function, which is repeated as a whole when the answer does not come: the server knows it by its token."""
-        token, specs = next(self._tokens), [self._spec(node) for node in nodes]
+        nodes = list(map(self._told, getattr(operation, "nodes", ())))
+        what, *more = _REQUESTS[type(operation)](operation, nodes)
+        spec = what in _FILED
+        rest = [part for node in nodes for part in (node.key, node.rule, node.also, node.spec if spec else b"")]
+        rest += map(_bytes, more)
+        token = next(self._tokens)
         while True:
             if self._era.is_over():
                 self._era = _Era()
             era = self._era
-            request = {**what, "token": token, "count": era.count, "renew": era.is_stale()}
-            answer = json.loads((yield from self._call(line, [_bytes(_encode(request)), *specs])))
-            if "lost" not in answer:
-                era.confirm(answer)
-                return cast("dict[str, Any]", answer)
-            fresh = _Era(answer["count"])
+            head = f"{what} {token} {era.count} {era.is_stale():d} {len(nodes)}"
+            answer = _Answer((yield from self._call(line, [head.encode(), *rest])))
+            if answer.state != "lost":
+                era.confirm(answer.count)
+                return answer
+            fresh = _Era(answer.count)
             # One step: of many who are told at the same time, one tells.
-            successor = era.__dict__.setdefault("successor", fresh)
-            self._era = successor
-            if successor is fresh:
+            self._era = era.__dict__.setdefault("successor", fresh)
+            if self._era is fresh:
                 raise StoreReset(
-                    f"budget store {self.where} has lost {answer['lost']} or more of the operations that it had confirmed to this "
-                    "process: it began anew or from an old copy. Its balances are too low until they are posted again"
+                    f"budget store {self.where} has lost {era.count - answer.count} or more of the operations that it had confirmed "
+                    "to this process: it began anew or from an old copy. Its balances are too low until they are posted again"
                 )
 
     def _call(self, line: _Line, arguments: Sequence[bytes]) -> Talk[bytes]:
@@ -219,11 +222,11 @@ class RedisStore:
         for _ in range(_FIXES):
             functions = self._functions  # another thread may find out meanwhile
             if functions:
-                how: Command = ("FCALL", name)
+                how = b"FCALL", name
             else:
-                how = ("EVAL", script) if evaluate else ("EVALSHA", digest)
+                how = (b"EVAL", script) if evaluate else (b"EVALSHA", digest)
             try:
-                return cast("bytes", (yield from line.ask((*how, len(keys), *keys, *arguments))))
+                return cast("bytes", (yield from line.ask((*how, b"%d" % len(keys), *keys, *arguments))))
             except Refused as error:
                 if functions and "function not found" in str(error).lower():
                     self._functions = yield from _load(line, function)
@@ -235,15 +238,13 @@ class RedisStore:
                     raise line.failed(error) from error.__cause__
         raise StoreError(f"budget store {self.where}: the server keeps losing our functions and scripts")
 
-    def _spec(self, node: Node) -> bytes:
+    def _told(self, node: Node) -> _Told:
         found = self._known.get(node.key)
-        if found is not None and found[0] is node:
-            return found[1]
-        if len(self._known) > _KNOWN_MOST:
-            self._known.clear()
-        spec = _bytes(_encode(_described(node)))
-        self._known[node.key] = node, spec
-        return spec
+        if found is None or found.node is not node:
+            if len(self._known) > _KNOWN_MOST:
+                self._known.clear()
+            found = self._known[node.key] = _Told(node)
+        return found
 
     # --- looking at the server ----------------------------------------------------------------------------------------------
 
@@ -252,7 +253,7 @@ class RedisStore:
         found = dict.fromkeys(_CONFIG, "")
         for name in _CONFIG:
             try:
-                pair = yield from line.ask(("CONFIG", "GET", name))
+                pair = yield from line.ask((b"CONFIG", b"GET", name.encode()))
             except Refused as error:
                 if not _forbidden(error):
                     raise line.failed(error) from error.__cause__
@@ -283,32 +284,32 @@ class RedisStore:
 
     def _read(self, line: _Line, operation: Read) -> Talk[tuple[Balance, ...]]:
         keys = list(dict.fromkeys(key for node in operation.nodes for key in (node.key, *node.also)))
-        texts = (yield from line.say("HMGET", self._keys[0], *map(_bytes, keys))) if keys else []
+        texts = (yield from line.say(b"HMGET", self._keys[0], *map(_bytes, keys))) if keys else []
         found = {key: _account(text) for key, text in zip(keys, texts, strict=True) if text is not None}
         return tuple(_balance(found, node) for node in operation.nodes)
 
     def _all(self, line: _Line, operation: Accounts) -> Talk[tuple[tuple[Node, Balance], ...]]:
         # Nodes before figures: what is new in between is left out, and the figures are of one moment.
-        specs = _pairs((yield from line.say("HGETALL", self._keys[1])))
-        texts = _pairs((yield from line.say("HGETALL", self._keys[0])))
+        specs = _pairs((yield from line.say(b"HGETALL", self._keys[1])))
+        texts = _pairs((yield from line.say(b"HGETALL", self._keys[0])))
         found = {key: _account(text) for key, text in texts}
         nodes = sorted((_node(spec) for key, spec in specs if key in found), key=lambda node: node.key)
         return tuple((node, _balance(found, node)) for node in nodes if operation.budget in (None, node.budget))
 
     def _list(self, line: _Line, operation: Notes) -> Talk[tuple[tuple[str, str], ...]]:
-        pairs = _pairs((yield from line.say("HGETALL", self._keys[5])))
+        pairs = _pairs((yield from line.say(b"HGETALL", self._keys[5])))
         found = ((key, *_text(value).split(" ", 1)) for key, value in sorted(pairs) if key.startswith(operation.prefix))
         return tuple((key, value) for key, ends, value in found if ends == "0" or operation.now < int(ends))
 
-    def _sweep(self, line: _Line) -> Talk[Swept]:
+    def _sweep(self, line: _Line, operation: Sweep) -> Talk[Swept]:
         ids: list[str] = []
         crossed: list[Crossing] = []
         more = True
         while more:  # in parts, between which others get their turn
-            answer = yield from self._exchange(line, {"what": "sweep"})
-            ids += answer["swept"] or ()
-            crossed += [Crossing(_node(spec), int(mark), int(spent)) for spec, mark, spent in answer["crossed"] or ()]
-            more = answer["more"]
+            answer = yield from self._exchange(line, operation)
+            ids += answer.more["swept"]
+            crossed += [Crossing(_node(spec), int(mark), int(spent)) for spec, mark, spent in answer.more["crossed"]]
+            more = answer.applied
         return Swept(tuple(sorted(ids)), tuple(crossed))
 
 
@@ -324,14 +325,13 @@ class _Era:
         self._heard = time.monotonic()
         self._renewed = -float("inf")
 
-    def confirm(self, answer: Mapping[str, Any]) -> None:
+    def confirm(self, count: int) -> None:
         """Take note of an answer."""
         self._heard = time.monotonic()
-        if "count" in answer:
-            if answer["count"] == 1 or self.is_stale():
+        if count > self.count:
+            if self.is_stale():
                 self._renewed = self._heard
-            # Of two threads the later may write the smaller one; the next answer puts it right.
-            self.count = max(self.count, answer["count"])
+            self.count = count  # of two threads the later may write the smaller one; the next answer puts it right
 
     def is_stale(self) -> bool:
         """Whether the server should keep its count for longer; it drops it after eight days."""
@@ -359,7 +359,7 @@ class _Line:
                     raise self.failed(error) from error.__cause__
                 self._again = False
 
-    def say(self, *command: Any) -> Talk[Any]:
+    def say(self, *command: bytes) -> Talk[Any]:
         """Send a command that the server has no reason to refuse."""
         try:
             return (yield from self.ask(command))
@@ -371,10 +371,10 @@ class _Line:
         return StoreError(f"budget store {self._where}: {error}")
 
 
-def _load(line: _Line, function: str) -> Talk[bool]:
+def _load(line: _Line, function: bytes) -> Talk[bool]:
     """Give the server our function; False where that is not allowed."""
     try:
-        yield from line.ask(("FUNCTION", "LOAD", function))
+        yield from line.ask((b"FUNCTION", b"LOAD", function))
     except Refused as error:
         return "already exists" in str(error)  # another client was quicker
     return True
@@ -386,96 +386,157 @@ def _forbidden(error: Refused) -> bool:
 
 
 @cache
-def _code() -> tuple[str, str, str, str]:
+def _code() -> tuple[bytes, bytes, bytes, bytes]:
     """Name of the function, library with it, the same as a script, and its digest.
 
     The name tells what is in it, so that different versions of this package can use one server.
     """
-    source = (files("aifinops.budgets.stores") / "redis.lua").read_text(encoding="utf-8")
-    name = f"aifinops_budgets_{sha1(source.encode(), usedforsecurity=False).hexdigest()[:12]}"
-    function = f"#!lua name={name}\n{source}\nredis.register_function('{name}', run)\n"
-    script = f"{source}\nreturn run(KEYS, ARGV)\n"
-    return name, function, script, sha1(script.encode(), usedforsecurity=False).hexdigest()  # the protocol says SHA-1
+    source = (files("aifinops.budgets.stores") / "redis.lua").read_bytes()
+    name = b"aifinops_budgets_%b" % sha1(source, usedforsecurity=False).hexdigest()[:12].encode()
+    function = b"#!lua name=%b\n%b\nredis.register_function('%b', run)\n" % (name, source, name)
+    script = b"%b\nreturn run(KEYS, ARGV)\n" % source
+    return name, function, script, sha1(script, usedforsecurity=False).hexdigest().encode()  # the protocol says SHA-1
 
 
 # --- operations as they are sent ------------------------------------------------------------------------------------------
 
 
-def _request(operation: Operation[Any]) -> tuple[dict[str, Any], Sequence[Node]]:
-    """What the function is told, and the nodes of it."""
-    match operation:
-        case Reserve(id, nodes, amounts, now, ttl):
-            what = {"amounts": _texts(amounts), "ttl": _ms(ttl), "keep": _keeps(nodes, now)}
-            return {"what": "reserve", "id": id, **what}, nodes
-        case MarkSent(id):
-            return {"what": "mark_sent", "id": id}, ()
-        case Settle(id, nodes, actual):
-            return {"what": "settle", "id": id, "amounts": _texts(actual)}, nodes
-        case Release(id, nodes):
-            return {"what": "release", "id": id}, nodes
-        case Extend(id, nodes, _, ttl, None):
-            return {"what": "extend", "id": id, "ttl": _ms(ttl)}, nodes
-        case Extend(id, nodes, _, ttl, wanted):
-            return {"what": "extend", "id": id, "ttl": _ms(ttl), "amounts": _texts(wanted or ())}, nodes
-        case Draw(id, nodes, step, spent, held, least, _, ttl):
-            amounts_ = {"spent": _texts(spent), "held": _texts(held), "least": _texts(least)}
-            return {"what": "draw", "id": id, "step": str(step), "ttl": _ms(ttl), **amounts_}, nodes
-        case Adjust(id, nodes, signed, now):
-            return {"what": "adjust", "id": id, "amounts": _texts(signed), "keep": _keeps(nodes, now)}, nodes
-        case Forget(nodes):
-            return {"what": "forget", "keys": [node.key for node in nodes]}, ()
-        case Put(key, value, now, until, new):
-            note = {"key": key, "value": value, "new": new, "now": str(now), "ends": str(until)}
-            return {"what": "put", "keep": _ms(max(0, until - now)), **note}, ()
-        case Take(key, now):
-            return {"what": "take", "key": key, "now": str(now)}, ()
-    raise TypeError(f"{type(operation).__name__} is no operation of a budget store")
+class _Told:
+    """A node as the function is told of it.
+
+    Attributes:
+        node: the node. key: its key. rule: limit and marks. also: keys of what counts beside it. spec: what it says of itself.
+        quoted: the key as JSON.
+    """
+
+    __slots__ = ("also", "key", "node", "quoted", "rule", "spec")
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.key = _bytes(node.key)
+        self.rule = " ".join(["-" if node.limit is None else str(node.limit), *map(str, node.marks)]).encode()
+        self.also = _bytes(_encode(node.also)) if node.also else b""
+        self.spec = _bytes(_encode(_described(node)))
+        self.quoted = _encode(node.key)
 
 
-def _answer(operation: Operation[Any], answer: dict[str, Any]) -> Any:
+class _Answer:
+    """What the function answers: "state applied count more".
+
+    Attributes:
+        state: of the reservation. applied: whether anything was done, or is still to be done. count: of writes of this client. more: the rest.
+    """
+
+    __slots__ = ("applied", "count", "more", "state")
+
+    def __init__(self, data: bytes) -> None:
+        self.state, applied, count, more = _text(data).split(" ", 3)
+        self.applied = applied == "1"
+        self.count = int(count)
+        self.more: dict[str, Any] = json.loads(more) if more else {}
+
+
+Tolds = Sequence[_Told]
+
+
+def _reserve(operation: Reserve, nodes: Tolds) -> Sequence[str]:
+    amounts, keeps = _list(operation.amounts), _keeps(operation.nodes, operation.now)
+    return "reserve", operation.id, _keys(nodes), amounts, _ms(operation.ttl), keeps
+
+
+def _settle(operation: Settle, nodes: Tolds) -> Sequence[str]:
+    return "settle", operation.id, _keys(nodes), _list(operation.amounts)
+
+
+def _extend(operation: Extend, nodes: Tolds) -> Sequence[str]:
+    wanted = "-" if operation.amounts is None else _list(operation.amounts)
+    return "extend", operation.id, _keys(nodes), _ms(operation.ttl), wanted
+
+
+def _draw(operation: Draw, nodes: Tolds) -> Sequence[str]:
+    amounts = map(_list, (operation.spent, operation.held, operation.least))
+    return "draw", operation.id, _keys(nodes), _ms(operation.ttl), str(operation.step), *amounts
+
+
+def _adjust(operation: Adjust, nodes: Tolds) -> Sequence[str]:
+    keeps = _keeps(operation.nodes, operation.now)
+    return "adjust", operation.id, _keys(nodes), _list(operation.amounts), keeps
+
+
+def _put(operation: Put, nodes: Tolds) -> Sequence[str]:
+    now, until = operation.now, operation.until
+    return "put", operation.key, str(now), operation.value, str(until), _ms(max(0, until - now)), f"{operation.new:d}"
+
+
+_REQUESTS: Mapping[type, Callable[[Any, Tolds], Sequence[str]]] = {
+    Reserve: _reserve,
+    MarkSent: lambda operation, nodes: ("mark_sent", operation.id),
+    Settle: _settle,
+    Release: lambda operation, nodes: ("release", operation.id, _keys(nodes)),
+    Extend: _extend,
+    Draw: _draw,
+    Adjust: _adjust,
+    Sweep: lambda operation, nodes: ("sweep",),
+    Forget: lambda operation, nodes: ("forget",),
+    Put: _put,
+    Take: lambda operation, nodes: ("take", operation.key, str(operation.now)),
+}
+_FILED = frozenset({"reserve", "adjust"})
+
+
+def _outcome(operation: Any, answer: _Answer) -> Any:
     """What the function answered, as the operation promises it."""
-    if "other" in answer:
-        known, id = list(map(int, answer["other"] or ())), cast("Reserve", operation).id
-        raise other_amounts(id, known, getattr(operation, "amounts", None) or ())
-    match operation:
-        case Forget():
-            return None
-        case Put():
-            return answer["left"]
-        case Take():
-            return answer.get("text")
-    nodes: tuple[Node, ...] = getattr(operation, "nodes", ())
-    crossed = tuple(Crossing(nodes[i - 1], int(mark), int(spent)) for i, mark, spent in answer["crossed"] or ())
+    kind, more = type(operation), answer.more
+    if kind is Forget:
+        return None
+    if kind is Put:
+        return answer.applied
+    if kind is Take:
+        return more.get("text")
+    if not more:
+        return (APPLIED if answer.applied else UNCHANGED).get(_STATES[answer.state], UNKNOWN)
+    if "other" in more:
+        raise other_amounts(operation.id, _split(more["other"]), getattr(operation, "amounts", None) or ())
+    crossed = tuple(
+        Crossing(operation.nodes[i - 1], int(mark), int(spent)) for i, mark, spent in more.get("crossed") or ()
+    )
     decision = None
-    if "figures" in answer:
-        balances = list(map(_refused_balance, nodes, answer["figures"]))
-        moment = cast("Reserve", operation).now
-        decision = decide(balances, _asked(operation, answer), moment)
-    return Outcome(_STATES[answer.get("state")], answer["applied"], decision, crossed)
+    if "figures" in more:
+        balances = list(map(_refused_balance, operation.nodes, more["figures"]))
+        decision = decide(balances, _asked(operation, more), operation.now)
+    return Outcome(_STATES[answer.state], answer.applied, decision, crossed)
 
 
-def _asked(operation: Operation[Any], answer: dict[str, Any]) -> Sequence[int]:
+def _asked(operation: Any, more: Mapping[str, str]) -> Sequence[int]:
     """The amounts for which there was no room."""
-    match operation:
-        case Draw():
-            return operation.held
-        case Extend():
-            return [new - int(old) for new, old in zip(operation.amounts or (), answer["held"], strict=True)]
-    return cast("Reserve", operation).amounts
+    if isinstance(operation, Draw):
+        return operation.held
+    amounts: Sequence[int] = operation.amounts
+    if isinstance(operation, Extend):
+        return [new - old for new, old in zip(amounts, _split(more["held"]), strict=True)]
+    return amounts
 
 
-def _texts(amounts: Iterable[int | None]) -> list[str]:
-    return ["" if amount is None else str(amount) for amount in amounts]
+def _keys(nodes: Tolds) -> str:
+    return f"[{','.join([node.quoted for node in nodes])}]"
 
 
-def _ms(ns: int) -> int:
-    return min(-(-ns // _MS), _TTL_MOST_MS)
+def _list(amounts: Iterable[int | None]) -> str:
+    return ",".join(["-" if amount is None else str(amount) for amount in amounts])
 
 
-def _keeps(nodes: Iterable[Node], now: int) -> list[int]:
+def _split(amounts: str) -> list[int]:
+    return list(map(int, amounts.split(","))) if amounts else []
+
+
+def _ms(ns: int) -> str:
+    return str(min(-(-ns // _MS), _TTL_MOST_MS))
+
+
+def _keeps(nodes: Iterable[Node], now: int) -> str:
     """How long from now each account is needed, milliseconds; 0 for ever."""
-    ends = (node.kept or node.until for node in nodes)
-    return [max(1, _ms(end - now)) if end else 0 for end in ends]
+    ends = [node.kept or node.until for node in nodes]
+    return ",".join([_ms(max(1, end - now)) if end else "0" for end in ends])
 
 
 def _described(node: Node) -> dict[str, Any]:
@@ -486,7 +547,7 @@ def _described(node: Node) -> dict[str, Any]:
         "unit": node.unit,
         "limit": "" if node.limit is None else str(node.limit),
         "until": str(node.until),
-        "marks": _texts(node.marks),
+        "marks": list(map(str, node.marks)),
         "label": node.label,
         "also": node.also,
         "kept": str(node.kept or node.until),

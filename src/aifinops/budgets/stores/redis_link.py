@@ -11,14 +11,14 @@ import importlib.util
 import math
 import time
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from aifinops.errors import ConfigurationError
 
 __all__ = ["Link", "Refused", "Unreachable"]
 
-Command = tuple[Any, ...]
+Command = Sequence[bytes]
 
 _ALIASES = {"valkey://": "redis://", "valkeys://": "rediss://"}
 _TASKS_MOST = 64
@@ -71,7 +71,7 @@ class Link:
         except IndexError:
             connection = self._connection_class(**self._options)
         try:
-            connection.send_command(*command)
+            connection.send_packed_command(_packed(command))
             answer = connection.read_response()
         except BaseException as error:
             refused = _refused(error)
@@ -138,7 +138,9 @@ class _Loop:
         self._link = link
         self._idle: list[Any] = []
         self._running = asyncio.get_running_loop()
-        self.turns = asyncio.Semaphore(_TASKS_MOST)  # a burst of tasks waits here rather than open a thousand connections
+        self.turns = asyncio.Semaphore(
+            _TASKS_MOST
+        )  # a burst of tasks waits here rather than open a thousand connections
         self.failed = -math.inf
         # `asyncio.run` ends the generators of its loop: that is how we are told.
         self.life = self._live()
@@ -150,7 +152,7 @@ class _Loop:
         else:
             connection = _asynchronous(link._connection_class)(**link._options)
         try:
-            await connection.send_command(*command)
+            await connection.send_packed_command(_packed(command))
             answer = await connection.read_response()
         except BaseException as error:
             refused = _refused(error)
@@ -182,6 +184,13 @@ class _Loop:
     async def _drop(self, connections: list[Any]) -> None:
         while connections:
             await connections.pop().disconnect(nowait=True)
+
+
+def _packed(command: Command) -> list[bytes]:
+    """A command as the protocol has it; redis-py's own way takes three times as long."""
+    parts = [b"*%d\r\n" % len(command)]
+    parts += [b"$%d\r\n%b\r\n" % (len(part), part) for part in command]
+    return [b"".join(parts)]
 
 
 def _refused(error: BaseException) -> Refused | None:
@@ -216,8 +225,17 @@ def _options(url: str, timeout_s: float) -> tuple[type, dict[str, Any]]:
     options.pop("max_connections", None)
     options.pop("timeout", None)
     # Nothing that makes connecting take more than one answer: see the timeout.
-    options |= {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s, "retry_on_timeout": False, "protocol": 2}
-    options |= {"driver_info": None} if importlib.util.find_spec("redis.driver_info") else {"lib_name": None, "lib_version": None}
+    options |= {
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
+        "retry_on_timeout": False,
+        "protocol": 2,
+    }
+    options |= (
+        {"driver_info": None}
+        if importlib.util.find_spec("redis.driver_info")
+        else {"lib_name": None, "lib_version": None}
+    )
     return connection_class, options
 
 
