@@ -56,7 +56,8 @@ def work(name: str, arguments: list[str], run: str, number: int, calls: int, sta
         second = time.perf_counter_ns()
         settled = Settle(id, nodes, cost, now).execute(store)
         third = time.perf_counter_ns()
-        assert held_it.applied and settled.applied
+        assert held_it.applied, held_it
+        assert settled.applied, settled
         reserve.append(second - first)
         settle.append(third - second)
     results.put((reserve, settle, begun, time.perf_counter()))

@@ -142,43 +142,42 @@ end
 
 -- accounts ---------------------------------------------------------------------------------------------------------------
 
+-- An account is its figures in the order in which they are kept, with its key, its text and what counts beside it.
+local BORN, SPENT, RESERVED, OVERRUN, FORFEITED, FIRED = 1, 2, 3, 4, 5, 6
+local NONE = {}
+
 -- Figures are text until they are needed: of the parts of a rolling window most are not.
-local function figure(account, name)
-  local value = account[name]
+local function figure(account, which)
+  local value = account[which]
   if type(value) == 'string' then
     value = int(value)
-    account[name] = value
+    account[which] = value
   end
   return value
 end
 
-local function add(account, name, amount) account[name] = plus(figure(account, name), amount) end
+local function add(account, which, amount) account[which] = plus(figure(account, which), amount) end
 
-local function sum(account, name)
-  local value = figure(account, name)
-  for _, other in ipairs(account.beside) do value = plus(value, figure(other, name)) end
+local function sum(account, which)
+  local value = figure(account, which)
+  for _, other in ipairs(account.beside) do value = plus(value, figure(other, which)) end
   return value
 end
 
 local function packed(account)
-  return table.concat({
-    account.born, digits(account.spent), digits(account.reserved), digits(account.overrun), digits(account.forfeited),
-    digits(account.fired),
-  }, ' ')
+  for i = SPENT, FIRED do
+    if type(account[i]) == 'table' then account[i] = digits(account[i]) end
+  end
+  return table.concat(account, ' ', BORN, FIRED)
 end
 
 local function unpacked(name, text)
   local born, spent, reserved, overrun, forfeited, fired = string.match(text, '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$')
-  return {
-    key = name, text = text, beside = {}, born = born,
-    spent = spent, reserved = reserved, overrun = overrun, forfeited = forfeited, fired = fired,
-  }
+  return { born, spent, reserved, overrun, forfeited, fired, key = name, text = text, beside = NONE }
 end
 
 -- Without a key it is kept nowhere: in the place of an account that was forgotten.
-local function empty(name)
-  return { key = name, beside = {}, born = '0', spent = '0', reserved = '0', overrun = '0', forfeited = '0', fired = '0' }
-end
+local function empty(name) return { '0', '0', '0', '0', '0', '0', key = name, beside = NONE } end
 
 -- The accounts of nodes, with what counts beside them.
 local function load(nodes)
@@ -194,6 +193,7 @@ local function load(nodes)
   local accounts = {}
   for i, node in ipairs(nodes) do
     local account = found[node.key] or empty(node.key)
+    if #node.also > 0 then account.beside = {} end
     for _, other in ipairs(node.also) do
       if found[other] then table.insert(account.beside, found[other]) end
     end
@@ -206,7 +206,7 @@ end
 local function load_for(record, nodes)
   local accounts, born = load(nodes), words(record.born)
   for i, account in ipairs(accounts) do
-    if account.born ~= born[i] then
+    if account[BORN] ~= born[i] then
       accounts[i] = empty()
       accounts[i].beside = account.beside
     end
@@ -236,7 +236,7 @@ local function file(nodes, accounts, keeps)
   for i, node in ipairs(nodes) do
     if not accounts[i].text then
       now()
-      accounts[i].born = moment.text
+      accounts[i][BORN] = moment.text
       if keeps[i] ~= '0' then at(now() + tonumber(keeps[i]) + LATE, 'a:' .. node.key) end
     end
     if known[i] ~= node.spec then
@@ -252,7 +252,7 @@ local function refused(nodes, accounts, amounts)
   local full = false
   for i, node in ipairs(nodes) do
     if node.limit ~= '-' and less(0, amounts[i]) then
-      local taken = plus(sum(accounts[i], 'spent'), sum(accounts[i], 'reserved'))
+      local taken = plus(sum(accounts[i], SPENT), sum(accounts[i], RESERVED))
       full = full or less(int(node.limit), plus(taken, amounts[i]))
     end
   end
@@ -267,15 +267,15 @@ end
 
 local function reached(node, account, tell)
   if node.marks == '' then return end
-  local spent, fired = sum(account, 'spent'), figure(account, 'fired')
-  for _, other in ipairs(account.beside) do fired = most(fired, figure(other, 'fired')) end
+  local spent, fired = sum(account, SPENT), figure(account, FIRED)
+  for _, other in ipairs(account.beside) do fired = most(fired, figure(other, FIRED)) end
   if not less(fired, spent) then return end
   for text in string.gmatch(node.marks, '%d+') do
     local mark = int(text)
     if less(spent, mark) then return end
     if less(fired, mark) then
       tell(text, tostring(digits(spent)))
-      account.fired = mark
+      account[FIRED] = mark
     end
   end
 end
@@ -325,10 +325,10 @@ end
 -- What was forfeited is a hold again: its holder has come back with the truth.
 local function revive(accounts, holds)
   for i, account in ipairs(accounts) do
-    add(account, 'reserved', holds[i])
-    add(account, 'forfeited', minus(0, holds[i]))
+    add(account, RESERVED, holds[i])
+    add(account, FORFEITED, minus(0, holds[i]))
     -- A credit may have taken part of it out already: spent never falls below zero.
-    account.spent = most(0, minus(figure(account, 'spent'), holds[i]))
+    account[SPENT] = most(0, minus(figure(account, SPENT), holds[i]))
   end
 end
 
@@ -336,9 +336,9 @@ end
 local function pay(nodes, accounts, holds, costs)
   local crossed = nil
   for i, account in ipairs(accounts) do
-    add(account, 'reserved', minus(0, holds[i]))
-    add(account, 'spent', costs[i])
-    if less(holds[i], costs[i]) then add(account, 'overrun', minus(costs[i], holds[i])) end
+    add(account, RESERVED, minus(0, holds[i]))
+    add(account, SPENT, costs[i])
+    if less(holds[i], costs[i]) then add(account, OVERRUN, minus(costs[i], holds[i])) end
     reached(nodes[i], account, function(mark, spent)
       crossed = crossed or {}
       table.insert(crossed, { i, mark, spent })
@@ -368,8 +368,8 @@ function operations.reserve(nodes, id, keys, asked, ttl, keeps)
   file(nodes, accounts, words(keeps))
   local born = {}
   for i, account in ipairs(accounts) do
-    add(account, 'reserved', amounts[i])
-    born[i] = account.born
+    add(account, RESERVED, amounts[i])
+    born[i] = account[BORN]
   end
   record.born = table.concat(born, ',')
   save(accounts)
@@ -419,7 +419,7 @@ function operations.release(nodes, id, keys)
   if not applied then return answer(record.state, false) end
   local accounts, holds = load_for(record, nodes), ints(record.held)
   if before == 'forfeited' then revive(accounts, holds) end
-  for i, account in ipairs(accounts) do add(account, 'reserved', minus(0, holds[i])) end
+  for i, account in ipairs(accounts) do add(account, RESERVED, minus(0, holds[i])) end
   over(id, record, before == 'forfeited' and LATE or KEPT)
   save(accounts)
   keep(id, record)
@@ -438,7 +438,7 @@ function operations.extend(nodes, id, keys, ttl, wanted)
     local figures = refused(nodes, accounts, growth)
     if figures then return answer(record.state, false, { figures = figures, held = record.held }) end
     lease(id, record, ttl)
-    for i, account in ipairs(accounts) do add(account, 'reserved', growth[i]) end
+    for i, account in ipairs(accounts) do add(account, RESERVED, growth[i]) end
     record.held = wanted
     save(accounts)
   else
@@ -457,7 +457,7 @@ function operations.draw(nodes, id, keys, ttl, step, spent, wanted, least)
   local crossed = pay(nodes, accounts, ints(record.held), ints(spent))
   local figures = refused(nodes, accounts, ints(wanted))
   record.held, record.step = figures and least or wanted, step
-  for i, amount in ipairs(ints(record.held)) do add(accounts[i], 'reserved', amount) end
+  for i, amount in ipairs(ints(record.held)) do add(accounts[i], RESERVED, amount) end
   lease(id, record, ttl)
   save(accounts)
   keep(id, record)
@@ -468,7 +468,7 @@ end
 
 local function node_of(name, rule, also, spec)
   local limit, marks = string.match(rule, '^(%S+) ?(.*)$')
-  return { key = name, limit = limit, marks = marks, also = also == '' and {} or cjson.decode(also), spec = spec }
+  return { key = name, limit = limit, marks = marks, also = also == '' and NONE or cjson.decode(also), spec = spec }
 end
 
 -- As the last operation had them.
@@ -487,9 +487,9 @@ local function forfeit(id, record, crossed)
   local accounts = load_for(record, nodes)
   for i, held in ipairs(ints(record.held)) do
     local account = accounts[i]
-    add(account, 'reserved', minus(0, held))
-    add(account, 'forfeited', held)
-    add(account, 'spent', held)
+    add(account, RESERVED, minus(0, held))
+    add(account, FORFEITED, held)
+    add(account, SPENT, held)
     reached(nodes[i], account, function(mark, spent) table.insert(crossed, { nodes[i].spec, mark, spent }) end)
   end
   over(id, record, LATE)
@@ -500,8 +500,8 @@ end
 -- Whether it is gone for good.
 local function forget(kind, name)
   if kind == 'a' then
-    local account = load({ { key = name, also = {} } })[1]
-    if less(0, figure(account, 'reserved')) then
+    local account = load({ { key = name, also = NONE } })[1]
+    if less(0, figure(account, RESERVED)) then
       at(now() + DAY, 'a:' .. name)
       return false
     end
@@ -550,8 +550,8 @@ function operations.adjust(nodes, id, keys, amounts, keeps)
   local accounts, crossed = load(nodes), {}
   for i, amount in ipairs(ints(amounts)) do
     local account = accounts[i]
-    add(account, 'overrun', most(0, amount))
-    account.spent = most(0, plus(figure(account, 'spent'), amount))
+    add(account, OVERRUN, most(0, amount))
+    account[SPENT] = most(0, plus(figure(account, SPENT), amount))
     reached(nodes[i], account, function(mark, spent) table.insert(crossed, { i, mark, spent }) end)
   end
   at(now() + LATE, 'e:' .. id)

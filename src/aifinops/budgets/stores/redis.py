@@ -221,10 +221,7 @@ class RedisStore:
         keys, evaluate = (*self._keys, self._client), False
         for _ in range(_FIXES):
             functions = self._functions  # another thread may find out meanwhile
-            if functions:
-                how = b"FCALL", name
-            else:
-                how = (b"EVAL", script) if evaluate else (b"EVALSHA", digest)
+            how = (b"FCALL", name) if functions else (b"EVAL", script) if evaluate else (b"EVALSHA", digest)
             try:
                 return cast("bytes", (yield from line.ask((*how, b"%d" % len(keys), *keys, *arguments))))
             except Refused as error:
@@ -493,8 +490,9 @@ def _outcome(operation: Any, answer: _Answer) -> Any:
         return answer.applied
     if kind is Take:
         return more.get("text")
+    state = _STATES[answer.state]
     if not more:
-        return (APPLIED if answer.applied else UNCHANGED).get(_STATES[answer.state], UNKNOWN)
+        return UNKNOWN if state is None else (APPLIED if answer.applied else UNCHANGED)[state]
     if "other" in more:
         raise other_amounts(operation.id, _split(more["other"]), getattr(operation, "amounts", None) or ())
     crossed = tuple(
@@ -504,7 +502,7 @@ def _outcome(operation: Any, answer: _Answer) -> Any:
     if "figures" in more:
         balances = list(map(_refused_balance, operation.nodes, more["figures"]))
         decision = decide(balances, _asked(operation, more), operation.now)
-    return Outcome(_STATES[answer.state], answer.applied, decision, crossed)
+    return Outcome(state, answer.applied, decision, crossed)
 
 
 def _asked(operation: Any, more: Mapping[str, str]) -> Sequence[int]:

@@ -7,11 +7,12 @@ wait for, for ever; and its clients try again by themselves for seconds.
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import math
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from aifinops.errors import ConfigurationError
@@ -69,7 +70,7 @@ class Link:
         try:
             connection = self._idle.pop()  # one step: no lock is needed
         except IndexError:
-            connection = self._connection_class(**self._options)
+            connection = self.connection()
         try:
             connection.send_packed_command(_packed(command))
             answer = connection.read_response()
@@ -98,6 +99,13 @@ class Link:
             if loop.failed > since:
                 raise Unreachable(f"{self.where} did not answer those before")
             return await loop.call(command)
+
+    def connection(self, *, asynchronous: bool = False) -> Any:
+        """A new one, which connects when it is used."""
+        made = self._connection_class
+        if asynchronous:
+            made = getattr(import_module("redis.asyncio.connection"), made.__name__)
+        return made(**self._options)
 
     def reset_after_fork(self) -> None:
         """In a forked child: no connections; those that are open are the parent's."""
@@ -146,11 +154,7 @@ class _Loop:
         self.life = self._live()
 
     async def call(self, command: Command) -> Any:
-        link = self._link
-        if self._idle:
-            connection = self._idle.pop()
-        else:
-            connection = _asynchronous(link._connection_class)(**link._options)
+        connection = self._idle.pop() if self._idle else self._link.connection(asynchronous=True)
         try:
             await connection.send_packed_command(_packed(command))
             answer = await connection.read_response()
@@ -194,34 +198,27 @@ def _packed(command: Command) -> list[bytes]:
 
 
 def _refused(error: BaseException) -> Refused | None:
-    from redis.exceptions import ResponseError
-
-    return Refused(error) if isinstance(error, ResponseError) else None
-
-
-def _asynchronous(connection_class: type) -> Any:
-    from redis.asyncio import connection
-
-    return getattr(connection, connection_class.__name__)
+    answered: type = import_module("redis.exceptions").ResponseError
+    return Refused(error) if isinstance(error, answered) else None
 
 
 def _options(url: str, timeout_s: float) -> tuple[type, dict[str, Any]]:
     try:
-        from redis.connection import Connection, parse_url
+        driver = import_module("redis.connection")
     except ImportError as error:
         raise ConfigurationError('budgets on Valkey or Redis need redis-py: pip install "aifinops[redis]"') from error
     for alias, scheme in _ALIASES.items():
         if url.startswith(alias):
             url = scheme + url.removeprefix(alias)
     try:
-        options = parse_url(url)
+        options: dict[str, Any] = driver.parse_url(url)
     except ValueError:
         # The URL may have a password in it, and so may the error.
         raise ConfigurationError(
             "the URL of the budget store cannot be read. Type redis://host:6379/0, rediss://user:password@host:6380/0, "
             "valkey://host:6379/0 or unix:///path/to/socket?db=0, with special characters of the password as %XX"
         ) from None
-    connection_class: type = options.pop("connection_class", Connection)
+    connection_class: type = options.pop("connection_class", driver.Connection)
     options.pop("max_connections", None)
     options.pop("timeout", None)
     # Nothing that makes connecting take more than one answer: see the timeout.
@@ -231,11 +228,7 @@ def _options(url: str, timeout_s: float) -> tuple[type, dict[str, Any]]:
         "retry_on_timeout": False,
         "protocol": 2,
     }
-    options |= (
-        {"driver_info": None}
-        if importlib.util.find_spec("redis.driver_info")
-        else {"lib_name": None, "lib_version": None}
-    )
+    options |= {"driver_info": None} if find_spec("redis.driver_info") else {"lib_name": None, "lib_version": None}
     return connection_class, options
 
 
