@@ -373,6 +373,8 @@ def _load(line: _Line, function: bytes) -> Talk[bool]:
     try:
         yield from line.ask((b"FUNCTION", b"LOAD", function))
     except Refused as error:
+        if error.elsewhere or error.kind == "OutOfMemoryError":
+            raise line.failed(error) from error.__cause__
         return "already exists" in str(error)  # another client was quicker
     return True
 

@@ -23,6 +23,11 @@ Command = Sequence[bytes]
 
 _ALIASES = {"valkey://": "redis://", "valkeys://": "rediss://"}
 _TASKS_MOST = 64
+# Without the URL, which may have a password in it; so may the driver's error.
+_TYPE = (
+    "the URL of the budget store cannot be read. Type redis://host:6379/0, rediss://user:password@host:6380/0, "
+    "valkey://host:6379/0 or unix:///path/to/socket?db=0, with special characters of the password as %XX"
+)
 _IN_PARENT: list[Any] = []  # see `Link.reset_after_fork`
 
 
@@ -34,12 +39,13 @@ class Refused(Exception):
     """The server answered with an error.
 
     Attributes:
-        kind: redis-py's name for it.
+        kind: redis-py's name for it. elsewhere: this server has become a replica, so the name leads to another one now.
     """
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
         self.kind = type(error).__name__
+        self.elsewhere = self.kind == "ReadOnlyError"
 
 
 class Link:
@@ -60,6 +66,10 @@ class Link:
         self.where = _where(self._options)
         self._idle: deque[Any] = deque()
         self._loops: dict[asyncio.AbstractEventLoop, _Loop] = {}
+        try:
+            self._idle.append(self.connection())
+        except (TypeError, ValueError):
+            raise ConfigurationError(_TYPE) from None
 
     def call(self, command: Command) -> Any:
         """Send a command and wait for its answer.
@@ -76,11 +86,13 @@ class Link:
             answer = connection.read_response()
         except BaseException as error:
             refused = _refused(error)
-            if refused is not None:
+            if refused is not None and not refused.elsewhere:
                 self._idle.append(connection)
                 raise refused from error
             connection.disconnect()
             self._drop_idle()  # the server has gone away, so they are of no use
+            if refused is not None:
+                raise refused from error
             if isinstance(error, Exception):
                 raise Unreachable(str(error)) from error
             raise
@@ -132,7 +144,7 @@ class Link:
         running = asyncio.get_running_loop()
         found = self._loops.get(running)
         if found is None:
-            for other in [loop for loop in self._loops if loop.is_closed()]:
+            for other in [loop for loop in list(self._loops) if loop.is_closed()]:
                 self._loops.pop(other, None)
             found = self._loops[running] = _Loop(self)
             await anext(found.life)
@@ -160,11 +172,14 @@ class _Loop:
             answer = await connection.read_response()
         except BaseException as error:
             refused = _refused(error)
-            if refused is not None:
+            if refused is not None and not refused.elsewhere:
                 self._idle.append(connection)
                 raise refused from error
             # Also of a task that was cancelled: the answer that is still to come must not be taken for the next one's.
             await self._drop([connection])
+            if refused is not None:
+                await self._drop(self._idle)
+                raise refused from error
             if isinstance(error, Exception):
                 self.failed = time.monotonic()
                 await self._drop(self._idle)
@@ -198,7 +213,7 @@ def _packed(command: Command) -> list[bytes]:
 
 
 def _refused(error: BaseException) -> Refused | None:
-    answered: type = import_module("redis.exceptions").ResponseError
+    answered: type[Exception] = import_module("redis.exceptions").ResponseError
     return Refused(error) if isinstance(error, answered) else None
 
 
@@ -213,11 +228,7 @@ def _options(url: str, timeout_s: float) -> tuple[type, dict[str, Any]]:
     try:
         options: dict[str, Any] = driver.parse_url(url)
     except ValueError:
-        # The URL may have a password in it, and so may the error.
-        raise ConfigurationError(
-            "the URL of the budget store cannot be read. Type redis://host:6379/0, rediss://user:password@host:6380/0, "
-            "valkey://host:6379/0 or unix:///path/to/socket?db=0, with special characters of the password as %XX"
-        ) from None
+        raise ConfigurationError(_TYPE) from None
     connection_class: type = options.pop("connection_class", driver.Connection)
     options.pop("max_connections", None)
     options.pop("timeout", None)
