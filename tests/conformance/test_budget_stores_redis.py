@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
+import gc
 import itertools
 import logging
 import os
@@ -438,11 +438,9 @@ def test_a_server_that_is_frozen(start: Callable[..., Server], way: str, warm: b
     """An operation ends in a quarter of a second, on a new connection and on one that was used, and works again when the server does."""
     server = start(*DURABLE)
     with contextlib.closing(RedisStore(getattr(server, way))) as store:
-        if warm:
-            functools.reduce(lambda _, run: run(), both(server.store()), None)
-            store._checked = True
-            with contextlib.suppress(StoreError):
-                store.run(Read((node(10),)))
+        for run in both(store) if warm else ():
+            with contextlib.suppress(StoreError):  # on a busy machine
+                run()
         server.stop()
         for run in both(store):
             assert min(took(run) for _ in range(3)) < HURRIED_S
@@ -465,8 +463,7 @@ def test_many_tasks_before_a_frozen_server(start: Callable[..., Server]) -> None
     with contextlib.closing(server.store()) as store:
         outcomes = asyncio.run(all_at_once(store))
         assert all(outcome.applied for outcome in outcomes)
-        assert len(server.ask("CLIENT", "LIST").splitlines() if False else [server.ask("INFO", "clients")]) == 1
-        assert int(server.ask("INFO", "stats")["total_connections_received"]) < 100
+        assert int(server.ask("INFO", "stats")["total_connections_received"]) < 80
     with contextlib.closing(server.store(timeout_s=0.3)) as store:
         server.stop()
         begun = time.monotonic()
@@ -851,6 +848,7 @@ def test_signals_and_finalizers(store: RedisStore) -> None:
         for number in range(300):
             Dropped()
             assert store.run(hold(f"{number}", 1, node())).applied
+        gc.collect()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

@@ -23,7 +23,7 @@ local LATE = 7 * 86400 * 1000 -- the truth about what was forfeited, and what be
 local DAY = 86400 * 1000
 local SEEN = 8 * DAY -- a client that is silent for longer than six of these days does not expect to be known
 local SLOTS = 64 -- answers kept for one client
-local SWEEP_MOST, TIDY_MOST, TIDY_EVERY = 500, 256, 64
+local SWEEP_MOST, TIDY_MOST, TIDY_EVERY = 100, 256, 64
 local MANY = 1000 -- fields in one command: Lua's stack has an end
 
 local MOVES = {
