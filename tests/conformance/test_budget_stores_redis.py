@@ -98,10 +98,11 @@ class Server:
         command += ["--dir", str(self.folder), "--save", "", "--logfile", str(self.folder / "log"), *self.options]
         self.process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
         for _ in range(500):
-            with contextlib.suppress(redis.RedisError), self.client() as client:
-                client.ping()
-                return
             time.sleep(0.02)
+            if self.socket.exists():
+                with contextlib.suppress(redis.RedisError), self.client() as client:
+                    client.ping()
+                    return
         raise RuntimeError((self.folder / "log").read_text())
 
     def client(self) -> Any:
@@ -118,6 +119,7 @@ class Server:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
+        self.socket.unlink(missing_ok=True)
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGSTOP)
