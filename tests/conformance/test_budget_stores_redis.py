@@ -117,7 +117,7 @@ class Server:
         return RedisStore(self.url, **{"timeout_s": 5, "volatile_ok": True, **more})
 
     def kill(self) -> None:
-        self.process.kill()
+        os.killpg(self.process.pid, signal.SIGKILL)  # with the child that may be rewriting its log
         self.process.wait()
         self.socket.unlink(missing_ok=True)
 
@@ -129,7 +129,7 @@ class Server:
 
     def end(self) -> None:
         self.kill()
-        shutil.rmtree(self.folder)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
