@@ -87,7 +87,7 @@ _HOMES = {
         "PricingError",
         "StoreError",
         "StoreReset",
-    "StoreReset",
+        "StoreReset",
         "UnknownModel",
         "UnpricedCall",
     ),

@@ -12,6 +12,7 @@ import gc
 import itertools
 import logging
 import os
+import random
 import re
 import secrets
 import shutil
@@ -24,6 +25,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -182,9 +184,7 @@ def makers(make: Callable[[str], RedisStore]) -> Callable[[], RedisStore]:
 def test_contract(server: Server, way: str) -> None:
     """The store decides as the policy does, over a socket and over TCP, for threads and tasks."""
     url = server.url if way == "socket" else server.tcp.replace("redis://", "valkey://")
-    check_budget_store(
-        makers(lambda prefix: RedisStore(url, prefix=prefix, timeout_s=5, volatile_ok=True)), seed=SEED
-    )
+    check_budget_store(makers(lambda prefix: RedisStore(url, prefix=prefix, timeout_s=5, volatile_ok=True)), seed=SEED)
     assert "aifinops_budgets_" in str(server.ask("FUNCTION", "LIST"))
 
 
@@ -238,6 +238,33 @@ def test_figures_above_an_int64(store: RedisStore) -> None:
     assert store.run(Read(nodes)) == (Balance(None, spent=9 * MAX_AMOUNT),)
     store.run(Adjust("credit", nodes, (-MAX_AMOUNT,), NOW))
     assert store.run(Read(nodes)) == (Balance(None, spent=8 * MAX_AMOUNT),)
+
+
+@needs_server
+def test_arithmetic_of_the_script(server: Server) -> None:
+    """Sums, differences and comparisons in Lua are Python's, on both sides of every bound where the way of counting changes."""
+    source = (files("aifinops.budgets.stores") / "redis.lua").read_text(encoding="utf-8")
+    part = source[source.index("local BASE, SMALL") : source.index("local function words")]
+    script = f"""{part}
+        local found = {{}}
+        for i = 1, #ARGV, 2 do
+          large = false
+          local a, b = int(ARGV[i]), int(ARGV[i + 1])
+          local order = (less(a, b) and '<' or '') .. (less(b, a) and '>' or '')
+          found[#found + 1] = digits(plus(a, b)) .. ' ' .. order
+          found[#found + 1] = digits(plus(plus(a, b), minus(0, b))) .. ' ' .. (less(bound(ARGV[i]), b) and '<' or '')
+        end
+        return found"""
+    chance = random.Random(SEED)
+    bounds = [10**n + d for n in (0, 10, 14, 15, 20) for d in (-1, 0, 1)]
+    bounds += [2**n + d for n in (53, 62, 63, 64) for d in (-1, 0, 1)] + [9 * 10**15 + d for d in (-1, 0, 1)]
+    numbers = [*bounds, *(chance.randrange(10 ** chance.randrange(1, 23)) for _ in range(20))]
+    pairs = list(itertools.product(numbers, repeat=2))
+    found = server.ask("EVAL", script, 0, *itertools.chain.from_iterable(pairs))
+    expected = []
+    for a, b in pairs:
+        expected += [f"{a + b} {'<' if a < b else ''}{'>' if b < a else ''}", f"{a} {'<' if a < b else ''}"]
+    assert found == expected
 
 
 @needs_server
@@ -713,7 +740,11 @@ def test_keys_of_another_kind(server: Server, store: RedisStore) -> None:
         name = key.decode()
         server.ask("RENAME", name, "aside") if server.ask("EXISTS", name) else server.ask("DEL", "aside")
         server.ask("SET", name, "x")
-        for operation in (hold("two", 1, *nodes), Adjust("entry", nodes, (1,), NOW), Put("key", "text", NOW, until=NOW + 9)):
+        for operation in (
+            hold("two", 1, *nodes),
+            Adjust("entry", nodes, (1,), NOW),
+            Put("key", "text", NOW, until=NOW + 9),
+        ):
             with contextlib.suppress(StoreError):
                 store.run(operation)
         server.ask("DEL", name)

@@ -40,8 +40,9 @@ local key, wrote, moment -- of the operation that runs
 -- integers ---------------------------------------------------------------------------------------------------------------
 
 -- A number of Lua is a double, exact up to 2^53, and written out exactly up to 14 digits. What is larger is two of them, the lower
--- one of ten digits: exact up to 10^24.
-local BASE, SMALL = 1e10, 1e14
+-- one of ten digits: exact up to 10^24. While nothing large has been met in an operation, all are plain numbers.
+local BASE, SMALL, EXACT = 1e10, 1e14, 9e15
+local large = false
 
 local function halves(a)
   if type(a) == 'table' then return a[1], a[2] end
@@ -50,23 +51,28 @@ local function halves(a)
 end
 
 local function make(high, low)
+  large = true
   if low >= BASE then
     high, low = high + 1, low - BASE
   elseif low < 0 then
     high, low = high - 1, low + BASE
   end
-  if high == 0 then return low end
   return { high, low }
 end
 
 local function int(text)
   if #text <= 14 then return tonumber(text) end
-  if string.byte(text) ~= 45 then return { tonumber(string.sub(text, 1, -11)), tonumber(string.sub(text, -10)) } end
+  if string.byte(text) ~= 45 then return make(tonumber(string.sub(text, 1, -11)), tonumber(string.sub(text, -10))) end
   return make(-tonumber(string.sub(text, 2, -11)), -tonumber(string.sub(text, -10)))
 end
 
+local function bound(text) -- of a limit or mark, which is only compared
+  local number = tonumber(text)
+  return number < EXACT and number or int(text)
+end
+
 local function plus(a, b)
-  if type(a) == 'number' and type(b) == 'number' then
+  if not large then
     local sum = a + b
     if sum < SMALL and sum > -SMALL then return sum end
   end
@@ -76,14 +82,14 @@ local function plus(a, b)
 end
 
 local function minus(a, b)
-  if type(a) == 'number' and type(b) == 'number' then return plus(a, 0 - b) end -- not -b: zero would become -0
+  if not large then return plus(a, 0 - b) end -- not -b: zero would become -0
   local ah, al = halves(a)
   local bh, bl = halves(b)
   return make(ah - bh, al - bl)
 end
 
 local function less(a, b)
-  if type(a) == 'number' and type(b) == 'number' then return a < b end
+  if not large then return a < b end
   local ah, al = halves(a)
   local bh, bl = halves(b)
   return ah < bh or (ah == bh and al < bl)
@@ -92,7 +98,9 @@ end
 local function most(a, b) return less(a, b) and b or a end
 
 local function digits(a) -- never of a large negative one: nothing that is kept is below zero
+  if type(a) == 'number' and a >= SMALL then return string.format('%.0f', a) end
   if type(a) ~= 'table' then return a end
+  if a[1] == 0 then return string.format('%.0f', a[2]) end
   return string.format('%.0f%010.0f', a[1], a[2])
 end
 
@@ -160,13 +168,14 @@ local function add(account, which, amount) account[which] = plus(figure(account,
 
 local function sum(account, which)
   local value = figure(account, which)
+  if account.beside == NONE then return value end
   for _, other in ipairs(account.beside) do value = plus(value, figure(other, which)) end
   return value
 end
 
 local function packed(account)
-  for i = SPENT, FIRED do
-    if type(account[i]) == 'table' then account[i] = digits(account[i]) end
+  if large then
+    for i = SPENT, FIRED do account[i] = digits(account[i]) end
   end
   return table.concat(account, ' ', BORN, FIRED)
 end
@@ -193,9 +202,9 @@ local function load(nodes)
   local accounts = {}
   for i, node in ipairs(nodes) do
     local account = found[node.key] or empty(node.key)
-    if #node.also > 0 then account.beside = {} end
-    for _, other in ipairs(node.also) do
-      if found[other] then table.insert(account.beside, found[other]) end
+    if node.also ~= NONE then
+      account.beside = {}
+      for _, other in ipairs(node.also) do account.beside[#account.beside + 1] = found[other] end
     end
     accounts[i] = account
   end
@@ -253,7 +262,7 @@ local function refused(nodes, accounts, amounts)
   for i, node in ipairs(nodes) do
     if node.limit ~= '-' and less(0, amounts[i]) then
       local taken = plus(sum(accounts[i], SPENT), sum(accounts[i], RESERVED))
-      full = full or less(int(node.limit), plus(taken, amounts[i]))
+      full = full or less(bound(node.limit), plus(taken, amounts[i]))
     end
   end
   if not full then return nil end
@@ -271,7 +280,7 @@ local function reached(node, account, tell)
   for _, other in ipairs(account.beside) do fired = most(fired, figure(other, FIRED)) end
   if not less(fired, spent) then return end
   for text in string.gmatch(node.marks, '%d+') do
-    local mark = int(text)
+    local mark = bound(text)
     if less(spent, mark) then return end
     if less(fired, mark) then
       tell(text, tostring(digits(spent)))
@@ -602,7 +611,7 @@ local function run(keys, args)
   key = {
     accounts = keys[1], nodes = keys[2], reservations = keys[3], due = keys[4], entries = keys[5], notes = keys[6], seen = keys[7],
   }
-  wrote, moment = false, nil
+  wrote, moment, large = false, nil, false
   local what, token, known, renew, size = string.match(args[1], '^(%S+) (%d+) (%d+) (%d) (%d+)$')
   local slot = tostring(token % SLOTS)
   local seen = read('HMGET', key.seen, 'count', slot)
