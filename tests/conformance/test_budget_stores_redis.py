@@ -724,7 +724,7 @@ def test_a_server_without_memory(start: Callable[..., Server]) -> None:
         server.ask("CONFIG", "SET", "maxmemory", "1")
         for script in (False, True):
             store._functions = not script
-            with pytest.raises(StoreError, match="(?i)maxmemory|memory"):
+            with pytest.raises(StoreError, match=r"(?i)maxmemory|memory"):
                 store.run(hold("two", 1, *nodes))
         server.ask("CONFIG", "SET", "maxmemory", "0")
         assert store.run(Read(nodes)) == (Balance(10, reserved=1),)

@@ -209,8 +209,8 @@ class RedisStore:
                 return answer
             fresh = _Era(answer.count)
             # One step: of many who are told at the same time, one tells.
-            self._era = era.__dict__.setdefault("successor", fresh)
-            if self._era is fresh:
+            self._era = successor = era.__dict__.setdefault("successor", fresh)
+            if successor is fresh:
                 raise StoreReset(
                     f"budget store {self.where} has lost {era.count - answer.count} or more of the operations that it had confirmed "
                     "to this process: it began anew or from an old copy. Its balances are too low until they are posted again"
