@@ -526,28 +526,31 @@ local function forget(kind, name)
   return true
 end
 
-local function tidy(limit, expired)
-  local found = due(limit)
+-- Forgets what may be forgotten; the ids of leases that have run out, and whether there may be more of either.
+local function tidy(limit)
+  local found, late = due(limit), {}
   for _, what in ipairs(found) do
     local kind, name = string.sub(what, 1, 1), string.sub(what, 3)
     local record = kind == 'r' and find(name)
     if record and MOVES.expire[record.state] then
-      if expired then expired(name, record) end
+      late[#late + 1] = name
     elseif forget(kind, name) then
       write('ZREM', key.due, what)
     end
   end
-  return #found == limit
+  return late, #found == limit
 end
 
 function operations.sweep()
-  local ids, crossed = {}, {}
-  local more = tidy(SWEEP_MOST, function(id, record)
+  local crossed = {}
+  local late, more = tidy(SWEEP_MOST)
+  table.sort(late)
+  for _, id in ipairs(late) do
+    local record = find(id)
     move(record, 'expire')
     forfeit(id, record, crossed)
-    table.insert(ids, id)
-  end)
-  return answer(nil, more, { swept = ids, crossed = crossed })
+  end
+  return answer(nil, more, { swept = late, crossed = crossed })
 end
 
 -- entries, notes, forgetting ---------------------------------------------------------------------------------------------
