@@ -184,7 +184,7 @@ def makers(make: Callable[[str], RedisStore]) -> Callable[[], RedisStore]:
 def test_contract(server: Server, way: str, seed: int) -> None:
     """The store decides as the policy does, over a socket and over TCP, for threads and tasks."""
     url = server.url if way == "socket" else server.tcp.replace("redis://", "valkey://")
-    check_budget_store(makers(lambda prefix: RedisStore(url, prefix=prefix, timeout_s=5, volatile_ok=True)), seed=SEED)
+    check_budget_store(makers(lambda prefix: RedisStore(url, prefix=prefix, timeout_s=5, volatile_ok=True)), seed=seed)
     assert "aifinops_budgets_" in str(server.ask("FUNCTION", "LIST"))
 
 

@@ -276,7 +276,9 @@ end
 
 local function reached(node, account, tell)
   if node.marks == '' then return end
-  local spent, fired = sum(account, SPENT), figure(account, FIRED)
+  local spent = sum(account, SPENT)
+  if less(spent, bound(string.match(node.marks, '^%d+'))) then return end
+  local fired = figure(account, FIRED)
   for _, other in ipairs(account.beside) do fired = most(fired, figure(other, FIRED)) end
   if not less(fired, spent) then return end
   for text in string.gmatch(node.marks, '%d+') do
