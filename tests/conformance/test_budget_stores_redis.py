@@ -441,6 +441,17 @@ def test_a_wrong_password_is_not_shown(server: Server) -> None:
     store.close()
 
 
+@needs_server
+@pytest.mark.parametrize("scheme", ["rediss", "valkeys"])
+def test_a_server_without_tls(server: Server, scheme: str) -> None:
+    """A URL that asks for TLS is never answered in the clear."""
+    store = RedisStore(f"{scheme}://127.0.0.1:{server.port}/0", volatile_ok=True)
+    for run in both(store):
+        with pytest.raises(StoreError, match="budget store 127"):
+            run()
+    store.close()
+
+
 # --- servers that do not answer ------------------------------------------------------------------------------------------------
 
 
