@@ -46,6 +46,7 @@ from aifinops.budgets.stores.base import (
     Swept,
     Take,
     other_amounts,
+    split_settings,
 )
 from aifinops.budgets.stores.postgres_connections import Connection, Link, Pool, Result, Steps, afinish, ask, finish
 from aifinops.errors import ConfigurationError, StoreError, StoreReset
@@ -137,19 +138,8 @@ def open_url(url: str) -> PostgresStore:
     Raises:
         ConfigurationError: as `PostgresStore`.
     """
-    address, _, query = url.partition("?")
-    ours: dict[str, Any] = {}
-    others: list[str] = []
-    for part in filter(None, query.split("&")):
-        name, _, value = part.partition("=")
-        if name not in _SETTINGS:
-            others.append(part)
-            continue
-        try:
-            ours[name] = _SETTINGS[name](value)
-        except ValueError:
-            raise ConfigurationError(f"budget store in PostgreSQL: {name}={value!r} is no number") from None
-    return PostgresStore("?".join(filter(None, (address, "&".join(others)))), **ours)
+    address, ours = split_settings(url, _SETTINGS, "in PostgreSQL")
+    return PostgresStore(address, **ours)
 
 
 def setup_sql(schema: str = "aifinops", *, role: str | None = None) -> str:
