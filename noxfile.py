@@ -144,6 +144,14 @@ def soak(session: nox.Session) -> None:
 
 
 @nox.session(python=OLDEST)
+def nightly(session: nox.Session) -> None:
+    """Every fault at every seam, every way to call judged by a bill, 200 kills of each store, 20,000 lives of reservations; takes hours."""
+    session.install("-e", ".[test]", *_group("providers"))
+    session.env["AIFINOPS_FAULTS"] = "all"
+    _pytest(session, "tests/faults", "tests/conformance", "tests/unit/budgets/test_machine.py")
+
+
+@nox.session(python=OLDEST)
 def stacking(session: nox.Session) -> None:
     """Every other instrumentation with ours, in both orders; the script makes the peers' environments itself, so it is run by hand."""
     session.install("-e", ".[openai]")
