@@ -335,7 +335,7 @@ class Guard:
             if over:
                 self._overrun(reservation.id, part, truth, now)
             if outcome is not None and outcome.crossed:
-                self._report(outcome.crossed)
+                self.report(outcome.crossed)
         if now >= reservation.until:
             self._late(reservation, actual, counted)
         if self._queues:
@@ -367,7 +367,7 @@ class Guard:
             for node, amount in zip(nodes, posted, strict=True):
                 self.witness.posted(store, node, amount, id)
             if outcome is not None:
-                self._report(outcome.crossed)
+                self.report(outcome.crossed)
 
     def pause(self, wait: Wait) -> None:
         """Wait in this thread, outside of everything, until it is worth asking again.
@@ -421,7 +421,7 @@ class Guard:
         for line in list(self._lines.values()):
             swept = self._tell(line, Sweep(now))
             if swept is not None:
-                self._report(swept.crossed)
+                self.report(swept.crossed)
                 self.witness.forfeited(line.store, swept.forfeited)
                 forfeited += swept.forfeited
         for id in forfeited:
@@ -550,7 +550,7 @@ class Guard:
             except IndexError:  # another thread was quicker
                 break
             try:
-                self._report(self._execute(line, operation).crossed)
+                self.report(self._execute(line, operation).crossed)
             except StoreError:
                 line.owed.appendleft(operation)
                 return False
@@ -744,7 +744,8 @@ class Guard:
             self._warned.popitem(last=False)
         logger.warning("aifinops: %s It only warns, so this call and later ones go on.", _what(error))
 
-    def _report(self, crossed: Iterable[Crossing]) -> None:
+    def report(self, crossed: Iterable[Crossing]) -> None:
+        """Tell everybody of the marks that were reached."""
         for crossing in crossed:
             event = _soft_limit(crossing)
             level = logging.WARNING if event.share >= _WARNING_FROM else logging.INFO
