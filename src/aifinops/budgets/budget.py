@@ -513,9 +513,7 @@ def make_node(
     part = window.part
     earlier = range(1, PARTS + 1) if part else ()
     also = tuple(node_key(key, start - number * part, limit.unit) for number in earlier)
-    return Node(
-        key, start, limit.unit, limit.amount, until, marks, label, also, until + PARTS * part if part else 0
-    )
+    return Node(key, start, limit.unit, limit.amount, until, marks, label, also, until + PARTS * part if part else 0)
 
 
 class ActiveBudget:
