@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 import threading
 import time
 from collections import deque
@@ -29,7 +30,7 @@ from aifinops.budgets.stores.base import Node
 from aifinops.clock import Clock, SystemClock, to_datetime
 from aifinops.errors import ConfigurationError, swallow
 
-__all__ = ["NOTHING_BEFORE", "Audit", "Entry", "Verdict", "entries", "verify"]
+__all__ = ["NOTHING_BEFORE", "Audit", "Entry", "Verdict", "entries", "head_note", "verify"]
 
 NOTHING_BEFORE = "0" * 64
 """What stands in the place of the hash before the first entry."""
@@ -81,11 +82,13 @@ class Audit:
 
     Attributes:
         lost: entries that were given up because the file could not be written for long.
+        head: hash of the last entry that this process wrote; empty for none.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, clock: Clock | None = None) -> None:
         self.path = None if path is None else Path(path)
         self.lost = 0
+        self.head = ""
         self._clock: Clock = clock or SystemClock()
         self._lock = threading.Lock()
         self._waiting: deque[dict[str, Any]] = deque()
@@ -214,6 +217,7 @@ class Audit:
         while self._waiting:
             end = _append(file, end, self._waiting[0])
             self._waiting.popleft()
+        self.head = end.hash
 
     @contextmanager
     def _open(self) -> Iterator[int]:
@@ -235,6 +239,12 @@ class Audit:
         finally:
             self._file = None
             os.close(file)
+
+
+def head_note(path: str | os.PathLike[str]) -> str:
+    """Key of the note in a store with the head of the log at that path of this machine."""
+    place = f"{socket.gethostname()}:{Path(path).absolute()}"
+    return f"audit\x1f{hashlib.sha256(place.encode()).hexdigest()}"
 
 
 def _lock_file(file: int, path: Path) -> None:

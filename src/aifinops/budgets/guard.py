@@ -449,7 +449,9 @@ class Guard:
     def flush(self) -> bool:
         """`pay_debts`, and write what waits to be written down."""
         self.witness.flush()
-        return self.pay_debts()
+        told = self.pay_debts()
+        self.witness.keep_heads(self.clock.time_ns())
+        return told
 
     def close(self) -> None:
         """Tell what is left to tell, as far as the stores answer."""
@@ -638,6 +640,7 @@ class Guard:
         if not self._next_sweep - _SWEEP_NS <= now < self._next_sweep:
             self._next_sweep = now + _SWEEP_NS
             self.sweep()
+            self.witness.keep_heads(now)
         self._care.look(now)
         self.witness.tidy()
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec
 
 from aifinops.budgets.alerts import Alert, Alerts
-from aifinops.budgets.audit import Audit
+from aifinops.budgets.audit import Audit, head_note
 from aifinops.budgets.budget import to_units
 from aifinops.budgets.policy import Balance
 from aifinops.budgets.stores.base import Node, Operation, Put, Store
@@ -61,6 +61,7 @@ class Witness:
         self.ask: Callable[[Store, Operation[Any]], Any] = lambda store, operation: None
         self._told: OrderedDict[str, None] = OrderedDict()
         self._audits: dict[int, tuple[Store, Audit]] = {}
+        self._heads: dict[int, str] = {}
         self._nothing = Audit(None)
 
     def audit(self, store: Store) -> Audit:
@@ -74,6 +75,16 @@ class Witness:
                 self._audit_of(store),
             )  # with the store, so that its id is not given again
         return known[1]
+
+    @_quietly
+    def keep_heads(self, now: int) -> None:
+        """Leave the head of each log in the store that it is of: a log whose end was cut off shows against it."""
+        for store, audit in list(self._audits.values()):
+            head = audit.head
+            if not head or audit.path is None or self._heads.get(id(store)) == head or not store.capabilities.durable:
+                continue
+            if self.ask(store, Put(head_note(audit.path), head, now)) is not None:
+                self._heads[id(store)] = head
 
     def tidy(self) -> None:
         """Write what was added up and is due."""

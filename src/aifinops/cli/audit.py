@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from aifinops.budgets.audit import Entry
 
-__all__ = ["app", "log_path"]
+__all__ = ["app", "file_of", "log_path"]
 
 app = typer.Typer(
     help="The log of decisions of budgets: refusals, waits, corrections, limits set by hand, approvals; each line chained to the one before.",
@@ -52,17 +52,20 @@ def log_path(file: Path | None, store: str | None) -> Path:
             raise ConfigurationError("give the file of the log or --store, not both")
         return file
     engines = runtime.get()
-    target = engines.usual_store if store is None else store
-    scheme, server, rest = target.partition("://")
-    place = rest.removeprefix("/") if scheme == "sqlite" and server else target
-    found = engines.audit_path(
-        None if (server and scheme != "sqlite") or place == "memory" else Path(place).expanduser()
-    )
+    found = engines.audit_path(file_of(engines.usual_store if store is None else store))
     if found is None:
         raise ConfigurationError(
             "budgets and ledger are in memory, so no log is kept; name one: aifinops audit verify FILE"
         )
     return Path(found)
+
+
+def file_of(target: str) -> Path | None:
+    """The file of a store as people write it; None for a server and for memory."""
+    scheme, is_url, rest = target.partition("://")
+    if target == "memory" or (is_url and scheme != "sqlite"):
+        return None
+    return Path(rest.removeprefix("/") if is_url else target).expanduser()
 
 
 @app.command()
@@ -79,8 +82,9 @@ def verify(
     if head is not None and not _HEAD.fullmatch(head.lower()):
         raise ConfigurationError(f"--head {head!r} is no hash; write the 64 digits that aifinops audit verify printed")
     path = log_path(file, store)
+    kept = head.lower() if head else _kept_head(path, store) if file is None else None
     with _progress(path) as progress:
-        verdict = audit.verify(path, head.lower() if head else None, progress)
+        verdict = audit.verify(path, kept, progress)
     if not verdict.holds:
         place = f"line {verdict.line}: " if verdict.line else ""
         print(f"{path}: {place}{verdict.trouble}. {verdict.entries:,} entries before that are good.", file=sys.stderr)
@@ -91,6 +95,26 @@ def verify(
         print(f"the last {verdict.open:,} bytes are no entry yet; the next one closes them off", file=sys.stderr)
     print(f"{path}: {verdict.entries:,} entries, none changed")
     print(f"head {verdict.head}")
+
+
+def _kept_head(path: Path, store: str | None) -> str | None:
+    """The head that the store has, where that can be asked."""
+    from aifinops import runtime
+    from aifinops.budgets.audit import head_note
+    from aifinops.budgets.stores.base import Notes
+    from aifinops.errors import StoreError
+
+    engines = runtime.get()
+    target = engines.usual_store if store is None else store
+    place = file_of(target)
+    if target == "memory" or (place is not None and not place.exists()):
+        return None
+    try:
+        notes = Notes(head_note(path), engines.clock.time_ns()).execute(engines.store_at(target))
+    except (StoreError, ConfigurationError) as error:
+        print(f"the head that the store has is not compared: {error}", file=sys.stderr)
+        return None
+    return next((head for _, head in notes if _HEAD.fullmatch(head)), None)
 
 
 @contextmanager

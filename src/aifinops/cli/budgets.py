@@ -9,11 +9,11 @@ import socket
 import sys
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from aifinops.cli.audit import file_of
 from aifinops.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -204,16 +204,12 @@ class _Place:
         self.audit: Audit = engines.audit_of(self.store)
 
     def __str__(self) -> str:
-        scheme, is_url, _ = self._target.partition("://")
         # Of a server not the whole address: there may be a password in it.
-        return f"the {scheme} server" if is_url and scheme != "sqlite" else self._target
+        return self._target if file_of(self._target) else f"the {self._target.partition('://')[0]} server"
 
     def _check(self) -> None:
-        scheme, is_url, rest = self._target.partition("://")
-        if is_url and scheme != "sqlite":
-            return
-        path = Path(rest.removeprefix("/") if is_url else self._target).expanduser()
-        if not path.exists():
+        path = file_of(self._target)
+        if path is not None and not path.exists():
             raise ConfigurationError(
                 f"there is no budget store at {path}; make the first call under a named budget, or name another: --store"
             )

@@ -13,10 +13,10 @@ import pytest
 
 import aifinops as af
 from aifinops import errors, metering, runtime
-from aifinops.budgets.audit import Audit, entries, verify
+from aifinops.budgets.audit import Audit, entries, head_note, verify
 from aifinops.budgets.budget import ActiveBudget, Budget
 from aifinops.budgets.guard import Guard, Reservation
-from aifinops.budgets.stores.base import Capabilities, Operation
+from aifinops.budgets.stores.base import Capabilities, Notes, Operation
 from aifinops.budgets.stores.memory import MemoryStore
 from aifinops.budgets.waiting import Wait, keep_ticket
 from aifinops.budgets.witness import Witness
@@ -233,6 +233,23 @@ def test_a_log_that_fails_breaks_nothing(desk: Desk, monkeypatch: pytest.MonkeyP
     assert errors.failures() == {"budgets.witness": 2}
 
 
+def test_the_head_of_the_log_is_kept_in_the_store(desk: Desk) -> None:
+    """Now and then and at the end, so that a log that was cut off shows against it."""
+    budget = active()
+    for _ in range(2):
+        with pytest.raises(BudgetExceeded):
+            desk.reserve(budget, 101)
+    desk.clock.advance(seconds=61)
+    desk.reserve(budget, 1)
+    note = Notes(head_note(desk.path), desk.clock.time_ns())
+    ((_, head),) = note.execute(desk.store)
+    assert head in {entry.hash for entry in entries(desk.path)}
+    desk.audit.add("limit_set")
+    desk.guard.flush()
+    ((_, head),) = note.execute(desk.store)
+    assert head == verify(desk.path).head
+
+
 def test_an_event_loop_that_must_not_wait_is_a_refusal(tmp_path: Path) -> None:
     """A synchronous call inside a task cannot wait; that is written down as well."""
     import asyncio
@@ -280,8 +297,7 @@ def test_a_limit_set_by_hand_holds_for_a_store_with_leases(tmp_path: Path) -> No
     Put(limit_note("team|day", "USD"), json.dumps({"limit": 150 * CENT}), clock.time_ns()).execute(budget.store)
     clock.advance(seconds=5)
     with pytest.raises(BudgetExceeded):
-        for _ in range(200):
-            spend()
+        [spend() for _ in range(200)]
     assert 140 <= spent <= 150 + 20  # a lease is a fiftieth of the limit under which it was taken at most
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from aifinops import runtime
-from aifinops.budgets.audit import Audit
+from aifinops.budgets.audit import Audit, head_note, verify
+from aifinops.budgets.stores.base import Put
+from aifinops.budgets.stores.sqlite import SqliteStore
 from aifinops.cli import main
 from aifinops.testing.clock import FakeClock
 
@@ -64,6 +66,29 @@ def test_the_broken_line_is_named(run: Run, path: Path) -> None:
     assert "search" in out
     assert "bob" not in out
     assert "line 3" in err
+
+
+def test_a_cut_end_shows_against_the_store(run: Run, path: Path, tmp_path: Path) -> None:
+    """The store has the head, so nobody has to keep it."""
+    store = SqliteStore(tmp_path / "budgets.db")
+    Put(head_note(path), verify(path).head, 0).execute(store)
+    store.close()
+    assert run("verify", "--store", tmp_path / "budgets.db")[0] == 0
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:3]))
+    code, _, err = run("verify", "--store", tmp_path / "budgets.db")
+    assert code == 1
+    assert "cut off" in err
+    assert run("verify", path)[0] == 0
+
+
+def test_a_store_that_does_not_answer_is_not_compared(run: Run, path: Path, tmp_path: Path) -> None:
+    """The chain is followed all the same, and it says so."""
+    (tmp_path / "budgets.db").write_text("no database, " * 100)
+    code, out, err = run("verify", "--store", tmp_path / "budgets.db")
+    assert code == 0
+    assert "none changed" in out
+    assert "is not compared" in err
 
 
 def test_torn_lines_are_told(run: Run, path: Path) -> None:
