@@ -104,6 +104,16 @@ def _budgets(value: object) -> tuple[Mapping[str, Any], ...]:
     return tuple(value)
 
 
+def _alerts(value: object) -> tuple[Any, ...]:
+    parts = value.split(",") if isinstance(value, str) else [value] if callable(value) else value
+    if isinstance(parts, (list, tuple)) and all(isinstance(part, str) or callable(part) for part in parts):
+        found = [part.strip() if isinstance(part, str) else part for part in parts]
+        if all(callable(one) or one.startswith(("http://", "https://", "mailto:")) for one in found if one):
+            return tuple(one for one in found if one)
+    # Without the value: the address of a webhook is a secret.
+    raise ConfigurationError('write a list such as ["https://hooks.example.com/...", "mailto:team@example.com"]')
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Setting:
     """One row.
@@ -130,6 +140,8 @@ SETTINGS = (
     Setting("model_map", "AIFINOPS_MODEL_MAP", EMPTY, _model_map, "Which models your own names are: Azure deployments, inference profiles of Bedrock."),
     Setting("tags", "AIFINOPS_TAGS", EMPTY, _tags, "Tags of everything in this process."),
     Setting("budgets", "", (), _budgets, "Standing budgets with `match`, enforced without a `with` block."),
+    Setting("alerts", "AIFINOPS_ALERTS", (), _alerts, "Who is told about budgets: addresses of webhooks, `mailto:` addresses; in `init()` also callables."),
+    Setting("smtp", "AIFINOPS_SMTP", None, _text, "The server that sends mail: `smtp://user:password@host:587?from=address`, or `smtps://`."),
     Setting("spans", "AIFINOPS_SPANS", "auto", _choice("auto", "emit", "enrich", "off"), "Who makes the span of a call: we, or another instrumentation (`enrich`); `auto` looks, `off` keeps ledger and metrics."),
     Setting("dialects", "AIFINOPS_DIALECTS", ("compat",), _choices("compat", "none"), "Extra attribute names for backends; `compat` adds `gen_ai.usage.cost`."),
     Setting("metric_tags", "AIFINOPS_METRIC_TAGS", ("team", "project", "feature"), _names, "Tags that become metric attributes; keep them few."),
@@ -170,6 +182,8 @@ class Config:
     model_map: Mapping[str, str] = field(default_factory=lambda: EMPTY)
     tags: Tags = field(default_factory=lambda: EMPTY)
     budgets: tuple[Mapping[str, Any], ...] = ()
+    alerts: tuple[Any, ...] = ()
+    smtp: str | None = None
     spans: str = "auto"
     dialects: tuple[str, ...] = ("compat",)
     metric_tags: tuple[str, ...] = ("team", "project", "feature")

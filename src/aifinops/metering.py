@@ -244,7 +244,7 @@ def _waiting_here(function: Callable[..., R], *arguments: Any) -> R:
     guard = runtime.get().guard
     try:
         if in_event_loop():
-            raise wait.error from None
+            raise guard.gave_up(wait) from None
         with keep_ticket(wait.ticket):
             while True:
                 guard.pause(wait)

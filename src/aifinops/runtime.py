@@ -21,6 +21,8 @@ from aifinops.telemetry.content import wanted
 from aifinops.telemetry.setup import Export, set_up
 
 if TYPE_CHECKING:
+    from aifinops.budgets.alerts import Alert
+    from aifinops.budgets.audit import Audit
     from aifinops.budgets.budget import ActiveBudget
     from aifinops.budgets.guard import Guard
     from aifinops.budgets.stores.base import Store
@@ -38,7 +40,7 @@ __all__ = ["Runtime", "flush", "get", "init", "on_flush", "register_price", "res
 EXIT_FLUSH_S = 2.0
 """The most that leaving the process may wait for an exporter, in seconds."""
 
-
+_LEAST_S = 0.1
 _ENGINES = frozenset({"guard", "learned", "metrics", "policies", "spans"})
 
 _HOST = {"off": 3, "emit": 2, "auto": 1, "enrich": 0}
@@ -73,9 +75,10 @@ class Runtime:
         self._files: tuple[PriceList, ...] | None = None
         self._writer: Writer | None = None
         self._stores: dict[str, Store] = {}
+        self._audits: dict[str | None, Audit] = {}
         if settings.prices:
             self.book = self._make_book()  # a malformed price file is an error now, not at the first call
-        if settings.budgets:
+        if settings.budgets or settings.alerts:
             self._make_engines()  # likewise
 
     def __getattr__(self, name: str) -> Any:
@@ -91,8 +94,10 @@ class Runtime:
         return self.__dict__[name]
 
     def _make_engines(self) -> None:
+        from aifinops.budgets.alerts import Alerts, sinks
         from aifinops.budgets.guard import Guard
         from aifinops.budgets.stores.memory import MemoryStore
+        from aifinops.budgets.witness import Witness
         from aifinops.pricing.learned import Learned
         from aifinops.telemetry.metrics import Metrics
         from aifinops.telemetry.spans import Spans
@@ -103,15 +108,29 @@ class Runtime:
         self.metrics = Metrics(_version.__version__, self.config.metric_tags, self._dropped)
         self.metrics.full = mode in {"auto", "emit"}
         self.learned = Learned()
-        self.guard = Guard(MemoryStore(), self.clock, store_of=self._store_of)
+        told = sinks(self.config.alerts, self.config.smtp)
+        alerts = Alerts(told if mode == "off" else [*told, _event])
+        witness = Witness(self.audit_of, alerts)
+        self.guard = Guard(MemoryStore(), self.clock, on_soft=[alerts.soft], store_of=self._store_of, witness=witness)
 
     def _store_of(self, active: ActiveBudget) -> Store:
         """Where a budget has its balances: what it says itself, this process without a name, else what is set up."""
         target = active.budget.store
         if target is None and not active.shared:
             return self.guard.store
-        if target is None:
-            target = self.config.store or _beside(self.config.ledger)
+        return self.store_at(self.usual_store if target is None else target)
+
+    @property
+    def usual_store(self) -> str:
+        """Where budgets with a name have their balances when nobody says otherwise."""
+        return self.config.store or _beside(self.config.ledger)
+
+    def store_at(self, target: Any) -> Store:
+        """The store that is meant by what people write; each is opened once.
+
+        Raises:
+            ConfigurationError: when it cannot be opened.
+        """
         if target == "memory":
             return self.guard.store
         if not isinstance(target, (str, os.PathLike)):
@@ -126,6 +145,21 @@ class Runtime:
 
                 self._stores[key] = LeasedStore(open_store(key), self.clock, on_crossed=self.guard.report)
             return self._stores[key]
+
+    def audit_of(self, store: Store) -> Audit:
+        """The log of what is decided about the balances of a store: beside its file, else beside the ledger; nowhere for one in memory."""
+        from aifinops.budgets.audit import Audit
+
+        path = self.audit_path(getattr(getattr(store, "inner", store), "path", None))
+        with self._lock:
+            if path not in self._audits:
+                self._audits[path] = Audit(path, self.clock)
+            return self._audits[path]
+
+    def audit_path(self, file: str | os.PathLike[str] | None) -> str | None:
+        """Where the log lies of the store in that file, or of stores that are none."""
+        place = os.fspath(file or _beside(self.config.ledger))
+        return None if place == "memory" else f"{place}.audit"
 
     def _make_book(self) -> PriceBook:
         from aifinops.pricing import refresh
@@ -180,8 +214,13 @@ class Runtime:
     def flush(self, timeout_s: float) -> bool:
         """Write what waits and push out telemetry; True when nothing is left behind."""
         written = self._writer is None or self._writer.flush()
-        told = "guard" not in self.__dict__ or self.guard.pay_debts()
-        return self.export.flush(timeout_s) and written and told
+        began = self.clock.monotonic_ns()
+        told = "guard" not in self.__dict__ or self.guard.flush()
+        sent = self.export.flush(timeout_s)
+        # What exporters have left of the time: alerts go out meanwhile.
+        left = max(_LEAST_S, timeout_s - (self.clock.monotonic_ns() - began) / 1e9)
+        alerted = "guard" not in self.__dict__ or self.guard.witness.alerts.flush(left)
+        return sent and written and told and alerted
 
     def close(self) -> None:
         """Flush and let go of files and exporters."""
@@ -197,6 +236,8 @@ class Runtime:
     def reset_after_fork(self) -> None:
         """In a forked child: nothing of the parent's is ours to write, to hold or to export."""
         self._lock = threading.RLock()
+        for audit in self._audits.values():
+            audit.reset_after_fork()
         if "guard" in self.__dict__:
             self.metrics.reset_after_fork()
             self.guard.reset_after_fork()
@@ -225,6 +266,13 @@ def _beside(ledger: str | None) -> str:
 
     path = path_of(ledger)
     return "memory" if path is None else str(path.with_name("budgets.db"))
+
+
+def _event(alert: Alert) -> None:
+    """An alert as an event of telemetry."""
+    from aifinops.telemetry import events
+
+    events.alert(alert.fields(), alert.text)
 
 
 def _price_files(paths: tuple[str, ...]) -> list[PriceList]:
@@ -268,6 +316,8 @@ def init(
     model_map: Any = None,
     tags: Any = None,
     budgets: Any = None,
+    alerts: Any = None,
+    smtp: str | None = None,
     otlp: str | None = None,
     spans: str | None = None,
     dialects: Any = None,
@@ -292,6 +342,8 @@ def init(
         model_map: which models your own names are, e.g. `{"my-deployment": "gpt-4o"}`.
         tags: tags of everything in this process, e.g. `{"team": "search"}`.
         budgets: standing budgets, each a mapping with the arguments of `budget()` and a `name`; `match` selects by tags.
+        alerts: who is told about soft limits, overruns, forfeits and forecasts: addresses of webhooks, `mailto:` addresses, callables that are
+            given an `Alert`. smtp: the server that sends mail, `smtp://user:password@host:587?from=address`.
         otlp: OTLP endpoint; without it `OTEL_EXPORTER_OTLP_*` decides, and without those nothing is exported.
         spans: `"auto"`, `"emit"`, `"enrich"` or `"off"`. dialects: extra attribute names, default `("compat",)`.
         metric_tags: tags that become metric attributes. threads: carry scopes into `ThreadPoolExecutor` threads.
@@ -309,7 +361,7 @@ def init(
         ConfigurationError: naming the value, the place and what to type; nothing is applied then.
     """
     arguments = {
-        "ledger": ledger, "store": store, "prices": prices, "price_folder": price_folder, "model_map": model_map, "tags": tags, "budgets": budgets, "otlp": otlp, "spans": spans,
+        "ledger": ledger, "store": store, "prices": prices, "price_folder": price_folder, "model_map": model_map, "tags": tags, "budgets": budgets, "alerts": alerts, "smtp": smtp, "otlp": otlp, "spans": spans,
         "dialects": dialects, "metric_tags": metric_tags, "threads": threads, "stream_usage": stream_usage, "enabled": enabled, "egress": egress, "instrument": instrument, "summary": summary, **unknown,
     }  # fmt: skip
     return _install(arguments, clock, only_if_missing=False)

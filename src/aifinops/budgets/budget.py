@@ -33,7 +33,9 @@ __all__ = [
     "Unknown",
     "Window",
     "WindowKind",
+    "exact",
     "is_currency",
+    "make_node",
     "parse_limit",
     "to_units",
     "unit_scale",
@@ -131,6 +133,12 @@ def unit_scale(unit: str) -> int:
 def to_units(unit: str, amount: int) -> Decimal:
     """Integer steps back to what people say, exactly."""
     return _EXACT.scaleb(Decimal(amount), -9 if is_currency(unit) else -6) if amount else Decimal(0)
+
+
+def exact(quantity: Decimal) -> str:
+    """The shortest text that is that quantity, without an exponent: for records."""
+    text = f"{quantity:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def parse_limit(limit: LimitLike | Limit) -> tuple[Limit, ...]:
@@ -498,6 +506,18 @@ def _nearest(word: object, known: Iterable[str]) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
+def make_node(
+    key: str, window: Window, start: int, until: int, limit: Limit, marks: tuple[int, ...] = (), *, label: str = ""
+) -> Node:
+    """The node of one limit in one window, or of the part of a rolling one, that lasts from `start` to `until`."""
+    part = window.part
+    earlier = range(1, PARTS + 1) if part else ()
+    also = tuple(node_key(key, start - number * part, limit.unit) for number in earlier)
+    return Node(
+        key, start, limit.unit, limit.amount, until, marks, label, also, until + PARTS * part if part else 0
+    )
+
+
 class ActiveBudget:
     """A budget in force: its specification and who it is, to which its balances belong.
 
@@ -509,7 +529,7 @@ class ActiveBudget:
         key: equal keys share their balances: the name with its window, or the run id.
     """
 
-    __slots__ = ("__weakref__", "_nodes", "budget", "key", "run_id", "store", "watcher")
+    __slots__ = ("__weakref__", "_limits", "_nodes", "budget", "key", "run_id", "store", "watcher")
 
     def __init__(self, budget: Budget, run_id: str | None = None) -> None:
         self.budget = budget
@@ -519,7 +539,20 @@ class ActiveBudget:
         """Whoever cleans up after this object; set by the guard."""
         self.store: Any = None
         """Where its balances are; set by the guard."""
+        self._limits = budget.limits
         self._nodes: tuple[int, int, tuple[Node, ...]] = (0, 0, ())
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        """The limits in force: those of the specification, or what was set by hand in their place."""
+        return self._limits
+
+    def set_limits(self, by_hand: Mapping[str, int]) -> None:
+        """Have other limits from the next call on: unit -> steps. A unit that is missing has what the specification says."""
+        limits = tuple(Limit(one.unit, by_hand.get(one.unit, one.amount)) for one in self.budget.limits)
+        if limits != self._limits:
+            self._limits = limits
+            self._nodes = (0, 0, ())
 
     def _key(self) -> str:
         # "#" and "|" are in no name, so that none can be mistaken for another.
@@ -531,6 +564,20 @@ class ActiveBudget:
         parts = [budget.name, window.kind]
         parts += [str(window.span)] if window.span else [_DAYS[window.first]] if window.first else []
         return "|".join(parts if window.tz == "UTC" or window.span else [*parts, window.tz])
+
+    @staticmethod
+    def parse_key(key: str) -> tuple[str, Window]:
+        """Name and window of a key; of a block the name is its run id."""
+        if key.startswith("#"):
+            return key[1:], Window("run")
+        name, *rest = key.split("|")
+        if not rest:
+            return name, Window("total")
+        kind, *rest = rest
+        if kind == "rolling":
+            return name, Window("rolling", span=int(rest[0]))
+        first = _DAYS.index(rest.pop(0)) if rest and rest[0] in _DAYS else 0
+        return name, Window(cast("WindowKind", kind), rest[0] if rest else "UTC", first)
 
     @property
     def label(self) -> str:
@@ -548,7 +595,7 @@ class ActiveBudget:
         if start <= at < end:
             return nodes
         start, until = self.budget.window.bounds(at) or (0, 0)
-        nodes = tuple(self._node(limit, start, until) for limit in self.budget.limits)
+        nodes = tuple(self._node(limit, start, until) for limit in self._limits)
         # One assignment, so that another thread sees the old window or the new one. -2**63: before any time there is.
         self._nodes = (start if until else -(2**63), until or 2**63, nodes)
         return nodes
@@ -557,12 +604,8 @@ class ActiveBudget:
         marks = tuple(
             int(_EXACT.multiply(limit.amount, share).to_integral_value(ROUND_CEILING)) for share in self.budget.soft
         )
-        part = self.budget.window.part
-        earlier = range(1, PARTS + 1) if part else ()
-        also = tuple(node_key(self.key, start - number * part, limit.unit) for number in earlier)
-        kept = until + PARTS * part if part else 0
-        return Node(
-            self.key, start, limit.unit, limit.amount, until, marks if limit.amount else (), self.label, also, kept
+        return make_node(
+            self.key, self.budget.window, start, until, limit, marks if limit.amount else (), label=self.label
         )
 
     def __repr__(self) -> str:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from weakref import finalize
 
 from aifinops.budgets.budget import ActiveBudget, is_currency, to_units
+from aifinops.budgets.caretaker import EVERY_NS, Caretaker
 from aifinops.budgets.policy import Balance, Decision, Refusal
 from aifinops.budgets.stores.base import (
     MAX_AMOUNT,
@@ -33,6 +34,7 @@ from aifinops.budgets.stores.base import (
     Sweep,
 )
 from aifinops.budgets.waiting import Queues, Ticket, Wait, in_event_loop, ticket_in_hand
+from aifinops.budgets.witness import Witness
 from aifinops.clock import Clock, to_datetime
 from aifinops.errors import (
     BudgetExceeded,
@@ -91,14 +93,21 @@ class Reservation:
         id: chosen by the caller. parts: one a store. unheld: of stores that did not answer; their budgets let the call through.
         exceeded: budgets that had no room and let it through all the same (`on_exceed="warn"` or a callable).
         unit: the one that every node counts; empty where they count several. thread: that made it.
+        until: end of the lease, nanoseconds since the epoch.
     """
 
-    __slots__ = ("exceeded", "id", "parts", "thread", "unheld", "unit")
+    __slots__ = ("exceeded", "id", "parts", "thread", "unheld", "unit", "until")
 
     def __init__(
-        self, id: str, parts: Sequence[Part], exceeded: Sequence[BudgetExceeded] = (), unheld: Sequence[Part] = ()
+        self,
+        id: str,
+        parts: Sequence[Part],
+        exceeded: Sequence[BudgetExceeded] = (),
+        unheld: Sequence[Part] = (),
+        until: int = 2**63,
     ) -> None:
         self.id = id
+        self.until = until
         self.parts = parts
         self.unheld = unheld
         self.exceeded = tuple(exceeded)
@@ -205,7 +214,7 @@ class Guard:
     Args:
         store: where balances live of budgets that have no store of their own. clock: for leases and windows, where the caller gives no time.
         on_soft: called with each `SoftLimit`, after it was logged. lease_s: see `LEASE_S`.
-        store_of: finds the store of a budget when it is used for the first time.
+        store_of: finds the store of a budget when it is used for the first time. witness: is told what is not a plain yes.
     """
 
     def __init__(
@@ -216,8 +225,13 @@ class Guard:
         on_soft: Sequence[Callable[[SoftLimit], object]] = (),
         lease_s: float = LEASE_S,
         store_of: Callable[[ActiveBudget], Store] | None = None,
+        witness: Witness | None = None,
     ) -> None:
         self.store = store
+        self.witness = witness or Witness()
+        self.witness.ask = lambda store, operation: self._tell(self._line(store), operation)
+        self._care = Caretaker(self.witness)
+        self._next_look = 0
         self.clock = clock
         self.on_soft = list(on_soft)
         self._store_of = store_of
@@ -276,9 +290,9 @@ class Guard:
                 self._owe(part.store, Release(id, part.nodes))
             raise
         unheld = () if len(held) == len(parts) else [part for part in parts if part not in held]
-        reservation = self._held[id] = Reservation(id, held, exceeded, unheld)
+        reservation = self._held[id] = Reservation(id, held, exceeded, unheld, at + self._ttl)
         if self._queues:
-            self._served()
+            self._served(id)
         return reservation
 
     def mark_sent(self, reservation: Reservation) -> None:
@@ -300,6 +314,7 @@ class Guard:
         outcomes = [
             Extend(reservation.id, part.nodes, now, self._ttl).execute(part.store) for part in reservation.parts
         ]
+        reservation.until = now + self._ttl
         return all(outcome.applied for outcome in outcomes)
 
     def settle(self, reservation: Reservation, actual: Mapping[str, int]) -> None:
@@ -315,8 +330,16 @@ class Guard:
         now = self.clock.time_ns()
         self._held.pop(reservation.id, None)
         for part in reservation.parts:
-            truth = tuple([_actual(node.unit, actual, counted) for node in part.nodes])
-            outcome = self._owe(part.store, Settle(reservation.id, part.nodes, truth, now))
+            truth: list[int | None] = []
+            over = False
+            for node, held in zip(part.nodes, part.amounts):  # noqa: B905 - one a node, both
+                amount = _actual(node.unit, actual, counted)
+                truth.append(amount)
+                if amount is not None and amount > held:
+                    over = True
+            outcome = self._owe(part.store, Settle(reservation.id, part.nodes, tuple(truth), now))
+            if over:
+                self._overrun(reservation.id, part, truth, now)
             if outcome is not None and outcome.crossed:
                 self.report(outcome.crossed)
         for part in reservation.unheld:
@@ -325,6 +348,8 @@ class Guard:
                 most if (amount := _actual(node.unit, actual, counted)) is None else amount for node, most in known
             ]
             self._owe(part.store, Adjust(reservation.id, part.nodes, tuple(posted), now))
+        if now >= reservation.until:
+            self._late(reservation, actual, counted)
         if self._queues:
             self._changed(reservation)
 
@@ -351,6 +376,8 @@ class Guard:
         for store, nodes in found.values():
             posted = tuple(max(-MAX_AMOUNT, min(amounts[node.unit], MAX_AMOUNT)) for node in nodes)
             outcome = self._owe(store, Adjust(id, tuple(nodes), posted, at))
+            for node, amount in zip(nodes, posted, strict=True):
+                self.witness.posted(store, node, amount, id)
             if outcome is not None:
                 self.report(outcome.crossed)
 
@@ -366,10 +393,17 @@ class Guard:
         """`pause` in a task; the event loop goes on."""
         await wait.ticket.await_(self._patience(wait))
 
+    def gave_up(self, wait: Wait) -> BudgetExceeded:
+        """Waiting is no use any longer, or not possible: the error to raise."""
+        store, node, asked = wait.ticket.place
+        waited = (self.clock.monotonic_ns() - wait.ticket.since) / _NS
+        self.witness.refused(store, node, wait.error, asked, waited)
+        return wait.error
+
     def _patience(self, wait: Wait) -> float:
         left = (wait.ticket.deadline - self.clock.monotonic_ns()) / _NS
         if left <= 0:
-            raise wait.error
+            raise self.gave_up(wait)
         return min(wait.seconds, left)
 
     def prepare(self, active: ActiveBudget) -> None:
@@ -403,6 +437,7 @@ class Guard:
         if swept is None:
             return ()
         self.report(swept.crossed)
+        self.witness.forfeited(line.store, swept.forfeited)
         for id in swept.forfeited:
             self._held.pop(id, None)
         return swept.forfeited
@@ -411,13 +446,21 @@ class Guard:
         """Tell stores what they could not be told before; True when nothing is left to tell."""
         return sum(not self._pay(line) for line in list(self._lines.values())) == 0
 
+    def flush(self) -> bool:
+        """`pay_debts`, and write what waits to be written down."""
+        self.witness.flush()
+        return self.pay_debts()
+
     def close(self) -> None:
         """Tell what is left to tell, as far as the stores answer."""
-        self.pay_debts()
+        self.flush()
+        self.witness.close()
 
     def reset_after_fork(self) -> None:
         """In a forked child: what is in flight is the parent's."""
         self._queues.reset_after_fork()
+        self.witness.reset_after_fork()
+        self._care.reset_after_fork()
         self._held.clear()
         for line in self._lines.values():
             line.owed.clear()
@@ -463,7 +506,7 @@ class Guard:
             raise
 
     def _without_store(self, part: Part, asking: _Asking, error: StoreError) -> bool:
-        for node in part.nodes:
+        for node, asked in zip(part.nodes, part.amounts, strict=True):
             if asking.by_key(node.budget).budget.on_store_down == "deny":
                 unavailable = StoreUnavailable(
                     node.label,
@@ -472,7 +515,10 @@ class Guard:
                     decision_id=asking.id,
                     hint=f'{error} Use on_store_down="allow" to go on without it.',
                 )
+                self.witness.refused(part.store, node, unavailable, asked)
                 raise unavailable from error
+        for node, asked in zip(part.nodes, part.amounts, strict=True):
+            self.witness.let_through(part.store, node, None, asked)
         return False
 
     def _owe(self, store: Store, operation: Operation[Outcome]) -> Outcome | None:
@@ -502,7 +548,8 @@ class Guard:
         try:
             try:
                 answer = operation.execute(line.store)
-            except StoreReset:
+            except StoreReset as reset:
+                self.witness.store_reset(line.store, reset)
                 answer = operation.execute(line.store)
         except StoreError as error:
             line.failed(self.clock.monotonic_ns(), error)
@@ -558,7 +605,9 @@ class Guard:
         if unknown != "allow":
             error = unpriced.error(node)
             if self._action(active, node, error) != "allow":
+                self.witness.refused(active.store, node, error, 0)
                 raise error
+            self.witness.let_through(active.store, node, error, 0)
             unpriced.exceeded.append(error)
         return 0
 
@@ -572,15 +621,25 @@ class Guard:
             if not active.shared:
                 gone = (active.store, nodes)
                 finalize(active, self._gone.append, gone).atexit = False
+            else:
+                self._care.take(active, at)
+                nodes = active.nodes(at)  # a limit may have been set by hand
         return nodes
 
     def _tidy(self, now: int) -> None:
         while self._gone:
             store, nodes = self._gone.popleft()
             self._tell(self._line(store), Forget(nodes))
-        if not self._next_sweep - _SWEEP_NS <= now < self._next_sweep:  # also after a clock was put back
+        if not self._next_look - EVERY_NS <= now < self._next_look:  # also after a clock was put back
+            self._next_look = now + EVERY_NS
+            self._look(now)
+
+    def _look(self, now: int) -> None:
+        if not self._next_sweep - _SWEEP_NS <= now < self._next_sweep:
             self._next_sweep = now + _SWEEP_NS
             self.sweep()
+        self._care.look(now)
+        self.witness.tidy()
 
     # --- waiting --------------------------------------------------------------------------------------------------------
 
@@ -594,22 +653,28 @@ class Guard:
                     (balance,) = Read((node,)).execute(part.store)
                     refusal = Refusal(0, balance, amount)
                     error = _exceeded(node, refusal, transient=True, id=asking.id, hint=asking.hint)
-                    raise self._wait(error, active, node, part.store)
+                    raise self._wait(error, active, node, part.store, amount)
 
-    def _wait(self, error: BudgetExceeded, active: ActiveBudget, node: Node, store: Store, until: int = 0) -> Wait:
+    def _wait(
+        self, error: BudgetExceeded, active: ActiveBudget, node: Node, store: Store, asked: int, until: int = 0
+    ) -> Wait:
         ticket = ticket_in_hand()
         if ticket is None:
-            ticket = Ticket(self._queues, self.clock.monotonic_ns() + int(active.budget.max_wait * _NS))
+            now = self.clock.monotonic_ns()
+            ticket = Ticket(self._queues, now + int(active.budget.max_wait * _NS), now)
+        ticket.place = store, node, asked
         self._queues.join(ticket, node.key)
         seconds = _POLL_S if store.capabilities.shared else _OWN_POLL_S
         if until:
             seconds = max(seconds, min((until - self.clock.time_ns()) / _NS, _LONG_POLL_S))
         return Wait(error, ticket, seconds)
 
-    def _served(self) -> None:
+    def _served(self, id: str) -> None:
         ticket = ticket_in_hand()
         if ticket is not None:
             ticket.leave()
+            store, node, _ = ticket.place
+            self.witness.waited(store, node, (self.clock.monotonic_ns() - ticket.since) / _NS, id)
 
     def _changed(self, reservation: Reservation) -> None:
         self._queues.changed(node.key for part in reservation.parts for node in part.nodes)
@@ -660,9 +725,11 @@ class Guard:
             if action in ("wait", "throttle"):
                 until = 0 if action == "wait" else self._room_at(active, decision)
                 if until is not None:
-                    raise self._wait(error, active, node, part.store, until)
+                    raise self._wait(error, active, node, part.store, refusal.asked, until)
             if action != "allow":
+                self.witness.refused(part.store, node, error, refusal.asked)
                 raise error
+            self.witness.let_through(part.store, node, error, refusal.asked)
             asking.exceeded.append(error)
             lifted[refusal.index] = replace(node, limit=None)
         return tuple(lifted)
@@ -674,6 +741,16 @@ class Guard:
             self._warn_once(node, error)
             return "allow"
         return _ask_callable(action, error) if callable(action) else action
+
+    def _overrun(self, id: str, part: Part, truth: Sequence[int | None], now: int) -> None:
+        for node, amount, held in zip(part.nodes, truth, part.amounts, strict=True):
+            if amount is not None and amount > held:
+                self.witness.overrun(part.store, node, amount - held, id, now)
+
+    def _late(self, reservation: Reservation, actual: Mapping[str, int], counted: bool) -> None:
+        for part in reservation.parts:
+            for node in part.nodes:
+                self.witness.late(part.store, node, _actual(node.unit, actual, counted), reservation.id)
 
     def _warn_once(self, node: Node, error: BudgetExceeded) -> None:
         if node.key in self._warned:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 from aifinops.errors import BudgetExceeded
 
@@ -25,13 +26,16 @@ class Ticket:
 
     Attributes:
         key: of the node that is waited for. deadline: monotonic nanoseconds after which waiting is no use.
+        since: when the waiting began, monotonic nanoseconds. place: the store and the node that are waited for now.
     """
 
-    __slots__ = ("_again", "_queues", "_wake", "deadline", "key")
+    __slots__ = ("_again", "_queues", "_wake", "deadline", "key", "place", "since")
 
-    def __init__(self, queues: Queues, deadline: int) -> None:
+    def __init__(self, queues: Queues, deadline: int, since: int = 0) -> None:
         self.key = ""
         self.deadline = deadline
+        self.since = since
+        self.place: Any = None
         self._queues = queues
         self._again = threading.Event()
         self._wake: Callable[[], object] = self._again.set

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from aifinops.cli import prices, rerating, tokens
+from aifinops.cli import audit, budgets, prices, rerating, tokens
 from aifinops.errors import ConfigurationError
 
 __all__ = ["app"]
@@ -25,6 +25,8 @@ app = typer.Typer(
 )
 app.add_typer(prices.app, name="prices")
 app.add_typer(tokens.app, name="tokens")
+app.add_typer(budgets.app, name="budget")
+app.add_typer(audit.app, name="audit")
 app.command()(rerating.rerate)
 
 
