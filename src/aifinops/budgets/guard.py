@@ -12,6 +12,7 @@ from decimal import Decimal
 from typing import Any, TypeVar
 from weakref import finalize
 
+from aifinops.budgets.actions import Action, Change, Clamp, Cut, Downgrade
 from aifinops.budgets.budget import ActiveBudget, is_currency, to_units
 from aifinops.budgets.policy import Balance, Decision, Refusal
 from aifinops.budgets.stores.base import (
@@ -254,6 +255,7 @@ class Guard:
 
         Raises:
             Wait: when there may be room in a while; nothing is held. `pause` waits, and then this is called again.
+            Change: when a smaller call may have room; nothing is held.
             BudgetExceeded: when a budget has no room; nothing is held then, and nothing was called.
             StoreUnavailable: when a store does not answer and its budgets then deny.
             UnpricedCall: when there is no price and a budget wants one.
@@ -648,14 +650,16 @@ class Guard:
                 until = 0 if action == "wait" else self._room_at(active, decision)
                 if until is not None:
                     raise self._wait(error, active, node, part.store, until)
+            if isinstance(action, (Downgrade, Clamp, Cut)):
+                raise Change(error, action, _room(nodes, decision))
             if action != "allow":
                 raise error
             asking.exceeded.append(error)
             lifted[refusal.index] = replace(node, limit=None)
         return tuple(lifted)
 
-    def _action(self, active: ActiveBudget, node: Node, error: BudgetExceeded) -> str:
-        """What the budget says to a lasting refusal: `raise`, `throttle` or `allow`."""
+    def _action(self, active: ActiveBudget, node: Node, error: BudgetExceeded) -> str | Action:
+        """What the budget says to a lasting refusal: `raise`, `throttle`, `allow`, or a change of the call."""
         action = active.budget.on_exceed
         if action == "warn":
             self._warn_once(node, error)
@@ -663,12 +667,19 @@ class Guard:
         return _ask_callable(action, error) if callable(action) else action
 
     def _warn_once(self, node: Node, error: BudgetExceeded) -> None:
-        if node.key in self._warned:
+        self._log_once(node.key, error, "It only warns, so this call and later ones go on.")
+
+    def changed_call(self, change: Change, said: str) -> None:
+        """A call was made smaller for a budget: logged once for each way in which it is."""
+        self._log_once(f"{change.budget} {said}", change.error, said)
+
+    def _log_once(self, key: str, error: BudgetExceeded, said: str) -> None:
+        if key in self._warned:
             return
-        self._warned[node.key] = None
+        self._warned[key] = None
         if len(self._warned) > _WARNED_KEPT:
             self._warned.popitem(last=False)
-        logger.warning("aifinops: %s It only warns, so this call and later ones go on.", _what(error))
+        logger.warning("aifinops: %s %s", _what(error), said)
 
     def _report(self, crossed: Iterable[Crossing]) -> None:
         for crossing in crossed:
@@ -704,6 +715,15 @@ def _actual(unit: str, actual: Mapping[str, int], counted: bool) -> int | None:
     if amount is None:
         return 0 if counted and not is_currency(unit) else None
     return amount if 0 <= amount <= MAX_AMOUNT else max(0, min(amount, MAX_AMOUNT))
+
+
+def _room(nodes: Sequence[Node], decision: Decision) -> dict[str, int]:
+    """What is left of each unit that was refused."""
+    room: dict[str, int] = {}
+    for refusal in decision.refusals:
+        unit, left = nodes[refusal.index].unit, refusal.balance.remaining or 0
+        room[unit] = min(room.get(unit, left), left)
+    return room
 
 
 def _exceeded(node: Node, refusal: Refusal, *, transient: bool, id: str, hint: str) -> BudgetExceeded:

@@ -47,12 +47,13 @@ SEGMENT = 63
 class Opened:
     """An invocation with what a seam needs to close it."""
 
-    __slots__ = ("invocation", "options", "reader")
+    __slots__ = ("hides", "invocation", "options", "reader")
 
     def __init__(self, reader: Reader, invocation: Invocation) -> None:
         self.reader = reader
         self.invocation = invocation
-        self.options: Any = None  # of a request that asks for more than its caller did, see `hiding`
+        self.options: Any = None  # of the request that is sent in place of the caller's, see `hiding` and `changing`
+        self.hides = False  # True where its answer has something that the caller did not ask for
 
     def passing(self) -> Passing:
         """What keeps an answer of this call that comes in pieces."""
