@@ -21,12 +21,12 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from aifinops import runtime
-from aifinops.budgets.actions import Change, Clamp, Cut, Downgrade, room_for, with_hint
+from aifinops.budgets.actions import START_OUTPUT, Change, Clamp, Cut, Downgrade, room_for, with_hint
 from aifinops.budgets.budget import ActiveBudget, to_units
 from aifinops.budgets.guard import Reservation
 from aifinops.budgets.waiting import Wait, in_event_loop, keep_ticket
 from aifinops.charges import Amounts, Basis, Charge, Cost, make_charge, nanos, new_id
-from aifinops.errors import BudgetExceeded, UnknownModel, swallow
+from aifinops.errors import BudgetExceeded, StreamCut, UnknownModel, swallow
 from aifinops.money import to_nanos
 from aifinops.pricing import tokens
 from aifinops.pricing.match import provider_id
@@ -106,7 +106,7 @@ class Call:
         loose: tells of the body whether more may be billed than its output limit says; None where the limit holds for all of it.
         change: makes another request of this one, where its seam can still send that; else None. sent: request field -> what is sent in it
             in place of what the caller asked.
-        start: output tokens that are held for a stream when it starts, whose hold then grows; None for all of them.
+        start: output tokens that are held for a stream so far, over all choices, where its hold grows; None for all of them.
     """
 
     provider: str
@@ -465,9 +465,43 @@ class Invocation:
         if call.start is not None or not call.stream:
             return "" if call.stream else 'on_exceed="cut" ends streams; this call has none.'
         why = changer.streams(call)
-        if why:
-            return why
-        return replace(call, start=action.step) if self._outputs(call) > action.step * call.choices else ""
+        start = action.step * max(call.choices, 1)
+        return why or (replace(call, start=start) if self._outputs(call) > start else "")
+
+    def grow(self, counted: int) -> None:
+        """Hold on for a stream that began with little.
+
+        Args:
+            counted: output tokens that have come so far, at most.
+
+        Raises:
+            BudgetExceeded: when there is no room for more: the stream is to be ended.
+        """
+        call, reservation = self.call, self.reservation
+        if call.start is None or reservation is None or counted + ALLOWANCE <= call.start:
+            return
+        _busy.on = True
+        try:
+            for start in (counted + ALLOWANCE + START_OUTPUT, counted + ALLOWANCE):
+                try:
+                    self.engines.guard.grow(reservation, self.asked, self._amounts_of(replace(call, start=start)))
+                except BudgetExceeded as refusal:
+                    refused = refusal
+                else:
+                    call.start = start
+                    return
+        finally:
+            _busy.on = False
+        raise self._ended(refused) from None
+
+    def _ended(self, refusal: BudgetExceeded) -> BudgetExceeded:
+        """The error with which a stream ends; its charge will say why it did."""
+        self.changed = cut = StreamCut.__new__(StreamCut)
+        cut.__dict__.update(vars(refusal))
+        cut.args = (cut._text(),)
+        self.tags = merge(self.tags, make_tags({"budget_action": Cut.name, "budget_name": cut.budget[:_LONGEST]}))
+        self.engines.guard.changed_call(cut, "Streams are ended where there is no room for more.")
+        return cut
 
     def _outputs(self, call: Call) -> int:
         """Output tokens that are held for, over all choices."""
@@ -493,7 +527,9 @@ class Invocation:
     def _note(self, asked: Call, change: Change) -> None:
         """Have the charge and the span say what was asked for, and why it is not what was sent."""
         made, tags = self.call, {"budget_action": change.action.name, "budget_name": change.budget[:_LONGEST]}
-        said = 'It is "cut": a stream begins with less than it may cost, and ends where there is no room for more.'
+        if made.start != asked.start:
+            return  # a stream that is not ended is what it is without us
+        said = ""
         if made.model != asked.model:
             tags["asked_model"] = self.tags.get("asked_model") or asked.model
             said = f"{made.model!r} is used in place of {asked.model!r}."
@@ -502,7 +538,7 @@ class Invocation:
             made.facts = {**made.facts, names.REQUEST_MAX_TOKENS: made.max_output}
             said = "The output limit of requests is lowered to what remains buys."
         self.tags = merge(self.tags, make_tags(tags))
-        self.engines.guard.changed_call(change, said)
+        self.engines.guard.changed_call(change.error, said)
 
     # --- bounds -------------------------------------------------------------------------------------------------------
 
@@ -524,7 +560,7 @@ class Invocation:
         if outputs is None and call.choices > 1:
             outputs = (book.output_limit(call.provider, call.model) or 0) * call.choices or None
         if call.start is not None:
-            outputs = call.start * call.choices if outputs is None else min(call.start * call.choices, outputs)
+            outputs = call.start if outputs is None else min(call.start, outputs)
         self.upper, self.currency = book.bound(
             call.provider,
             call.model,
@@ -948,6 +984,10 @@ class Invocation:
         cap = call.output_cap(output_text)
         if cap is not None:
             most, chunks = min(most, cap), min(chunks, cap)
+        if call.start is not None and not complete:
+            most = min(
+                most, max(call.start, chunks)
+            )  # whoever ends a stream in time is billed what was under way, and no more
         output_mid = min(max(_about(output_text, call.model), chunks) + (0 if complete else ALLOWANCE), most)
         told = reading.quantities  # the input, where the answer told it before it broke off
         reading.estimated = True

@@ -74,14 +74,14 @@ class Part:
     """What one call holds in one store.
 
     Attributes:
-        store: where. nodes, amounts: what is held of which, outermost budget first.
+        store: where. nodes, amounts: what is held of which, outermost budget first. enforced: the nodes without the limits that were lifted.
     """
 
-    __slots__ = ("amounts", "nodes", "store")
+    __slots__ = ("amounts", "enforced", "nodes", "store")
 
     def __init__(self, store: Store, nodes: tuple[Node, ...], amounts: tuple[int, ...]) -> None:
         self.store = store
-        self.nodes = nodes
+        self.nodes = self.enforced = nodes
         self.amounts = amounts
 
 
@@ -182,7 +182,7 @@ class _Line:
 class _Asking:
     """One call that asks for room."""
 
-    __slots__ = ("at", "budgets", "exceeded", "hint", "id")
+    __slots__ = ("at", "budgets", "exceeded", "hint", "id", "sent")
 
     def __init__(
         self, id: str, at: int, hint: str, budgets: Sequence[ActiveBudget], exceeded: list[BudgetExceeded]
@@ -192,6 +192,7 @@ class _Asking:
         self.hint = hint
         self.budgets = budgets
         self.exceeded = exceeded
+        self.sent = False  # True for what is under way: it neither waits nor changes
 
     def by_key(self, key: str) -> ActiveBudget:
         return next(active for active in self.budgets if active.key == key)
@@ -300,6 +301,39 @@ class Guard:
             Extend(reservation.id, part.nodes, now, self._ttl).execute(part.store) for part in reservation.parts
         ]
         return all(outcome.applied for outcome in outcomes)
+
+    def grow(self, reservation: Reservation, budgets: Sequence[ActiveBudget], amounts: Mapping[str, int]) -> None:
+        """Hold more for a call that is under way, under a new lease.
+
+        Args:
+            reservation: what `reserve` gave, for `budgets`. amounts: unit -> what shall be held from now on; less than is held changes nothing.
+
+        Raises:
+            BudgetExceeded: when a budget has no room for it; what was held stays.
+            StoreUnavailable: when a store does not answer and its budgets then deny.
+        """
+        now = self.clock.time_ns()
+        asking = _Asking(reservation.id, now, "", budgets, [])
+        asking.sent = True
+        for part in reservation.parts:
+            wanted = tuple(
+                max(held, min(amounts.get(node.unit, held), MAX_AMOUNT))
+                for node, held in zip(part.nodes, part.amounts, strict=True)
+            )
+            try:
+                self._grow(part, wanted, asking)
+            except StoreError as error:
+                self._without_store(part, asking, error)
+
+    def _grow(self, part: Part, wanted: tuple[int, ...], asking: _Asking) -> None:
+        line = self._lines.get(id_of(part.store)) or self._line(part.store)
+        while True:
+            outcome = self._execute(line, Extend(asking.id, part.enforced, asking.at, self._ttl, wanted))
+            if outcome.decision is None:
+                break
+            part.enforced = self._let_through(part, part.enforced, outcome.decision, asking)
+        if outcome.applied:
+            part.amounts = wanted
 
     def settle(self, reservation: Reservation, actual: Mapping[str, int]) -> None:
         """Put the truth in the place of the hold; more than was held is recorded, never refused.
@@ -437,6 +471,7 @@ class Guard:
             enforced = self._let_through(part, enforced, outcome.decision, asking)
         if not outcome.applied and outcome.state not in (State.HELD, State.SENT):
             raise StoreError(f"reservation {asking.id!r} is {outcome.state} already; every call needs a new id")
+        part.enforced = enforced
         return True
 
     def _reserve(self, part: Part, nodes: tuple[Node, ...], asking: _Asking) -> Outcome:
@@ -643,14 +678,13 @@ class Guard:
             node = nodes[refusal.index]
             active = asking.by_key(node.budget)
             error = _exceeded(node, refusal, transient=decision.transient, id=asking.id, hint=asking.hint)
-            action = (
-                "wait" if self._waits_for_others(active, node, refusal, decision) else self._action(active, node, error)
-            )
-            if action in ("wait", "throttle"):
+            waits = not asking.sent and self._waits_for_others(active, node, refusal, decision)
+            action = "wait" if waits else self._action(active, node, error)
+            if action in ("wait", "throttle") and not asking.sent:
                 until = 0 if action == "wait" else self._room_at(active, decision)
                 if until is not None:
                     raise self._wait(error, active, node, part.store, until)
-            if isinstance(action, (Downgrade, Clamp, Cut)):
+            if isinstance(action, (Downgrade, Clamp, Cut)) and not asking.sent:
                 raise Change(error, action, _room(nodes, decision))
             if action != "allow":
                 raise error
@@ -669,9 +703,9 @@ class Guard:
     def _warn_once(self, node: Node, error: BudgetExceeded) -> None:
         self._log_once(node.key, error, "It only warns, so this call and later ones go on.")
 
-    def changed_call(self, change: Change, said: str) -> None:
-        """A call was made smaller for a budget: logged once for each way in which it is."""
-        self._log_once(f"{change.budget} {said}", change.error, said)
+    def changed_call(self, error: BudgetExceeded, said: str) -> None:
+        """A call was made smaller for a budget, in place of this error: logged once for each way in which it is."""
+        self._log_once(f"{error.budget} {said}", error, said)
 
     def _log_once(self, key: str, error: BudgetExceeded, said: str) -> None:
         if key in self._warned:
