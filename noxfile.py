@@ -47,7 +47,7 @@ AROUND = {
     "frameworks": [f"{_HERE}{name}.py" for name in ("langchain", "agents_sdk", "pydantic_ai", "mcp")]
     + ["tests/unit/cli/test_run.py"],
     "llama-index": [f"{_HERE}llama_index.py"],
-    "resources": [f"{_HERE}vector_databases.py", f"{_HERE}storage.py"],
+    "resources": [f"{_HERE}{name}.py" for name in ("vector_databases", "weaviate", "pgvector", "storage")],
     "litellm": [f"{_HERE}litellm.py"],
     "aio": [f"{_HERE}bedrock.py", f"{_HERE}google_genai.py"],
 }

@@ -30,7 +30,7 @@ from worker import CHUNKS, KINDS
 
 OPENAI, SDK = "openai==3.54.0", "opentelemetry-sdk==1.45.2"
 ENVIRONMENTS: dict[str, tuple[list[str], tuple[str, ...]]] = {
-    "main": ([f"{ROOT}", OPENAI, SDK], ("floor", "aifinops", "aifinops+budget")),
+    "main": ([f"{ROOT}", OPENAI, SDK], ("floor", "aifinops", "aifinops+budget", "aifinops+shared")),
     "otel": ([OPENAI, SDK, "opentelemetry-instrumentation-genai-openai==1.3b0"], ("otel-genai-openai",)),
     "traceloop": ([OPENAI, SDK, "opentelemetry-instrumentation-openai==0.62.4"], ("traceloop-openai",)),
     "openinference": ([OPENAI, SDK, "openinference-instrumentation-openai==0.1.66"], ("openinference-openai",)),

@@ -391,16 +391,18 @@ class Floor:
 
 
 class Ours:
-    """All of our work: usage, price, a row in an SQLite ledger, span and metrics; and a budget."""
+    """All of our work: usage, price, a row in an SQLite ledger, span and metrics; and a budget: of a block, or one that is shared by
+    the processes of the machine."""
 
-    def __init__(self, sink: Sink, *, with_budget: bool) -> None:
+    def __init__(self, sink: Sink, budget: str) -> None:
         sink.standard()
         os.environ["AIFINOPS_LEDGER"] = str(Path(tempfile.mkdtemp()) / "ledger.db")
         import aifinops
 
         aifinops.init()
         self._on = False
-        self._budget = aifinops.budget("$1000000", name="bench") if with_budget else None
+        window = {"budget": "run", "shared": "total"}.get(budget)
+        self._budget = aifinops.budget("$1000000", per=window, name="bench") if window else None
         if self._budget is not None:
             self._budget.__enter__()
 
@@ -559,7 +561,7 @@ def system(name: str, sink: Sink) -> System:
     if name == "floor":
         return Floor(sink)
     if name.startswith("aifinops"):
-        return Ours(sink, with_budget=name.endswith("+budget"))
+        return Ours(sink, name.partition("+")[2])
     install, settings = PEERS[name]
     os.environ.update(settings)
     return Peer(sink, install)

@@ -12,7 +12,7 @@
     │  ├─ StoreUnavailable         nobody knows whether there is room
     │  └─ UnpricedCall             also an UnknownModel: a money budget met a call that has no price
     └─ StoreError                  wraps the driver's error
-       └─ StoreReset               the store has lost what it had
+       └─ StoreReset               the store has lost what it had confirmed
 
 Only `BudgetExceeded` (by policy) and `ConfigurationError` (at set-up) ever reach a metered call. Everything else that
 goes wrong inside is given to `swallow`, which counts it and logs it once per place.
@@ -227,7 +227,10 @@ class StoreError(AIFinOpsError):
 
 
 class StoreReset(StoreError):
-    """The store has lost what it had: it is empty or older than this process knows it."""
+    """A budget store has lost operations that it had confirmed: it began empty or from an old copy. Told once; nothing was done.
+
+    Whoever keeps a journal posts it again now, under the ids that it had: what the store still knows has no effect a second time.
+    """
 
 
 class _Failures:

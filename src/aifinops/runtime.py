@@ -122,8 +122,9 @@ class Runtime:
             key = os.fspath(target)
             if key not in self._stores:
                 from aifinops.budgets.stores import open_store
+                from aifinops.budgets.stores.leases import LeasedStore
 
-                self._stores[key] = open_store(key)
+                self._stores[key] = LeasedStore(open_store(key), self.clock, on_crossed=self.guard.report)
             return self._stores[key]
 
     def _make_book(self) -> PriceBook:

@@ -351,7 +351,7 @@ class Guard:
             truth = tuple([_actual(node.unit, actual, counted) for node in part.nodes])
             outcome = self._owe(part.store, Settle(reservation.id, part.nodes, truth, now))
             if outcome is not None and outcome.crossed:
-                self._report(outcome.crossed)
+                self.report(outcome.crossed)
         if self._queues:
             self._changed(reservation)
 
@@ -379,7 +379,7 @@ class Guard:
             posted = tuple(max(-MAX_AMOUNT, min(amounts[node.unit], MAX_AMOUNT)) for node in nodes)
             outcome = self._owe(store, Adjust(id, tuple(nodes), posted, at))
             if outcome is not None:
-                self._report(outcome.crossed)
+                self.report(outcome.crossed)
 
     def pause(self, wait: Wait) -> None:
         """Wait in this thread, outside of everything, until it is worth asking again.
@@ -426,7 +426,7 @@ class Guard:
         for line in list(self._lines.values()):
             swept = self._tell(line, Sweep(now))
             if swept is not None:
-                self._report(swept.crossed)
+                self.report(swept.crossed)
                 forfeited += swept.forfeited
         for id in forfeited:
             self._held.pop(id, None)
@@ -543,7 +543,7 @@ class Guard:
             except IndexError:  # another thread was quicker
                 break
             try:
-                self._report(self._execute(line, operation).crossed)
+                self.report(self._execute(line, operation).crossed)
             except StoreError:
                 line.owed.appendleft(operation)
                 return False
@@ -715,7 +715,8 @@ class Guard:
             self._warned.popitem(last=False)
         logger.warning("aifinops: %s %s", _what(error), said)
 
-    def _report(self, crossed: Iterable[Crossing]) -> None:
+    def report(self, crossed: Iterable[Crossing]) -> None:
+        """Tell everybody of the marks that were reached."""
         for crossing in crossed:
             event = _soft_limit(crossing)
             level = logging.WARNING if event.share >= _WARNING_FROM else logging.INFO

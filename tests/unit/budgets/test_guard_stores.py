@@ -226,9 +226,9 @@ def test_a_budget_may_name_its_store(tmp_path: Path) -> None:
         af.budget("$1", name="d", store="memory") as fourth,
     ):
         stores = [one._active.store for one in (first, second, third, fourth)]
-    assert stores[0].path == tmp_path / "all.db"
+    assert stores[0].inner.path == tmp_path / "all.db"
     assert stores[1] is stores[2]
-    assert stores[1].path == tmp_path / "one.db"
+    assert stores[1].inner.path == tmp_path / "one.db"
     assert stores[3] is guard.store
     af.shutdown()
 

@@ -18,14 +18,14 @@ that last layer exists in both colours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Generic, Literal, Protocol, TypeVar, cast
+from typing import Any, Generic, Literal, Protocol, TypeVar, cast
 
 from aifinops.budgets.policy import Balance, Decision
-from aifinops.errors import StoreError
+from aifinops.errors import ConfigurationError, StoreError
 
 __all__ = [
     "MAX_AMOUNT",
@@ -55,6 +55,7 @@ __all__ = [
     "Take",
     "node_key",
     "other_amounts",
+    "split_settings",
 ]
 
 MAX_AMOUNT = 2**62 - 1
@@ -205,7 +206,9 @@ class Operation(Generic[R]):
         return store.run(self)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(
+    slots=True, unsafe_hash=True
+)  # never changed; frozen would take twice the time to make, which every call does
 class Reserve(Operation[Outcome]):
     """Hold amounts of every node, or of none.
 
@@ -237,7 +240,9 @@ class MarkSent(Operation[Outcome]):
     id: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(
+    slots=True, unsafe_hash=True
+)  # never changed; frozen would take twice the time to make, which every call does
 class Settle(Operation[Outcome]):
     """Put what it cost in the place of what was held. More than was held is recorded as overrun, never refused.
 
@@ -468,6 +473,30 @@ class AsyncStore(Store, Protocol):
     async def arun(self, operation: Operation[R]) -> R:
         """`run`, awaiting the driver."""
         ...
+
+
+def split_settings(url: str, known: Mapping[str, Callable[[str], Any]], what: str) -> tuple[str, dict[str, Any]]:
+    """Take the settings of a store out of its URL: the URL as its driver takes it, and what stands behind the `?` for us.
+
+    Args:
+        url: of a server. known: name -> what reads its text. what: the store, for messages.
+
+    Raises:
+        ConfigurationError: for a value that cannot be read.
+    """
+    address, _, query = url.partition("?")
+    ours: dict[str, Any] = {}
+    others: list[str] = []
+    for part in filter(None, query.split("&")):
+        name, _, value = part.partition("=")
+        if name not in known:
+            others.append(part)
+            continue
+        try:
+            ours[name] = known[name](value)
+        except ValueError:
+            raise ConfigurationError(f"budget store {what}: {name}={value!r} is no number") from None
+    return "?".join(filter(None, (address, "&".join(others)))), ours
 
 
 def other_amounts(id: str, first: Sequence[int | None], second: Sequence[int | None]) -> StoreError:

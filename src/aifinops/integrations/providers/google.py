@@ -129,7 +129,7 @@ _VIDEO = Route(
     made="#response.generateVideoResponse.generatedSamples + #response.videos", choices="parameters.sampleCount",
     billed={"video_seconds": "parameters.durationSeconds"}, usual={"video_seconds": 8}, alone=True, given={"resolution": "parameters.resolution"},
 )  # fmt: skip
-_LINES = ("batch line before 3", "batch line", "batch line of embeddings")
+_LINES = ("batch line", "batch line of embeddings")
 
 GOOGLE = Provider(
     "gcp.gemini",

@@ -1,0 +1,505 @@
+"""Leases: a process that makes many calls takes a share of a shared budget in advance, and spends it without asking.
+
+A lease is a reservation of the shared store that many calls use up. What is held in it is taken off for everybody else, so leases never
+overspend; what they cost is money that lies with one process while another could use it, for a second or two. So a lease is taken only for
+what comes often, is small beside the limit, and goes back when it is not used.
+
+    hold      from the lease, in this process ──► no room in it: `Draw` (or `Reserve`) a larger one ──► refused: exactly this call, or no
+    settle    into the lease; the store is told once a second
+
+Should the process die, its lease runs out and counts as spent, as every hold does. Should the store not answer, what is left of the lease can
+still be spent.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from aifinops.budgets.policy import Balance, Decision
+from aifinops.budgets.stores.accounts import APPLIED, UNCHANGED
+from aifinops.budgets.stores.base import (
+    Adjust,
+    Capabilities,
+    Crossing,
+    Draw,
+    Extend,
+    MarkSent,
+    Node,
+    Operation,
+    Outcome,
+    Read,
+    Release,
+    Reserve,
+    Settle,
+    State,
+    Store,
+)
+from aifinops.charges import new_id
+from aifinops.clock import Clock, SystemClock
+from aifinops.errors import StoreError, swallow
+
+__all__ = ["OFTEN", "LeasedStore"]
+
+R = TypeVar("R")
+Amounts = tuple[int, ...]
+
+OFTEN = 20
+"""Calls of one path within a second from which on it is leased."""
+
+_NS = 1_000_000_000
+_TTL_NS = 30 * _NS
+_USABLE_NS = _TTL_NS * 8 // 10
+"""Nothing is given from a lease that was not renewed for so long: the store may be about to count it as spent."""
+_SHARE = 50
+"""A lease takes at most one part in so many of each limit in advance; what half of that would not hold two of is never leased."""
+_FORGET_NS = 60 * _NS
+_BUSY_S = 0.1
+"""How long a call waits for another one of its path that talks to the store, before it does so itself."""
+_OF_CALLS = frozenset({Settle, Release, MarkSent, Extend})
+_HELD, _SENT, _SETTLED, _RELEASED = (
+    APPLIED[state] for state in (State.HELD, State.SENT, State.SETTLED, State.RELEASED)
+)
+
+
+class _Path:
+    """What this process has of one set of nodes. Amounts are one a node.
+
+    What the store holds for the lease is always `free`, `flying` and `used` together.
+
+    Attributes:
+        id, step: of the reservation that is the lease, empty for none. until: when it was not renewed for too long, monotonic.
+        free: to be given to calls. flying: with calls in flight. used: settled, and not yet told to the store.
+        calls: in flight, by id. count, since, last: how often it is asked.
+        denied, denied_until: the last refusal, and how long it stands. pending: a draw of which nobody knows whether it had its effect.
+        closing: the last word on a lease that is no more, until the store has taken it.
+        busy: held by whoever talks to the store of it.
+    """
+
+    __slots__ = (
+        "busy", "calls", "closing", "count", "denied", "denied_until", "flying", "free", "id", "last", "nodes", "pending", "since", "step", "until", "used",
+    )  # fmt: skip
+
+    def __init__(self, nodes: tuple[Node, ...], now: int) -> None:
+        self.nodes = nodes
+        self.busy = threading.Lock()
+        self.id, self.step, self.until = "", 0, 0
+        self.free, self.flying, self.used = ([0] * len(nodes) for _ in range(3))
+        self.calls: dict[str, Amounts] = {}
+        self.count, self.since, self.last = 0, now, now
+        self.denied: Outcome | None = None
+        self.denied_until = 0
+        self.pending: Draw | None = None
+        self.closing: Settle | Adjust | None = None
+
+    def take(self, id: str, amounts: Amounts, now: int) -> bool:
+        """Give a call what it asks for, where that is here."""
+        if now >= self.until:
+            return False
+        free = self.free
+        for index, amount in enumerate(amounts):
+            if free[index] < amount:
+                return False
+        flying = self.flying
+        for index, amount in enumerate(amounts):
+            free[index] -= amount
+            flying[index] += amount
+        self.calls[id] = amounts
+        return True
+
+    def put(self, id: str, actual: Sequence[int | None]) -> bool:
+        """A call has ended; False where it took more than there was."""
+        held, enough = self.calls.pop(id), True
+        for index, (amount, spent) in enumerate(zip(held, actual, strict=True)):
+            cost = amount if spent is None else spent
+            self.flying[index] -= amount
+            self.used[index] += cost
+            if self.id:
+                self.free[index] += amount - cost
+                enough = enough and self.free[index] >= 0
+        return enough
+
+    def asked(self, now: int) -> None:
+        """Count how often."""
+        self.last = now
+        if now - self.since >= _NS:
+            self.count, self.since = 0, now
+        self.count += 1
+
+    def small(self, amounts: Amounts) -> bool:
+        """Whether such calls are small beside every limit."""
+        pairs = zip(self.nodes, amounts, strict=True)
+        return all(node.limit is None or amount * _SHARE * 2 <= node.limit for node, amount in pairs)
+
+    def in_advance(self, amounts: Amounts) -> Amounts:
+        """What to take: for a second, at most a share of each limit."""
+        pairs = zip(self.nodes, amounts, strict=True)
+        return tuple(
+            amount * self.count if node.limit is None else min(amount * self.count, node.limit // _SHARE)
+            for node, amount in pairs
+        )
+
+    def holds(self, held: Amounts) -> None:
+        """The store holds so much for the lease: what is neither with calls nor used is free."""
+        self.free = [a - b - c for a, b, c in zip(held, self.flying, self.used, strict=True)]
+
+    def told(self, used: Amounts) -> None:
+        """The store knows of so much that was used."""
+        self.used = [a - b for a, b in zip(self.used, used, strict=True)]
+
+    def drop(self) -> None:
+        """There is no lease any more."""
+        self.id, self.until, self.pending = "", 0, None
+        self.free = [0] * len(self.free)
+
+
+class LeasedStore:
+    """A shared store whose busy budgets are spent from leases.
+
+    Args:
+        inner: where balances live. clock: for leases. on_crossed: told of the marks that are reached when the store is told what was spent.
+        often: calls of one path within a second from which on it is leased.
+        every_s: how often the store is told, seconds; 0 leaves it to `sync`. denied_s: how long a refusal of what is spent is remembered: a
+            program that goes on asking asks the store no more often than that.
+    """
+
+    def __init__(
+        self,
+        inner: Store,
+        clock: Clock | None = None,
+        *,
+        on_crossed: Callable[[Iterable[Crossing]], None] = lambda _: None,
+        often: int = OFTEN,
+        every_s: float = 1.0,
+        denied_s: float = 0.05,
+    ) -> None:
+        self.inner = inner
+        self._clock = clock or SystemClock()
+        self._on_crossed = on_crossed
+        self._often = often
+        self._every_s = every_s
+        self._denied_ns = int(denied_s * _NS)
+        self._paths: dict[tuple[str, ...], _Path] = {}
+        self._where: dict[str, _Path] = {}
+        self._orphans: deque[Release] = deque()
+        self._reset()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Those of the store within."""
+        return replace(self.inner.capabilities, io="blocking")
+
+    def _reset(self) -> None:
+        self._lock = threading.RLock()
+        self._paths.clear()
+        self._where.clear()
+        self._orphans.clear()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def run(self, operation: Operation[R]) -> R:
+        """Execute one operation, here where that can be done.
+
+        Raises:
+            StoreError: as the store within.
+        """
+        kind: Any = type(operation)
+        one: Any = operation
+        answer: Any
+        if kind is Reserve:
+            answer = self.quick(one.id, one.nodes, one.amounts) or self._ask(one)
+        elif kind is Read:
+            answer = self._read(one)
+        elif kind in _OF_CALLS and one.id in self._where:
+            answer = self._here(one)
+        else:
+            answer = operation.execute(self.inner)
+        return answer  # type: ignore[no-any-return]
+
+    # --- one call -------------------------------------------------------------------------------------------------------
+
+    def quick(self, id: str, nodes: tuple[Node, ...], amounts: Amounts) -> Outcome | None:
+        """The answer to a `Reserve` without the store; None when it has to be asked."""
+        now = self._clock.monotonic_ns()
+        key = tuple([node.key for node in nodes])
+        with self._lock:
+            if id in self._where:
+                return UNCHANGED[State.HELD]
+            path = self._paths.get(key) or self._paths.setdefault(key, _Path(nodes, now))
+            path.asked(now)
+            if path.take(id, amounts, now):
+                self._where[id] = path
+                return _HELD
+            if now < path.denied_until and path.denied is not None and _denies(path.denied, amounts):
+                return path.denied
+        return None
+
+    def _ask(self, operation: Reserve) -> Outcome:
+        path = self._paths.get(tuple([node.key for node in operation.nodes]))
+        if path is None:  # it was forgotten between two lines
+            return operation.execute(self.inner)
+        if path.count >= self._often and path.small(operation.amounts) and path.busy.acquire(timeout=_BUSY_S):
+            try:  # the others of this path wait for what comes
+                wanted = _sum(operation.amounts, path.in_advance(operation.amounts))
+                if self._taken(path, operation):
+                    return _HELD
+                path.nodes = operation.nodes
+                if self._grow(path, wanted, operation.now) is None and self._taken(path, operation):
+                    return _HELD
+            finally:
+                path.busy.release()
+        outcome = operation.execute(self.inner)
+        if outcome.decision is not None and not outcome.decision.transient:
+            path.denied, path.denied_until = outcome, self._clock.monotonic_ns() + self._denied_ns
+        return outcome
+
+    def _taken(self, path: _Path, operation: Reserve) -> bool:
+        with self._lock:
+            taken = path.take(operation.id, operation.amounts, self._clock.monotonic_ns())
+            if taken:
+                self._where[operation.id] = path
+            return taken
+
+    def _here(self, operation: Settle | Release | MarkSent | Extend) -> Outcome:
+        if isinstance(operation, Settle):
+            return self._end(operation.id, operation.amounts, _SETTLED)
+        if isinstance(operation, Release):
+            return self._end(operation.id, (0,) * len(operation.nodes), _RELEASED)
+        if isinstance(operation, Extend) and operation.amounts is not None:
+            return self._change(operation, operation.amounts)
+        return _HELD if isinstance(operation, Extend) else _SENT  # a lease is renewed by itself
+
+    def _end(self, id: str, actual: Sequence[int | None], outcome: Outcome) -> Outcome:
+        with self._lock:
+            path = self._where.pop(id, None)
+            if path is None:  # another thread was quicker
+                return UNCHANGED[State.SETTLED]
+            enough = path.put(id, actual)
+            path.denied = None
+        if not enough:
+            with suppress(StoreError):  # nothing is forgotten: it is told the next time
+                self._settle_up(path)
+        return outcome
+
+    def _change(self, operation: Extend, amounts: Amounts) -> Outcome:
+        """Another hold for a call in flight, as another call for what it takes more."""
+        path = self._where[operation.id]
+        with self._lock:
+            held = path.calls[operation.id]
+        more = tuple(max(0, new - old) for new, old in zip(amounts, held, strict=True))
+        extra = Reserve(f"{operation.id}+", path.nodes, more, operation.now, operation.ttl)
+        if not self._taken(path, extra):
+            with path.busy:
+                decision = self._grow(path, more, operation.now)
+            if decision is not None or not self._taken(path, extra):
+                return Outcome(State.HELD, applied=False, decision=decision)
+        with self._lock:
+            del self._where[extra.id], path.calls[extra.id]
+            now_held = path.calls[operation.id] = _sum(held, more)
+            for index, (new, old) in enumerate(zip(amounts, now_held, strict=True)):
+                path.flying[index] += new - old
+                path.free[index] += old - new
+            path.calls[operation.id] = amounts
+        return _HELD
+
+    def _read(self, operation: Read) -> tuple[Balance, ...]:
+        balances = operation.execute(self.inner)
+        with self._lock:
+            return tuple(self._corrected(*pair) for pair in zip(operation.nodes, balances, strict=True))
+
+    def _corrected(self, node: Node, balance: Balance) -> Balance:
+        """How it stands if the store had been told all that this process knows."""
+        spent = idle = 0
+        keys = {node.key, *node.also}
+        for path in self._paths.values():
+            if path.id:
+                for index, other in enumerate(path.nodes):
+                    if other.key in keys:
+                        spent += path.used[index]
+                        idle += path.free[index]
+        if not spent and not idle:
+            return balance
+        return replace(balance, spent=balance.spent + spent, reserved=balance.reserved - spent - idle)
+
+    # --- the lease; all of it under `busy` --------------------------------------------------------------------------------
+
+    def _grow(self, path: _Path, wanted: Amounts, now: int) -> Decision | None:
+        """Take a lease, or a larger one; a decision where there is no room for that."""
+        if path.id:
+            return self._draw(path, wanted, now)
+        self._finish(path)
+        with self._lock:
+            # Calls of a lease that was lost may still be in flight, or not be told yet.
+            held = _sum(wanted, path.flying, path.used)
+        id = new_id()
+        try:
+            outcome = Reserve(id, path.nodes, held, now, _TTL_NS).execute(self.inner)
+        except BaseException:
+            self._orphans.append(Release(id, path.nodes))  # whether it holds is not known; it may
+            raise
+        if outcome.decision is None:
+            with self._lock:
+                path.id, path.step, path.until = id, 0, self._clock.monotonic_ns() + _USABLE_NS
+                path.holds(held)
+            self._watch()
+        return outcome.decision
+
+    def _draw(self, path: _Path, wanted: Amounts, now: int) -> Decision | None:
+        """Tell what was spent, and have so much free from now on; a decision where there is no room for that."""
+        if path.pending is not None:
+            self._execute(path, path.pending)
+            if not path.id:
+                return self._grow(path, wanted, now)
+        with self._lock:
+            # Nothing is given away while the store is asked; what comes back meanwhile is put in order after it.
+            kept = tuple(max(0, min(pair)) for pair in zip(path.free, wanted, strict=True))
+            path.free = [0] * len(kept)
+            flying, used = tuple(path.flying), tuple(path.used)
+            # The least is what the store holds already, so that it is the same whether or not an answer comes.
+            operation = Draw(
+                path.id, path.nodes, path.step + 1, used, _sum(flying, wanted), _sum(flying, kept), now, _TTL_NS
+            )
+        return self._execute(path, operation)
+
+    def _execute(self, path: _Path, operation: Draw) -> Decision | None:
+        try:
+            outcome = operation.execute(self.inner)
+        except BaseException:
+            with self._lock:
+                path.pending = operation
+                # Whether or not it had its effect, this much is held.
+                path.holds(_sum(operation.least, operation.spent))
+            raise
+        repeated = not outcome.applied and outcome.state in (State.HELD, State.SENT)
+        if not outcome.applied and not repeated:
+            self._lost(path, operation)
+            return None
+        with self._lock:
+            path.pending, path.step = None, operation.step
+            path.until = self._clock.monotonic_ns() + _USABLE_NS
+            path.told(operation.spent)
+            path.holds(operation.least if repeated or outcome.decision is not None else operation.held)
+        if outcome.crossed:
+            self._on_crossed(outcome.crossed)
+        return outcome.decision
+
+    def _lost(self, path: _Path, operation: Draw) -> None:
+        """The lease ran out and counts as spent: put in its place what was. Calls in flight are counted when they end. Where the answer to
+        the last step had been lost as well, that step may be counted twice: never too little."""
+        with self._lock:
+            path.drop()
+            path.closing = Settle(operation.id, operation.nodes, operation.spent, operation.now)
+        self._finish(path)
+
+    def _close(self, path: _Path, now: int) -> None:
+        with self._lock:
+            path.closing = Settle(path.id, path.nodes, tuple(path.used), now)
+            path.drop()
+        self._finish(path)
+
+    def _finish(self, path: _Path) -> None:
+        """Tell the store the last word on a lease; where that fails it stays to be told."""
+        operation: Any = path.closing
+        if operation is None:
+            return
+        outcome = operation.execute(self.inner)
+        if outcome.state is None:  # the store does not know the lease any more
+            outcome = Adjust(f"{operation.id}+", operation.nodes, operation.amounts, operation.now).execute(self.inner)
+        with self._lock:
+            path.closing = None
+            path.told(operation.amounts)
+        if outcome.crossed:
+            self._on_crossed(outcome.crossed)
+
+    def _settle_up(self, path: _Path, *, idle: bool = False) -> None:
+        """Tell the store what was spent, and give back what nobody uses."""
+        now, wall = self._clock.monotonic_ns(), self._clock.time_ns()
+        with path.busy:
+            idle = idle or now - path.last >= _NS
+            self._finish(path)
+            with self._lock:
+                keep = (0,) * len(path.free) if idle else tuple(max(0, amount) for amount in path.free)
+                over, owed = idle and not path.calls and path.pending is None, tuple(path.used)
+            if path.id and not over:
+                self._draw(path, keep, wall)
+            elif path.id:
+                self._close(path, wall)
+            elif any(owed):  # of a lease that was lost
+                path.closing = Adjust(new_id(), path.nodes, owed, wall)
+                self._finish(path)
+
+    def sync(self) -> None:
+        """Tell the store what was spent from leases, renew those in use and give back the others. It happens once a second by itself.
+
+        Raises:
+            StoreError: when the store fails; nothing is forgotten.
+        """
+        now = self._clock.monotonic_ns()
+        while self._orphans:
+            self._orphans[0].execute(self.inner)
+            self._orphans.popleft()
+        with self._lock:
+            paths = list(self._paths.items())
+        for key, path in paths:
+            if path.id or any(path.used):
+                self._settle_up(path)
+            with self._lock:
+                if not path.id and not path.calls and not any(path.used) and now - path.last > _FORGET_NS:
+                    self._paths.pop(key, None)
+
+    # --- life -----------------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        if self._every_s and self._thread is None:
+            with self._lock:
+                if self._thread is None:
+                    arguments = (self._stop,)
+                    self._thread = threading.Thread(
+                        target=self._work, args=arguments, name="aifinops-leases", daemon=True
+                    )
+                    self._thread.start()
+
+    def _work(self, stop: threading.Event) -> None:
+        while not stop.wait(self._every_s):
+            try:
+                self.sync()
+            except StoreError:
+                pass  # the next time; whoever makes a call is told
+            except Exception as failure:
+                swallow("budgets.leases", failure)
+
+    def reset_after_fork(self) -> None:
+        """In a forked child: the leases are the parent's."""
+        self._reset()
+        self.inner.reset_after_fork()
+
+    def close(self) -> None:
+        """Tell the store what was spent, give back every lease that has no call in flight, and close the store.
+
+        Raises:
+            StoreError: when the store fails.
+        """
+        self._stop.set()
+        thread, self._thread = self._thread, None
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout=1)
+        self._stop = threading.Event()
+        try:
+            for path in list(self._paths.values()):
+                if path.id or any(path.used):
+                    self._settle_up(path, idle=True)
+        finally:
+            self.inner.close()
+
+
+def _sum(*amounts: Sequence[int]) -> Amounts:
+    return tuple(map(sum, zip(*amounts, strict=True)))
+
+
+def _denies(outcome: Outcome, amounts: Amounts) -> bool:
+    decision = outcome.decision
+    return decision is not None and any(amounts[refusal.index] >= refusal.asked for refusal in decision.refusals)
