@@ -21,7 +21,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from aifinops import runtime
-from aifinops.budgets.actions import START_OUTPUT, Change, Clamp, Cut, Downgrade, room_for, with_hint
+from aifinops.budgets.actions import START_OUTPUT, Change, Clamp, Cut, Downgrade, recast, room_for, with_hint
 from aifinops.budgets.budget import ActiveBudget, to_units
 from aifinops.budgets.guard import Reservation
 from aifinops.budgets.waiting import Wait, in_event_loop, keep_ticket
@@ -413,7 +413,16 @@ class Invocation:
             at=self.wall,
             unpriced=_unknown_model(self) if self.upper is None else None,
             hint=_NO_LIMIT if self.upper is not None and self.call.output_bound() is None else "",
+            about=self._about,
         )
+        if self.reservation is not None and self.reservation.granted:
+            self.tags = merge(self.tags, make_tags(self.reservation.granted))
+
+    def _about(self) -> dict[str, str]:
+        """What whoever is asked for an approval is told of this call."""
+        call = self.call
+        said = {"provider": call.provider, "operation": call.operation, "model": call.model, **self.tags}
+        return {key: value[:_LONGEST] for key, value in said.items()}
 
     # --- a call that does not fit -------------------------------------------------------------------------------------
 
@@ -496,9 +505,7 @@ class Invocation:
 
     def _ended(self, refusal: BudgetExceeded) -> BudgetExceeded:
         """The error with which a stream ends; its charge will say why it did."""
-        self.changed = cut = StreamCut.__new__(StreamCut)
-        cut.__dict__.update(vars(refusal))
-        cut.args = (cut._text(),)
+        self.changed = cut = recast(StreamCut, refusal)
         self.tags = merge(self.tags, make_tags({"budget_action": Cut.name, "budget_name": cut.budget[:_LONGEST]}))
         self.engines.guard.changed_call(cut, "Streams are ended where there is no room for more.")
         return cut

@@ -6,15 +6,29 @@ the engines and asks again; whoever cannot raises its `error`, which says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from aifinops.errors import BudgetExceeded, ConfigurationError
 
-__all__ = ["ACTIONS", "Action", "Change", "Clamp", "Cut", "Downgrade", "parse_action", "room_for", "with_hint"]
+__all__ = [
+    "ACTIONS",
+    "Action",
+    "Ask",
+    "Change",
+    "Clamp",
+    "Cut",
+    "Downgrade",
+    "parse_action",
+    "recast",
+    "room_for",
+    "with_hint",
+]
 
-ACTIONS = ("downgrade", "clamp", "cut")
+E = TypeVar("E", bound=BudgetExceeded)
+
+ACTIONS = ("downgrade", "clamp", "cut", "ask")
 """Actions with values of their own, in the words of `on_exceed`."""
 
 LEAST_OUTPUT = 16
@@ -27,6 +41,7 @@ _FORMS = {
     "downgrade": 'write {"downgrade": {"gpt-5": "gpt-5-mini", "gpt-5-mini": "gpt-5-nano"}}, model asked for -> model to use instead',
     "clamp": 'write "clamp", or {"clamp": 200} for the fewest output tokens that an answer may be cut down to',
     "cut": 'write "cut"',
+    "ask": 'write "ask" (answered by `aifinops approvals`), {"ask": "console"}, {"ask": "https://..."}, {"ask": "file:/a/folder"} or {"ask": function}',
 }
 
 
@@ -72,8 +87,22 @@ class Cut:
     step: int = START_OUTPUT
 
 
-Action = Downgrade | Clamp | Cut
-_PLAIN: Mapping[str, Action] = {"clamp": Clamp(), "cut": Cut()}
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Ask somebody.
+
+    Attributes:
+        approver: whom: `console`, an address to which the request is posted, `file:` and a folder, or a function of a `Request` that returns
+            True, False, the amount that is approved, or None for one that is answered elsewhere. Empty for nobody but `aifinops approvals`.
+    """
+
+    name: ClassVar[str] = "ask"
+    approver: str | Callable[[Any], object] = ""
+
+
+Smaller = Downgrade | Clamp | Cut
+Action = Smaller | Ask
+_PLAIN: Mapping[str, Action] = {"clamp": Clamp(), "cut": Cut(), "ask": Ask()}
 
 
 def parse_action(action: object) -> Action | None:
@@ -82,7 +111,7 @@ def parse_action(action: object) -> Action | None:
     Raises:
         ConfigurationError: for an action with something wrong in it; it says what to type.
     """
-    if isinstance(action, (Downgrade, Clamp, Cut)):
+    if isinstance(action, (Downgrade, Clamp, Cut, Ask)):
         return action
     if not isinstance(action, Mapping):
         return _PLAIN.get(action) if isinstance(action, str) else None
@@ -94,7 +123,20 @@ def parse_action(action: object) -> Action | None:
         return Downgrade(_steps(action, value), _any(action))
     if names[0] == "clamp" and type(value) is int and value > 0:
         return Clamp(value)
+    if names[0] == "ask" and (callable(value) or _is_approver(value)):
+        return Ask(value)
     raise _wrong(action, names)
+
+
+def _is_approver(value: object) -> bool:
+    if not isinstance(value, str):
+        return False
+    return value == "console" or (
+        value.startswith(("https://", "http://", "file:")) and value.rstrip("/:") not in _BARE
+    )
+
+
+_BARE = frozenset({"https", "http", "file"})
 
 
 def _steps(action: Mapping[object, object], value: object) -> tuple[tuple[str, str], ...]:
@@ -136,12 +178,20 @@ class Change(BudgetExceeded):
         error: what to raise when it cannot be made smaller. action: what to do. room: unit -> what is left of it, in integers as in `reserve`.
     """
 
-    def __init__(self, error: BudgetExceeded, action: Action, room: Mapping[str, int]) -> None:
+    def __init__(self, error: BudgetExceeded, action: Smaller, room: Mapping[str, int]) -> None:
         Exception.__init__(self, str(error))
         self.__dict__.update(vars(error))
         self.error = error
         self.action = action
         self.room = dict(room)
+
+
+def recast(kind: type[E], error: BudgetExceeded, hint: str = "") -> E:
+    """The same refusal as an error of another kind, with one more sentence."""
+    made = kind.__new__(kind)
+    made.__dict__.update(vars(error), hint=f"{error.hint} {hint}".strip())
+    made.args = (made._text(),)
+    return made
 
 
 def with_hint(error: BudgetExceeded, hint: str) -> BudgetExceeded:

@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
-from aifinops.budgets.actions import ACTIONS, Action, parse_action
+from aifinops.budgets.actions import ACTIONS, Action, Ask, parse_action
 from aifinops.budgets.stores.base import MAX_AMOUNT, Node, node_key
 from aifinops.charges import new_id
 from aifinops.clock import to_datetime, to_ns
@@ -428,12 +428,18 @@ class Budget:
         Raises:
             ConfigurationError: for anything that is wrong; it names the value and what to type instead.
         """
+        action = _on_exceed(on_exceed)
+        if action == Ask() and name is None and store is None:
+            raise ConfigurationError(
+                'budget on_exceed="ask" needs a name, by which other processes find it (name="search"), or somebody to ask '
+                'in this one, such as {"ask": "console"}'
+            )
         return cls(
             limits=parse_limit(limit),
             window=Window.parse(per if per is not None else ("run" if name is None else "total"), tz),
             name=_name(name),
             match=None if match is None else make_tags(match),
-            on_exceed=_on_exceed(on_exceed),
+            on_exceed=action,
             soft=_soft(soft),
             unknown=cast("Unknown", _one_of("unknown", unknown, get_args(Unknown))),
             store=store,
@@ -463,7 +469,7 @@ def _on_exceed(action: object) -> OnExceed:
         return found
     near = _nearest(action, (*_ACTIONS, *ACTIONS)) if isinstance(action, str) else ""
     raise ConfigurationError(
-        f'budget on_exceed={action!r} is no action.{near} Please use "raise", "throttle", "warn", "clamp", "cut", '
+        f'budget on_exceed={action!r} is no action.{near} Please use "raise", "throttle", "warn", "clamp", "cut", "ask", '
         f'{{"downgrade": {{"gpt-5": "gpt-5-mini"}}}} or a callable that returns "raise", "throttle" or "allow".'
     )
 

@@ -9,10 +9,10 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import finalize
 
-from aifinops.budgets.actions import Action, Change, Clamp, Cut, Downgrade
+from aifinops.budgets.actions import Action, Ask, Change, Clamp, Cut, Downgrade, recast, with_hint
 from aifinops.budgets.budget import ActiveBudget, is_currency, to_units
 from aifinops.budgets.policy import Balance, Decision, Refusal
 from aifinops.budgets.stores.base import (
@@ -36,7 +36,10 @@ from aifinops.budgets.stores.base import (
 from aifinops.budgets.waiting import Queues, Ticket, Wait, in_event_loop, ticket_in_hand
 from aifinops.clock import Clock, to_datetime
 from aifinops.errors import (
+    ApprovalDenied,
+    ApprovalPending,
     BudgetExceeded,
+    ConfigurationError,
     StoreError,
     StoreReset,
     StoreUnavailable,
@@ -45,6 +48,9 @@ from aifinops.errors import (
     swallow,
 )
 from aifinops.meters import GROUPS, METERS
+
+if TYPE_CHECKING:
+    from aifinops.budgets.approvals import Approvals, Grant
 
 __all__ = ["LEASE_S", "Guard", "Part", "Reservation", "SoftLimit"]
 
@@ -61,7 +67,7 @@ _WARNED_KEPT = 4096
 _OWED_MOST = 100_000
 _CLOSED_NS, _CLOSED_MOST_NS = _NS // 20, _NS
 """A store that failed is left alone for 0.1 s, doubled with each further failure up to a second."""
-_POLL_S, _OWN_POLL_S, _LONG_POLL_S = 0.02, 1.0, 60.0
+_POLL_S, _OWN_POLL_S, _LONG_POLL_S, _ASK_POLL_S = 0.02, 1.0, 60.0, 0.25
 """How often whoever waits asks again by himself: another process may have made room, a clock may have been put right."""
 _WARNING_FROM = Decimal("0.8")
 _TOKENS = GROUPS["tokens"]
@@ -91,15 +97,17 @@ class Reservation:
     Attributes:
         id: chosen by the caller. parts: one a store.
         exceeded: budgets that had no room and let it through all the same (`on_exceed="warn"` or a callable).
-        unit: the one that every node counts; empty where they count several. thread: that made it.
+        granted: tags that say who allowed it to go above a limit. unit: the one that every node counts; empty where they count several.
+        thread: that made it.
     """
 
-    __slots__ = ("exceeded", "id", "parts", "thread", "unit")
+    __slots__ = ("exceeded", "granted", "id", "parts", "thread", "unit")
 
     def __init__(self, id: str, parts: Sequence[Part], exceeded: Sequence[BudgetExceeded] = ()) -> None:
         self.id = id
         self.parts = parts
         self.exceeded = tuple(exceeded)
+        self.granted: dict[str, str] = {}
         self.thread = threading.get_ident()
         unit = parts[0].nodes[0].unit
         self.unit = unit if all(node.unit == unit for part in parts for node in part.nodes) else ""
@@ -182,7 +190,7 @@ class _Line:
 class _Asking:
     """One call that asks for room."""
 
-    __slots__ = ("at", "budgets", "exceeded", "hint", "id", "sent")
+    __slots__ = ("about", "at", "budgets", "exceeded", "grants", "hint", "id", "sent")
 
     def __init__(
         self, id: str, at: int, hint: str, budgets: Sequence[ActiveBudget], exceeded: list[BudgetExceeded]
@@ -192,6 +200,8 @@ class _Asking:
         self.hint = hint
         self.budgets = budgets
         self.exceeded = exceeded
+        self.about: Callable[[], Mapping[str, str]] = dict
+        self.grants: list[tuple[Store, Grant, str]] = []  # with the budget of each
         self.sent = False  # True for what is under way: it neither waits nor changes
 
     def by_key(self, key: str) -> ActiveBudget:
@@ -204,7 +214,8 @@ class Guard:
     Args:
         store: where balances live of budgets that have no store of their own. clock: for leases and windows, where the caller gives no time.
         on_soft: called with each `SoftLimit`, after it was logged. lease_s: see `LEASE_S`.
-        store_of: finds the store of a budget when it is used for the first time.
+        store_of: finds the store of a budget when it is used for the first time. approval_key: file of the key that signs approvals; default
+            one that only this process has.
     """
 
     def __init__(
@@ -215,11 +226,14 @@ class Guard:
         on_soft: Sequence[Callable[[SoftLimit], object]] = (),
         lease_s: float = LEASE_S,
         store_of: Callable[[ActiveBudget], Store] | None = None,
+        approval_key: str | None = None,
     ) -> None:
         self.store = store
         self.clock = clock
         self.on_soft = list(on_soft)
         self._store_of = store_of
+        self._approval_key = approval_key
+        self._desk: Approvals | None = None
         self._ttl = int(lease_s * _NS)
         self._next_sweep = 0
         self._warned: OrderedDict[str, None] = OrderedDict()
@@ -238,6 +252,7 @@ class Guard:
         at: int,
         unpriced: UnknownModel | None = None,
         hint: str = "",
+        about: Callable[[], Mapping[str, str]] = dict,
     ) -> Reservation | None:
         """Hold `amounts` in every budget, or in none.
 
@@ -250,6 +265,7 @@ class Guard:
                 `USD:dearest` is the bound at the dearest rates.
             id: of the call, new. at: when it is made, nanoseconds since the epoch; it selects the window.
             unpriced: why there is no price. hint: a sentence for the message when it is refused.
+            about: says what whoever is asked for an approval is told of the call.
 
         Returns:
             None when no budget limits anything that this call takes.
@@ -267,16 +283,21 @@ class Guard:
         if not parts:
             return None
         asking = _Asking(id, at, hint, budgets, exceeded)
+        asking.about = about
         held: list[Part] = []
         try:
             held.extend(part for part in parts if self._hold(part, asking))
         except BaseException:
             for part in held:
                 self._owe(part.store, Release(id, part.nodes))
+            for grant in asking.grants:
+                self._give_back(*grant)
             raise
         if not held:
             return None
         reservation = self._held[id] = Reservation(id, held, exceeded)
+        if asking.grants:
+            reservation.granted = _granted(asking)
         if self._queues:
             self._served()
         return reservation
@@ -686,11 +707,65 @@ class Guard:
                     raise self._wait(error, active, node, part.store, until)
             if isinstance(action, (Downgrade, Clamp, Cut)) and not asking.sent:
                 raise Change(error, action, _room(nodes, decision))
+            if isinstance(action, Ask) and not asking.sent:
+                self._approve(action, part.store, node, refusal, error, asking)
+                action = "allow"
             if action != "allow":
                 raise error
             asking.exceeded.append(error)
             lifted[refusal.index] = replace(node, limit=None)
         return tuple(lifted)
+
+    def _approve(
+        self, ask: Ask, store: Store, node: Node, refusal: Refusal, error: BudgetExceeded, asking: _Asking
+    ) -> None:
+        """Come back with a grant, which is used up; else wait for one, or raise what was answered."""
+        from aifinops.budgets import approvals, approvers  # most programs ask nobody
+
+        ticket = ticket_in_hand()
+        if ticket is None:
+            wait = asking.by_key(node.budget).budget.max_wait
+            ticket = Ticket(self._queues, self.clock.monotonic_ns() + int(wait * _NS))
+        desk = self._desk = self._desk or approvals.Approvals(self.clock, approvals.Key(self._approval_key))
+        approver = approvers.approver_of(ask.approver)
+        wanted = approvals.Request(
+            "",
+            node.label,
+            node.budget,
+            0 if node.also else node.window,  # the part of a rolling window is soon another one
+            node.unit,
+            refusal.asked,
+            refusal.balance.limit or 0,
+            refusal.balance.spent,
+            dict(asking.about()),
+        )
+
+        def asked(request: approvals.Request) -> None:
+            logger.warning("aifinops: an approval is wanted: %s", request.as_text())
+            if approver is not None:
+                approver.asked(desk, store, request, ticket.wake)
+
+        try:
+            answer = desk.answer(store, wanted, asked)
+            if approver is not None and isinstance(answer, approvals.Request):
+                approver.look(desk, store, answer)
+        except (StoreError, ConfigurationError) as failure:
+            raise with_hint(error, f"Nobody can be asked for an approval: {failure}") from failure
+        if isinstance(answer, approvals.Grant):
+            asking.grants.append((store, answer, node.label))
+            logger.warning("aifinops: %s It goes on: %s has allowed it.", _what(error), answer.approver)
+        elif isinstance(answer, approvals.Denied):
+            raise recast(ApprovalDenied, error, f"{answer.approver} has said no to request {answer.request.id}.")
+        else:
+            how = f"Nobody has answered request {answer.id} yet: aifinops approvals grant {answer.id}"
+            raise Wait(recast(ApprovalPending, error, how), ticket, _ASK_POLL_S)
+
+    def _give_back(self, store: Store, grant: Grant, _: str) -> None:
+        try:
+            if self._desk is not None:
+                self._desk.give_back(store, grant)
+        except StoreError as failure:  # the refusal goes on; whoever wants to go above the limit asks again
+            swallow("budgets.give_back", failure)
 
     def _action(self, active: ActiveBudget, node: Node, error: BudgetExceeded) -> str | Action:
         """What the budget says to a lasting refusal: `raise`, `throttle`, `allow`, or a change of the call."""
@@ -775,6 +850,12 @@ def _exceeded(node: Node, refusal: Refusal, *, transient: bool, id: str, hint: s
         transient=transient,
         hint=hint,
     )
+
+
+def _granted(asking: _Asking) -> dict[str, str]:
+    """Tags that say who allowed a call to go above a limit."""
+    _, grant, budget = asking.grants[-1]
+    return {"budget_action": Ask.name, "budget_name": budget[:256], "approval": grant.id, "approver": grant.approver}
 
 
 def _what(error: BudgetExceeded) -> str:
