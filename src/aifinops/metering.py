@@ -17,6 +17,7 @@ from contextvars import ContextVar, Token
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import partial
+from itertools import count
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -157,8 +158,8 @@ class Changer(Protocol):
         """The same call of another model, or why not: without `features` only one that asks for text by text."""
         ...
 
-    def with_output(self, call: Call, most: int) -> Call:
-        """The same call with another output limit, tokens an answer."""
+    def with_output(self, call: Call, most: int) -> Call | str:
+        """The same call with another output limit, tokens an answer; or why not."""
         ...
 
     def least_output(self, call: Call) -> int:
@@ -392,15 +393,14 @@ class Invocation:
         """
         _busy.on = True
         try:
-            for _ in range(_MOST_CHANGES):
+            for number in count():
                 try:
                     self._hold(budgets, id)
                 except Change as change:
-                    self._refit(change, fixed)
+                    self._refit(change, _FIXED if fixed else _ENDLESS if number == _MOST_CHANGES else "")
                     id = new_id()  # what a budget of another store has held and given back has used that one up
                 else:
                     return
-            raise BudgetExceeded("", hint="on_exceed changed the call too often.")
         finally:
             _busy.on = False
 
@@ -426,11 +426,11 @@ class Invocation:
 
     # --- a call that does not fit -------------------------------------------------------------------------------------
 
-    def _refit(self, change: Change, fixed: bool) -> None:
+    def _refit(self, change: Change, why_not: str) -> None:
         """Make the call smaller as a budget says; its BudgetExceeded, with the reason, where that cannot be."""
         asked = self.call
-        if asked.change is None or fixed:
-            raise with_hint(change.error, _FIXED if fixed else _CANNOT.format(change.action.name)) from None
+        if asked.change is None or why_not:
+            raise with_hint(change.error, why_not or _CANNOT.format(change.action.name)) from None
         try:
             made = self._made(asked.change, change)
         except Exception as failure:  # a limit holds, whatever fails
@@ -1165,8 +1165,9 @@ def _unknown_model(invocation: Invocation) -> Any:
     return UnknownModel(call.model, provider=call.provider, lists=why)
 
 
-_MOST_CHANGES = 64
 _LONGEST = 256
+_MOST_CHANGES = 64
+_ENDLESS = "The budgets around this call change it again and again."
 _FIXED = "The request is under way, so on_exceed cannot change it."
 _CANNOT = "on_exceed with {0!r} cannot change calls that are made in this way."
 

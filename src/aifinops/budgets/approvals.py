@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import logging
 import os
 import secrets
 from collections.abc import Callable, Iterable, Mapping
@@ -28,6 +29,8 @@ from aifinops.errors import ConfigurationError
 from aifinops.money import format_money
 
 __all__ = ["Approvals", "Grant", "Key", "Request", "amount_of"]
+
+logger = logging.getLogger("aifinops.budgets")
 
 REQUEST_S, GRANT_S = 3600, 3600
 """How long a request waits for its answer, and a grant for its use, seconds."""
@@ -162,7 +165,7 @@ class Key:
         if not path.exists():
             self._make(path)
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
-        with open(descriptor, "rb") as file:
+        with os.fdopen(descriptor, "rb") as file:
             if os.name == "posix" and os.fstat(descriptor).st_mode & 0o077:
                 raise ConfigurationError(f"approval key {path} may be read by others: chmod 600 {path}")
             text = file.read(4096).strip()
@@ -181,7 +184,7 @@ class Key:
         """A whole file or none, and one of several processes that make it at once wins."""
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         beside = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-        with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_hex(32) + "\n")
         try:
             os.link(beside, path)
@@ -201,6 +204,7 @@ class Approvals:
     def __init__(self, clock: Clock, key: Key | None = None) -> None:
         self.clock = clock
         self.key = key or Key()
+        self._strange = ""
 
     # --- whoever wants something -------------------------------------------------------------------------------------------
 
@@ -219,12 +223,7 @@ class Approvals:
         notes = Notes("approvals/", now).execute(store)
         for text in _under(_GRANT, notes):
             grant = _grant(text)
-            if (
-                grant is not None
-                and grant.allows(wanted, now)
-                and grant.is_signed(self.key.read())
-                and self._use(store, grant, now)
-            ):
+            if grant is not None and grant.allows(wanted, now) and self._is_signed(grant) and self._use(store, grant, now):
                 return grant
         for text in _under(_DENIED, notes):
             denied = _denied(text)
@@ -235,6 +234,15 @@ class Approvals:
             if request is not None and request.covers(wanted):
                 return request
         return self._new(store, wanted, now, asked)
+
+    def _is_signed(self, grant: Grant) -> bool:
+        if grant.is_signed(self.key.read()):
+            return True
+        if grant.nonce != self._strange:  # told once, however often it is asked for
+            self._strange = grant.nonce
+            place = "the key of this process" if self.key.path is None else self.key.path
+            logger.warning("aifinops: the grant of request %s is not signed with %s; it is of no use", grant.id, place)
+        return False
 
     def _use(self, store: Store, grant: Grant, now: int) -> bool:
         """True for one caller only, however often the note comes back."""

@@ -65,7 +65,7 @@ class FolderApprover(Approver):
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             beside = self._folder / f".{request.id}"
-            with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                 file.write(as_json(request) + "\n")
             beside.replace(self._folder / f"{request.id}.json")
         except OSError as failure:  # the request stays open: somebody else may answer it

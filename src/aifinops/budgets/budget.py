@@ -36,6 +36,7 @@ __all__ = [
     "WindowKind",
     "is_currency",
     "parse_limit",
+    "seconds_of",
     "to_units",
     "unit_scale",
 ]
@@ -319,10 +320,29 @@ class Window:
         return f"{'in total' if self.kind == 'total' else f'per {self.kind}'}{start}{zone}"
 
 
-def _span(per: str, text: str) -> int:
+def seconds_of(text: str, place: str) -> int:
+    """`30m`, `1h`, `2 days` -> seconds.
+
+    Args:
+        place: where it was typed, for the message.
+
+    Raises:
+        ConfigurationError: for what is no such length, or none of time.
+    """
+    found = _seconds("".join(text.lower().split()))
+    if not found:
+        raise ConfigurationError(f"{place} {text!r} is no length of time; write one such as 30m, 1h or 2d")
+    return found
+
+
+def _seconds(text: str) -> int:
     found = re.fullmatch(r"(\d{1,9})([a-z]+)", text)
     unit = next((seconds for names, seconds in _LENGTHS.items() if found and found[2] in names), 0)
-    span = int(found[1]) * unit if found else 0
+    return int(found[1]) * unit if found else 0
+
+
+def _span(per: str, text: str) -> int:
+    span = _seconds(text)
     if not PARTS <= span <= _SPAN_MOST:
         raise ConfigurationError(
             f'budget per={per!r} must be such as "rolling 24h", "rolling 90 min" or "rolling 30 days", of {PARTS} seconds to 366 days'

@@ -14,7 +14,7 @@ from typing import Any
 from aifinops import metering
 from aifinops.errors import swallow
 from aifinops.integrations import amazon, others
-from aifinops.integrations.changing import Changes
+from aifinops.integrations.changing import Changes, How
 from aifinops.integrations.extract import Reader, dig, first_event, read_events
 from aifinops.integrations.later import Files, Later, Lines, Poll, Unknown
 from aifinops.integrations.passing import Opened, Tap
@@ -73,7 +73,7 @@ class Calls:
         region: str = "",
         tier: str = "",
         asked: bool = True,
-        changes: bool = False,
+        how: How | None = None,
     ) -> Opened | None:
         """Begin a call, or None when it is not to be metered.
 
@@ -82,8 +82,8 @@ class Calls:
             stream: True when the answer comes in pieces. model: for requests whose body does not name it.
             files: what is sent beside the body, as httpx takes it.
             provider, region: where the client itself says more than its host does. tier: that the request asks for elsewhere than in
-                its body. asked: False for what is under way already, which no budget can refuse. changes: True where the seam sends what
-                `Call.sent` says then, and can end a stream.
+                its body. asked: False for what is under way already, which no budget can refuse. how: what the seam can send instead,
+                where it sends what `Call.sent` says.
 
         Raises:
             BudgetExceeded: when a budget has no room; nothing was sent.
@@ -92,7 +92,7 @@ class Calls:
         target = (provider or at_host, facts)
         return self.open_at(
             target, path, route, body, stream=stream, model=model, files=files, region=region, tier=tier, asked=asked,
-            native=native, changes=changes,
+            native=native, how=how,
         )  # fmt: skip
 
     def open_at(
@@ -109,15 +109,15 @@ class Calls:
         tier: str = "",
         asked: bool = True,
         native: bool = False,
-        changes: bool = False,
+        how: How | None = None,
     ) -> Opened | None:
         """`open` for a library whose clients have no address of their own: the target is provider and server attributes."""
         provider, facts = target
         reader = self.reader(provider, path)
-        make = partial(self._call, provider, facts, route, stream, model, files, region, tier)
-        call = make(body)
-        if changes and route.limits:
-            call.change = Changes(make, reader.route)
+        make = partial(self._call, provider, facts, route, stream, files, region, tier)
+        call = make(body, model)
+        if how is not None and route.limits:
+            call.change = Changes(make, reader.route, how, model)
         if native:
             call.host = 2
         elif self.others.any:
@@ -193,11 +193,11 @@ class Calls:
         facts: dict[str, Any],
         route: Route,
         stream: bool,
-        model: str,
         files: Any,
         region: str,
         tier: str,
         body: dict[str, Any],
+        model: str,
     ) -> Call:
         # -1 is how some servers are told that there is none.
         limit = next((found for name in route.limits if type(found := _asked(body, name)) is int and found >= 0), None)

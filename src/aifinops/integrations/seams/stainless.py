@@ -17,13 +17,15 @@ from typing import Any
 from aifinops import metering
 from aifinops.errors import swallow
 from aifinops.integrations.calls import Calls, acalled, called, read_httpx
-from aifinops.integrations.changing import with_json
+from aifinops.integrations.changing import How, changed, with_json
 from aifinops.integrations.hiding import ask, hide, replaced
 from aifinops.integrations.passing import Opened, aguarded, guarded
 from aifinops.integrations.patching import Patch, applied
 from aifinops.integrations.provider import Provider
 
 __all__ = ["Seam"]
+
+_HOW = How()
 
 
 class Seam:
@@ -107,24 +109,13 @@ class Seam:
         if route is None:
             return self._calls.unknown(client, client.base_url, path, body, stream=stream)
         opened = self._calls.open(
-            client, client.base_url, path, route, body, stream=stream, files=options.files, changes=True
+            client, client.base_url, path, route, body, stream=stream, files=options.files, how=_HOW
         )
         if opened is not None and opened.invocation.call.sent:
-            options = opened.options = _changed(opened, options)
+            options = opened.options = changed(opened, with_json, options)
         if opened is not None and route.usage_option and kwargs.get("stream"):
             guarded("ask", ask, opened, self._row, route, client.base_url.host, options)
         return opened
-
-
-def _changed(opened: Opened, options: Any) -> Any:
-    """The options that a budget has room for; where they cannot be made nothing is sent."""
-    invocation = opened.invocation
-    try:
-        return with_json(options, invocation.call.sent)
-    except Exception as failure:
-        refusal = invocation.changed or failure
-        invocation.fail(refusal)
-        raise refusal from failure
 
 
 # --- the tries inside of one call ----------------------------------------------------------------------------------------
