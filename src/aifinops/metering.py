@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
@@ -457,12 +458,11 @@ class Invocation:
         call = self.call
         answers, least = max(call.choices, 1), max(action.least, changer.least_output(call) + 1)
         had = self._outputs(call)
-        full, none = self._amounts_of(call), self._amounts_of(replace(call, max_output=0, choices=1))
-        most = room_for(room, none, full, had)
+        most = room_for(room, self._with_output(0), self._with_output(had), had)
         if most is None:
             return "The output limit of this call has no part in what it may take."
-        while most > 0 and not _fit(room, self._amounts_of(replace(call, max_output=most, choices=1))):
-            most -= 1  # costs are rounded up
+        if most > 0 and not _fit(room, self._with_output(most)):  # of a price that does not grow evenly
+            most = bisect_left(range(most), True, key=lambda output: not _fit(room, self._with_output(output))) - 1
         each = max(most // answers, least)
         if each * answers >= had:  # there may be room for the least in a while, so that is asked for once
             return f'What remains does not buy {least} output tokens, the least for on_exceed="clamp".'
@@ -519,6 +519,10 @@ class Invocation:
             )
             stated *= max(call.choices, 1)
         return stated
+
+    def _with_output(self, output: int) -> dict[str, int]:
+        """What this call would take at most with so many output tokens in all."""
+        return self._amounts_of(replace(self.call, max_output=output, choices=1))
 
     def _amounts_of(self, call: Call) -> dict[str, int]:
         """What another call than ours would take at most."""

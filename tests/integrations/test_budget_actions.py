@@ -365,18 +365,18 @@ def test_budgets_that_send_a_call_to_and_fro_end(openai: Any, wire: Wire) -> Non
 def test_a_try_after_a_failed_one_is_not_changed(openai: Any, wire: Wire) -> None:
     """What may have been billed is spent, and the request of the next try is made already: the budget raises and says so."""
     wire.during = lambda: time.sleep(1)
-    with client_of("openai", wire).with_options(max_retries=1, timeout=0.2) as client:
-        with hold(at_most("gpt-4o", "openai", 300), on_exceed="clamp") as budget:
-            with pytest.raises(af.BudgetExceeded, match="under way, so on_exceed cannot change it"):
-                client.chat.completions.create(model="gpt-4o", messages=ASK)
-            assert budget.reserved == 0
-            assert budget.spent == budget.limit
+    with (
+        client_of("openai", wire).with_options(max_retries=1, timeout=0.2) as client,
+        hold(at_most("gpt-4o", "openai", 300), on_exceed="clamp") as budget,
+    ):
+        with pytest.raises(af.BudgetExceeded, match="under way, so on_exceed cannot change it"):
+            client.chat.completions.create(model="gpt-4o", messages=ASK)
+        assert budget.reserved == 0
+        assert budget.spent == budget.limit
     assert len(wire.asked) == 1
 
 
-def test_what_cannot_be_changed_after_all_is_not_sent(
-    openai: Any, wire: Wire, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_changed_after_all_is_not_sent(openai: Any, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     """A failure of ours never sends the dear request on the hold of the cheap one."""
 
     def failing(*_: Any) -> Any:
@@ -394,22 +394,27 @@ def test_what_cannot_be_changed_after_all_is_not_sent(
 def test_threads_share_what_a_clamp_leaves(openai: Any, workers: int) -> None:
     """Whatever each of them gets, what the provider bills is within the limit."""
     af.instrument("openai")
-    with FakeProvider(words=200) as server, openai.OpenAI(base_url=server.base_url, api_key="x") as client:
-        with af.budget("$0.001", on_exceed="clamp", max_wait=5) as budget:
+    with (
+        FakeProvider(words=200) as server,
+        openai.OpenAI(base_url=server.base_url, api_key="x") as client,
+        af.budget("$0.001", on_exceed="clamp", max_wait=5) as budget,
+    ):
 
-            def work() -> None:
-                with contextlib.suppress(af.BudgetExceeded):
-                    for _ in range(20):
-                        client.chat.completions.create(model="gpt-4o-mini", messages=ASK)
+        def work() -> None:
+            with contextlib.suppress(af.BudgetExceeded):
+                for _ in range(20):
+                    client.chat.completions.create(model="gpt-4o-mini", messages=ASK)
 
-            threads = [threading.Thread(target=af.bind(work)) for _ in range(workers)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            assert budget.reserved == 0
-            spent = budget.spent
+        threads = [threading.Thread(target=af.bind(work)) for _ in range(workers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert budget.reserved == 0
+        spent = budget.spent
     totals = server.usage_totals()
-    bill = af.price("gpt-4o-mini", provider="openai", input_tokens=totals["input_tokens"], output_tokens=totals["output_tokens"])
+    bill = af.price(
+        "gpt-4o-mini", provider="openai", input_tokens=totals["input_tokens"], output_tokens=totals["output_tokens"]
+    )
     assert bill.amount is not None
     assert Decimal("0.0009") < bill.amount <= spent <= Decimal("0.001")

@@ -79,12 +79,16 @@ def google(wire: Anything) -> Any:
     return genai.Client(api_key="x", http_options=genai.types.HttpOptions(base_url=wire.url), vertexai=False)
 
 
-@pytest.fixture
-def mistral(wire: Anything) -> Iterator[Any]:
+def client_of_mistral(wire: Anything) -> Any:
     module = pytest.importorskip("mistralai")
     kind = getattr(module, "Mistral", None) or pytest.importorskip("mistralai.client").Mistral
     af.instrument("mistral")
-    with kind(api_key="x", server_url=wire.url) as made:
+    return kind(api_key="x", server_url=wire.url)
+
+
+@pytest.fixture
+def mistral(wire: Anything) -> Iterator[Any]:
+    with client_of_mistral(wire) as made:
         yield made
 
 
@@ -154,11 +158,11 @@ def test_mistral_with_a_cheaper_model(wire: Anything, mistral: Any) -> None:
     assert (charges[0].model, charges[0].tags["asked_model"]) == (cheap, dear)
 
 
-async def test_mistral_in_the_other_colour(wire: Anything, mistral: Any) -> None:
+async def test_mistral_in_the_other_colour(wire: Anything) -> None:
     """The same request of the asynchronous method."""
     wire.said = CHAT
     ask = {"model": "mistral-small-latest", "messages": [{"role": "user", "content": "hi"}]}
-    with af.budget("300 output_tokens", on_exceed="clamp"):
+    async with client_of_mistral(wire) as mistral, af.budget("300 output_tokens", on_exceed="clamp"):
         answer = await mistral.chat.complete_async(**ask)
     assert answer.choices[0].message.content == "hello"
     assert wire.sent[1]["max_tokens"] == 300
@@ -184,18 +188,27 @@ def test_a_lower_limit_of_converse(wire: Anything, bedrock: Any) -> None:
 def test_a_lower_limit_in_the_words_of_a_maker(wire: Anything, bedrock: Any) -> None:
     """InvokeModel passes on what each maker calls it, so only a limit that is there is lowered; and the model stays."""
     wire.said = CLAUDE
-    body = {"anthropic_version": "bedrock-2023-05-31", "max_tokens": 4000, "messages": [{"role": "user", "content": "hi"}]}
+    body = {
+        "anthropic_version": "bedrock-2023-05-31",
+        "max_tokens": 4000,
+        "messages": [{"role": "user", "content": "hi"}],
+    }
     model = "us.anthropic.claude-sonnet-4-5-20250929-v1:0"
     with af.budget("300 output_tokens", on_exceed="clamp"):
         answer = bedrock.invoke_model(modelId=model, body=json.dumps(body))
         assert json.loads(answer["body"].read())["id"] == "m"
     assert wire.sent[1] == {**body, "max_tokens": 300}
     del body["max_tokens"]
-    with af.budget("300 output_tokens", on_exceed="clamp"), pytest.raises(af.BudgetExceeded, match="has no output limit"):
+    with (
+        af.budget("300 output_tokens", on_exceed="clamp"),
+        pytest.raises(af.BudgetExceeded, match="has no output limit"),
+    ):
         bedrock.invoke_model(modelId=model, body=json.dumps(body))
-    with af.budget("1 output_tokens", on_exceed={"downgrade": {model: "us.amazon.nova-lite-v1:0"}}):
-        with pytest.raises(af.BudgetExceeded, match="does not name its model in 'modelId'"):
-            bedrock.invoke_model(modelId=model, body=json.dumps(body))
+    with (
+        af.budget("1 output_tokens", on_exceed={"downgrade": {model: "us.amazon.nova-lite-v1:0"}}),
+        pytest.raises(af.BudgetExceeded, match="does not name its model in 'modelId'"),
+    ):
+        bedrock.invoke_model(modelId=model, body=json.dumps(body))
     assert len(wire.asked) == 1
 
 

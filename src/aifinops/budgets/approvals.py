@@ -223,7 +223,12 @@ class Approvals:
         notes = Notes("approvals/", now).execute(store)
         for text in _under(_GRANT, notes):
             grant = _grant(text)
-            if grant is not None and grant.allows(wanted, now) and self._is_signed(grant) and self._use(store, grant, now):
+            if (
+                grant is not None
+                and grant.allows(wanted, now)
+                and self._is_signed(grant)
+                and self._use(store, grant, now)
+            ):
                 return grant
         for text in _under(_DENIED, notes):
             denied = _denied(text)

@@ -67,6 +67,7 @@ _WARNED_KEPT = 4096
 _OWED_MOST = 100_000
 _CLOSED_NS, _CLOSED_MOST_NS = _NS // 20, _NS
 """A store that failed is left alone for 0.1 s, doubled with each further failure up to a second."""
+_GROW_TRIES = 8
 _POLL_S, _OWN_POLL_S, _LONG_POLL_S, _ASK_POLL_S = 0.02, 1.0, 60.0, 0.25
 """How often whoever waits asks again by himself: another process may have made room, a clock may have been put right."""
 _WARNING_FROM = Decimal("0.8")
@@ -348,11 +349,17 @@ class Guard:
 
     def _grow(self, part: Part, wanted: tuple[int, ...], asking: _Asking) -> None:
         line = self._lines.get(id_of(part.store)) or self._line(part.store)
-        while True:
+        for _ in range(_GROW_TRIES):
             outcome = self._execute(line, Extend(asking.id, part.enforced, asking.at, self._ttl, wanted))
-            if outcome.decision is None:
+            if outcome.applied or outcome.state not in (
+                State.HELD,
+                State.SENT,
+            ):  # forfeited: it counts as spent already
                 break
-            part.enforced = self._let_through(part, part.enforced, outcome.decision, asking)
+            if outcome.decision is not None:  # else what there was is another call's by now
+                part.enforced = self._let_through(part, part.enforced, outcome.decision, asking)
+        else:
+            raise StoreError("other calls were quicker again and again")
         if outcome.applied:
             part.amounts = wanted
 

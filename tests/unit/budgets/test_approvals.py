@@ -57,7 +57,13 @@ def test_a_request_waits_and_is_asked_once(desk: Desk) -> None:
     assert desk.answer(desk.store, WANTED, told.append) == first
     assert desk.answer(desk.store, replace(WANTED, amount=DOLLAR), told.append) == first
     assert len(told) == 1
-    for other in ({"amount": 3 * DOLLAR}, {"about": {"model": "gpt-5"}}, {"unit": "tokens"}, {"key": "x"}, {"window": 5}):
+    for other in (
+        {"amount": 3 * DOLLAR},
+        {"about": {"model": "gpt-5"}},
+        {"unit": "tokens"},
+        {"key": "x"},
+        {"window": 5},
+    ):
         assert desk.ask(**other) != first
     assert len(desk.requests(desk.store)) == 6
 
@@ -85,7 +91,9 @@ def test_of_many_threads_one_gets_the_grant(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [{"amount": 2 * DOLLAR + 1}, {"unit": "EUR"}, {"key": "other"}, {"window": 7}], ids=lambda other: next(iter(other))
+    "other",
+    [{"amount": 2 * DOLLAR + 1}, {"unit": "EUR"}, {"key": "other"}, {"window": 7}],
+    ids=lambda other: next(iter(other)),
 )
 def test_a_grant_is_for_what_it_says_and_nothing_else(desk: Desk, other: dict[str, Any]) -> None:
     """Another budget, window, unit or a larger call cannot use it."""
@@ -231,7 +239,12 @@ def test_a_key_behind_a_link_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "unit", "amount"),
-    [("$2", "USD", 2 * DOLLAR), ("2", "USD", 2 * DOLLAR), (2, "USD", 2 * DOLLAR), ("1.5k tokens", "tokens", 1500 * 10**6)],
+    [
+        ("$2", "USD", 2 * DOLLAR),
+        ("2", "USD", 2 * DOLLAR),
+        (2, "USD", 2 * DOLLAR),
+        ("1.5k tokens", "tokens", 1500 * 10**6),
+    ],
 )
 def test_amounts(text: object, unit: str, amount: int) -> None:
     """A number is of the unit of the request."""
@@ -241,7 +254,7 @@ def test_amounts(text: object, unit: str, amount: int) -> None:
 @pytest.mark.parametrize("text", ["2 tokens", "much", "", "-1", None, ["$1", "5 tokens"]])
 def test_amounts_that_are_none(text: object) -> None:
     """Of another unit, or no number at all."""
-    with pytest.raises(ConfigurationError, match="amount .* write one such as"):
+    with pytest.raises(ConfigurationError, match=r"amount .* write one such as"):
         amount_of(text, "USD")
 
 
@@ -324,11 +337,11 @@ class Terminal:
 
 
 @pytest.mark.parametrize(
-    ("typed", "kind"), [("y", Grant), ("YES", Grant), ("$4", Grant), ("n", Denied), ("", Denied)], ids=lambda value: str(value)
+    ("typed", "kind"),
+    [("y", Grant), ("YES", Grant), ("$4", Grant), ("n", Denied), ("", Denied)],
+    ids=lambda value: str(value),
 )
-def test_somebody_at_the_terminal_answers(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, typed: str, kind: type
-) -> None:
+def test_somebody_at_the_terminal_answers(desk: Desk, monkeypatch: pytest.MonkeyPatch, typed: str, kind: type) -> None:
     """He is told what is wanted, and Enter is no."""
     terminal = Terminal(typed)
     monkeypatch.setattr("sys.stdin", terminal)
@@ -359,7 +372,9 @@ def test_an_address_answers(desk: Desk, said: Any, kind: type) -> None:
     from aifinops.testing.wire import Wire
 
     with Wire() as wire:
-        wire.answers["POST /approve"] = said if isinstance(said, tuple) else ("application/json", json.dumps(said).encode())
+        wire.answers["POST /approve"] = (
+            said if isinstance(said, tuple) else ("application/json", json.dumps(said).encode())
+        )
         consulted(desk, f"{wire.url}/approve")
         ((_, body),) = wire.asked
     told = json.loads(body)

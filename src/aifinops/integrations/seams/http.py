@@ -154,7 +154,14 @@ class Seam:
         # A library that makes spans itself stands in front of the `send` of its own client, with the span current.
         native = "send" in vars(client) and hosted()
         opened = self._calls.open_at(
-            target, key, route, body, stream=stream, model=model, region=region, native=native,
+            target,
+            key,
+            route,
+            body,
+            stream=stream,
+            model=model,
+            region=region,
+            native=native,
             how=_HOW if body and not _is_signed(request) else None,
         )
         if opened is not None and opened.invocation.call.sent:
