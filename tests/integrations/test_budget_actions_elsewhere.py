@@ -249,3 +249,50 @@ def test_a_stream_of_mistral_is_ended(wire: Anything, mistral: Any) -> None:
     assert 0 < seen < 2000
     assert b.spent <= 900
     assert charges[0].tags["budget_action"] == "cut"
+
+
+def test_a_stream_of_ollama_is_clamped_and_ended(wire: Anything) -> None:
+    """One JSON object a line is followed as well, and a limit that is inside of another field is made where there is none."""
+    ollama = pytest.importorskip("ollama")
+    af.instrument("ollama")
+    line = json.dumps({"model": "llama3.2", "created_at": "2026-11-10T12:00:00Z", "message": {"role": "assistant", "content": "word "}, "done": False})  # fmt: skip
+    wire.said = ("application/x-ndjson", [line.encode() + b"\n" for _ in range(2000)])
+    ask = {"model": "llama3.2", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+    client = ollama.Client(host=wire.url)
+    with af.budget("900 output_tokens", on_exceed="cut") as b:
+        seen, ended = 0, None
+        try:
+            for _ in client.chat(**ask):
+                seen += 1
+        except StreamCut as cut:
+            ended = cut
+        assert ended is not None
+        assert 0 < seen < 2000
+        assert b.spent <= 900
+    with af.budget("300 output_tokens", on_exceed="clamp"):
+        next(iter(client.chat(**ask)))
+    assert wire.sent[1]["options"] == {"num_predict": 300}
+    client._client.close()
+
+
+def test_cohere_with_a_cheaper_model_and_a_lower_limit(wire: Anything) -> None:
+    """Its second API."""
+    cohere = pytest.importorskip("cohere")
+    af.instrument("cohere")
+    wire.said = {
+        "id": "r", "finish_reason": "COMPLETE", "message": {"role": "assistant", "content": [{"type": "text", "text": "hello"}]},
+        "usage": {"billed_units": {"input_tokens": 5, "output_tokens": 2}, "tokens": {"input_tokens": 5, "output_tokens": 2}},
+    }  # fmt: skip
+    dear, cheap = "command-r-plus-08-2024", "command-r7b-12-2024"
+    with cohere.ClientV2(api_key="x", base_url=wire.url) as client:
+
+        def made(model: str) -> Any:
+            return client.chat(model=model, messages=[{"role": "user", "content": "hi"}], max_tokens=300)
+
+        limit = between(wire, lambda: made(dear), lambda: made(cheap))
+        with af.budget(limit, on_exceed={"downgrade": {dear: cheap}}):
+            assert made(dear).message.content[0].text == "hello"
+        assert wire.sent[1]["model"] == cheap
+        with af.budget("100 output_tokens", on_exceed="clamp"):
+            made(cheap)
+        assert wire.sent[1]["max_tokens"] == 100

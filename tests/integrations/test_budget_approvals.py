@@ -19,6 +19,7 @@ import pytest
 import aifinops as af
 from aifinops.budgets.approvals import Request
 from aifinops.testing import FakeProvider, capture_charges
+from aifinops.testing.wire import Wire
 
 openai = pytest.importorskip("openai")
 
@@ -170,6 +171,37 @@ def test_a_grant_that_another_budget_makes_useless_is_kept(client: Any) -> None:
             client.chat.completions.create(**ASK)
         client.chat.completions.create(**ASK)
     assert len(asked) == 1
+
+
+MESSAGE = {
+    "id": "m", "type": "message", "role": "assistant", "model": "claude-haiku-4-5", "stop_reason": "end_turn", "stop_sequence": None,
+    "content": [{"type": "text", "text": "hello"}], "usage": {"input_tokens": 5, "output_tokens": 2},
+}  # fmt: skip
+ASK_CLAUDE: Any = {
+    "model": "claude-haiku-4-5",
+    "messages": [{"role": "user", "content": "hi"}],
+    "max_tokens": 40,
+}
+
+
+async def test_another_library_asks_in_both_colours() -> None:
+    """It is the budget that asks, whoever's call it is: a stream as well."""
+    anthropic = pytest.importorskip("anthropic")
+    said: list[bool] = [True, True, False]
+    af.init(ledger="memory")
+    af.instrument("anthropic")
+    with Wire() as wire, anthropic.Anthropic(base_url=wire.url, api_key="x") as client:
+        wire.answers["POST /v1/messages"] = MESSAGE
+        async with anthropic.AsyncAnthropic(base_url=wire.url, api_key="x") as aclient:
+            with af.budget(LIMIT, on_exceed={"ask": lambda _: said.pop(0)}) as b:
+                answer = await aclient.messages.create(**ASK_CLAUDE)
+                answers = [answer, await asyncio.to_thread(client.messages.create, **ASK_CLAUDE)]
+                with pytest.raises(af.ApprovalDenied):
+                    await aclient.messages.create(stream=True, **ASK_CLAUDE)
+    assert [type(answer).__name__ for answer in answers] == ["Message", "Message"]
+    assert b.spent == 2 * Decimal("0.000015")
+    assert len(wire.asked) == 2
+    af.uninstrument()
 
 
 # --- from another process -----------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections.abc import Iterator
 from decimal import Decimal
@@ -294,3 +296,30 @@ def test_our_own_failure_lets_the_stream_go_on(wire: Wire, monkeypatch: pytest.M
     with client_of(slow, wire) as client, af.budget("10k output_tokens", on_exceed="cut") as b:
         assert len(list(stream(slow, client))) > TOKENS
     assert b.spent == TOKENS
+
+
+def test_many_streams_at_once_stay_within_the_limit(wire: Wire) -> None:
+    """Each holds what it has come to; where there is no room for more of one it is ended, and all of them are paid for."""
+    slows: list[Slow] = []
+
+    def answer() -> Any:
+        slows.append(Slow("openai"))
+        return slows[-1].answer()
+
+    first = Slow("openai")
+    with client_of(first, wire) as client, af.budget(room(first, 4000), on_exceed="cut", max_wait=2) as b:
+        wire.answers["POST /chat/completions"] = answer
+
+        def work() -> None:
+            with contextlib.suppress(af.BudgetExceeded):
+                for _ in range(3):
+                    list(stream(first, client))
+
+        threads = [threading.Thread(target=af.bind(work)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        limit, spent, reserved = b.limit, b.spent, b.reserved
+    assert reserved == 0
+    assert limit * Decimal("0.5") < sum((slow.bill() for slow in slows), Decimal(0)) <= spent <= limit
