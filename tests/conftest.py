@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -12,6 +13,9 @@ from opentelemetry import context
 
 from aifinops import errors, scope
 
+sys.path.insert(
+    0, str(Path(__file__).parent)
+)  # tests are imported by their paths: `servers` beside this file is not found
 # An example may take long on a busy machine; time is measured in benchmarks/.
 hypothesis.settings.register_profile("aifinops", deadline=None)
 hypothesis.settings.load_profile("aifinops")

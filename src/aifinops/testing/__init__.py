@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from aifinops.testing.capture import capture_charges
     from aifinops.testing.clock import FakeClock
     from aifinops.testing.ledger import check_ledger
+    from aifinops.testing.linearizability import check_linearizable
     from aifinops.testing.scripted import Request, ScriptedProvider
     from aifinops.testing.server import FakeProvider, Served
 
@@ -22,6 +23,7 @@ __all__ = [
     "capture_charges",
     "check_budget_store",
     "check_ledger",
+    "check_linearizable",
 ]
 
 _HOMES = {
@@ -33,6 +35,7 @@ _HOMES = {
     "capture_charges": "capture",
     "check_budget_store": "budget_store",
     "check_ledger": "ledger",
+    "check_linearizable": "linearizability",
 }
 
 

