@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 import aifinops as af
-from aifinops.budgets.approvals import Request
+from aifinops.budgets.approvals import Approvals, Request
+from aifinops.errors import StoreError, reraise_failures
 from aifinops.testing import FakeProvider, capture_charges
 from aifinops.testing.wire import Wire
 
@@ -171,6 +172,30 @@ def test_a_grant_that_another_budget_makes_useless_is_kept(client: Any) -> None:
             client.chat.completions.create(**ASK)
         client.chat.completions.create(**ASK)
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("failure", "says"),
+    [
+        (RuntimeError("ours"), "Asking for an approval failed"),
+        (StoreError("gone"), "Nobody can be asked for an approval: gone"),
+        (af.ConfigurationError("no key"), "Nobody can be asked for an approval: no key"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_whatever_fails_the_limit_holds(
+    server: FakeProvider, client: Any, monkeypatch: pytest.MonkeyPatch, failure: Exception, says: str
+) -> None:
+    """A budget that cannot ask refuses."""
+
+    def failing(*_: Any) -> Any:
+        raise failure
+
+    reraise_failures(False)
+    monkeypatch.setattr(Approvals, "answer", failing)
+    with af.budget(LIMIT, on_exceed={"ask": lambda _: True}), pytest.raises(af.BudgetExceeded, match=says):
+        client.chat.completions.create(**ASK)
+    assert server.requests == 0
 
 
 MESSAGE = {

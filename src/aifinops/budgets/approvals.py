@@ -19,6 +19,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -106,17 +107,17 @@ class Grant:
     def __post_init__(self) -> None:
         _check(self, ("id", "key", "unit", "nonce", "approver", "signature"), ("window", "amount", "expires"))
 
-    def signed(self, key: bytes) -> Grant:
+    def signed(self, key: Key) -> Grant:
         """The same with its signature."""
-        return replace(self, signature=self._signature(key))
+        return replace(self, signature=key.sign(self._said()))
 
-    def is_signed(self, key: bytes) -> bool:
+    def is_signed(self, key: Key) -> bool:
         """Whether the signature is of this key and of what is said here."""
-        return hmac.compare_digest(self.signature, self._signature(key))
+        return key.verify(self._said(), self.signature)
 
-    def _signature(self, key: bytes) -> str:
+    def _said(self) -> bytes:
         said = [self.id, self.key, self.window, self.unit, self.amount, self.expires, self.nonce, self.approver]
-        return hmac.new(key, b"aifinops grant 1\n" + json.dumps(said).encode(), hashlib.sha256).hexdigest()
+        return b"aifinops grant 1\n" + json.dumps(said).encode()
 
     def allows(self, wanted: Request, now: int) -> bool:
         """Whether it is for a call like this one."""
@@ -137,7 +138,10 @@ class Denied:
 
 
 class Key:
-    """What grants are signed with: 32 bytes in a file of mode 0600, made when it is first needed.
+    """What grants are signed with.
+
+    In its file are 32 bytes or more in hexadecimal digits, for HMAC-SHA256: it is made, with mode 0600, when there is none. Or an Ed25519 key
+    in PEM: where a program has the public one only, whoever answers has the private one, and the program cannot allow itself anything.
 
     Args:
         path: the file; None for a key that only this process has.
@@ -147,11 +151,44 @@ class Key:
         self.path = None if path is None else Path(path).expanduser()
         self._own: bytes | None = None
 
-    def read(self) -> bytes:
-        """The key.
+    def sign(self, said: bytes) -> str:
+        """The signature of what is said.
 
         Raises:
-            ConfigurationError: when the file cannot be read or made, is no key, or is open to others.
+            ConfigurationError: when the file cannot be read or made, is no key, is open to others, or is the public key only.
+        """
+        key = self.read()
+        if isinstance(key, bytes):
+            return hmac.new(key, said, hashlib.sha256).hexdigest()
+        if not hasattr(key, "sign"):
+            raise ConfigurationError(
+                f"approval key {self.path} is a public key, which signs nothing; use the private one"
+            )
+        signature: bytes = key.sign(said)
+        return signature.hex()
+
+    def verify(self, said: bytes, signature: str) -> bool:
+        """Whether that is the signature of what is said.
+
+        Raises:
+            ConfigurationError: as `sign`.
+        """
+        key = self.read()
+        if isinstance(key, bytes):
+            made = hmac.new(key, said, hashlib.sha256).hexdigest()
+            return hmac.compare_digest(signature.encode(), made.encode())
+        public = key.public_key() if hasattr(key, "public_key") else key
+        try:
+            public.verify(bytes.fromhex(signature), said)
+        except Exception:  # of a class that only whoever has the library could name
+            return False
+        return True
+
+    def read(self) -> Any:
+        """The key: bytes, or an Ed25519 key of `cryptography`.
+
+        Raises:
+            ConfigurationError: as `sign`.
         """
         if self.path is None:
             self._own = self._own or secrets.token_bytes(32)
@@ -161,21 +198,20 @@ class Key:
         except OSError as error:
             raise ConfigurationError(f"approval key {self.path} cannot be used: {error.strerror or error}") from error
 
-    def _read(self, path: Path) -> bytes:
+    def _read(self, path: Path) -> Any:
         if not path.exists():
             self._make(path)
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
         with os.fdopen(descriptor, "rb") as file:
-            if os.name == "posix" and os.fstat(descriptor).st_mode & 0o077:
-                raise ConfigurationError(f"approval key {path} may be read by others: chmod 600 {path}")
-            text = file.read(4096).strip()
-        try:
-            key = bytes.fromhex(text.decode("ascii"))
-        except ValueError:
-            key = b""
-        if len(key) < 32:
+            mode, text = os.fstat(descriptor).st_mode, file.read(4096).strip()
+        public = text.startswith(b"-----BEGIN PUBLIC KEY")
+        if os.name == "posix" and mode & (0o022 if public else 0o077):
+            what, right = ("written", 644) if public else ("read", 600)
+            raise ConfigurationError(f"approval key {path} may be {what} by others: chmod {right} {path}")
+        key = _pem(text, path, public=public) if text.startswith(b"-----") else _digits(text)
+        if not key:
             raise ConfigurationError(
-                f"approval key {path} is no key: 64 hexadecimal digits or more; move it away to have one made"
+                f"approval key {path} is no key: 64 hexadecimal digits or more, or an Ed25519 key in PEM; move it away to have one made"
             )
         return key
 
@@ -192,6 +228,28 @@ class Key:
             return
         finally:
             beside.unlink()
+
+
+def _digits(text: bytes) -> bytes:
+    try:
+        key = bytes.fromhex(text.decode("ascii"))
+    except ValueError:
+        return b""
+    return key if len(key) >= 32 else b""
+
+
+def _pem(text: bytes, path: Path, *, public: bool) -> Any:
+    try:
+        serialization = import_module("cryptography.hazmat.primitives.serialization")
+    except ImportError:
+        raise ConfigurationError(
+            f"approval key {path} is in PEM, which needs a library: pip install cryptography"
+        ) from None
+    try:
+        key = serialization.load_pem_public_key(text) if public else serialization.load_pem_private_key(text, None)
+    except (TypeError, ValueError):  # the one for a key with a password
+        return None
+    return key if "Ed25519" in type(key).__name__ else None
 
 
 class Approvals:
@@ -241,7 +299,7 @@ class Approvals:
         return self._new(store, wanted, now, asked)
 
     def _is_signed(self, grant: Grant) -> bool:
-        if grant.is_signed(self.key.read()):
+        if grant.is_signed(self.key):
             return True
         if grant.nonce != self._strange:  # told once, however often it is asked for
             self._strange = grant.nonce
@@ -293,12 +351,13 @@ class Approvals:
         Raises:
             ConfigurationError: when there is no such request, or the key cannot be used. StoreError: when the store fails.
         """
-        key, now = self.key.read(), self.clock.time_ns()
+        now = self.clock.time_ns()
+        self.key.sign(b"")  # whoever cannot sign takes no request away
         request = self._take(store, id, now)
         grant = Grant(
             request.id, request.key, request.window, request.unit, request.amount if amount is None else amount, now + int(seconds * _NS),
             secrets.token_hex(16), approver[:_MOST_TOLD],
-        ).signed(key)  # fmt: skip
+        ).signed(self.key)  # fmt: skip
         Put(_GRANT + request.id, _text(grant), now, grant.expires).execute(store)
         return grant
 

@@ -758,6 +758,9 @@ class Guard:
                 approver.look(desk, store, answer)
         except (StoreError, ConfigurationError) as failure:
             raise with_hint(error, f"Nobody can be asked for an approval: {failure}") from failure
+        except Exception as failure:  # a limit that cannot ask holds
+            swallow("budgets.approval", failure)
+            raise with_hint(error, "Asking for an approval failed.") from failure
         if isinstance(answer, approvals.Grant):
             asking.grants.append((store, answer, node.label))
             logger.warning("aifinops: %s It goes on: %s has allowed it.", _what(error), answer.approver)

@@ -65,6 +65,9 @@ def grant(
     ] = None,
     lasting: Annotated[str, typer.Option("--for", metavar="TIME", help="How long it may be used: 30m, 1h, 2d.")] = "1h",
     by: By = None,
+    key: Annotated[
+        str | None, typer.Option("--key", metavar="FILE", help="Key to sign with (default: the one of the settings).")
+    ] = None,
     store: StorePath = None,
 ) -> None:
     """Let one call go above the limit, once. The grant is signed, and of no use after its time."""
@@ -72,7 +75,7 @@ def grant(
     from aifinops.budgets.budget import seconds_of
 
     seconds = seconds_of(lasting, "--for")
-    desk, place = _desk(store)
+    desk, place = _desk(store, key)
     try:
         request = next((waiting for waiting in _asked(desk, place) if waiting.id == id), None)
         most = None if amount is None or request is None else amount_of(amount, request.unit)
@@ -99,14 +102,14 @@ def deny(id: Id, by: By = None, store: StorePath = None) -> None:
     sys.stdout.write(f"{id}: denied, until {_moment(request.expires)}\n")
 
 
-def _desk(store: str | None) -> tuple[Approvals, Store]:
+def _desk(store: str | None, key: str | None = None) -> tuple[Approvals, Store]:
     from aifinops import runtime
     from aifinops.budgets.approvals import Approvals, Key
     from aifinops.budgets.stores import open_store
     from aifinops.clock import SystemClock
     from aifinops.config import load
 
-    settings = load({"store": store})
+    settings = load({"store": store, "approval_key": key})
     target, key = runtime.shared_store(settings), runtime.approval_key(settings)
     if target == "memory":
         raise ConfigurationError(

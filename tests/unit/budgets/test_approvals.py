@@ -129,7 +129,7 @@ def test_a_denial_holds_for_calls_like_it(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"amount": 9 * DOLLAR}, {"expires": 2**62}, {"approver": "root"}, {"nonce": "0" * 32}, {"signature": ""}],
+    "change", [{"amount": 9 * DOLLAR}, {"expires": 2**62}, {"approver": "root"}, {"nonce": "0" * 32}, {"signature": ""}, {"signature": "\xe9"}],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip
 def test_whoever_only_writes_to_the_store_allows_nothing(desk: Desk, change: dict[str, Any]) -> None:
@@ -232,6 +232,59 @@ def test_a_key_behind_a_link_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "real")
     with pytest.raises(ConfigurationError, match="cannot be used"):
         Key(tmp_path / "link").read()
+
+
+def pair(folder: Path) -> tuple[Path, Path]:
+    """The files of an Ed25519 key: private, public."""
+    ed25519 = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
+    serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")
+    key, pem = ed25519.Ed25519PrivateKey.generate(), serialization.Encoding.PEM
+    private, public = folder / "private.pem", folder / "public.pem"
+    whole = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    private.write_bytes(key.private_bytes(pem, *whole))
+    private.chmod(0o600)
+    public.write_bytes(key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo))
+    public.chmod(0o644)
+    return private, public
+
+
+def test_a_program_with_the_public_key_can_allow_itself_nothing(tmp_path: Path) -> None:
+    """It can tell what the private one has signed, and nothing else."""
+    private, public = pair(tmp_path)
+    desk = Desk(Key(public))
+    desk.ask()
+    id = desk.waiting().id
+    with pytest.raises(ConfigurationError, match="is a public key, which signs nothing; use the private one"):
+        desk.grant(desk.store, id, approver="me")
+    for stranger in (Key(), Key(tmp_path / "other.key")):
+        Approvals(desk.time, stranger).grant(desk.store, id, approver="eve")
+        assert isinstance(desk.ask(), Request)
+        id = desk.waiting().id
+    Approvals(desk.time, Key(private)).grant(desk.store, id, approver="ann")
+    granted = desk.ask()
+    assert isinstance(granted, Grant)
+    assert granted.is_signed(Key(private))
+    assert not replace(granted, amount=granted.amount + 1).is_signed(Key(public))
+
+
+def test_a_public_key_that_others_may_write_is_refused(tmp_path: Path) -> None:
+    """They would put theirs in its place; whoever likes may read it."""
+    _, public = pair(tmp_path)
+    public.chmod(0o666)
+    with pytest.raises(ConfigurationError, match=f"may be written by others: chmod 644 {public}"):
+        Key(public).read()
+
+
+def test_a_key_of_another_kind_is_refused(tmp_path: Path) -> None:
+    """And one that is damaged."""
+    rsa = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.rsa")
+    serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")
+    private, _ = pair(tmp_path)
+    whole = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    for content in (rsa.generate_private_key(65537, 2048).private_bytes(*whole), private.read_bytes()[:60]):
+        private.write_bytes(content)
+        with pytest.raises(ConfigurationError, match="is no key"):
+            Key(private).read()
 
 
 # --- amounts -------------------------------------------------------------------------------------------------------------
