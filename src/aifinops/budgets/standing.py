@@ -116,9 +116,7 @@ def _at(node: Node, by_hand: ByHand | None, now: int) -> Node:
     return make_node(node.budget, window, *bounds, Limit(node.unit, limit), label=node.label)
 
 
-def _standing(
-    node: Node, balance: Balance, rates: Mapping[str, str], by_hand: ByHand | None, now: int
-) -> Standing:
+def _standing(node: Node, balance: Balance, rates: Mapping[str, str], by_hand: ByHand | None, now: int) -> Standing:
     name, window = ActiveBudget.parse_key(node.budget)
     standing = Standing(node.label or name, window, node, balance, by_hand=by_hand)
     if window.span:

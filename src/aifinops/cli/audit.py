@@ -52,7 +52,7 @@ def log_path(file: Path | None, store: str | None) -> Path:
             raise ConfigurationError("give the file of the log or --store, not both")
         return file
     engines = runtime.get()
-    target = engines.usual_store if store is None else store
+    target = runtime.shared_store(engines.config) if store is None else store
     scheme, server, rest = target.partition("://")
     place = rest.removeprefix("/") if scheme == "sqlite" and server else target
     found = engines.audit_path(

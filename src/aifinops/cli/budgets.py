@@ -34,7 +34,11 @@ app = typer.Typer(
 
 StoreName = Annotated[
     str | None,
-    typer.Option("--store", metavar="STORE", help="Where the balances are: a file or the URL of a server (default: the settings)."),
+    typer.Option(
+        "--store",
+        metavar="STORE",
+        help="Where the balances are: a file or the URL of a server (default: the settings).",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON; amounts are texts, so that they stay exact.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Of the budget.")]
@@ -119,7 +123,9 @@ def set_limit(
     from aifinops.budgets.budget import parse_limit
 
     if (limit is None) is not clear:
-        raise ConfigurationError(f"write what limit it shall have: aifinops budget set {name} '$80', or --clear for that of the code")
+        raise ConfigurationError(
+            f"write what limit it shall have: aifinops budget set {name} '$80', or --clear for that of the code"
+        )
     place = _Place(store)
     if limit is None:
         _clear(place, place.one(name, per), yes=yes)
@@ -187,7 +193,7 @@ class _Place:
         from aifinops import runtime
 
         engines = runtime.get()
-        self._target = engines.usual_store if target is None else target
+        self._target = runtime.shared_store(engines.config) if target is None else target
         if self._target == "memory":
             raise ConfigurationError(
                 "balances in memory are seen by their own process only; name a store: --store /path/to/budgets.db"
@@ -243,7 +249,9 @@ class _Place:
             by_key = {key: ones for key, ones in by_key.items() if per in _pers(ones[0])}
         if len(by_key) != 1:
             which = " or ".join(f'--per "{_pers(one)[0]}"' for one in {one.node.budget: one for one in found}.values())
-            raise ConfigurationError(f"budget {name!r} has {'no such window' if per else 'several windows'}; write {which}")
+            raise ConfigurationError(
+                f"budget {name!r} has {'no such window' if per else 'several windows'}; write {which}"
+            )
         return next(iter(by_key.values()))
 
     def note(self, kind: str, one: Standing, **facts: object) -> None:

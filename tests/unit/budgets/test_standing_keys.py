@@ -7,7 +7,9 @@ import pytest
 from aifinops.budgets.budget import ActiveBudget, Budget, Window
 
 
-@pytest.mark.parametrize("per", ["minute", "hour", "day", "week", "week from sunday", "month", "total", "rolling 90 min"])
+@pytest.mark.parametrize(
+    "per", ["minute", "hour", "day", "week", "week from sunday", "month", "total", "rolling 90 min"]
+)
 @pytest.mark.parametrize("tz", ["UTC", "Europe/Berlin"])
 def test_a_key_tells_name_and_window(per: str, tz: str) -> None:
     """Whoever reads a store knows what its keys mean."""

@@ -191,7 +191,11 @@ def test_windows_that_are_over_are_shown(run: Run, shop: Shop) -> None:
     assert "95%" in out.splitlines()[1]
     assert "10%" in out.splitlines()[2]
     found = json.loads(run("history", "--json")[1])
-    assert [(one["budget"], one["spent"]) for one in found] == [("search", "0.95"), ("ingest", "0.07"), ("search", "0.2")]
+    assert [(one["budget"], one["spent"]) for one in found] == [
+        ("search", "0.95"),
+        ("ingest", "0.07"),
+        ("search", "0.2"),
+    ]
     assert len(json.loads(run("history", "--json", "--last", 1)[1])) == 1
 
 
@@ -213,7 +217,13 @@ def test_a_limit_is_set_for_everybody(run: Run, shop: Shop) -> None:
     assert "set by hand" in run("list")[1]
     assert "the limit was set by" in run("show", "search")[1]
     last = list(entries(shop.path.with_name("budgets.db.audit")))[-1].facts
-    assert (last["kind"], last["budget"], last["per"], last["limit"], last["before"]) == ("limit_set", "search", "per day", "0.5", "1")
+    assert (last["kind"], last["budget"], last["per"], last["limit"], last["before"]) == (
+        "limit_set",
+        "search",
+        "per day",
+        "0.5",
+        "1",
+    )
     assert last["by"] == found["set_by"]
 
 
@@ -253,7 +263,7 @@ def test_nothing_is_set_without_a_yes(run: Run, shop: Shop, monkeypatch: pytest.
         (["search", "$5", "--clear"], "write what limit it shall have"),
         (["search", "five"], "is not understood"),
         (["search", "5 tokens"], "has no limit of tokens; it has: USD"),
-        (["search", "$5", "--per", "month"], "no such window; write --per \"day\""),
+        (["search", "$5", "--per", "month"], 'no such window; write --per "day"'),
         (["both", "$5"], 'several windows; write --per "day" or --per "rolling 24 hours"'),
         (["nobody", "$5"], "no budget 'nobody'"),
     ],
