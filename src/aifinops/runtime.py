@@ -171,8 +171,8 @@ class Runtime:
 
     def audit_path(self, file: str | os.PathLike[str] | None) -> str | None:
         """Where the log lies of the store in that file, or of stores that are none."""
-        place = os.fspath(file or _beside(self.config.ledger))
-        return None if place == "memory" else f"{place}.audit"
+        place = file or _beside(self.config.ledger, "budgets.db")
+        return None if place is None else f"{os.fspath(place)}.audit"
 
     def _make_book(self) -> PriceBook:
         from aifinops.pricing import refresh
