@@ -35,8 +35,8 @@ NOTHING_BEFORE = "0" * 64
 """What stands in the place of the hash before the first entry."""
 
 _NS = 1_000_000_000
-_REPEAT_NS = _NS
-"""Of the same kind at the same node one entry a second is written; what comes between is added up."""
+_REPEAT_NS, _REPEAT_MOST_NS = _NS, 16 * _NS
+"""Of the same kind at the same node the first is written; what follows is added up in one entry after a second, after two, after four, ..."""
 _REST_NS = _NS
 """A file that is locked or cannot be written is left alone so long; entries wait meanwhile."""
 _LOCK_S, _NAP_S = 0.02, 0.0005
@@ -51,12 +51,17 @@ _URL = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]*://)\S+")
 class _Repeats:
     """What is not written yet of one kind at one node. A deque is filled and emptied by many threads without a lock."""
 
-    __slots__ = ("due", "node", "since")
+    __slots__ = ("due", "node", "pause", "since")
 
-    def __init__(self, node: Node, due: int) -> None:
+    def __init__(self, node: Node, now: int) -> None:
         self.node = node
-        self.due = due
+        self.pause = _REPEAT_NS
+        self.due = now + self.pause
         self.since: deque[tuple[int, float]] = deque()
+
+    def goes_on(self, now: int) -> None:
+        self.pause = min(2 * self.pause, _REPEAT_MOST_NS)
+        self.due = now + self.pause
 
     def take(self) -> tuple[int, int, float]:
         times, amounts, seconds = 0, 0, 0.0
@@ -115,7 +120,7 @@ class Audit:
         *,
         seconds: float = 0.0,
     ) -> None:
-        """Write what may happen a thousand times a second: the first at once, then the number and the sum of the others, once a second.
+        """Write what may happen a thousand times a second: the first at once, then the number and the sum of the others, now and then.
 
         Args:
             kind: what happened. node: where. amount: in its steps. detail: what else is known of the first. seconds: how long it lasted.
@@ -126,8 +131,8 @@ class Audit:
         known = self._repeats.get(key)
         if known is None:
             if len(self._repeats) >= _REPEATS_MOST:
-                self.tidy(_REPEAT_NS)
-            first = _Repeats(node, now + _REPEAT_NS)
+                self.tidy(everything=True)
+            first = _Repeats(node, now)
             known = self._repeats.setdefault(key, first)
             if known is first:
                 lasted = {"seconds": round(seconds, 3)} if seconds else {}
@@ -136,15 +141,17 @@ class Audit:
         known.since.append((amount, seconds))
         # Or many came in that second, or it was tidied away meanwhile.
         if now >= known.due or len(known.since) >= _SINCE_MOST or self._repeats.get(key) is not known:
-            known.due = now + _REPEAT_NS
+            known.goes_on(now)
             self._tell_repeats(kind, known)
 
-    def tidy(self, ahead: int = 0) -> None:
-        """Write what was added up and is due; `ahead` nanoseconds before that is due as well."""
+    def tidy(self, *, everything: bool = False) -> None:
+        """Write what was added up and is due, and forget what does not go on; or do both with everything."""
         now = self._clock.monotonic_ns()
         for key, known in list(self._repeats.items()):
-            if now + ahead >= known.due:
-                self._repeats.pop(key, None)
+            if everything or now >= known.due:
+                known.goes_on(now)
+                if everything or not known.since:
+                    self._repeats.pop(key, None)
                 self._tell_repeats(key[0], known)
         if self._waiting:
             self._write_safely()
@@ -152,7 +159,7 @@ class Audit:
     def flush(self) -> bool:
         """Write everything that waits; True when nothing is left."""
         self._closed_until = 0
-        self.tidy(_REPEAT_NS)
+        self.tidy(everything=True)
         return not self._waiting
 
     def reset_after_fork(self) -> None:

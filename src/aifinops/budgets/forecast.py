@@ -1,7 +1,7 @@
 """How fast a budget is being spent, and whether that is too fast for its window. Pure: figures in, figures out.
 
-The rate is an exponentially weighted moving average over a twelfth of the window. Before anything was measured it is taken as if that
-long had passed already, so that the first calls of a day do not foretell ruin.
+The rate is an exponentially weighted moving average over a twelfth of the window. In the first twelfth nothing is foreseen: the first calls
+of a day do not foretell ruin.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Outlook:
 
     Attributes:
         projected: spent at the end of the window, in steps. seconds: until the limit is reached; None when it is never.
-        crosses: True when that is before the window ends and the limit is not reached already.
+        crosses: True when that is before the window ends, the limit is not reached already, and there was time enough to tell.
     """
 
     projected: int
@@ -89,4 +89,5 @@ def outlook(node: Node, balance: Balance, burn: Burn, now: int) -> Outlook:
         return Outlook(projected, None, crosses=False)
     room = balance.limit - balance.spent
     seconds = max(0, room) / burn.rate
-    return Outlook(projected, seconds, crosses=room > 0 and projected > balance.limit)
+    enough = now - node.window >= _memory(node)
+    return Outlook(projected, seconds, crosses=enough and room > 0 and projected > balance.limit)

@@ -125,6 +125,26 @@ def test_the_first_is_written_at_once_and_the_others_added_up(path: Path) -> Non
     assert rest.facts["window"].startswith("2026-")
 
 
+def test_what_goes_on_all_day_fills_no_disk(path: Path) -> None:
+    """The pauses between two entries double up to 16 seconds; when it was quiet for a while it begins anew."""
+    clock = FakeClock()
+    made = Audit(path, clock)
+    for _ in range(240):
+        made.tell("refused", NODE, 1)
+        made.tell("refused", NODE, 1)
+        clock.advance(seconds=0.5)
+        made.tidy()
+    assert len(kinds(path)) < 16
+    clock.advance(seconds=20)
+    made.tidy()
+    clock.advance(seconds=20)
+    made.tidy()
+    assert sum(entry.facts.get("times", 1) for entry in entries(path)) == 481
+    before = len(kinds(path))
+    made.tell("refused", NODE, 1)
+    assert len(kinds(path)) == before + 1
+
+
 def test_what_was_added_up_is_written_at_the_end(path: Path) -> None:
     """`tidy` writes what is due and `flush` all of it; what nothing was added to writes nothing."""
     clock = FakeClock()

@@ -205,10 +205,13 @@ def test_a_steady_rate_is_projected_to_the_end() -> None:
 
 
 def test_the_first_calls_of_a_day_do_not_foretell_ruin() -> None:
-    """A tenth of the limit in the first minute is taken as if it had taken two hours; it is too much only if it goes on."""
-    burn = Burn.begin(NODE, 50, 60 * 10**9)
-    assert not outlook(NODE, Balance(1000, spent=50), burn, 60 * 10**9).crosses
-    assert outlook(NODE, Balance(1000, spent=100), burn.next(NODE, 100, 120 * 10**9), 120 * 10**9).crosses
+    """In the first two hours nothing is foreseen; then it is, if it has gone on."""
+    burn = Burn.begin(NODE, 400, 60 * 10**9)
+    assert not outlook(NODE, Balance(1000, spent=400), burn, 60 * 10**9).crosses
+    once = burn.next(NODE, 400, 12 * HOUR)
+    assert not outlook(NODE, Balance(1000, spent=400), once, 12 * HOUR).crosses
+    on = burn.next(NODE, 500, 2 * HOUR)
+    assert outlook(NODE, Balance(1000, spent=500), on, 2 * HOUR).crosses
 
 
 def test_a_rate_fades_when_nothing_is_spent() -> None:
@@ -249,11 +252,11 @@ def test_a_forecast_is_told_once_over_all_processes(
     budgets = [active("$10"), active("$10")]
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            for _ in range(30):
+            for _ in range(40):
                 clock.advance(minutes=4)
                 for process, budget in zip(processes, budgets, strict=True):
                     process.spend(budget, 10)
-            clock.advance(hours=22)
+            clock.advance(hours=24, minutes=-160)
     told = [alert for process in processes for alert in process.told]
     assert [alert.kind for alert in told] == ["forecast", "forecast"]
     first = told[0]

