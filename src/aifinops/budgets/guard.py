@@ -98,7 +98,7 @@ class Reservation:
     Attributes:
         id: chosen by the caller. parts: one a store.
         exceeded: budgets that had no room and let it through all the same (`on_exceed="warn"` or a callable).
-        granted: tags that say who allowed it to go above a limit. unit: the one that every node counts; empty where they count several.
+        granted: tags that say who allowed it to go above a limit, if somebody had to. unit: the one that every node counts; empty where they count several.
         thread: that made it.
     """
 
@@ -108,7 +108,7 @@ class Reservation:
         self.id = id
         self.parts = parts
         self.exceeded = tuple(exceeded)
-        self.granted: dict[str, str] = {}
+        self.granted: Mapping[str, str] | None = None
         self.thread = threading.get_ident()
         unit = parts[0].nodes[0].unit
         self.unit = unit if all(node.unit == unit for part in parts for node in part.nodes) else ""
@@ -202,7 +202,7 @@ class _Asking:
         self.budgets = budgets
         self.exceeded = exceeded
         self.about: Callable[[], Mapping[str, str]] = dict
-        self.grants: list[tuple[Store, Grant, str]] = []  # with the budget of each
+        self.grants: tuple[tuple[Store, Grant, str], ...] = ()  # with the budget of each
         self.sent = False  # True for what is under way: it neither waits nor changes
 
     def by_key(self, key: str) -> ActiveBudget:
@@ -762,7 +762,7 @@ class Guard:
             swallow("budgets.approval", failure)
             raise with_hint(error, "Asking for an approval failed.") from failure
         if isinstance(answer, approvals.Grant):
-            asking.grants.append((store, answer, node.label))
+            asking.grants += ((store, answer, node.label),)
             logger.warning("aifinops: %s It goes on: %s has allowed it.", _what(error), answer.approver)
         elif isinstance(answer, approvals.Denied):
             raise recast(ApprovalDenied, error, f"{answer.approver} has said no to request {answer.request.id}.")
