@@ -57,7 +57,7 @@ def open_store(url: str, leased: bool) -> Any:
     from aifinops.budgets.stores.leases import LeasedStore
 
     store = open_store(url)
-    return LeasedStore(store, every_s=0.1) if leased else store
+    return LeasedStore(store, ttl_s=2, every_s=0.1) if leased else store
 
 
 def work(url: str, name: str, bill: str, leased: bool) -> None:
@@ -101,14 +101,14 @@ def server(kind: str, folder: Path) -> Iterator[tuple[str, Any]]:
     if kind == "redis":
         valkey = ValkeyServer("--appendonly", "yes", "--appendfsync", "everysec")
         try:
-            yield valkey.url, valkey
+            yield f"{valkey.url}?timeout_s=2", valkey
         finally:
             valkey.end()
         return
     postgres = PostgresServer()
     try:
         postgres.start()
-        yield postgres.dsn, postgres
+        yield f"{postgres.dsn}?timeout_s=2", postgres
     finally:
         postgres.close()
 

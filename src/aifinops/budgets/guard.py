@@ -96,22 +96,25 @@ class Reservation:
     """What one call holds.
 
     Attributes:
-        id: chosen by the caller. parts: one a store.
+        id: chosen by the caller. parts: one a store. unheld: of stores that did not answer; their budgets let the call through.
         exceeded: budgets that had no room and let it through all the same (`on_exceed="warn"` or a callable).
         granted: tags that say who allowed it to go above a limit, if somebody had to. unit: the one that every node counts; empty where they count several.
         thread: that made it.
     """
 
-    __slots__ = ("exceeded", "granted", "id", "parts", "thread", "unit")
+    __slots__ = ("exceeded", "granted", "id", "parts", "thread", "unheld", "unit")
 
-    def __init__(self, id: str, parts: Sequence[Part], exceeded: Sequence[BudgetExceeded] = ()) -> None:
+    def __init__(
+        self, id: str, parts: Sequence[Part], exceeded: Sequence[BudgetExceeded] = (), unheld: Sequence[Part] = ()
+    ) -> None:
         self.id = id
         self.parts = parts
+        self.unheld = unheld
         self.exceeded = tuple(exceeded)
         self.granted: Mapping[str, str] | None = None
         self.thread = threading.get_ident()
-        unit = parts[0].nodes[0].unit
-        self.unit = unit if all(node.unit == unit for part in parts for node in part.nodes) else ""
+        unit = (parts or unheld)[0].nodes[0].unit
+        self.unit = unit if all(node.unit == unit for part in (*parts, *unheld) for node in part.nodes) else ""
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -243,6 +246,7 @@ class Guard:
         self._lines: dict[int, _Line] = {}
         # Filled by finalizers, which may run anywhere, also inside the store: they only append.
         self._gone: deque[tuple[Store, tuple[Node, ...]]] = deque()
+        self._line(store)
 
     def reserve(
         self,
@@ -294,9 +298,8 @@ class Guard:
             for grant in asking.grants:
                 self._give_back(*grant)
             raise
-        if not held:
-            return None
-        reservation = self._held[id] = Reservation(id, held, exceeded)
+        unheld = () if len(held) == len(parts) else [part for part in parts if part not in held]
+        reservation = self._held[id] = Reservation(id, held, exceeded, unheld)
         if asking.grants:
             reservation.granted = _granted(asking)
         if self._queues:
@@ -380,6 +383,12 @@ class Guard:
             outcome = self._owe(part.store, Settle(reservation.id, part.nodes, truth, now))
             if outcome is not None and outcome.crossed:
                 self.report(outcome.crossed)
+        for part in reservation.unheld:
+            known = zip(part.nodes, part.amounts, strict=True)
+            posted = [
+                most if (amount := _actual(node.unit, actual, counted)) is None else amount for node, most in known
+            ]
+            self._owe(part.store, Adjust(reservation.id, part.nodes, tuple(posted), now))
         if self._queues:
             self._changed(reservation)
 
@@ -450,15 +459,17 @@ class Guard:
 
     def sweep(self) -> tuple[str, ...]:
         """Count holds whose lease has run out as spent; their ids. It also happens by itself, at most once a minute."""
-        now, forfeited = self.clock.time_ns(), list[str]()
-        for line in list(self._lines.values()):
-            swept = self._tell(line, Sweep(now))
-            if swept is not None:
-                self.report(swept.crossed)
-                forfeited += swept.forfeited
-        for id in forfeited:
+        now = self.clock.time_ns()
+        return tuple(id for line in list(self._lines.values()) for id in self._sweep(line, now))
+
+    def _sweep(self, line: _Line, now: int) -> tuple[str, ...]:
+        swept = self._tell(line, Sweep(now))
+        if swept is None:
+            return ()
+        self.report(swept.crossed)
+        for id in swept.forfeited:
             self._held.pop(id, None)
-        return tuple(forfeited)
+        return swept.forfeited
 
     def pay_debts(self) -> bool:
         """Tell stores what they could not be told before; True when nothing is left to tell."""
@@ -621,6 +632,8 @@ class Guard:
         if active.watcher is not self:
             active.store = self.store if self._store_of is None else self._store_of(active)
             active.watcher = self
+            if id_of(active.store) not in self._lines:
+                self._sweep(self._line(active.store), at)  # what processes that are gone have left
             if not active.shared:
                 gone = (active.store, nodes)
                 finalize(active, self._gone.append, gone).atexit = False

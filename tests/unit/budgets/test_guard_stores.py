@@ -151,7 +151,14 @@ def test_a_budget_may_allow_what_its_store_cannot_say(desk: Desk) -> None:
     assert [part.store for part in first.parts] == [desk.own]
     with pytest.raises(BudgetExceeded):
         desk.reserve(shared, block)
-    assert desk.guard.reserve([shared], {"USD": 1}, id="alone", at=desk.clock.time_ns()) is None
+    alone, unknown, refused = desk.reserve(shared), desk.reserve(shared), desk.reserve(shared)
+    for call in (first, alone):
+        desk.guard.settle(call, {"USD": DOLLAR // 50})
+    desk.guard.settle(unknown, {})
+    desk.guard.release(refused)
+    desk.remote.down = ""
+    desk.clock.advance(2)
+    assert desk.cents(shared) == (2 + 2 + 10, 10)
 
 
 @pytest.mark.parametrize("down", ["before", "after"])

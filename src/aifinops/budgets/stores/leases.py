@@ -43,7 +43,7 @@ from aifinops.charges import new_id
 from aifinops.clock import Clock, SystemClock
 from aifinops.errors import StoreError, swallow
 
-__all__ = ["OFTEN", "LeasedStore"]
+__all__ = ["OFTEN", "TTL_S", "LeasedStore"]
 
 R = TypeVar("R")
 Amounts = tuple[int, ...]
@@ -52,9 +52,8 @@ OFTEN = 20
 """Calls of one path within a second from which on it is leased."""
 
 _NS = 1_000_000_000
-_TTL_NS = 30 * _NS
-_USABLE_NS = _TTL_NS * 8 // 10
-"""Nothing is given from a lease that was not renewed for so long: the store may be about to count it as spent."""
+TTL_S = 30.0
+"""How long a lease lasts that is not renewed, seconds. From four fifths of it on nothing is given any more: it may be about to count as spent."""
 _SHARE = 50
 """A lease takes at most one part in so many of each limit in advance; what half of that would not hold two of is never leased."""
 _FORGET_NS = 60 * _NS
@@ -168,7 +167,7 @@ class LeasedStore:
 
     Args:
         inner: where balances live. clock: for leases. on_crossed: told of the marks that are reached when the store is told what was spent.
-        often: calls of one path within a second from which on it is leased.
+        often: calls of one path within a second from which on it is leased. ttl_s: see `TTL_S`.
         every_s: how often the store is told, seconds; 0 leaves it to `sync`. denied_s: how long a refusal of what is spent is remembered: a
             program that goes on asking asks the store no more often than that.
     """
@@ -180,6 +179,7 @@ class LeasedStore:
         *,
         on_crossed: Callable[[Iterable[Crossing]], None] = lambda _: None,
         often: int = OFTEN,
+        ttl_s: float = TTL_S,
         every_s: float = 1.0,
         denied_s: float = 0.05,
     ) -> None:
@@ -187,6 +187,7 @@ class LeasedStore:
         self._clock = clock or SystemClock()
         self._on_crossed = on_crossed
         self._often = often
+        self._ttl = int(ttl_s * _NS)
         self._every_s = every_s
         self._denied_ns = int(denied_s * _NS)
         self._paths: dict[tuple[str, ...], _Path] = {}
@@ -345,13 +346,13 @@ class LeasedStore:
             held = _sum(wanted, path.flying, path.used)
         id = new_id()
         try:
-            outcome = Reserve(id, path.nodes, held, now, _TTL_NS).execute(self.inner)
+            outcome = Reserve(id, path.nodes, held, now, self._ttl).execute(self.inner)
         except BaseException:
             self._orphans.append(Release(id, path.nodes))  # whether it holds is not known; it may
             raise
         if outcome.decision is None:
             with self._lock:
-                path.id, path.step, path.until = id, 0, self._clock.monotonic_ns() + _USABLE_NS
+                path.id, path.step, path.until = id, 0, self._clock.monotonic_ns() + self._ttl * 8 // 10
                 path.holds(held)
             self._watch()
         return outcome.decision
@@ -369,7 +370,7 @@ class LeasedStore:
             flying, used = tuple(path.flying), tuple(path.used)
             # The least is what the store holds already, so that it is the same whether or not an answer comes.
             operation = Draw(
-                path.id, path.nodes, path.step + 1, used, _sum(flying, wanted), _sum(flying, kept), now, _TTL_NS
+                path.id, path.nodes, path.step + 1, used, _sum(flying, wanted), _sum(flying, kept), now, self._ttl
             )
         return self._execute(path, operation)
 
@@ -388,7 +389,7 @@ class LeasedStore:
             return None
         with self._lock:
             path.pending, path.step = None, operation.step
-            path.until = self._clock.monotonic_ns() + _USABLE_NS
+            path.until = self._clock.monotonic_ns() + self._ttl * 8 // 10
             path.told(operation.spent)
             path.holds(operation.least if repeated or outcome.decision is not None else operation.held)
         if outcome.crossed:
