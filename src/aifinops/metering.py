@@ -18,7 +18,6 @@ from contextvars import ContextVar, Token
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import partial
-from itertools import count
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -394,16 +393,24 @@ class Invocation:
         """
         _busy.on = True
         try:
-            for number in count():
-                try:
-                    self._hold(budgets, id)
-                except Change as change:
-                    self._refit(change, _FIXED if fixed else _ENDLESS if number == _MOST_CHANGES else "")
-                    id = new_id()  # what a budget of another store has held and given back has used that one up
-                else:
-                    return
+            self._hold(budgets, id)
+        except Change as change:
+            self._hold_smaller(budgets, change, _FIXED if fixed else "")
         finally:
             _busy.on = False
+
+    def _hold_smaller(self, budgets: Any, change: Change, why_not: str) -> None:
+        for _ in range(_MOST_CHANGES):
+            self._refit(change, why_not)
+            try:
+                self._hold(
+                    budgets, new_id()
+                )  # what a budget of another store has held and given back has used the first one up
+            except Change as another:
+                change = another
+            else:
+                return
+        raise with_hint(change.error, _ENDLESS)
 
     def _hold(self, budgets: Any, id: str) -> None:
         amounts = self._bound()

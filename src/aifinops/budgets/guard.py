@@ -119,7 +119,7 @@ class Reservation:
         self.parts = parts
         self.unheld = unheld
         self.exceeded = tuple(exceeded)
-        self.granted: dict[str, str] = {}
+        self.granted: Mapping[str, str] | None = None
         self.thread = threading.get_ident()
         unit = (parts or unheld)[0].nodes[0].unit
         self.unit = unit if all(node.unit == unit for part in (*parts, *unheld) for node in part.nodes) else ""
@@ -213,7 +213,7 @@ class _Asking:
         self.budgets = budgets
         self.exceeded = exceeded
         self.about: Callable[[], Mapping[str, str]] = dict
-        self.grants: list[tuple[Store, Grant, str]] = []  # with the budget of each
+        self.grants: tuple[tuple[Store, Grant, str], ...] = ()  # with the budget of each
         self.sent = False  # True for what is under way: it neither waits nor changes
 
     def by_key(self, key: str) -> ActiveBudget:
@@ -841,7 +841,7 @@ class Guard:
             swallow("budgets.approval", failure)
             raise with_hint(error, "Asking for an approval failed.") from failure
         if isinstance(answer, approvals.Grant):
-            asking.grants.append((store, answer, node.label))
+            asking.grants += ((store, answer, node.label),)
             logger.warning("aifinops: %s It goes on: %s has allowed it.", _what(error), answer.approver)
         elif isinstance(answer, approvals.Denied):
             raise recast(ApprovalDenied, error, f"{answer.approver} has said no to request {answer.request.id}.")
