@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         StoreError,
         StoreReset,
         StoreUnavailable,
+        StreamCut,
         UnknownModel,
         UnpricedCall,
     )
@@ -52,6 +53,7 @@ __all__ = [
     "StoreError",
     "StoreReset",
     "StoreUnavailable",
+    "StreamCut",
     "UnknownModel",
     "UnpricedCall",
     "Usage",
@@ -90,6 +92,7 @@ _HOMES = {
         "StoreError",
         "StoreReset",
         "StoreUnavailable",
+        "StreamCut",
         "UnknownModel",
         "UnpricedCall",
     ),

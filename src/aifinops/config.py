@@ -135,6 +135,7 @@ SETTINGS = (
     Setting("enabled", "AIFINOPS_ENABLED", True, _flag, "False turns metering off; budgets in force refuse nothing then."),
     Setting("ledger", "AIFINOPS_LEDGER", None, _text, "Path or URL of the ledger: `memory`, a file, `sqlite:///file`."),
     Setting("store", "AIFINOPS_STORE", None, _text, "Where balances of named budgets live: `memory`, a file, `sqlite:///file`, or the URL of a Valkey, Redis or PostgreSQL server; default: `budgets.db` beside the ledger."),
+    Setting("approval_key", "AIFINOPS_APPROVAL_KEY", None, _text, "File of the key that signs approvals, made with mode 0600 when there is none; default: `approvals.key` beside the ledger."),
     Setting("prices", "AIFINOPS_PRICES", (), _names, "Price lists and contracts of your own (TOML, JSON or YAML), asked before the bundled one."),
     Setting("price_folder", "AIFINOPS_PRICE_FOLDER", None, _text, "Where `aifinops prices update` keeps a refreshed list; default: the user's data directory."),
     Setting("model_map", "AIFINOPS_MODEL_MAP", EMPTY, _model_map, "Which models your own names are: Azure deployments, inference profiles of Bedrock."),
@@ -177,6 +178,7 @@ class Config:
     enabled: bool = True
     ledger: str | None = None
     store: str | None = None
+    approval_key: str | None = None
     prices: tuple[str, ...] = ()
     price_folder: str | None = None
     model_map: Mapping[str, str] = field(default_factory=lambda: EMPTY)

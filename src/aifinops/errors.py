@@ -8,6 +8,7 @@
     ├─ BudgetExceeded
     │  ├─ ApprovalDenied
     │  ├─ ApprovalPending
+    │  ├─ StreamCut                a stream was ended where there was no room for more of it
     │  ├─ StoreUnavailable         nobody knows whether there is room
     │  └─ UnpricedCall             also an UnknownModel: a money budget met a call that has no price
     └─ StoreError                  wraps the driver's error
@@ -37,6 +38,7 @@ __all__ = [
     "StoreError",
     "StoreReset",
     "StoreUnavailable",
+    "StreamCut",
     "UnknownModel",
     "UnpricedCall",
     "failures",
@@ -177,6 +179,17 @@ class StoreUnavailable(BudgetExceeded):
 
     def _text(self) -> str:
         return f"budget {self.budget!r} refused the call: its store does not answer. Nothing was sent. {self.hint}".rstrip()
+
+
+class StreamCut(BudgetExceeded):
+    """A budget with `on_exceed="cut"` has ended a stream; what came before is paid for, and was handed out. `asked` is what more was wanted."""
+
+    def _text(self) -> str:
+        held = f", {self.reserved:f} held by calls in flight" if self.reserved else ""
+        return (
+            f"budget {self.budget!r}: {self.spent:f} of {self.limit:f} {self.unit} spent{held}; the stream was ended, since there was "
+            f"no room for {self.asked:f} more. {self.hint}"
+        ).rstrip()
 
 
 class UnpricedCall(BudgetExceeded, UnknownModel):

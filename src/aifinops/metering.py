@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
@@ -18,20 +19,21 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from aifinops import runtime
+from aifinops.budgets.actions import START_OUTPUT, Change, Clamp, Cut, Downgrade, recast, room_for, with_hint
 from aifinops.budgets.budget import ActiveBudget, to_units
 from aifinops.budgets.guard import Reservation
 from aifinops.budgets.waiting import Wait, in_event_loop, keep_ticket
 from aifinops.charges import Amounts, Basis, Charge, Cost, make_charge, nanos, new_id
-from aifinops.errors import BudgetExceeded, UnknownModel, swallow
+from aifinops.errors import BudgetExceeded, StreamCut, UnknownModel, swallow
 from aifinops.money import to_nanos
 from aifinops.pricing import tokens
 from aifinops.pricing.match import provider_id
 from aifinops.reading import Reading, amounts_of, believed, price, with_parts
 from aifinops.scope import Scope, current
-from aifinops.tags import Tags, make_tags, merge
+from aifinops.tags import EMPTY, Tags, make_tags, merge
 from aifinops.telemetry import attributes as span_attributes
 from aifinops.telemetry import names
 from aifinops.telemetry.guests import Guest, late
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Call",
+    "Changer",
     "Charged",
     "Invocation",
     "Watched",
@@ -102,6 +105,9 @@ class Call:
         host: who else makes a span of this call: 0 nobody, 1 somebody who can be kept from it, 2 somebody who cannot.
         unseen: True for a model that thinks in tokens which are billed and not shown.
         loose: tells of the body whether more may be billed than its output limit says; None where the limit holds for all of it.
+        change: makes another request of this one, where its seam can still send that; else None. sent: request field -> what is sent in it
+            in place of what the caller asked.
+        start: output tokens that are held for a stream so far, over all choices, where its hold grows; None for all of them.
     """
 
     provider: str
@@ -123,6 +129,9 @@ class Call:
     host: int = 0
     unseen: bool = False
     loose: Callable[[Any], bool] | None = None
+    change: Changer | None = None
+    sent: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
+    start: int | None = None
 
     def output_bound(self) -> int | None:
         """The most output tokens, over all choices; None when the request states no limit."""
@@ -140,6 +149,26 @@ class Call:
         if not bound or (self.loose is not None and self.loose(self.body)):
             return None
         return bound if len(text.encode()) <= BYTES_PER_TOKEN_MOST * (bound + UNSAID) else None
+
+
+class Changer(Protocol):
+    """Makes another request of the one of a call, before it is sent."""
+
+    def with_model(self, call: Call, model: str, *, features: bool) -> Call | str:
+        """The same call of another model, or why not: without `features` only one that asks for text by text."""
+        ...
+
+    def with_output(self, call: Call, most: int) -> Call | str:
+        """The same call with another output limit, tokens an answer; or why not."""
+        ...
+
+    def least_output(self, call: Call) -> int:
+        """The output limit of an answer has to be above this."""
+        ...
+
+    def streams(self, call: Call) -> str:
+        """Why what comes of a stream does not show what it costs; empty where it does, and where its seam can end it."""
+        ...
 
 
 _in_flight: ContextVar[Invocation | None] = ContextVar("aifinops_in_flight", default=None)
@@ -327,7 +356,7 @@ class Invocation:
     """One call between its beginning and its single end."""
 
     __slots__ = (
-        "_once", "_owner", "answer", "asked", "beside", "budgets", "call", "currency", "engines", "first_chunk", "guest", "id", "prompt_bound",
+        "_once", "_owner", "answer", "asked", "beside", "budgets", "call", "changed", "currency", "engines", "first_chunk", "guest", "id", "prompt_bound",
         "reservation", "said", "scope", "span", "started", "tags", "upper", "wall",
     )  # fmt: skip
 
@@ -344,6 +373,7 @@ class Invocation:
         self.budgets: Any = ()  # in which it is counted without having been reserved
         self.upper: Decimal | None = None
         self.currency = "USD"
+        self.changed: BudgetExceeded | None = None  # why something else is sent than was asked for
         self.prompt_bound = 0  # tokens; 0 is not known
         self.span: OpenSpan | None = None
         self.guest: Guest | None = None  # of a foreign span, in place of one of our own
@@ -356,21 +386,179 @@ class Invocation:
 
     # --- before the call ----------------------------------------------------------------------------------------------
 
-    def reserve(self, budgets: Any, id: str) -> None:
-        """Hold the upper bound of this call in every budget, under an id that is new; BudgetExceeded when one has no room."""
+    def reserve(self, budgets: Any, id: str, *, fixed: bool = False) -> None:
+        """Hold the upper bound of this call in every budget, under an id that is new; BudgetExceeded when one has no room.
+
+        Where a budget says so the call is changed until it fits, unless it is `fixed`: under way already.
+        """
         _busy.on = True
         try:
-            amounts = self._bound()
-            self.reservation = self.engines.guard.reserve(
-                budgets,
-                amounts,
-                id=id,
-                at=self.wall,
-                unpriced=_unknown_model(self) if self.upper is None else None,
-                hint=_NO_LIMIT if self.upper is not None and self.call.output_bound() is None else "",
-            )
+            self._hold(budgets, id)
+        except Change as change:
+            self._hold_smaller(budgets, change, _FIXED if fixed else "")
         finally:
             _busy.on = False
+
+    def _hold_smaller(self, budgets: Any, change: Change, why_not: str) -> None:
+        for _ in range(_MOST_CHANGES):
+            self._refit(change, why_not)
+            try:
+                self._hold(
+                    budgets, new_id()
+                )  # what a budget of another store has held and given back has used the first one up
+            except Change as another:
+                change = another
+            else:
+                return
+        raise with_hint(change.error, _ENDLESS)
+
+    def _hold(self, budgets: Any, id: str) -> None:
+        amounts = self._bound()
+        self.reservation = self.engines.guard.reserve(
+            budgets,
+            amounts,
+            id=id,
+            at=self.wall,
+            unpriced=_unknown_model(self) if self.upper is None else None,
+            hint=_NO_LIMIT if self.upper is not None and self.call.output_bound() is None else "",
+            about=self._about,
+        )
+        if self.reservation is not None and self.reservation.granted:
+            self.tags = merge(self.tags, make_tags(self.reservation.granted))
+
+    def _about(self) -> dict[str, str]:
+        """What whoever is asked for an approval is told of this call."""
+        call = self.call
+        said = {"provider": call.provider, "operation": call.operation, "model": call.model, **self.tags}
+        return {key: value[:_LONGEST] for key, value in said.items()}
+
+    # --- a call that does not fit -------------------------------------------------------------------------------------
+
+    def _refit(self, change: Change, why_not: str) -> None:
+        """Make the call smaller as a budget says; its BudgetExceeded, with the reason, where that cannot be."""
+        asked = self.call
+        if asked.change is None or why_not:
+            raise with_hint(change.error, why_not or _CANNOT.format(change.action.name)) from None
+        try:
+            made = self._made(asked.change, change)
+        except Exception as failure:  # a limit holds, whatever fails
+            swallow("metering.refit", failure)
+            made = "on_exceed failed."
+        if isinstance(made, str):
+            raise with_hint(change.error, made) from None
+        self.call, self.changed = made, change.error
+        self._note(asked, change)
+
+    def _made(self, changer: Changer, change: Change) -> Call | str:
+        action, call = change.action, self.call
+        if isinstance(action, Downgrade):
+            model = action.after(call.model)
+            if model is None:
+                return f"on_exceed has no model to use instead of {call.model!r}."
+            return changer.with_model(call, model, features=action.any)
+        if isinstance(action, Clamp):
+            return self._clamped(changer, action, change.room)
+        return self._started(changer, action)
+
+    def _clamped(self, changer: Changer, action: Clamp, room: Mapping[str, int]) -> Call | str:
+        """The call with the output limit that what is left buys."""
+        call = self.call
+        answers, least = max(call.choices, 1), max(action.least, changer.least_output(call) + 1)
+        had = self._outputs(call)
+        most = room_for(room, self._with_output(0), self._with_output(had), had)
+        if most is None:
+            return "The output limit of this call has no part in what it may take."
+        if most > 0 and not _fit(room, self._with_output(most)):  # of a price that does not grow evenly
+            most = bisect_left(range(most), True, key=lambda output: not _fit(room, self._with_output(output))) - 1
+        each = max(most // answers, least)
+        if each * answers >= had:  # there may be room for the least in a while, so that is asked for once
+            return f'What remains does not buy {least} output tokens, the least for on_exceed="clamp".'
+        return changer.with_output(call, each)
+
+    def _started(self, changer: Changer, action: Cut) -> Call | str:
+        """The call with the hold that a stream starts with."""
+        call = self.call
+        if call.start is not None or not call.stream:
+            return "" if call.stream else 'on_exceed="cut" ends streams; this call has none.'
+        why = changer.streams(call)
+        start = action.step * max(call.choices, 1)
+        return why or (replace(call, start=start) if self._outputs(call) > start else "")
+
+    def grow(self, counted: int) -> None:
+        """Hold on for a stream that began with little.
+
+        Args:
+            counted: output tokens that have come so far, at most.
+
+        Raises:
+            BudgetExceeded: when there is no room for more: the stream is to be ended.
+        """
+        call, reservation = self.call, self.reservation
+        if call.start is None or reservation is None or counted + ALLOWANCE <= call.start:
+            return
+        _busy.on = True
+        try:
+            for start in (counted + ALLOWANCE + START_OUTPUT, counted + ALLOWANCE):
+                try:
+                    self.engines.guard.grow(reservation, self.asked, self._amounts_of(replace(call, start=start)))
+                except BudgetExceeded as refusal:
+                    refused = refusal
+                else:
+                    call.start = start
+                    return
+        finally:
+            _busy.on = False
+        raise self._ended(refused) from None
+
+    def _ended(self, refusal: BudgetExceeded) -> BudgetExceeded:
+        """The error with which a stream ends; its charge will say why it did."""
+        self.changed = cut = recast(StreamCut, refusal)
+        self.tags = merge(self.tags, make_tags({"budget_action": Cut.name, "budget_name": cut.budget[:_LONGEST]}))
+        self.engines.guard.changed_call(cut, "Streams are ended where there is no room for more.")
+        return cut
+
+    def _outputs(self, call: Call) -> int:
+        """Output tokens that are held for, over all choices."""
+        stated = call.output_bound()
+        if stated is None:
+            stated = self.engines.book.output_limit(call.provider, call.model) or self.engines.book.input_limit(
+                call.provider, call.model
+            )
+            stated *= max(call.choices, 1)
+        return stated
+
+    def _with_output(self, output: int) -> dict[str, int]:
+        """What this call would take at most with so many output tokens in all."""
+        return self._amounts_of(replace(self.call, max_output=output, choices=1))
+
+    def _amounts_of(self, call: Call) -> dict[str, int]:
+        """What another call than ours would take at most."""
+        mine, self.call = self.call, call
+        try:
+            amounts = self._bound()
+        finally:
+            self.call = mine
+        for name in [name for name in amounts if name.endswith(":dearest")]:
+            amounts.setdefault(name.partition(":")[0], amounts[name])
+        return amounts
+
+    def _note(self, asked: Call, change: Change) -> None:
+        """Have the charge and the span say what was asked for, and why it is not what was sent."""
+        made, tags = self.call, {"budget_action": change.action.name, "budget_name": change.budget[:_LONGEST]}
+        if made.start != asked.start:
+            return  # a stream that is not ended is what it is without us
+        said = ""
+        if made.model != asked.model:
+            tags["asked_model"] = self.tags.get("asked_model") or asked.model
+            said = f"{made.model!r} is used in place of {asked.model!r}."
+        elif made.max_output != asked.max_output:
+            tags["asked_output"] = self.tags.get("asked_output") or str(asked.max_output or "unlimited")
+            made.facts = {**made.facts, names.REQUEST_MAX_TOKENS: made.max_output}
+            said = "The output limit of requests is lowered to what remains buys."
+        self.tags = merge(self.tags, make_tags(tags))
+        self.engines.guard.changed_call(change.error, said)
+
+    # --- bounds -------------------------------------------------------------------------------------------------------
 
     def _bound(self) -> dict[str, int]:
         """The most that this call can cost, kept in `upper`, and the same in every unit that a budget may count."""
@@ -389,6 +577,8 @@ class Invocation:
         outputs = call.output_bound()
         if outputs is None and call.choices > 1:
             outputs = (book.output_limit(call.provider, call.model) or 0) * call.choices or None
+        if call.start is not None:
+            outputs = call.start if outputs is None else min(call.start, outputs)
         self.upper, self.currency = book.bound(
             call.provider,
             call.model,
@@ -472,7 +662,10 @@ class Invocation:
     def hold_again(self) -> None:
         """Room for the next try; BudgetExceeded when there is none."""
         if self.asked:
-            _waiting_here(self.reserve, self.asked, new_id())
+            _waiting_here(self._reserve_again)
+
+    def _reserve_again(self) -> None:
+        self.reserve(self.asked, new_id(), fixed=True)
 
     # --- after the call: one of these, once ---------------------------------------------------------------------------
 
@@ -809,6 +1002,10 @@ class Invocation:
         cap = call.output_cap(output_text)
         if cap is not None:
             most, chunks = min(most, cap), min(chunks, cap)
+        if call.start is not None and not complete:
+            most = min(
+                most, max(call.start, chunks)
+            )  # whoever ends a stream in time is billed what was under way, and no more
         output_mid = min(max(_about(output_text, call.model), chunks) + (0 if complete else ALLOWANCE), most)
         told = reading.quantities  # the input, where the answer told it before it broke off
         reading.estimated = True
@@ -977,6 +1174,17 @@ def _unknown_model(invocation: Invocation) -> Any:
         call.provider, call.model, input_tokens_upper=0, output_tokens_upper=0, at=invocation.wall
     ).notes
     return UnknownModel(call.model, provider=call.provider, lists=why)
+
+
+_LONGEST = 256
+_MOST_CHANGES = 64
+_ENDLESS = "The budgets around this call change it again and again."
+_FIXED = "The request is under way, so on_exceed cannot change it."
+_CANNOT = "on_exceed with {0!r} cannot change calls that are made in this way."
+
+
+def _fit(room: Mapping[str, int], amounts: Mapping[str, int]) -> bool:
+    return all(amounts.get(unit, 0) <= left for unit, left in room.items())
 
 
 _NO_LIMIT = "The request states no output limit, so the model's own maximum is held; set max_completion_tokens."

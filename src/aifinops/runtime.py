@@ -35,7 +35,18 @@ if TYPE_CHECKING:
     from aifinops.telemetry.metrics import Metrics
     from aifinops.telemetry.spans import Spans
 
-__all__ = ["Runtime", "flush", "get", "init", "on_flush", "register_price", "reset", "shutdown"]
+__all__ = [
+    "Runtime",
+    "approval_key",
+    "flush",
+    "get",
+    "init",
+    "on_flush",
+    "register_price",
+    "reset",
+    "shared_store",
+    "shutdown",
+]
 
 EXIT_FLUSH_S = 2.0
 """The most that leaving the process may wait for an exporter, in seconds."""
@@ -111,19 +122,21 @@ class Runtime:
         told = sinks(self.config.alerts, self.config.smtp)
         alerts = Alerts(told if mode == "off" else [*told, _event])
         witness = Witness(self.audit_of, alerts)
-        self.guard = Guard(MemoryStore(), self.clock, on_soft=[alerts.soft], store_of=self._store_of, witness=witness)
+        self.guard = Guard(
+            MemoryStore(),
+            self.clock,
+            on_soft=[alerts.soft],
+            store_of=self._store_of,
+            witness=witness,
+            approval_key=approval_key(self.config),
+        )
 
     def _store_of(self, active: ActiveBudget) -> Store:
         """Where a budget has its balances: what it says itself, this process without a name, else what is set up."""
         target = active.budget.store
         if target is None and not active.shared:
             return self.guard.store
-        return self.store_at(self.usual_store if target is None else target)
-
-    @property
-    def usual_store(self) -> str:
-        """Where budgets with a name have their balances when nobody says otherwise."""
-        return self.config.store or _beside(self.config.ledger)
+        return self.store_at(shared_store(self.config) if target is None else target)
 
     def store_at(self, target: Any) -> Store:
         """The store that is meant by what people write; each is opened once.
@@ -158,8 +171,8 @@ class Runtime:
 
     def audit_path(self, file: str | os.PathLike[str] | None) -> str | None:
         """Where the log lies of the store in that file, or of stores that are none."""
-        place = os.fspath(file or _beside(self.config.ledger))
-        return None if place == "memory" else f"{place}.audit"
+        place = file or _beside(self.config.ledger, "budgets.db")
+        return None if place is None else f"{os.fspath(place)}.audit"
 
     def _make_book(self) -> PriceBook:
         from aifinops.pricing import refresh
@@ -260,12 +273,21 @@ def _policy(entry: Any) -> ActiveBudget:
     return ActiveBudget(budget)
 
 
-def _beside(ledger: str | None) -> str:
-    """The file of balances that belongs to a ledger."""
+def shared_store(settings: config.Config) -> str:
+    """Where balances of named budgets live: what is set, else the file that belongs to the ledger."""
+    return settings.store or _beside(settings.ledger, "budgets.db") or "memory"
+
+
+def approval_key(settings: config.Config) -> str | None:
+    """The file of the key that signs approvals; None where there is no ledger on disk that it could be beside."""
+    return settings.approval_key or _beside(settings.ledger, "approvals.key")
+
+
+def _beside(ledger: str | None, name: str) -> str | None:
     from aifinops.ledger import path_of
 
     path = path_of(ledger)
-    return "memory" if path is None else str(path.with_name("budgets.db"))
+    return None if path is None else str(path.with_name(name))
 
 
 def _event(alert: Alert) -> None:
@@ -311,6 +333,7 @@ def init(
     *,
     ledger: str | os.PathLike[str] | None = None,
     store: str | os.PathLike[str] | None = None,
+    approval_key: str | os.PathLike[str] | None = None,
     prices: Any = None,
     price_folder: str | os.PathLike[str] | None = None,
     model_map: Any = None,
@@ -337,6 +360,7 @@ def init(
         ledger: `"memory"`, a file, or `sqlite:///file`; default: `ledger.db` in the user's data directory.
         store: where balances of named budgets live: `"memory"`, a file, `sqlite:///file`, or the URL of a Valkey, Redis or PostgreSQL
             server; default: `budgets.db` beside the ledger.
+        approval_key: file of the key that signs approvals, made when there is none; default: `approvals.key` beside the ledger.
         prices: paths of price lists and contracts (TOML, JSON or YAML) that are asked before the bundled one.
         price_folder: where `aifinops prices update` keeps a refreshed list; default: the user's data directory.
         model_map: which models your own names are, e.g. `{"my-deployment": "gpt-4o"}`.
@@ -361,7 +385,7 @@ def init(
         ConfigurationError: naming the value, the place and what to type; nothing is applied then.
     """
     arguments = {
-        "ledger": ledger, "store": store, "prices": prices, "price_folder": price_folder, "model_map": model_map, "tags": tags, "budgets": budgets, "alerts": alerts, "smtp": smtp, "otlp": otlp, "spans": spans,
+        "ledger": ledger, "store": store, "approval_key": approval_key, "prices": prices, "price_folder": price_folder, "model_map": model_map, "tags": tags, "budgets": budgets, "alerts": alerts, "smtp": smtp, "otlp": otlp, "spans": spans,
         "dialects": dialects, "metric_tags": metric_tags, "threads": threads, "stream_usage": stream_usage, "enabled": enabled, "egress": egress, "instrument": instrument, "summary": summary, **unknown,
     }  # fmt: skip
     return _install(arguments, clock, only_if_missing=False)

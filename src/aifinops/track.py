@@ -614,8 +614,10 @@ def budget(
             or `total` with a name.
         name: one budget for everybody who uses this name, in all processes that share its store; without it, this object's own.
         match: only calls with these tags count (for standing budgets in `init(budgets=...)`).
-        on_exceed: `raise`, `throttle` (wait for the next window), `warn`, or a callable that is given the error that would be raised and
-            returns `"raise"`, `"throttle"` or `"allow"`.
+        on_exceed: `raise`, `throttle` (wait for the next window), `warn`, `{"downgrade": {"gpt-5": "gpt-5-mini"}}` (use a cheaper model),
+            `clamp` (lower the output limit to what remains buys), `cut` (end a stream when there is no room for more of it), `ask` (wait for
+            an approval; `{"ask": ...}` says whose), or a callable that is given the error that would be raised and returns `"raise"`,
+            `"throttle"` or `"allow"`.
         soft: shares of the limit at which a message is logged, once a window.
         unknown: for calls without a price: `raise`, `reserve` (the provider's dearest rates) or `allow`.
         tz: time zone of calendar windows.

@@ -10,6 +10,7 @@ from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
+from aifinops.budgets.actions import ACTIONS, Action, Ask, parse_action
 from aifinops.budgets.stores.base import MAX_AMOUNT, Node, node_key
 from aifinops.charges import new_id
 from aifinops.clock import to_datetime, to_ns
@@ -37,6 +38,7 @@ __all__ = [
     "is_currency",
     "make_node",
     "parse_limit",
+    "seconds_of",
     "to_units",
     "unit_scale",
 ]
@@ -44,7 +46,7 @@ __all__ = [
 MICRO = 1_000_000
 """Meters are counted in millionths of their unit."""
 
-OnExceed = Literal["raise", "throttle", "warn"] | Callable[["BudgetExceeded"], str]
+OnExceed = Literal["raise", "throttle", "warn"] | Action | Callable[["BudgetExceeded"], str]
 """What happens at the limit; a callable is given the error that would be raised and returns `"raise"`, `"throttle"` or `"allow"`."""
 
 OnStoreDown = Literal["deny", "allow"]
@@ -68,7 +70,6 @@ _LENGTHS = {
 _SPAN_MOST = 366 * 86_400
 _WAIT_MOST = 31 * 86_400
 _ACTIONS = ("raise", "throttle", "warn")
-_LATER = frozenset({"downgrade", "clamp", "cut", "ask"})
 _FORMS = 'write "$5", "5 USD", "2M tokens", "1.5k requests", "200 gpu_hours", or {"USD": 5, "tokens": "2M"}'
 # Our own, for enough digits; without traps, so that an absurd exponent becomes an infinity or a zero, to be refused.
 _EXACT = Context(prec=100, traps=[])
@@ -327,10 +328,29 @@ class Window:
         return f"{'in total' if self.kind == 'total' else f'per {self.kind}'}{start}{zone}"
 
 
-def _span(per: str, text: str) -> int:
+def seconds_of(text: str, place: str) -> int:
+    """`30m`, `1h`, `2 days` -> seconds.
+
+    Args:
+        place: where it was typed, for the message.
+
+    Raises:
+        ConfigurationError: for what is no such length, or none of time.
+    """
+    found = _seconds("".join(text.lower().split()))
+    if not found:
+        raise ConfigurationError(f"{place} {text!r} is no length of time; write one such as 30m, 1h or 2d")
+    return found
+
+
+def _seconds(text: str) -> int:
     found = re.fullmatch(r"(\d{1,9})([a-z]+)", text)
     unit = next((seconds for names, seconds in _LENGTHS.items() if found and found[2] in names), 0)
-    span = int(found[1]) * unit if found else 0
+    return int(found[1]) * unit if found else 0
+
+
+def _span(per: str, text: str) -> int:
+    span = _seconds(text)
     if not PARTS <= span <= _SPAN_MOST:
         raise ConfigurationError(
             f'budget per={per!r} must be such as "rolling 24h", "rolling 90 min" or "rolling 30 days", of {PARTS} seconds to 366 days'
@@ -387,7 +407,7 @@ class Budget:
     Attributes:
         limits: all of them hold. window: in what time. name: shared by everybody who uses it; None for this object alone.
         match: only calls with these tags count, for standing budgets.
-        on_exceed: `raise`, `throttle` (wait for the next window), `warn` or a callable.
+        on_exceed: `raise`, `throttle` (wait for the next window), `warn`, an `Action` or a callable.
         soft: ascending shares of the limit that are reported once a window.
         unknown: what to do with a call without a price: `raise`, `reserve` (the dearest rates) or `allow`.
         store: where balances live, as `open_store` takes it or a store; None for the process (without a name) or what is set up.
@@ -436,12 +456,18 @@ class Budget:
         Raises:
             ConfigurationError: for anything that is wrong; it names the value and what to type instead.
         """
+        action = _on_exceed(on_exceed)
+        if action == Ask() and name is None and store is None:
+            raise ConfigurationError(
+                'budget on_exceed="ask" needs a name, by which other processes find it (name="search"), or somebody to ask '
+                'in this one, such as {"ask": "console"}'
+            )
         return cls(
             limits=parse_limit(limit),
             window=Window.parse(per if per is not None else ("run" if name is None else "total"), tz),
             name=_name(name),
             match=None if match is None else make_tags(match),
-            on_exceed=_on_exceed(on_exceed),
+            on_exceed=action,
             soft=_soft(soft),
             unknown=cast("Unknown", _one_of("unknown", unknown, get_args(Unknown))),
             store=store,
@@ -464,16 +490,16 @@ def _name(name: object) -> str | None:
 
 
 def _on_exceed(action: object) -> OnExceed:
-    if callable(action):
-        return action
-    if action in _ACTIONS:
+    if action in _ACTIONS if isinstance(action, str) else callable(action):
         return cast("OnExceed", action)
-    later = "downgrade" if isinstance(action, Mapping) else action
-    choice = 'use "raise", "throttle", "warn" or a callable that returns "raise", "throttle" or "allow"'
-    if isinstance(later, str) and later in _LATER:
-        raise ConfigurationError(f"budget on_exceed={action!r}: {later!r} is not in this version; {choice}")
-    near = _nearest(action, (*_ACTIONS, *_LATER)) if isinstance(action, str) else ""
-    raise ConfigurationError(f"budget on_exceed={action!r} is no action.{near} Please {choice}.")
+    found = parse_action(action)
+    if found is not None:
+        return found
+    near = _nearest(action, (*_ACTIONS, *ACTIONS)) if isinstance(action, str) else ""
+    raise ConfigurationError(
+        f'budget on_exceed={action!r} is no action.{near} Please use "raise", "throttle", "warn", "clamp", "cut", "ask", '
+        f'{{"downgrade": {{"gpt-5": "gpt-5-mini"}}}} or a callable that returns "raise", "throttle" or "allow".'
+    )
 
 
 def _soft(shares: object) -> tuple[Decimal, ...]:

@@ -9,9 +9,10 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import finalize
 
+from aifinops.budgets.actions import Action, Ask, Change, Clamp, Cut, Downgrade, recast, with_hint
 from aifinops.budgets.budget import ActiveBudget, is_currency, to_units
 from aifinops.budgets.caretaker import EVERY_NS, Caretaker
 from aifinops.budgets.policy import Balance, Decision, Refusal
@@ -37,7 +38,10 @@ from aifinops.budgets.waiting import Queues, Ticket, Wait, in_event_loop, ticket
 from aifinops.budgets.witness import Witness
 from aifinops.clock import Clock, to_datetime
 from aifinops.errors import (
+    ApprovalDenied,
+    ApprovalPending,
     BudgetExceeded,
+    ConfigurationError,
     StoreError,
     StoreReset,
     StoreUnavailable,
@@ -46,6 +50,9 @@ from aifinops.errors import (
     swallow,
 )
 from aifinops.meters import GROUPS, METERS
+
+if TYPE_CHECKING:
+    from aifinops.budgets.approvals import Approvals, Grant
 
 __all__ = ["LEASE_S", "Guard", "Part", "Reservation", "SoftLimit"]
 
@@ -62,7 +69,8 @@ _WARNED_KEPT = 4096
 _OWED_MOST = 100_000
 _CLOSED_NS, _CLOSED_MOST_NS = _NS // 20, _NS
 """A store that failed is left alone for 0.1 s, doubled with each further failure up to a second."""
-_POLL_S, _OWN_POLL_S, _LONG_POLL_S = 0.02, 1.0, 60.0
+_GROW_TRIES = 8
+_POLL_S, _OWN_POLL_S, _LONG_POLL_S, _ASK_POLL_S = 0.02, 1.0, 60.0, 0.25
 """How often whoever waits asks again by himself: another process may have made room, a clock may have been put right."""
 _WARNING_FROM = Decimal("0.8")
 _TOKENS = GROUPS["tokens"]
@@ -75,14 +83,14 @@ class Part:
     """What one call holds in one store.
 
     Attributes:
-        store: where. nodes, amounts: what is held of which, outermost budget first.
+        store: where. nodes, amounts: what is held of which, outermost budget first. enforced: the nodes without the limits that were lifted.
     """
 
-    __slots__ = ("amounts", "nodes", "store")
+    __slots__ = ("amounts", "enforced", "nodes", "store")
 
     def __init__(self, store: Store, nodes: tuple[Node, ...], amounts: tuple[int, ...]) -> None:
         self.store = store
-        self.nodes = nodes
+        self.nodes = self.enforced = nodes
         self.amounts = amounts
 
 
@@ -92,11 +100,11 @@ class Reservation:
     Attributes:
         id: chosen by the caller. parts: one a store. unheld: of stores that did not answer; their budgets let the call through.
         exceeded: budgets that had no room and let it through all the same (`on_exceed="warn"` or a callable).
-        unit: the one that every node counts; empty where they count several. thread: that made it.
-        until: end of the lease, nanoseconds since the epoch.
+        granted: tags that say who allowed it to go above a limit. unit: the one that every node counts; empty where they count several.
+        thread: that made it. until: end of the lease, nanoseconds since the epoch.
     """
 
-    __slots__ = ("exceeded", "id", "parts", "thread", "unheld", "unit", "until")
+    __slots__ = ("exceeded", "granted", "id", "parts", "thread", "unheld", "unit", "until")
 
     def __init__(
         self,
@@ -111,6 +119,7 @@ class Reservation:
         self.parts = parts
         self.unheld = unheld
         self.exceeded = tuple(exceeded)
+        self.granted: Mapping[str, str] | None = None
         self.thread = threading.get_ident()
         unit = (parts or unheld)[0].nodes[0].unit
         self.unit = unit if all(node.unit == unit for part in (*parts, *unheld) for node in part.nodes) else ""
@@ -193,7 +202,7 @@ class _Line:
 class _Asking:
     """One call that asks for room."""
 
-    __slots__ = ("at", "budgets", "exceeded", "hint", "id")
+    __slots__ = ("about", "at", "budgets", "exceeded", "grants", "hint", "id", "sent")
 
     def __init__(
         self, id: str, at: int, hint: str, budgets: Sequence[ActiveBudget], exceeded: list[BudgetExceeded]
@@ -203,6 +212,9 @@ class _Asking:
         self.hint = hint
         self.budgets = budgets
         self.exceeded = exceeded
+        self.about: Callable[[], Mapping[str, str]] = dict
+        self.grants: tuple[tuple[Store, Grant, str], ...] = ()  # with the budget of each
+        self.sent = False  # True for what is under way: it neither waits nor changes
 
     def by_key(self, key: str) -> ActiveBudget:
         return next(active for active in self.budgets if active.key == key)
@@ -215,6 +227,7 @@ class Guard:
         store: where balances live of budgets that have no store of their own. clock: for leases and windows, where the caller gives no time.
         on_soft: called with each `SoftLimit`, after it was logged. lease_s: see `LEASE_S`.
         store_of: finds the store of a budget when it is used for the first time. witness: is told what is not a plain yes.
+        approval_key: file of the key that signs approvals; default one that only this process has.
     """
 
     def __init__(
@@ -226,6 +239,7 @@ class Guard:
         lease_s: float = LEASE_S,
         store_of: Callable[[ActiveBudget], Store] | None = None,
         witness: Witness | None = None,
+        approval_key: str | None = None,
     ) -> None:
         self.store = store
         self.witness = witness or Witness()
@@ -235,6 +249,8 @@ class Guard:
         self.clock = clock
         self.on_soft = list(on_soft)
         self._store_of = store_of
+        self._approval_key = approval_key
+        self._desk: Approvals | None = None
         self._ttl = int(lease_s * _NS)
         self._next_sweep = 0
         self._warned: OrderedDict[str, None] = OrderedDict()
@@ -254,6 +270,7 @@ class Guard:
         at: int,
         unpriced: UnknownModel | None = None,
         hint: str = "",
+        about: Callable[[], Mapping[str, str]] = dict,
     ) -> Reservation | None:
         """Hold `amounts` in every budget, or in none.
 
@@ -266,12 +283,14 @@ class Guard:
                 `USD:dearest` is the bound at the dearest rates.
             id: of the call, new. at: when it is made, nanoseconds since the epoch; it selects the window.
             unpriced: why there is no price. hint: a sentence for the message when it is refused.
+            about: says what whoever is asked for an approval is told of the call.
 
         Returns:
             None when no budget limits anything that this call takes.
 
         Raises:
             Wait: when there may be room in a while; nothing is held. `pause` waits, and then this is called again.
+            Change: when a smaller call may have room; nothing is held.
             BudgetExceeded: when a budget has no room; nothing is held then, and nothing was called.
             StoreUnavailable: when a store does not answer and its budgets then deny.
             UnpricedCall: when there is no price and a budget wants one.
@@ -282,15 +301,20 @@ class Guard:
         if not parts:
             return None
         asking = _Asking(id, at, hint, budgets, exceeded)
+        asking.about = about
         held: list[Part] = []
         try:
             held.extend(part for part in parts if self._hold(part, asking))
         except BaseException:
             for part in held:
                 self._owe(part.store, Release(id, part.nodes))
+            for grant in asking.grants:
+                self._give_back(*grant)
             raise
         unheld = () if len(held) == len(parts) else [part for part in parts if part not in held]
         reservation = self._held[id] = Reservation(id, held, exceeded, unheld, at + self._ttl)
+        if asking.grants:
+            reservation.granted = _granted(asking)
         if self._queues:
             self._served(id)
         return reservation
@@ -317,6 +341,45 @@ class Guard:
         reservation.until = now + self._ttl
         return all(outcome.applied for outcome in outcomes)
 
+    def grow(self, reservation: Reservation, budgets: Sequence[ActiveBudget], amounts: Mapping[str, int]) -> None:
+        """Hold more for a call that is under way, under a new lease.
+
+        Args:
+            reservation: what `reserve` gave, for `budgets`. amounts: unit -> what shall be held from now on; less than is held changes nothing.
+
+        Raises:
+            BudgetExceeded: when a budget has no room for it; what was held stays.
+            StoreUnavailable: when a store does not answer and its budgets then deny.
+        """
+        now = self.clock.time_ns()
+        asking = _Asking(reservation.id, now, "", budgets, [])
+        asking.sent = True
+        for part in reservation.parts:
+            wanted = tuple(
+                max(held, min(amounts.get(node.unit, held), MAX_AMOUNT))
+                for node, held in zip(part.nodes, part.amounts, strict=True)
+            )
+            try:
+                self._grow(part, wanted, asking)
+            except StoreError as error:
+                self._without_store(part, asking, error)
+
+    def _grow(self, part: Part, wanted: tuple[int, ...], asking: _Asking) -> None:
+        line = self._lines.get(id_of(part.store)) or self._line(part.store)
+        for _ in range(_GROW_TRIES):
+            outcome = self._execute(line, Extend(asking.id, part.enforced, asking.at, self._ttl, wanted))
+            if outcome.applied or outcome.state not in (
+                State.HELD,
+                State.SENT,
+            ):  # forfeited: it counts as spent already
+                break
+            if outcome.decision is not None:  # else what there was is another call's by now
+                part.enforced = self._let_through(part, part.enforced, outcome.decision, asking)
+        else:
+            raise StoreError("other calls were quicker again and again")
+        if outcome.applied:
+            part.amounts = wanted
+
     def settle(self, reservation: Reservation, actual: Mapping[str, int]) -> None:
         """Put the truth in the place of the hold; more than was held is recorded, never refused.
 
@@ -342,14 +405,14 @@ class Guard:
                 self._overrun(reservation.id, part, truth, now)
             if outcome is not None and outcome.crossed:
                 self.report(outcome.crossed)
-        if now >= reservation.until:
-            self._late(reservation, actual, counted)
         for part in reservation.unheld:
             known = zip(part.nodes, part.amounts, strict=True)
             posted = [
                 most if (amount := _actual(node.unit, actual, counted)) is None else amount for node, most in known
             ]
             self._owe(part.store, Adjust(reservation.id, part.nodes, tuple(posted), now))
+        if now >= reservation.until:
+            self._late(reservation, actual, counted)
         if self._queues:
             self._changed(reservation)
 
@@ -491,6 +554,7 @@ class Guard:
             enforced = self._let_through(part, enforced, outcome.decision, asking)
         if not outcome.applied and outcome.state not in (State.HELD, State.SENT):
             raise StoreError(f"reservation {asking.id!r} is {outcome.state} already; every call needs a new id")
+        part.enforced = enforced
         return True
 
     def _reserve(self, part: Part, nodes: tuple[Node, ...], asking: _Asking) -> Outcome:
@@ -722,13 +786,17 @@ class Guard:
             node = nodes[refusal.index]
             active = asking.by_key(node.budget)
             error = _exceeded(node, refusal, transient=decision.transient, id=asking.id, hint=asking.hint)
-            action = (
-                "wait" if self._waits_for_others(active, node, refusal, decision) else self._action(active, node, error)
-            )
-            if action in ("wait", "throttle"):
+            waits = not asking.sent and self._waits_for_others(active, node, refusal, decision)
+            action = "wait" if waits else self._action(active, node, error)
+            if action in ("wait", "throttle") and not asking.sent:
                 until = 0 if action == "wait" else self._room_at(active, decision)
                 if until is not None:
                     raise self._wait(error, active, node, part.store, refusal.asked, until)
+            if isinstance(action, (Downgrade, Clamp, Cut)) and not asking.sent:
+                raise Change(error, action, _room(nodes, decision))
+            if isinstance(action, Ask) and not asking.sent:
+                self._approve(action, part.store, node, refusal, error, asking)
+                action = "allow"
             if action != "allow":
                 self.witness.refused(part.store, node, error, refusal.asked)
                 raise error
@@ -737,8 +805,62 @@ class Guard:
             lifted[refusal.index] = replace(node, limit=None)
         return tuple(lifted)
 
-    def _action(self, active: ActiveBudget, node: Node, error: BudgetExceeded) -> str:
-        """What the budget says to a lasting refusal: `raise`, `throttle` or `allow`."""
+    def _approve(
+        self, ask: Ask, store: Store, node: Node, refusal: Refusal, error: BudgetExceeded, asking: _Asking
+    ) -> None:
+        """Come back with a grant, which is used up; else wait for one, or raise what was answered."""
+        from aifinops.budgets import approvals, approvers  # most programs ask nobody
+
+        ticket = ticket_in_hand()
+        if ticket is None:
+            wait = asking.by_key(node.budget).budget.max_wait
+            ticket = Ticket(self._queues, self.clock.monotonic_ns() + int(wait * _NS))
+        desk = self._desk = self._desk or approvals.Approvals(self.clock, approvals.Key(self._approval_key))
+        approver = approvers.approver_of(ask.approver)
+        wanted = approvals.Request(
+            "",
+            node.label,
+            node.budget,
+            0 if node.also else node.window,  # the part of a rolling window is soon another one
+            node.unit,
+            refusal.asked,
+            refusal.balance.limit or 0,
+            refusal.balance.spent,
+            dict(asking.about()),
+        )
+
+        def asked(request: approvals.Request) -> None:
+            logger.warning("aifinops: an approval is wanted: %s", request.as_text())
+            if approver is not None:
+                approver.asked(desk, store, request, ticket.wake)
+
+        try:
+            answer = desk.answer(store, wanted, asked)
+            if approver is not None and isinstance(answer, approvals.Request):
+                approver.look(desk, store, answer)
+        except (StoreError, ConfigurationError) as failure:
+            raise with_hint(error, f"Nobody can be asked for an approval: {failure}") from failure
+        except Exception as failure:  # a limit that cannot ask holds
+            swallow("budgets.approval", failure)
+            raise with_hint(error, "Asking for an approval failed.") from failure
+        if isinstance(answer, approvals.Grant):
+            asking.grants += ((store, answer, node.label),)
+            logger.warning("aifinops: %s It goes on: %s has allowed it.", _what(error), answer.approver)
+        elif isinstance(answer, approvals.Denied):
+            raise recast(ApprovalDenied, error, f"{answer.approver} has said no to request {answer.request.id}.")
+        else:
+            how = f"Nobody has answered request {answer.id} yet: aifinops approvals grant {answer.id}"
+            raise Wait(recast(ApprovalPending, error, how), ticket, _ASK_POLL_S)
+
+    def _give_back(self, store: Store, grant: Grant, _: str) -> None:
+        try:
+            if self._desk is not None:
+                self._desk.give_back(store, grant)
+        except StoreError as failure:  # the refusal goes on; whoever wants to go above the limit asks again
+            swallow("budgets.give_back", failure)
+
+    def _action(self, active: ActiveBudget, node: Node, error: BudgetExceeded) -> str | Action:
+        """What the budget says to a lasting refusal: `raise`, `throttle`, `allow`, or a change of the call."""
         action = active.budget.on_exceed
         if action == "warn":
             self._warn_once(node, error)
@@ -756,12 +878,19 @@ class Guard:
                 self.witness.late(part.store, node, _actual(node.unit, actual, counted), reservation.id)
 
     def _warn_once(self, node: Node, error: BudgetExceeded) -> None:
-        if node.key in self._warned:
+        self._log_once(node.key, error, "It only warns, so this call and later ones go on.")
+
+    def changed_call(self, error: BudgetExceeded, said: str) -> None:
+        """A call was made smaller for a budget, in place of this error: logged once for each way in which it is."""
+        self._log_once(f"{error.budget} {said}", error, said)
+
+    def _log_once(self, key: str, error: BudgetExceeded, said: str) -> None:
+        if key in self._warned:
             return
-        self._warned[node.key] = None
+        self._warned[key] = None
         if len(self._warned) > _WARNED_KEPT:
             self._warned.popitem(last=False)
-        logger.warning("aifinops: %s It only warns, so this call and later ones go on.", _what(error))
+        logger.warning("aifinops: %s %s", _what(error), said)
 
     def report(self, crossed: Iterable[Crossing]) -> None:
         """Tell everybody of the marks that were reached."""
@@ -800,6 +929,15 @@ def _actual(unit: str, actual: Mapping[str, int], counted: bool) -> int | None:
     return amount if 0 <= amount <= MAX_AMOUNT else max(0, min(amount, MAX_AMOUNT))
 
 
+def _room(nodes: Sequence[Node], decision: Decision) -> dict[str, int]:
+    """What is left of each unit that was refused."""
+    room: dict[str, int] = {}
+    for refusal in decision.refusals:
+        unit, left = nodes[refusal.index].unit, refusal.balance.remaining or 0
+        room[unit] = min(room.get(unit, left), left)
+    return room
+
+
 def _exceeded(node: Node, refusal: Refusal, *, transient: bool, id: str, hint: str) -> BudgetExceeded:
     balance, unit = refusal.balance, node.unit
     return BudgetExceeded(
@@ -814,6 +952,12 @@ def _exceeded(node: Node, refusal: Refusal, *, transient: bool, id: str, hint: s
         transient=transient,
         hint=hint,
     )
+
+
+def _granted(asking: _Asking) -> dict[str, str]:
+    """Tags that say who allowed a call to go above a limit."""
+    _, grant, budget = asking.grants[-1]
+    return {"budget_action": Ask.name, "budget_name": budget[:256], "approval": grant.id, "approver": grant.approver}
 
 
 def _what(error: BudgetExceeded) -> str:

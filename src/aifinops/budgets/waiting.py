@@ -62,7 +62,9 @@ class Ticket:
         if self._again.is_set():  # it came between the answer and now
             again.set()
         try:
-            await asyncio.wait_for(again.wait(), seconds)
+            # Not `wait_for`, which on Python 3.11 forgets that it was cancelled where it is woken at the same moment.
+            async with asyncio.timeout(seconds):
+                await again.wait()
         except TimeoutError:
             pass
         finally:

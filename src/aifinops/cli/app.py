@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from aifinops.cli import audit, budgets, prices, rerating, tokens
+from aifinops.cli import approvals, audit, budgets, prices, rerating, tokens
 from aifinops.errors import ConfigurationError
 
 __all__ = ["app"]
@@ -23,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(approvals.app, name="approvals")
 app.add_typer(prices.app, name="prices")
 app.add_typer(tokens.app, name="tokens")
 app.add_typer(budgets.app, name="budget")

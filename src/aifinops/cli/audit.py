@@ -52,7 +52,7 @@ def log_path(file: Path | None, store: str | None) -> Path:
             raise ConfigurationError("give the file of the log or --store, not both")
         return file
     engines = runtime.get()
-    found = engines.audit_path(file_of(engines.usual_store if store is None else store))
+    found = engines.audit_path(file_of(runtime.shared_store(engines.config) if store is None else store))
     if found is None:
         raise ConfigurationError(
             "budgets and ledger are in memory, so no log is kept; name one: aifinops audit verify FILE"
@@ -105,7 +105,7 @@ def _kept_head(path: Path, store: str | None) -> str | None:
     from aifinops.errors import StoreError
 
     engines = runtime.get()
-    target = engines.usual_store if store is None else store
+    target = runtime.shared_store(engines.config) if store is None else store
     place = file_of(target)
     if target == "memory" or (place is not None and not place.exists()):
         return None

@@ -193,7 +193,7 @@ class _Place:
         from aifinops import runtime
 
         engines = runtime.get()
-        self._target = engines.usual_store if target is None else target
+        self._target = runtime.shared_store(engines.config) if target is None else target
         if self._target == "memory":
             raise ConfigurationError(
                 "balances in memory are seen by their own process only; name a store: --store /path/to/budgets.db"

@@ -8,12 +8,13 @@ import os
 import re
 import weakref
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from aifinops import metering
 from aifinops.errors import swallow
 from aifinops.integrations import amazon, others
+from aifinops.integrations.changing import Changes, How
 from aifinops.integrations.extract import Reader, dig, first_event, read_events
 from aifinops.integrations.later import Files, Later, Lines, Poll, Unknown
 from aifinops.integrations.passing import Opened, Tap
@@ -72,6 +73,7 @@ class Calls:
         region: str = "",
         tier: str = "",
         asked: bool = True,
+        how: How | None = None,
     ) -> Opened | None:
         """Begin a call, or None when it is not to be metered.
 
@@ -80,7 +82,8 @@ class Calls:
             stream: True when the answer comes in pieces. model: for requests whose body does not name it.
             files: what is sent beside the body, as httpx takes it.
             provider, region: where the client itself says more than its host does. tier: that the request asks for elsewhere than in
-                its body. asked: False for what is under way already, which no budget can refuse.
+                its body. asked: False for what is under way already, which no budget can refuse. how: what the seam can send instead,
+                where it sends what `Call.sent` says.
 
         Raises:
             BudgetExceeded: when a budget has no room; nothing was sent.
@@ -89,7 +92,7 @@ class Calls:
         target = (provider or at_host, facts)
         return self.open_at(
             target, path, route, body, stream=stream, model=model, files=files, region=region, tier=tier, asked=asked,
-            native=native,
+            native=native, how=how,
         )  # fmt: skip
 
     def open_at(
@@ -106,11 +109,15 @@ class Calls:
         tier: str = "",
         asked: bool = True,
         native: bool = False,
+        how: How | None = None,
     ) -> Opened | None:
         """`open` for a library whose clients have no address of their own: the target is provider and server attributes."""
         provider, facts = target
         reader = self.reader(provider, path)
-        call = self._call(provider, facts, body, route, stream, model, files, region, tier)
+        make = partial(self._call, provider, facts, route, stream, files, region, tier)
+        call = make(body, model)
+        if how is not None and route.limits:
+            call.change = Changes(make, reader.route, how, model)
         if native:
             call.host = 2
         elif self.others.any:
@@ -184,13 +191,13 @@ class Calls:
         self,
         provider: str,
         facts: dict[str, Any],
-        body: dict[str, Any],
         route: Route,
         stream: bool,
-        model: str,
         files: Any,
         region: str,
         tier: str,
+        body: dict[str, Any],
+        model: str,
     ) -> Call:
         # -1 is how some servers are told that there is none.
         limit = next((found for name in route.limits if type(found := _asked(body, name)) is int and found >= 0), None)

@@ -831,6 +831,11 @@ def read_events(data: bytes, reader: Reader) -> tuple[Reading | None, StreamText
     return None, _collect(lines or _json_lines(data), reader)
 
 
+def collected(data: bytes, reader: Reader) -> StreamText:
+    """The text of part of a stream: whole lines of it."""
+    return _collect(_data_lines(data) or _json_lines(data), reader)
+
+
 def said(data: bytes, reader: Reader) -> Any:
     """What an answer said, for those who have asked for it: the text of a stream, or the body of one that is none."""
     lines = _data_lines(data)

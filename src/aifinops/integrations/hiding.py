@@ -58,6 +58,7 @@ def ask(opened: Opened, row: Provider, route: Route, host: str, options: Any) ->
         return
     copy = getattr(options, "model_copy", None) or options.copy  # pydantic 2, else 1
     opened.options = copy(update={"json_data": {**body, field: {**given, flag: True}}})
+    opened.hides = True
 
 
 def _is_known(row: Provider, host: str) -> bool:
@@ -65,7 +66,7 @@ def _is_known(row: Provider, host: str) -> bool:
 
 
 def replaced(opened: Opened, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of the request with the options that `ask` has left."""
+    """The arguments of the request with the options that are sent instead."""
     if len(args) > 1:
         return (args[0], opened.options, *args[2:]), kwargs
     return args, {**kwargs, "options": opened.options}

@@ -22,6 +22,7 @@ from aifinops.budgets.waiting import Wait
 from aifinops.errors import BudgetExceeded, swallow
 from aifinops.integrations import amazon
 from aifinops.integrations.extract import Reader, StreamText, first_event, read_events, read_objects, said
+from aifinops.integrations.growing import Growth
 from aifinops.metering import Invocation
 from aifinops.reading import Reading
 
@@ -47,12 +48,13 @@ SEGMENT = 63
 class Opened:
     """An invocation with what a seam needs to close it."""
 
-    __slots__ = ("invocation", "options", "reader")
+    __slots__ = ("hides", "invocation", "options", "reader")
 
     def __init__(self, reader: Reader, invocation: Invocation) -> None:
         self.reader = reader
         self.invocation = invocation
-        self.options: Any = None  # of a request that asks for more than its caller did, see `hiding`
+        self.options: Any = None  # of the request that is sent in place of the caller's, see `hiding` and `changing`
+        self.hides = False  # True where its answer has something that the caller did not ask for
 
     def passing(self) -> Passing:
         """What keeps an answer of this call that comes in pieces."""
@@ -110,6 +112,8 @@ class Passing:
         self.size = 0
         self.newest: list[bytes] = []  # what has come since the last `pack`
         self.done = False
+        call = opened.invocation.call
+        self.growth = None if call.start is None else Growth(opened.invocation, opened.reader)
         self.told: dict[str, Any] | None = (
             None  # by the headers of one of Amazon's event streams, which come in binary frames
         )
@@ -341,7 +345,25 @@ class Tap:
 
     def _tapped(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[bytes]:
         self._source = source = self._original(name)(*args, **kwargs)
-        return chain.from_iterable(self._segments(source))
+        growth = self._passing.growth
+        return chain.from_iterable(self._segments(source)) if growth is None else self._grown(source, growth)
+
+    def _grown(self, chunks: Iterator[bytes], growth: Growth) -> Iterator[bytes]:
+        """The chunks of a stream that is ended when there is no room for more of it."""
+        passing = self._passing
+        try:
+            for chunk in chunks:
+                guarded("keep", passing.pack, chunk)
+                yield chunk
+                guarded("grow", growth.take, chunk)
+        except GeneratorExit:
+            guarded("lost", passing.lost)
+            raise
+        except BudgetExceeded:
+            guarded("finish", self._finished)
+            self._original("close")()
+            raise
+        guarded("finish", self._finished)
 
     def _segments(self, chunks: Iterator[bytes]) -> Iterator[Iterable[bytes]]:
         """The chunks, all but one in `SEGMENT` passed on and kept without a step of Python: `append` answers None, so
@@ -372,6 +394,7 @@ class Tap:
 
     async def _apass(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         passing, newest, keep = self._passing, self._passing.newest, self._passing.newest.append
+        growth = passing.growth
         try:
             async for chunk in chunks:
                 if passing.kept and len(newest) < SEGMENT:
@@ -379,8 +402,14 @@ class Tap:
                 else:
                     guarded("keep", passing.pack, chunk)
                 yield chunk
+                if growth is not None:
+                    guarded("grow", growth.take, chunk)
         except GeneratorExit:
             guarded("lost", passing.lost)
+            raise
+        except BudgetExceeded:
+            guarded("finish", self._finished)
+            await self._original("aclose")()
             raise
         guarded("finish", self._finished)
 

@@ -53,11 +53,12 @@ ANSWERS = {
     "groq": f"{_ROWS}compatible:GROQ",
     "openrouter": f"{_ROWS}compatible:OPENROUTER",
     "perplexity": f"{_ROWS}compatible:PERPLEXITY",
+    "together": f"{_ROWS}compatible:TOGETHER",
     "x-ai": f"{_ROWS}compatible:XAI",
     **dict.fromkeys(
         (
             "baseten", "cerebras", "databricks", "fireworks", "meta", "minimax", "moonshotai", "novita", "ovhcloud", "sglang",
-            "together", "vllm", "voyageai", "zai", "zhipuai",
+            "vllm", "voyageai", "zai", "zhipuai",
         ),
         f"{_ROWS}compatible:COMPATIBLE",
     ),

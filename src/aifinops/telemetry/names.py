@@ -68,6 +68,8 @@ BUDGET_ID = "aifinops.budget.id"
 BUDGET_LIMIT = "aifinops.budget.limit"
 BUDGET_SPENT = "aifinops.budget.spent"
 BUDGET_ACTION = "aifinops.budget.action"
+ASKED_MODEL = "aifinops.request.asked_model"
+ASKED_OUTPUT = "aifinops.request.asked_max_tokens"
 EVENT_BUDGET_EXCEEDED = "aifinops.budget.exceeded"
 GPU_COUNT = "aifinops.gpu.count"
 GPU_MODEL = "aifinops.gpu.model"
@@ -83,7 +85,12 @@ TAGS = {
     "run": "aifinops.run.id",
     "agent": AGENT_NAME,
     "conversation": CONVERSATION_ID,
+    "budget_action": BUDGET_ACTION,
+    "budget_name": BUDGET_ID,
+    "asked_model": ASKED_MODEL,
+    "asked_output": ASKED_OUTPUT,
 }
+"""Tag -> attribute. The last four are ours: what a budget has had changed of a call."""
 TAG_PREFIX = "aifinops.tag."
 
 # Langfuse, OpenLIT and SigNoz dashboards read this one (USD only); part of the `compat` dialect.

@@ -15,7 +15,7 @@ from aifinops import metering, runtime, scope
 from aifinops.budgets.budget import ActiveBudget, Budget
 from aifinops.budgets.guard import Guard, Reservation
 from aifinops.budgets.stores.memory import MemoryStore
-from aifinops.budgets.waiting import Ticket, Wait, keep_ticket
+from aifinops.budgets.waiting import Queues, Ticket, Wait, keep_ticket
 from aifinops.errors import BudgetExceeded
 from aifinops.metering import Call, Invocation
 from aifinops.reading import Reading
@@ -305,6 +305,24 @@ async def test_a_task_that_is_cancelled_leaves_its_place() -> None:
         assert not runtime.get().guard._queues
         call.settle(usage())
         opened().settle(usage())
+
+
+@pytest.mark.parametrize("steps", range(5))
+async def test_a_task_that_is_woken_and_cancelled_at_once_is_cancelled(steps: int) -> None:
+    """Whatever the event loop has done between the two."""
+    ticket = Ticket(Queues(), 0)
+    waiting = asyncio.create_task(ticket.await_(30))
+    await asyncio.sleep(0.01)
+    ticket.wake()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    was_over = waiting.done()
+    waiting.cancel()
+    if was_over:
+        await waiting
+    else:
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
 
 
 async def test_a_seam_that_cannot_wait_in_a_task_is_refused() -> None:

@@ -142,6 +142,12 @@ class _Path:
             for node, amount in pairs
         )
 
+    def lifted(self, nodes: Sequence[Node]) -> bool:
+        """Whether a budget lets a call through that has no room: nothing that is known of the limit is an answer then."""
+        return nodes is not self.nodes and any(
+            node.limit is None and known.limit is not None for node, known in zip(nodes, self.nodes, strict=True)
+        )
+
     def holds(self, held: Amounts) -> None:
         """The store holds so much for the lease: what is neither with calls nor used is free."""
         self.free = [a - b - c for a, b, c in zip(held, self.flying, self.used, strict=True)]
@@ -231,6 +237,8 @@ class LeasedStore:
             if id in self._where:
                 return UNCHANGED[State.HELD]
             path = self._paths.get(key) or self._paths.setdefault(key, _Path(nodes, now))
+            if path.lifted(nodes):
+                return None
             path.asked(now)
             if path.take(id, amounts, now):
                 self._where[id] = path
@@ -241,7 +249,7 @@ class LeasedStore:
 
     def _ask(self, operation: Reserve) -> Outcome:
         path = self._paths.get(tuple([node.key for node in operation.nodes]))
-        if path is None:  # it was forgotten between two lines
+        if path is None or path.lifted(operation.nodes):  # None: it was forgotten between two lines
             return operation.execute(self.inner)
         if path.count >= self._often and path.small(operation.amounts) and path.busy.acquire(timeout=_BUSY_S):
             try:  # the others of this path wait for what comes

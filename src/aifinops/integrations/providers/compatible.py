@@ -26,11 +26,15 @@ _ALL = {
     **{key: ANSWERED[key] for key in ("batch", *FILES["/files/{}/content"])},
 }  # fmt: skip
 
+# https://docs.together.ai/reference/chat-completions-1, https://api-docs.deepseek.com/api/create-chat-completion and
+# https://docs.perplexity.ai/api-reference/chat-completions-post: the limit has its first name there.
+_FIRST_NAME = ("max_tokens", "max_completion_tokens")
+
 # vLLM and SGLang report cached tokens only when they are started so; what they report is never a list price.
 COMPATIBLE = Provider("openai_compatible", routes=_ALL)
 TOGETHER = Provider(
-    "together", routes=_ALL, module="together", package="together", minimum="2.0", seam="stainless", prefix="/v1",
-    polls=POLLS, files=FILES, other=ANY, hosts={"api.together.xyz": "together", "api.together.ai": "together"},
+    "together", routes={**_ALL, "/chat/completions": replace(CHAT, limits=_FIRST_NAME)}, module="together", package="together",
+    minimum="2.0", seam="stainless", prefix="/v1", polls=POLLS, files=FILES, other=ANY, hosts={"api.together.xyz": "together", "api.together.ai": "together"},
 )  # fmt: skip
 CEREBRAS = Provider(
     "cerebras", routes=_ALL, module="cerebras.cloud.sdk", package="cerebras-cloud-sdk", minimum="1.0", seam="stainless",
@@ -43,7 +47,9 @@ _DEEPSEEK = {
     "input_total": "usage.prompt_tokens | usage.prompt_cache_hit_tokens + usage.prompt_cache_miss_tokens",
     "cache_read_tokens": "usage.prompt_cache_hit_tokens | usage.prompt_tokens_details.cached_tokens",
 }
-DEEPSEEK = Provider("deepseek", routes={**_ALL, "/chat/completions": replace(CHAT, usage=_DEEPSEEK)})
+DEEPSEEK = Provider(
+    "deepseek", routes={**_ALL, "/chat/completions": replace(CHAT, usage=_DEEPSEEK, limits=_FIRST_NAME)}
+)
 
 # https://console.groq.com/docs/api-reference: a compound answer has one usage for each model that worked on it.
 _GROQ_USAGE = {
@@ -79,7 +85,8 @@ OPENROUTER = Provider("openrouter", routes={**_ALL, "/chat/completions": _OPENRO
 
 # https://docs.perplexity.ai/api-reference/chat-completions-post.
 _PERPLEXITY_CHAT = replace(
-    CHAT, loose="request.messages", signs=("usage",), tools={"web_search_requests": "usage.num_search_queries"}, reported="usage.cost.total_cost",
+    CHAT, limits=_FIRST_NAME, loose="request.messages", signs=("usage",), tools={"web_search_requests": "usage.num_search_queries"},
+    reported="usage.cost.total_cost",
     known=(
         *COMPLETION_KNOWN, "usage.citation_tokens", "usage.reasoning_tokens", "usage.cost.input_tokens_cost",
         "usage.cost.output_tokens_cost", "usage.cost.request_cost", "usage.cost.reasoning_tokens_cost",

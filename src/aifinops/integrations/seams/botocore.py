@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from aifinops.errors import swallow
 from aifinops.integrations import amazon
 from aifinops.integrations.calls import Calls, acalled, called, look_again, settle_body
+from aifinops.integrations.changing import How, changed, rewritten
 from aifinops.integrations.extract import Reader, StreamText, dig
 from aifinops.integrations.passing import Opened, Passing, PassingEvents, aguarded, apassed, guarded, passed
 from aifinops.integrations.patching import Patch, applied
@@ -95,6 +96,7 @@ class Seam:
         if operations is None:
             return wrapped(*args, **kwargs)
         opened = guarded("botocore.begin", self._begin, operations, client, args, kwargs)
+        args, kwargs = _instead(opened, args, kwargs)
         return called(opened, wrapped, args, kwargs, _read, _refused)
 
     async def _acall(
@@ -104,6 +106,7 @@ class Seam:
         if operations is None:
             return await wrapped(*args, **kwargs)
         opened = await aguarded("botocore.begin", self._begin, operations, client, args, kwargs)
+        args, kwargs = _instead(opened, args, kwargs)
         return await acalled(opened, wrapped, args, kwargs, _read, _refused)
 
     # --- begin --------------------------------------------------------------------------------------------------------
@@ -121,7 +124,7 @@ class Seam:
             key = "InvokeModel embed"
         route = self._row.routes[key]
         tier = params.get("serviceTier")
-        return self._calls.open(
+        opened = self._calls.open(
             client,
             _url(client.meta.endpoint_url),
             key,
@@ -131,7 +134,30 @@ class Seam:
             model=model or _named(params, route),
             region=client.meta.region_name or "",
             tier=str((tier.get("type") if isinstance(tier, dict) else tier) or ""),
+            how=_CONVERSE if key.startswith("Converse") else _OTHER,
         )
+        if opened is not None and opened.invocation.call.sent:
+            opened.options = changed(opened, _changed, params, key.startswith("InvokeModel"))
+        return opened
+
+
+_CONVERSE = How("modelId", cuts=False)
+_OTHER = How("modelId", cuts=False, given=True)
+
+
+def _changed(sent: Mapping[str, Any], params: Mapping[str, Any], in_body: bool) -> dict[str, Any]:
+    """The parameters that a budget has room for: other ones, or another body, which is in its maker's own words."""
+    if not in_body:
+        return rewritten(params, sent)
+    return {**params, "body": json.dumps(rewritten(json.loads(params["body"]), sent))}
+
+
+def _instead(opened: Opened | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    if opened is None or opened.options is None:
+        return args, kwargs
+    if len(args) > 1:
+        return (args[0], opened.options, *args[2:]), kwargs
+    return args, {**kwargs, "api_params": opened.options}
 
 
 def _made(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

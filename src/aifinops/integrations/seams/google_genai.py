@@ -13,13 +13,15 @@ import json
 import re
 import sys
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from aifinops.errors import swallow
 from aifinops.integrations.calls import Calls, acalled, called, settle_body
+from aifinops.integrations.changing import ADDRESS, How, changed, rewritten
 from aifinops.integrations.later import Lines
 from aifinops.integrations.passing import Opened, PassingEvents, aguarded, apassed, guarded, passed
 from aifinops.integrations.patching import Patch, Undoable, applied
@@ -85,12 +87,14 @@ class Seam:
 
     def _request(self, wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         opened = guarded("google_genai.begin", self._begin, client, args, kwargs)
+        args, kwargs = _instead(opened, args, kwargs)
         return called(opened, wrapped, args, kwargs, _read, _refused)
 
     async def _arequest(
         self, wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         opened = await aguarded("google_genai.begin", self._begin, client, args, kwargs)
+        args, kwargs = _instead(opened, args, kwargs)
         return await acalled(opened, wrapped, args, kwargs, _read, _refused)
 
     def _download(self, wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -126,7 +130,7 @@ class Seam:
         form = next((form for form in forms if form.is_for(model)), forms[-1])
         vertex = bool(getattr(client, "vertexai", False))
         body = request.data if isinstance(request.data, dict) else {}
-        return self._calls.open(
+        opened = self._calls.open(
             client,
             _url(request.url),
             form.key,
@@ -137,7 +141,11 @@ class Seam:
             provider=_VERTEX if vertex else "",
             region=(getattr(client, "location", None) or "") if vertex else "",
             tier=str(body.get("serviceTier") or "").lower().removeprefix("service_tier_"),
+            how=_HOW,
         )
+        if opened is not None and opened.invocation.call.sent:
+            opened.options = changed(opened, _changed, request, model)
+        return opened
 
     def _poll(self, client: Any, url: str, path: str) -> Opened | None:
         found = self._calls.polled(path)
@@ -152,6 +160,25 @@ class Seam:
     def _begin_file(self, client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opened | None:
         path = args[0] if args else kwargs["path"]
         return self._poll(client, str(client._http_options.base_url), "/" + path.partition("?")[0])
+
+
+_HOW = How(ADDRESS, cuts=False)
+
+
+def _changed(sent: Mapping[str, Any], request: Any, model: str) -> Any:
+    """A copy of the request with another body, and perhaps another model in its address."""
+    made = copy(request)
+    made.data = rewritten(request.data, sent)
+    if ADDRESS in sent:
+        before, _, after = request.url.rpartition(f"/{model}:")
+        made.url = f"{before}/{sent[ADDRESS]}:{after}"
+    return made
+
+
+def _instead(opened: Opened | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    if opened is None or opened.options is None:
+        return args, kwargs
+    return ((opened.options, *args[1:]), kwargs) if args else (args, {**kwargs, "http_request": opened.options})
 
 
 _PLACE = re.compile(r"/locations/([^/]+)/")

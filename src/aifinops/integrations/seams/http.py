@@ -16,7 +16,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from functools import lru_cache, partial, reduce
 from inspect import isawaitable, iscoroutine
 from types import ModuleType
@@ -26,6 +26,7 @@ from weakref import WeakKeyDictionary
 from aifinops import metering
 from aifinops.errors import BudgetExceeded, ConfigurationError, swallow
 from aifinops.integrations.calls import Calls, acalled, called, path_of, read_httpx, settle
+from aifinops.integrations.changing import How, changed, rewritten
 from aifinops.integrations.passing import Opened, Tap, aguarded, guarded, refusals
 from aifinops.integrations.patching import Patch, Undoable, applied
 from aifinops.integrations.provider import Provider, Route
@@ -152,7 +153,20 @@ class Seam:
         stream = bool(body.get("stream")) or "stream" in key.lower()
         # A library that makes spans itself stands in front of the `send` of its own client, with the span current.
         native = "send" in vars(client) and hosted()
-        return self._calls.open_at(target, key, route, body, stream=stream, model=model, region=region, native=native)
+        opened = self._calls.open_at(
+            target,
+            key,
+            route,
+            body,
+            stream=stream,
+            model=model,
+            region=region,
+            native=native,
+            how=_HOW if body and not _is_signed(request) else None,
+        )
+        if opened is not None and opened.invocation.call.sent:
+            opened.options = changed(opened, _changed, request)
+        return opened
 
     def _poll(self, url: Any, path: str) -> Opened | None:
         found = self._calls.polled(path)
@@ -176,6 +190,32 @@ class Seam:
         if provider == row.name:
             provider = row.speaks.get(key, provider)
         return provider, {"server.address": host, "server.port": port or (443 if scheme == "https" else 80)}
+
+
+_HOW = How()
+
+
+def _is_signed(request: Any) -> bool:
+    """Whether something in the request would not be true of another body."""
+    headers = request.headers
+    return headers.get("authorization", "").startswith("AWS4-") or any(name in headers for name in _OF_BODY)
+
+
+_OF_BODY = ("x-amz-content-sha256", "content-md5", "digest", "content-digest", "signature")
+
+
+def _changed(sent: Mapping[str, Any], request: Any) -> Any:
+    """The request with another body; the one that the library has made stays as it is."""
+    headers = request.headers.copy()
+    del headers["content-length"]
+    content = json.dumps(rewritten(json.loads(request.content), sent)).encode()
+    return type(request)(request.method, request.url, headers=headers, content=content, extensions=request.extensions)
+
+
+def _instead(opened: Opened | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    if opened is None or opened.options is None:
+        return args, kwargs
+    return ((opened.options, *args[1:]), kwargs) if args else (args, {**kwargs, "request": opened.options})
 
 
 class _Result:
@@ -324,11 +364,13 @@ os.register_at_fork(after_in_child=_after_fork)
 
 def _send(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     opened = guarded("http.begin", _begin, client, args, kwargs)
+    args, kwargs = _instead(opened, args, kwargs)
     return called(opened, wrapped, args, kwargs, _read)
 
 
 async def _asend(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     opened = await aguarded("http.begin", _begin, client, args, kwargs)
+    args, kwargs = _instead(opened, args, kwargs)
     return await acalled(opened, wrapped, args, kwargs, _read)
 
 

@@ -17,12 +17,15 @@ from typing import Any
 from aifinops import metering
 from aifinops.errors import swallow
 from aifinops.integrations.calls import Calls, acalled, called, read_httpx
+from aifinops.integrations.changing import How, changed, with_json
 from aifinops.integrations.hiding import ask, hide, replaced
 from aifinops.integrations.passing import Opened, aguarded, guarded
 from aifinops.integrations.patching import Patch, applied
 from aifinops.integrations.provider import Provider
 
 __all__ = ["Seam"]
+
+_HOW = How()
 
 
 class Seam:
@@ -73,7 +76,7 @@ class Seam:
         if opened.options is not None:
             args, kwargs = guarded("ask", replaced, opened, args, kwargs) or (args, kwargs)
         result = called(opened, wrapped, args, kwargs, read_httpx)
-        if opened.options is not None:
+        if opened.hides:
             guarded("hide", hide, result)
         return result
 
@@ -86,7 +89,7 @@ class Seam:
         if opened.options is not None:
             args, kwargs = guarded("ask", replaced, opened, args, kwargs) or (args, kwargs)
         result = await acalled(opened, wrapped, args, kwargs, read_httpx)
-        if opened.options is not None:
+        if opened.hides:
             guarded("hide", hide, result)
         return result
 
@@ -105,7 +108,11 @@ class Seam:
         route = self._row.routes.get(path)
         if route is None:
             return self._calls.unknown(client, client.base_url, path, body, stream=stream)
-        opened = self._calls.open(client, client.base_url, path, route, body, stream=stream, files=options.files)
+        opened = self._calls.open(
+            client, client.base_url, path, route, body, stream=stream, files=options.files, how=_HOW
+        )
+        if opened is not None and opened.invocation.call.sent:
+            options = opened.options = changed(opened, with_json, options)
         if opened is not None and route.usage_option and kwargs.get("stream"):
             guarded("ask", ask, opened, self._row, route, client.base_url.host, options)
         return opened

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,19 @@ def test_what_is_large_beside_the_limit_is_not_leased(desk: Desk) -> None:
         assert desk.hold(LIMIT // 80)[1].applied
     assert desk.shared.reserved == 60 * (LIMIT // 80)
     assert not desk.store._where
+
+
+def test_a_limit_that_is_lifted_refuses_nobody(desk: Desk) -> None:
+    """A budget that lets a call through asks again without its limit: neither a refusal that is remembered nor a lease answers that."""
+    assert desk.hold(LIMIT)[1].applied
+    assert desk.hold(10)[1].decision is not None
+    lifted = (NODES[0], replace(NODES[1], limit=None))
+    now = desk.clock.time_ns()
+    for number in range(100):
+        assert Reserve(f"lifted-{number}", lifted, (10, 10), now, FOREVER).execute(desk.store).applied
+        assert Settle(f"lifted-{number}", lifted, (10, 10), now).execute(desk.store).applied
+    assert desk.hold(10)[1].decision is not None
+    assert desk.shared == Balance(LIMIT, spent=1000, reserved=LIMIT)
 
 
 def test_all_of_the_limit_can_be_used(desk: Desk) -> None:
