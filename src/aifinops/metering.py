@@ -410,7 +410,7 @@ class Invocation:
                 change = another
             else:
                 return
-        raise with_hint(change.error, _ENDLESS)
+        raise self._refused(change, _ENDLESS)
 
     def _hold(self, budgets: Any, id: str) -> None:
         amounts = self._bound()
@@ -438,16 +438,22 @@ class Invocation:
         """Make the call smaller as a budget says; its BudgetExceeded, with the reason, where that cannot be."""
         asked = self.call
         if asked.change is None or why_not:
-            raise with_hint(change.error, why_not or _CANNOT.format(change.action.name)) from None
+            raise self._refused(change, why_not or _CANNOT.format(change.action.name)) from None
         try:
             made = self._made(asked.change, change)
         except Exception as failure:  # a limit holds, whatever fails
             swallow("metering.refit", failure)
             made = "on_exceed failed."
         if isinstance(made, str):
-            raise with_hint(change.error, made) from None
+            raise self._refused(change, made) from None
         self.call, self.changed = made, change.error
+        self.engines.guard.fitted(change)
         self._note(asked, change)
+
+    def _refused(self, change: Change, why: str) -> BudgetExceeded:
+        error = with_hint(change.error, why)
+        self.engines.guard.fitted(change, error)
+        return error
 
     def _made(self, changer: Changer, change: Change) -> Call | str:
         action, call = change.action, self.call

@@ -163,16 +163,11 @@ class Runtime:
         """The log of what is decided about the balances of a store: beside its file, else beside the ledger; nowhere for one in memory."""
         from aifinops.budgets.audit import Audit
 
-        path = self.audit_path(getattr(getattr(store, "inner", store), "path", None))
+        path = audit_path(self.config, store)
         with self._lock:
             if path not in self._audits:
                 self._audits[path] = Audit(path, self.clock)
             return self._audits[path]
-
-    def audit_path(self, file: str | os.PathLike[str] | None) -> str | None:
-        """Where the log lies of the store in that file, or of stores that are none."""
-        place = file or _beside(self.config.ledger, "budgets.db")
-        return None if place is None else f"{os.fspath(place)}.audit"
 
     def _make_book(self) -> PriceBook:
         from aifinops.pricing import refresh
@@ -276,6 +271,17 @@ def _policy(entry: Any) -> ActiveBudget:
 def shared_store(settings: config.Config) -> str:
     """Where balances of named budgets live: what is set, else the file that belongs to the ledger."""
     return settings.store or _beside(settings.ledger, "budgets.db") or "memory"
+
+
+def audit_path(settings: config.Config, store: Any = None) -> str | None:
+    """Where the log lies of a store: beside its file, else beside the ledger; None where neither is on disk.
+
+    Args:
+        store: an open store, or the path of its file; None for one that is no file.
+    """
+    file = store if isinstance(store, (str, os.PathLike)) else getattr(getattr(store, "inner", store), "path", None)
+    place = file or _beside(settings.ledger, "budgets.db")
+    return None if place is None else f"{os.fspath(place)}.audit"
 
 
 def approval_key(settings: config.Config) -> str | None:

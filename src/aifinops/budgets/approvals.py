@@ -23,10 +23,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from aifinops.budgets.audit import Audit
 from aifinops.budgets.budget import parse_limit, to_units
 from aifinops.budgets.stores.base import Notes, Put, Store, Take
-from aifinops.clock import Clock
-from aifinops.errors import ConfigurationError
+from aifinops.clock import Clock, to_datetime
+from aifinops.errors import ConfigurationError, swallow
 from aifinops.money import format_money
 
 __all__ = ["Approvals", "Grant", "Key", "Request", "amount_of"]
@@ -256,11 +257,12 @@ class Approvals:
     """Requests and answers in stores.
 
     Args:
-        clock: for what expires. key: that grants are signed with.
+        clock: for what expires. key: that grants are signed with. audit_of: finds the log that belongs to a store.
     """
 
-    def __init__(self, clock: Clock, key: Key | None = None) -> None:
+    def __init__(self, clock: Clock, key: Key | None = None, audit_of: Callable[[Store], Audit] | None = None) -> None:
         self.clock = clock
+        self._audit_of = audit_of
         self.key = key or Key()
         self._strange = ""
 
@@ -287,6 +289,7 @@ class Approvals:
                 and self._is_signed(grant)
                 and self._use(store, grant, now)
             ):
+                self._write(store, "approval_used", wanted.budget, grant, by=grant.approver)
                 return grant
         for text in _under(_DENIED, notes):
             denied = _denied(text)
@@ -325,6 +328,7 @@ class Approvals:
         while True:
             request = replace(wanted, id=secrets.token_hex(4), created=now, expires=expires)
             if Put(_REQUEST + request.id, _text(request), now, expires, new=True).execute(store):
+                self._write(store, "approval_asked", request.budget, request)
                 asked(request)
                 return request
 
@@ -359,6 +363,7 @@ class Approvals:
             secrets.token_hex(16), approver[:_MOST_TOLD],
         ).signed(self.key)  # fmt: skip
         Put(_GRANT + request.id, _text(grant), now, grant.expires).execute(store)
+        self._write(store, "approval_granted", request.budget, grant, by=grant.approver)
         return grant
 
     def deny(self, store: Store, id: str, *, approver: str) -> Request:
@@ -371,7 +376,18 @@ class Approvals:
         request = self._take(store, id, now)
         said = json.dumps({"request": asdict(request), "approver": approver[:_MOST_TOLD]})
         Put(_DENIED + request.id, said, now, request.expires).execute(store)
+        self._write(store, "approval_denied", request.budget, request, by=approver[:_MOST_TOLD])
         return request
+
+    def _write(self, store: Store, kind: str, budget: str, what: Request | Grant, **more: object) -> None:
+        """Into the log; what was asked or answered stands, written down or not."""
+        try:
+            if self._audit_of is not None:
+                amount, until = to_units(what.unit, what.amount), to_datetime(what.expires).isoformat()
+                log = self._audit_of(store)
+                log.add(kind, budget=budget, unit=what.unit, amount=amount, request=what.id, until=until, **more)
+        except Exception as failure:
+            swallow("budgets.approval_log", failure)
 
     def _take(self, store: Store, id: str, now: int) -> Request:
         text = Take(_REQUEST + id, now).execute(store) if id else None

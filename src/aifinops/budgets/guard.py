@@ -458,9 +458,10 @@ class Guard:
 
     def gave_up(self, wait: Wait) -> BudgetExceeded:
         """Waiting is no use any longer, or not possible: the error to raise."""
-        store, node, asked = wait.ticket.place
-        waited = (self.clock.monotonic_ns() - wait.ticket.since) / _NS
-        self.witness.refused(store, node, wait.error, asked, waited)
+        if wait.ticket.place is not None:
+            store, node, asked = wait.ticket.place
+            waited = (self.clock.monotonic_ns() - wait.ticket.since) / _NS
+            self.witness.refused(store, node, wait.error, asked, waited)
         return wait.error
 
     def _patience(self, wait: Wait) -> float:
@@ -740,6 +741,7 @@ class Guard:
         ticket = ticket_in_hand()
         if ticket is not None:
             ticket.leave()
+        if ticket is not None and ticket.place is not None:
             store, node, _ = ticket.place
             self.witness.waited(store, node, (self.clock.monotonic_ns() - ticket.since) / _NS, id)
 
@@ -793,9 +795,15 @@ class Guard:
                 if until is not None:
                     raise self._wait(error, active, node, part.store, refusal.asked, until)
             if isinstance(action, (Downgrade, Clamp, Cut)) and not asking.sent:
-                raise Change(error, action, _room(nodes, decision))
+                raise Change(error, action, _room(nodes, decision), (part.store, node, refusal.asked))
             if isinstance(action, Ask) and not asking.sent:
-                self._approve(action, part.store, node, refusal, error, asking)
+                try:
+                    self._approve(action, part.store, node, refusal, error, asking)
+                except Wait:
+                    raise
+                except BudgetExceeded as refused:
+                    self.witness.refused(part.store, node, refused, refusal.asked)
+                    raise
                 action = "allow"
             if action != "allow":
                 self.witness.refused(part.store, node, error, refusal.asked)
@@ -814,8 +822,12 @@ class Guard:
         ticket = ticket_in_hand()
         if ticket is None:
             wait = asking.by_key(node.budget).budget.max_wait
-            ticket = Ticket(self._queues, self.clock.monotonic_ns() + int(wait * _NS))
-        desk = self._desk = self._desk or approvals.Approvals(self.clock, approvals.Key(self._approval_key))
+            now = self.clock.monotonic_ns()
+            ticket = Ticket(self._queues, now + int(wait * _NS), now)
+        ticket.place = store, node, refusal.asked
+        if self._desk is None:
+            self._desk = approvals.Approvals(self.clock, approvals.Key(self._approval_key), self.witness.audit)
+        desk = self._desk
         approver = approvers.approver_of(ask.approver)
         wanted = approvals.Request(
             "",
@@ -883,6 +895,14 @@ class Guard:
     def changed_call(self, error: BudgetExceeded, said: str) -> None:
         """A call was made smaller for a budget, in place of this error: logged once for each way in which it is."""
         self._log_once(f"{error.budget} {said}", error, said)
+
+    def fitted(self, change: Change, refusal: BudgetExceeded | None = None) -> None:
+        """A call was made smaller as a budget says, or could not be, and is refused with that error."""
+        store, node, asked = change.place
+        if refusal is None:
+            self.witness.changed(store, node, change.error, asked, change.action.name)
+        else:
+            self.witness.refused(store, node, refusal, asked)
 
     def _log_once(self, key: str, error: BudgetExceeded, said: str) -> None:
         if key in self._warned:

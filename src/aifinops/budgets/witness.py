@@ -14,7 +14,14 @@ from aifinops.budgets.audit import Audit, head_note
 from aifinops.budgets.budget import to_units
 from aifinops.budgets.policy import Balance
 from aifinops.budgets.stores.base import Node, Operation, Put, Store
-from aifinops.errors import BudgetExceeded, StoreUnavailable, UnpricedCall, swallow
+from aifinops.errors import (
+    ApprovalDenied,
+    ApprovalPending,
+    BudgetExceeded,
+    StoreUnavailable,
+    UnpricedCall,
+    swallow,
+)
 
 __all__ = ["Witness", "note_key"]
 
@@ -120,6 +127,11 @@ class Witness:
         audit.tell("let_through", node, asked, lambda: {"why": "store is down"} if error is None else _of_error(error))
 
     @_quietly
+    def changed(self, store: Store, node: Node, error: BudgetExceeded, asked: int, action: str) -> None:
+        """A call was made smaller: another model, fewer output tokens, a stream that may be ended."""
+        self.audit(store).tell("changed", node, asked, lambda: {"action": action, **_of_error(error)})
+
+    @_quietly
     def waited(self, store: Store, node: Node, seconds: float, id: str) -> None:
         """A call got its room after a while."""
         self.audit(store).tell("waited", node, 0, lambda: {"id": id}, seconds=seconds)
@@ -200,8 +212,10 @@ def _of_error(error: BudgetExceeded) -> dict[str, object]:
         return {"id": error.decision_id, "limit": error.limit, "why": "store is down"}
     if isinstance(error, UnpricedCall):
         return {"id": error.decision_id, "limit": error.limit, "why": f"no price for {error.model}"}
+    approval = isinstance(error, (ApprovalDenied, ApprovalPending))
     return {
         "id": error.decision_id,
+        "why": type(error).__name__ if approval else None,
         "limit": error.limit,
         "spent": error.spent,
         "reserved": error.reserved,

@@ -105,6 +105,7 @@ def deny(id: Id, by: By = None, store: StorePath = None) -> None:
 def _desk(store: str | None, key: str | None = None) -> tuple[Approvals, Store]:
     from aifinops import runtime
     from aifinops.budgets.approvals import Approvals, Key
+    from aifinops.budgets.audit import Audit
     from aifinops.budgets.stores import open_store
     from aifinops.clock import SystemClock
     from aifinops.config import load
@@ -120,7 +121,8 @@ def _desk(store: str | None, key: str | None = None) -> tuple[Approvals, Store]:
             "there is no ledger on disk that a key for approvals could be beside; set AIFINOPS_APPROVAL_KEY to a file, as "
             "the program does that asks"
         )
-    return Approvals(SystemClock(), Key(key)), open_store(target)
+    desk = Approvals(SystemClock(), Key(key), lambda store: Audit(runtime.audit_path(settings, store)))
+    return desk, open_store(target)
 
 
 def _asked(desk: Approvals, place: Store) -> tuple[Request, ...]:

@@ -52,7 +52,9 @@ def log_path(file: Path | None, store: str | None) -> Path:
             raise ConfigurationError("give the file of the log or --store, not both")
         return file
     engines = runtime.get()
-    found = engines.audit_path(file_of(runtime.shared_store(engines.config) if store is None else store))
+    found = runtime.audit_path(
+        engines.config, file_of(runtime.shared_store(engines.config) if store is None else store)
+    )
     if found is None:
         raise ConfigurationError(
             "budgets and ledger are in memory, so no log is kept; name one: aifinops audit verify FILE"

@@ -20,7 +20,16 @@ from aifinops.budgets.stores.base import Capabilities, Notes, Operation
 from aifinops.budgets.stores.memory import MemoryStore
 from aifinops.budgets.waiting import Wait, keep_ticket
 from aifinops.budgets.witness import Witness
-from aifinops.errors import BudgetExceeded, StoreError, StoreReset, StoreUnavailable, UnknownModel, UnpricedCall
+from aifinops.errors import (
+    ApprovalDenied,
+    ApprovalPending,
+    BudgetExceeded,
+    StoreError,
+    StoreReset,
+    StoreUnavailable,
+    UnknownModel,
+    UnpricedCall,
+)
 from aifinops.testing.clock import FakeClock
 
 CENT = 10_000_000
@@ -325,3 +334,63 @@ def _elsewhere(work: Any) -> Any:
     thread.start()
     thread.join()
     return found[0]
+
+
+def test_a_wait_for_an_approval_that_nobody_gives_is_a_refusal(desk: Desk) -> None:
+    """Whoever waits for an answer in vain is refused, and never let through; the log has the request and the refusal."""
+    budget = active(on_exceed="ask", max_wait=30)
+    desk.guard.settle(desk.reserve(budget), {"USD": 60 * CENT})
+    with pytest.raises(Wait) as caught:
+        desk.reserve(budget)
+    desk.clock.advance(seconds=31)
+    with pytest.raises(ApprovalPending):
+        desk.guard.pause(caught.value)
+    asked, refused = desk.log()
+    assert (asked["kind"], asked["budget"], asked["amount"]) == ("approval_asked", "team", "0.6")
+    assert (refused["kind"], refused["seconds"], refused["why"]) == ("refused", 31.0, "ApprovalPending")
+
+
+def test_approvals_are_written_down(desk: Desk) -> None:
+    """Who has allowed what, that it was used, and who has said no."""
+    budget = active(on_exceed="ask", max_wait=30)
+    desk.guard.settle(desk.reserve(budget), {"USD": 60 * CENT})
+    with pytest.raises(Wait):
+        desk.reserve(budget)
+    approvals = desk.guard._desk
+    assert approvals is not None
+    (request,) = approvals.requests(desk.store)
+    approvals.grant(desk.store, request.id, approver="ann")
+    desk.reserve(budget)
+    with pytest.raises(Wait):
+        desk.reserve(budget)
+    (request,) = approvals.requests(desk.store)
+    approvals.deny(desk.store, request.id, approver="bob")
+    with pytest.raises(ApprovalDenied):
+        desk.reserve(budget)
+    log = desk.log()
+    kinds = [
+        "approval_asked",
+        "approval_granted",
+        "approval_used",
+        "let_through",
+        "approval_asked",
+        "approval_denied",
+        "refused",
+    ]
+    assert [entry["kind"] for entry in log] == kinds
+    assert (log[1]["by"], log[2]["by"], log[5]["by"], log[6]["why"]) == ("ann", "ann", "bob", "ApprovalDenied")
+
+
+@pytest.mark.parametrize(("model", "kind"), [("gpt-5", "changed"), ("gpt-4o-mini", "refused")])
+def test_a_call_that_is_made_smaller_is_written_down(tmp_path: Path, model: str, kind: str) -> None:
+    """Or refused where it cannot be."""
+    runtime.init(ledger=str(tmp_path / "ledger.db"))
+    call = metering.Call("openai", "chat", model, body={"messages": [], "model": model}, max_output=1000)
+    with af.budget("$0.003", on_exceed={"downgrade": {"gpt-5": "gpt-5-mini"}}, max_wait=0), suppress(BudgetExceeded):
+        for _ in range(9):
+            invocation = metering.begin(call)
+            assert invocation is not None
+            invocation.leave()
+    runtime.flush()
+    kinds = {entry.facts["kind"] for entry in entries(tmp_path / "budgets.db.audit")}
+    assert kind in kinds
