@@ -144,3 +144,28 @@ def test_only_what_is_asked_for_is_shown(run: Run, path: Path) -> None:
     assert [json.loads(line)["n"] for line in run("show", path, "--budget", "ingest", "--json")[1].splitlines()] == [3]
     assert [json.loads(line)["n"] for line in run("show", path, "--last", 1, "--json")[1].splitlines()] == [4]
     assert run("show", path, "--kind", "x")[1] == "No entries of that kind.\n"
+
+
+def test_what_is_answered_from_the_command_line_is_in_the_log(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A grant and a denial, with who has given them, in the log of the store."""
+    from aifinops.budgets.approvals import Approvals, Key, Request
+    from aifinops.clock import SystemClock
+
+    monkeypatch.setenv("AIFINOPS_LEDGER", str(tmp_path / "ledger.db"))
+    runtime.reset()
+    store = SqliteStore(tmp_path / "budgets.db")
+    desk = Approvals(SystemClock(), Key(tmp_path / "approvals.key"))
+    for amount, answer in ((10, "grant"), (20, "deny")):
+        wanted = Request("", f"team {answer}", "team|day", 0, "USD", amount * 10**9, 10**9, 0)
+        request = desk.answer(store, wanted)
+        assert isinstance(request, Request)
+        with pytest.raises(SystemExit) as left:
+            main(["approvals", answer, request.id, "--by", "ann"])
+        assert left.value.code in (0, None), capsys.readouterr().err
+    store.close()
+    capsys.readouterr()
+    granted, denied = (json.loads(line) for line in run("show", "--json")[1].splitlines()[1:])
+    assert (granted["kind"], granted["by"], granted["amount"]) == ("approval_granted", "ann", "10")
+    assert (denied["kind"], denied["by"], denied["budget"]) == ("approval_denied", "ann", "team deny")
