@@ -22,7 +22,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from aifinops import runtime
-from aifinops.budgets.actions import START_OUTPUT, Change, Clamp, Cut, Downgrade, recast, room_for, with_hint
+from aifinops.budgets.actions import START_OUTPUT, Change, Clamp, Cut, Downgrade, recast, room_for
 from aifinops.budgets.budget import ActiveBudget, to_units
 from aifinops.budgets.guard import Reservation
 from aifinops.budgets.waiting import Wait, in_event_loop, keep_ticket
@@ -410,7 +410,7 @@ class Invocation:
                 change = another
             else:
                 return
-        raise with_hint(change.error, _ENDLESS)
+        raise self.engines.guard.cannot_change(change, _ENDLESS)
 
     def _hold(self, budgets: Any, id: str) -> None:
         amounts = self._bound()
@@ -438,14 +438,14 @@ class Invocation:
         """Make the call smaller as a budget says; its BudgetExceeded, with the reason, where that cannot be."""
         asked = self.call
         if asked.change is None or why_not:
-            raise with_hint(change.error, why_not or _CANNOT.format(change.action.name)) from None
+            raise self.engines.guard.cannot_change(change, why_not or _CANNOT.format(change.action.name)) from None
         try:
             made = self._made(asked.change, change)
         except Exception as failure:  # a limit holds, whatever fails
             swallow("metering.refit", failure)
             made = "on_exceed failed."
         if isinstance(made, str):
-            raise with_hint(change.error, made) from None
+            raise self.engines.guard.cannot_change(change, made) from None
         self.call, self.changed = made, change.error
         self._note(asked, change)
 

@@ -176,14 +176,16 @@ class Change(BudgetExceeded):
 
     Attributes:
         error: what to raise when it cannot be made smaller. action: what to do. room: unit -> what is left of it, in integers as in `reserve`.
+        place: the store, the node that had no room, and what it was asked for.
     """
 
-    def __init__(self, error: BudgetExceeded, action: Smaller, room: Mapping[str, int]) -> None:
+    def __init__(self, error: BudgetExceeded, action: Smaller, room: Mapping[str, int], place: Any) -> None:
         Exception.__init__(self, str(error))
         self.__dict__.update(vars(error))
         self.error = error
         self.action = action
         self.room = dict(room)
+        self.place = place
 
 
 def recast(kind: type[E], error: BudgetExceeded, hint: str = "") -> E:

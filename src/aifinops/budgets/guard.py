@@ -456,6 +456,12 @@ class Guard:
         """`pause` in a task; the event loop goes on."""
         await wait.ticket.await_(self._patience(wait))
 
+    def cannot_change(self, change: Change, why: str) -> BudgetExceeded:
+        """A call cannot be made smaller: the error to raise."""
+        store, node, asked = change.place
+        self.witness.refused(store, node, change.error, asked)
+        return with_hint(change.error, why)
+
     def gave_up(self, wait: Wait) -> BudgetExceeded:
         """Waiting is no use any longer, or not possible: the error to raise."""
         store, node, asked = wait.ticket.place
@@ -790,7 +796,7 @@ class Guard:
                 if until is not None:
                     raise self._wait(error, active, node, part.store, refusal.asked, until)
             if isinstance(action, (Downgrade, Clamp, Cut)) and not asking.sent:
-                raise Change(error, action, _room(nodes, decision))
+                raise Change(error, action, _room(nodes, decision), (part.store, node, refusal.asked))
             if isinstance(action, Ask) and not asking.sent:
                 self._approve(action, part.store, node, refusal, error, asking)
                 action = "allow"
@@ -810,8 +816,9 @@ class Guard:
 
         ticket = ticket_in_hand()
         if ticket is None:
-            wait = asking.by_key(node.budget).budget.max_wait
-            ticket = Ticket(self._queues, self.clock.monotonic_ns() + int(wait * _NS))
+            now, wait = self.clock.monotonic_ns(), asking.by_key(node.budget).budget.max_wait
+            ticket = Ticket(self._queues, now + int(wait * _NS), now)
+        ticket.place = store, node, refusal.asked
         desk = self._desk = self._desk or approvals.Approvals(self.clock, approvals.Key(self._approval_key))
         approver = approvers.approver_of(ask.approver)
         wanted = approvals.Request(
@@ -836,14 +843,17 @@ class Guard:
             if approver is not None and isinstance(answer, approvals.Request):
                 approver.look(desk, store, answer)
         except (StoreError, ConfigurationError) as failure:
+            self.witness.refused(store, node, error, refusal.asked)
             raise with_hint(error, f"Nobody can be asked for an approval: {failure}") from failure
         except Exception as failure:  # a limit that cannot ask holds
             swallow("budgets.approval", failure)
+            self.witness.refused(store, node, error, refusal.asked)
             raise with_hint(error, "Asking for an approval failed.") from failure
         if isinstance(answer, approvals.Grant):
             asking.grants += ((store, answer, node.label),)
             logger.warning("aifinops: %s It goes on: %s has allowed it.", _what(error), answer.approver)
         elif isinstance(answer, approvals.Denied):
+            self.witness.refused(store, node, error, refusal.asked)
             raise recast(ApprovalDenied, error, f"{answer.approver} has said no to request {answer.request.id}.")
         else:
             how = f"Nobody has answered request {answer.id} yet: aifinops approvals grant {answer.id}"
