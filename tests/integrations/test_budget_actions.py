@@ -19,6 +19,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import aifinops as af
+from aifinops import runtime
 from aifinops.charges import Charge
 from aifinops.telemetry import names
 from aifinops.testing import FakeProvider, capture_charges
@@ -418,3 +419,19 @@ def test_threads_share_what_a_clamp_leaves(openai: Any, workers: int) -> None:
     )
     assert bill.amount is not None
     assert Decimal("0.0009") < bill.amount <= spent <= Decimal("0.001")
+
+
+@pytest.mark.parametrize("action", ["clamp", "cut", DOWN, {"ask": lambda _: False}], ids=str)
+def test_a_call_that_is_refused_after_all_is_witnessed_once(
+    openai: Any, wire: Wire, monkeypatch: pytest.MonkeyPatch, action: Any
+) -> None:
+    """Whatever the budget tried before it raised: the log of decisions has that it did."""
+    seen: list[tuple[Any, ...]] = []
+    with client_of("openai", wire) as client, hold(Decimal("0.0000001"), on_exceed=action):
+        monkeypatch.setattr(runtime.get().guard.witness, "refused", lambda *args: seen.append(args))
+        with pytest.raises(af.BudgetExceeded):
+            client.chat.completions.create(model="gpt-4o", messages=ASK)
+    ((_, node, error, asked, *_),) = seen
+    assert node.unit == "USD"
+    assert asked > node.limit
+    assert isinstance(error, af.BudgetExceeded)
