@@ -22,7 +22,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from aifinops import runtime
-from aifinops.budgets.actions import START_OUTPUT, Change, Clamp, Cut, Downgrade, recast, room_for
+from aifinops.budgets.actions import START_OUTPUT, Change, Clamp, Cut, Downgrade, recast, room_for, with_hint
 from aifinops.budgets.budget import ActiveBudget, to_units
 from aifinops.budgets.guard import Reservation
 from aifinops.budgets.waiting import Wait, in_event_loop, keep_ticket

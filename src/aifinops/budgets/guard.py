@@ -851,17 +851,14 @@ class Guard:
             if approver is not None and isinstance(answer, approvals.Request):
                 approver.look(desk, store, answer)
         except (StoreError, ConfigurationError) as failure:
-            self.witness.refused(store, node, error, refusal.asked)
             raise with_hint(error, f"Nobody can be asked for an approval: {failure}") from failure
         except Exception as failure:  # a limit that cannot ask holds
             swallow("budgets.approval", failure)
-            self.witness.refused(store, node, error, refusal.asked)
             raise with_hint(error, "Asking for an approval failed.") from failure
         if isinstance(answer, approvals.Grant):
             asking.grants += ((store, answer, node.label),)
             logger.warning("aifinops: %s It goes on: %s has allowed it.", _what(error), answer.approver)
         elif isinstance(answer, approvals.Denied):
-            self.witness.refused(store, node, error, refusal.asked)
             raise recast(ApprovalDenied, error, f"{answer.approver} has said no to request {answer.request.id}.")
         else:
             how = f"Nobody has answered request {answer.id} yet: aifinops approvals grant {answer.id}"
