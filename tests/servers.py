@@ -102,6 +102,11 @@ class PostgresServer:
             nobody = pwd.getpwnam("nobody")
             self.user = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
             os.chown(self.home, nobody.pw_uid, nobody.pw_gid)
+            if not all(
+                folder.stat().st_mode & 0o001 for folder in self.binaries.parents
+            ):  # an environment that is root's alone
+                shutil.copytree(self.binaries.parent, self.home / "pginstall", symlinks=True)
+                self.binaries = self.home / "pginstall" / "bin"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]

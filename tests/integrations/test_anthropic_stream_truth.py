@@ -90,7 +90,7 @@ def settled_once(budget: Any, basis: str, status: str) -> None:
         assert charge.lower <= true * 10**9 <= charge.upper
         assert charge.amount <= charge.upper
     assert budget.reserved == 0
-    assert budget.spent * 10**9 == charge.amount
+    assert budget.spent * 10**9 == (charge.amount if charge.upper is None else charge.upper)
     assert not passing._passing
     assert errors.failures() == {}
 
