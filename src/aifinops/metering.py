@@ -926,7 +926,7 @@ class Invocation:
         """A charge in budget units; nothing where we fail to tell: then it has cost what was held."""
         try:
             if reading.estimated:
-                return _soundly(charge, reading)
+                return _within(_soundly(charge, reading), actual_amounts(charge), reservation)
             if reservation is not None and charge.amount is not None and reservation.unit == charge.currency:
                 return {charge.currency: charge.amount}  # nobody asks for anything else
             return actual_amounts(charge)
@@ -1146,6 +1146,19 @@ def _soundly(charge: Charge, reading: Reading) -> dict[str, int]:
         amount=charge.amount if charge.upper is None else charge.upper,
     )
     return actual_amounts(upper)
+
+
+def _within(most: dict[str, int], expected: dict[str, int], reservation: Reservation | None) -> dict[str, int]:
+    """An estimate at its upper bound is no more than what was held for the call: of a stream that ends at a limit only what it came to."""
+    if reservation is None:
+        return most
+    held: dict[str, int] = {}
+    for node, amount in zip(reservation.nodes, reservation.amounts, strict=True):
+        held[node.unit] = max(amount, held.get(node.unit, 0))
+    return {
+        unit: max(expected.get(unit, 0), min(amount, held[unit])) if unit in held else amount
+        for unit, amount in most.items()
+    }
 
 
 def give_to_trackers(scope: Scope, charge: Charge) -> None:

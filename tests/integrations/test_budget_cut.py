@@ -322,4 +322,5 @@ def test_many_streams_at_once_stay_within_the_limit(wire: Wire) -> None:
             thread.join()
         limit, spent, reserved = b.limit, b.spent, b.reserved
     assert reserved == 0
-    assert limit * Decimal("0.5") < sum((slow.bill() for slow in slows), Decimal(0)) <= spent <= limit
+    # Without a tokenizer every byte of what came may be a token: five times of what is billed here.
+    assert limit * Decimal("0.1") < sum((slow.bill() for slow in slows), Decimal(0)) <= spent <= limit
