@@ -105,8 +105,10 @@ class PostgresServer:
             if not all(
                 folder.stat().st_mode & 0o001 for folder in self.binaries.parents
             ):  # an environment that is root's alone
-                shutil.copytree(self.binaries.parent, self.home / "pginstall", symlinks=True)
-                self.binaries = self.home / "pginstall" / "bin"
+                package = self.binaries.parents[1]
+                for folder in (package, *package.parent.glob(f"{package.name}.libs")):  # which it finds beside itself
+                    shutil.copytree(folder, self.home / folder.name, symlinks=True)
+                self.binaries = self.home / package.name / "pginstall" / "bin"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]

@@ -151,7 +151,7 @@ class Database:
             )
 
     def _take(self, create: bool) -> sqlite3.Connection:
-        with self._telling():
+        with forks.opening, self._telling():
             self._prepare(create)
             self.connection = connection = self._set_up()
         self._pid = os.getpid()
@@ -268,6 +268,8 @@ class _Forks:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
+        self.opening = threading.RLock()
+        """Held while a file is opened: one that is new is not known here yet. Whoever holds it takes no other lock of a file."""
         self._open: weakref.WeakSet[Database] = weakref.WeakSet()
         self._stopped: list[Database] = []
         self._abandoned: list[sqlite3.Connection] = []
@@ -290,15 +292,17 @@ class _Forks:
         self._stopped = list(self._open)
         for database in self._stopped:
             database.stop()
+        self.opening.acquire()
 
     def _in_parent(self) -> None:
+        self.opening.release()
         stopped, self._stopped = self._stopped, []
         for database in stopped:
             database.go_on()
         self._lock.release()
 
     def _in_child(self) -> None:
-        self._lock = threading.RLock()
+        self._lock, self.opening = threading.RLock(), threading.RLock()
         self._stopped = []
         for database in list(self._open):
             database.reset_after_fork()

@@ -105,6 +105,10 @@ class Runtime:
         return self.__dict__[name]
 
     def _make_engines(self) -> None:
+        # All that a budget may need later, too: a child of a process that forked while a thread was loading a module waits for it for ever.
+        import aifinops.budgets.audit
+        import aifinops.budgets.stores.leases
+        import aifinops.budgets.stores.sqlite  # noqa: F401 - loaded, not used here
         from aifinops.budgets.alerts import Alerts, sinks
         from aifinops.budgets.guard import Guard
         from aifinops.budgets.stores.memory import MemoryStore

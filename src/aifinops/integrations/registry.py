@@ -207,6 +207,8 @@ def instrument(*targets: Any) -> None:
     Raises:
         ConfigurationError: for an unknown name, a named library that is not installed, or wrong settings.
     """
+    import aifinops.track  # noqa: F401 - where a thread loads it while the process forks, the child waits for that for ever
+
     engines = runtime.get()
     _ = engines.writer  # a ledger that cannot be opened is said now, not inside a call
     if engines.config.threads:
