@@ -13,8 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import re
-import socket
 import threading
 import time
 from collections import deque
@@ -243,7 +243,7 @@ class Audit:
 
 def head_note(path: str | os.PathLike[str]) -> str:
     """Key of the note in a store with the head of the log at that path of this machine."""
-    place = f"{socket.gethostname()}:{Path(path).absolute()}"
+    place = f"{platform.node()}:{Path(path).absolute()}"
     return f"audit\x1f{hashlib.sha256(place.encode()).hexdigest()}"
 
 

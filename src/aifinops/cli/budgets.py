@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import getpass
 import json
-import socket
+import platform
 import sys
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
@@ -284,7 +284,7 @@ def _who() -> str:
         user = getpass.getuser()
     except (KeyError, OSError):  # a number without a name, in a container
         user = "unknown"
-    return f"{user}@{socket.gethostname()}"
+    return f"{user}@{platform.node()}"
 
 
 # --- what is printed -------------------------------------------------------------------------------------------------------
