@@ -403,9 +403,8 @@ class Invocation:
         for _ in range(_MOST_CHANGES):
             self._refit(change, why_not)
             try:
-                self._hold(
-                    budgets, new_id()
-                )  # what a budget of another store has held and given back has used the first one up
+                # A new id: what a budget of another store has held and given back has used the first one up.
+                self._hold(budgets, new_id())
             except Change as another:
                 change = another
             else:

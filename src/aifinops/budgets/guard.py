@@ -368,10 +368,8 @@ class Guard:
         line = self._lines.get(id_of(part.store)) or self._line(part.store)
         for _ in range(_GROW_TRIES):
             outcome = self._execute(line, Extend(asking.id, part.enforced, asking.at, self._ttl, wanted))
-            if outcome.applied or outcome.state not in (
-                State.HELD,
-                State.SENT,
-            ):  # forfeited: it counts as spent already
+            gone = outcome.state not in (State.HELD, State.SENT)  # forfeited: it counts as spent already
+            if outcome.applied or gone:
                 break
             if outcome.decision is not None:  # else what there was is another call's by now
                 part.enforced = self._let_through(part, part.enforced, outcome.decision, asking)

@@ -148,7 +148,6 @@ class Pool:
         self._idle: list[Link] = []
         self._waiting: deque[Future[Link]] = deque()
         self._count = 0
-        self._generation = object()
 
     def take(self) -> Steps[Link]:
         """A connection, to be given back or dropped."""
