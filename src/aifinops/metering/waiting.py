@@ -1,0 +1,66 @@
+"""A call for which there may be room in a while: who waits for it, a thread or a task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from aifinops import runtime
+from aifinops.budgets.waiting import Wait, in_event_loop, keep_ticket
+
+__all__ = ["begin_patiently", "here"]
+
+R = TypeVar("R")
+
+_patient: ContextVar[bool] = ContextVar("aifinops_patient", default=False)
+
+
+def here(function: Callable[..., R], *arguments: Any) -> R:
+    """Call something that holds; where it has to wait for room, this thread does, unless somebody further out can wait in a task."""
+    try:
+        return function(*arguments)
+    except Wait as first:
+        if _patient.get():
+            raise
+        wait = first
+    guard = runtime.get().guard
+    try:
+        if in_event_loop():
+            raise guard.refusals.gave_up(wait) from None
+        with keep_ticket(wait.ticket):
+            while True:
+                guard.pause(wait)
+                try:
+                    return function(*arguments)
+                except Wait as again:
+                    wait = again
+    finally:
+        wait.ticket.leave()
+
+
+async def begin_patiently(begin: Callable[..., R], *arguments: Any) -> R:
+    """`begin(*arguments)`, which opens a call somewhere inside; where that has to wait for room, this task does and not the event loop.
+
+    Raises:
+        BudgetExceeded: as `begin`.
+    """
+    token = _patient.set(True)
+    try:
+        try:
+            return begin(*arguments)
+        except Wait as first:
+            wait = first
+        guard = runtime.get().guard
+        try:
+            with keep_ticket(wait.ticket):
+                while True:
+                    await guard.apause(wait)
+                    try:
+                        return begin(*arguments)
+                    except Wait as again:
+                        wait = again
+        finally:
+            wait.ticket.leave()
+    finally:
+        _patient.reset(token)
