@@ -249,7 +249,7 @@ class Guard:
                 truth.append(amount)
                 if amount is not None and amount > held:
                     over = True
-            outcome = self._lines.owe(part.store, Settle(reservation.id, part.nodes, tuple(truth), now))
+            outcome = self._settle(part, reservation.id, tuple(truth), now)
             if over:
                 self._overrun(reservation.id, part, truth, now)
             if outcome is not None and outcome.crossed:
@@ -264,6 +264,11 @@ class Guard:
             self._late(reservation, actual, counted)
         if self._queues:
             self.refusals.changed(reservation)
+
+    def _settle(self, part: Part, id: str, truth: tuple[int | None, ...], now: int) -> Outcome | None:
+        line = self._lines.to(part.store)
+        outcome = None if line.settle is None else line.settle(id, part.nodes, truth, now)
+        return outcome or self._lines.owe(part.store, Settle(id, part.nodes, truth, now))
 
     def release(self, reservation: Reservation) -> None:
         """Give everything back: with proof that nothing was sent, or that the provider refused it. As `settle`, it never fails."""
@@ -389,8 +394,10 @@ class Guard:
 
     def _reserve(self, part: Part, nodes: tuple[Node, ...], asking: Asking) -> Outcome:
         line = self._lines.to(part.store)
-        if line.hold is not None:
-            return line.hold(asking.id, nodes, part.amounts, asking.at, self._ttl)
+        if line.reserve is not None:
+            outcome = line.reserve(asking.id, nodes, part.amounts, asking.at, self._ttl)
+            if outcome is not None:
+                return outcome
         if not self._lines.answers(line):
             raise StoreError("it did not answer a moment ago")
         operation = Reserve(asking.id, nodes, part.amounts, asking.at, self._ttl)
