@@ -14,7 +14,7 @@ from aifinops.budgets.budget import ActiveBudget, is_currency, to_units
 from aifinops.budgets.caretaker import EVERY_NS, Caretaker
 from aifinops.budgets.lines import Line, Lines
 from aifinops.budgets.policy import Balance
-from aifinops.budgets.refusals import Asking, Refusals, Unpriced, granted
+from aifinops.budgets.refusals import Asking, Refusals, granted
 from aifinops.budgets.reservations import Part, Reservation
 from aifinops.budgets.stores.base import (
     MAX_AMOUNT,
@@ -36,7 +36,7 @@ from aifinops.budgets.stores.base import (
 from aifinops.budgets.waiting import Queues, Wait
 from aifinops.budgets.witness import Witness
 from aifinops.clock import Clock
-from aifinops.errors import BudgetExceeded, StoreError, StoreUnavailable, UnknownModel, swallow
+from aifinops.errors import StoreError, StoreUnavailable, UnknownModel, swallow
 from aifinops.meters import GROUPS, METERS
 
 __all__ = ["LEASE_S", "Guard", "Part", "Reservation", "SoftLimit"]
@@ -147,15 +147,16 @@ class Guard:
             UnpricedCall: when there is no price and a budget wants one.
         """
         self._tidy(at)
-        exceeded: list[BudgetExceeded] = []
-        parts = self._ask(budgets, amounts, at, Unpriced(unpriced, id, exceeded))
+        asking = Asking(id, at, budgets)
+        asking.hint, asking.why, asking.about = hint, unpriced, about
+        parts = self._ask(asking, amounts)
         if not parts:
             return None
-        asking = Asking(id, at, hint, budgets, exceeded)
-        asking.about = about
         held: list[Part] = []
         try:
-            held.extend(part for part in parts if self._hold(part, asking))
+            for part in parts:
+                if self._hold(part, asking):
+                    held.append(part)  # noqa: PERF401 - what is held so far is given back where one refuses
         except BaseException:
             for part in held:
                 self._lines.owe(part.store, Release(id, part.nodes))
@@ -163,7 +164,7 @@ class Guard:
                 self.refusals.give_back(*grant)
             raise
         unheld = () if len(held) == len(parts) else [part for part in parts if part not in held]
-        reservation = self._held[id] = Reservation(id, held, exceeded, unheld, at + self._ttl)
+        reservation = self._held[id] = Reservation(id, held, asking.exceeded, unheld, at + self._ttl)
         if asking.grants:
             reservation.granted = granted(asking)
         if self._queues:
@@ -203,8 +204,7 @@ class Guard:
             StoreUnavailable: when a store does not answer and its budgets then deny.
         """
         now = self.clock.time_ns()
-        asking = Asking(reservation.id, now, "", budgets, [])
-        asking.sent = True
+        asking = Asking(reservation.id, now, budgets, sent=True)
         for part in reservation.parts:
             wanted = tuple(
                 max(held, min(amounts.get(node.unit, held), MAX_AMOUNT))
@@ -238,32 +238,36 @@ class Guard:
 
         A store that does not answer is told when it does again; until then the hold stays, and in the end it would expire as spent.
         """
-        counted = any(name != "requests" and not is_currency(name) for name in actual)
         now = self.clock.time_ns()
         self._held.pop(reservation.id, None)
         for part in reservation.parts:
             truth: list[int | None] = []
             over = False
-            for node, held in zip(part.nodes, part.amounts):  # noqa: B905 - one a node, both
-                amount = _actual(node.unit, actual, counted)
+            for index, node in enumerate(part.nodes):
+                amount = actual.get(node.unit)
+                if amount is None or not 0 <= amount <= MAX_AMOUNT:
+                    amount = _actual(node.unit, actual)
                 truth.append(amount)
-                if amount is not None and amount > held:
+                if amount is not None and amount > part.amounts[index]:
                     over = True
-            outcome = self._lines.owe(part.store, Settle(reservation.id, part.nodes, tuple(truth), now))
+            outcome = self._settle(part, reservation.id, tuple(truth), now)
             if over:
                 self._overrun(reservation.id, part, truth, now)
             if outcome is not None and outcome.crossed:
                 self.report(outcome.crossed)
         for part in reservation.unheld:
             known = zip(part.nodes, part.amounts, strict=True)
-            posted = [
-                most if (amount := _actual(node.unit, actual, counted)) is None else amount for node, most in known
-            ]
+            posted = [most if (amount := _actual(node.unit, actual)) is None else amount for node, most in known]
             self._lines.owe(part.store, Adjust(reservation.id, part.nodes, tuple(posted), now))
         if now >= reservation.until:
-            self._late(reservation, actual, counted)
+            self._late(reservation, actual)
         if self._queues:
             self.refusals.changed(reservation)
+
+    def _settle(self, part: Part, id: str, truth: tuple[int | None, ...], now: int) -> Outcome | None:
+        line = self._lines.to(part.store)
+        outcome = None if line.settle is None else line.settle(id, part.nodes, truth, now)
+        return outcome or self._lines.owe(part.store, Settle(id, part.nodes, truth, now))
 
     def release(self, reservation: Reservation) -> None:
         """Give everything back: with proof that nothing was sent, or that the provider refused it. As `settle`, it never fails."""
@@ -389,8 +393,10 @@ class Guard:
 
     def _reserve(self, part: Part, nodes: tuple[Node, ...], asking: Asking) -> Outcome:
         line = self._lines.to(part.store)
-        if line.hold is not None:
-            return line.hold(asking.id, nodes, part.amounts, asking.at, self._ttl)
+        if line.reserve is not None:
+            outcome = line.reserve(asking.id, nodes, part.amounts, asking.at, self._ttl)
+            if outcome is not None:
+                return outcome
         if not self._lines.answers(line):
             raise StoreError("it did not answer a moment ago")
         operation = Reserve(asking.id, nodes, part.amounts, asking.at, self._ttl)
@@ -419,17 +425,15 @@ class Guard:
 
     # --- what to ask for -------------------------------------------------------------------------------------------------
 
-    def _ask(
-        self, budgets: Sequence[ActiveBudget], amounts: Mapping[str, int], at: int, unpriced: Unpriced
-    ) -> list[Part]:
+    def _ask(self, asking: Asking, amounts: Mapping[str, int]) -> list[Part]:
         parts: list[Part] = []
-        for active in _each(budgets):
-            nodes = self._nodes(active, at)
+        for active in _each(asking.budgets):
+            nodes = self._nodes(active, asking.at)
             asked = []
             for node in nodes:
                 amount = amounts.get(node.unit)
                 if amount is None:
-                    amount = self._bound(active, node, amounts, unpriced)
+                    amount = self._bound(active, node, amounts, asking)
                 asked.append(amount if 0 <= amount <= MAX_AMOUNT else max(0, min(amount, MAX_AMOUNT)))
             same = next((part for part in parts if part.store is active.store), None)
             if same is None:
@@ -442,7 +446,7 @@ class Guard:
             parts.sort(key=lambda part: part.store.capabilities.io != "none")
         return parts
 
-    def _bound(self, active: ActiveBudget, node: Node, amounts: Mapping[str, int], unpriced: Unpriced) -> int:
+    def _bound(self, active: ActiveBudget, node: Node, amounts: Mapping[str, int], asking: Asking) -> int:
         unit, unknown = node.unit, active.budget.unknown
         if not is_currency(unit):
             return _meter_bound(unit, amounts)
@@ -450,12 +454,12 @@ class Guard:
         if unknown == "reserve" and dearest is not None:
             return dearest
         if unknown != "allow":
-            error = unpriced.error(node)
+            error = asking.unpriced(node)
             if self.refusals.action(active, node, error) != "allow":
                 self.witness.refused(active.store, node, error, 0)
                 raise error
             self.witness.let_through(active.store, node, error, 0)
-            unpriced.exceeded.append(error)
+            asking.exceeded.append(error)
         return 0
 
     def _nodes(self, active: ActiveBudget, at: int) -> tuple[Node, ...]:
@@ -494,10 +498,10 @@ class Guard:
             if amount is not None and amount > held:
                 self.witness.overrun(part.store, node, amount - held, id, now)
 
-    def _late(self, reservation: Reservation, actual: Mapping[str, int], counted: bool) -> None:
+    def _late(self, reservation: Reservation, actual: Mapping[str, int]) -> None:
         for part in reservation.parts:
             for node in part.nodes:
-                self.witness.late(part.store, node, _actual(node.unit, actual, counted), reservation.id)
+                self.witness.late(part.store, node, _actual(node.unit, actual), reservation.id)
 
     def report(self, crossed: Iterable[Crossing]) -> None:
         """Tell everybody of the marks that were reached."""
@@ -529,11 +533,12 @@ def _meter_bound(unit: str, amounts: Mapping[str, int]) -> int:
     return 0 if (unit in _NOT_IN_MODEL_CALLS) == ("requests" in amounts) else 1
 
 
-def _actual(unit: str, actual: Mapping[str, int], counted: bool) -> int | None:
+def _actual(unit: str, actual: Mapping[str, int]) -> int | None:
     amount = actual.get(unit)
-    if amount is None:
-        return 0 if counted and not is_currency(unit) else None
-    return amount if 0 <= amount <= MAX_AMOUNT else max(0, min(amount, MAX_AMOUNT))
+    if amount is not None:
+        return max(0, min(amount, MAX_AMOUNT))
+    counted = any(name != "requests" and not is_currency(name) for name in actual)
+    return 0 if counted and not is_currency(unit) else None
 
 
 def _soft_limit(crossing: Crossing) -> SoftLimit:

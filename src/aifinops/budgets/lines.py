@@ -30,17 +30,20 @@ class Line:
 
     Attributes:
         owed: operations that it did not take. closed_until: not to be asked before, monotonic nanoseconds; a store that does not answer
-            would make every call wait for its timeout. hold: its own quick way to `Reserve`, where it never waits.
+            would make every call wait for its timeout. reserve, settle: its own quick ways to do so, where it has some; None from them says
+            that the store itself has to be asked. waits: False for one that always answers at once.
     """
 
-    __slots__ = ("closed_until", "failures", "hold", "owed", "store")
+    __slots__ = ("closed_until", "failures", "owed", "reserve", "settle", "store", "waits")
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.owed: deque[Operation[Outcome]] = deque(maxlen=_OWED_MOST)
         self.failures = 0
         self.closed_until = 0
-        self.hold: Callable[..., Outcome] | None = getattr(store, "hold", None)
+        self.waits = store.capabilities.io != "none"
+        self.reserve: Callable[..., Outcome | None] | None = getattr(store, "quick_reserve", None)
+        self.settle: Callable[..., Outcome | None] | None = getattr(store, "quick_settle", None)
 
     def failed(self, now: int, error: StoreError) -> None:
         """The store has not answered: it is left alone for a while."""
@@ -97,7 +100,7 @@ class Lines:
 
     def answers(self, line: Line) -> bool:
         """False while a store is left alone."""
-        if line.hold is not None:
+        if not line.waits:
             return True
         return self._clock.monotonic_ns() >= line.closed_until and (not line.owed or self.pay(line))
 

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from aifinops.budgets.actions import Action, Ask, Change, Clamp, Cut, Downgrade, recast, with_hint
@@ -31,7 +31,7 @@ from aifinops.errors import (
 if TYPE_CHECKING:
     from aifinops.budgets.approvals import Approvals, Grant
 
-__all__ = ["Asking", "Refusals", "Unpriced", "exceeded", "granted"]
+__all__ = ["Asking", "Refusals", "exceeded", "granted"]
 
 logger = logging.getLogger("aifinops.budgets")
 
@@ -42,37 +42,33 @@ _POLL_S, _OWN_POLL_S, _LONG_POLL_S, _ASK_POLL_S = 0.02, 1.0, 60.0, 0.25
 
 
 class Asking:
-    """One call that asks for room, and what was found out about it."""
+    """One call that asks for room, and what was found out about it.
 
-    __slots__ = ("about", "at", "budgets", "exceeded", "grants", "hint", "id", "sent")
+    Attributes:
+        id, at, hint, budgets: as in `Guard.reserve`. why: there is no price. exceeded: budgets that let it through all the same.
+        about: what whoever is asked for an approval is told. grants: approvals that it uses, with the store and the name of the budget of each.
+        sent: True for what is under way: it neither waits nor changes.
+    """
 
-    def __init__(
-        self, id: str, at: int, hint: str, budgets: Sequence[ActiveBudget], exceeded: list[BudgetExceeded]
-    ) -> None:
+    __slots__ = ("about", "at", "budgets", "exceeded", "grants", "hint", "id", "sent", "why")
+
+    def __init__(self, id: str, at: int, budgets: Sequence[ActiveBudget], *, sent: bool = False) -> None:
         self.id = id
         self.at = at
-        self.hint = hint
         self.budgets = budgets
-        self.exceeded = exceeded
+        self.hint = ""
+        self.why: UnknownModel | None = None
+        self.exceeded: list[BudgetExceeded] = []
         self.about: Callable[[], Mapping[str, str]] = dict
-        self.grants: tuple[tuple[Store, Grant, str], ...] = ()  # with the budget of each
-        self.sent = False  # True for what is under way: it neither waits nor changes
+        self.grants: tuple[tuple[Store, Grant, str], ...] = ()
+        self.sent = sent
 
     def by_key(self, key: str) -> ActiveBudget:
         """The budget of a node."""
         return next(active for active in self.budgets if active.key == key)
 
-
-@dataclass(frozen=True, slots=True)
-class Unpriced:
-    """What is known of a call without a price, until a budget asks."""
-
-    why: UnknownModel | None
-    id: str
-    exceeded: list[BudgetExceeded]
-
-    def error(self, node: Node) -> UnpricedCall:
-        """What is raised where that node wants a price."""
+    def unpriced(self, node: Node) -> UnpricedCall:
+        """What is raised where a node wants a price."""
         why = self.why or UnknownModel("")
         error = UnpricedCall(
             node.label,

@@ -53,8 +53,12 @@ class Reservation:
         self.exceeded = tuple(exceeded)
         self.granted: Mapping[str, str] | None = None
         self.thread = threading.get_ident()
-        unit = (parts or unheld)[0].nodes[0].unit
-        self.unit = unit if all(node.unit == unit for part in (*parts, *unheld) for node in part.nodes) else ""
+        nodes = (parts or unheld)[0].nodes
+        unit = nodes[0].unit
+        if len(nodes) + len(parts) + len(unheld) > 2:  # else there is no other node
+            same = all(node.unit == unit for part in (*parts, *unheld) for node in part.nodes)
+            unit = unit if same else ""
+        self.unit = unit
 
     @property
     def nodes(self) -> tuple[Node, ...]:
