@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from aifinops.errors import UnknownModel
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from aifinops.pricing.book import PriceBook
     from aifinops.usage import Quantities
 
-__all__ = ["Bound", "allowance", "bound_of", "cost_of", "outputs_of", "prompt_of", "regional", "why_unpriced"]
+__all__ = ["Bound", "allowance", "bound_of", "coarse", "cost_of", "outputs_of", "prompt_of", "regional", "why_unpriced"]
 
 
 @dataclass(slots=True)
@@ -70,6 +70,11 @@ def bound_of(book: PriceBook, call: Call, at: int) -> Bound:
     amounts["output_tokens"] = outputs * MICRO
     amounts["tokens"] = (inputs + outputs) * MICRO
     return Bound(amounts, upper, currency, prompt)
+
+
+def coarse(book: PriceBook, call: Call, at: int) -> Bound | None:
+    """The most that a call can cost whatever is in its request: all that its model can take. None where that is no bound."""
+    return None if call.most or call.counts else bound_of(book, replace(call, body=None, hidden=True), at)
 
 
 def _outputs_held(book: PriceBook, call: Call) -> int | None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from aifinops.budgets.actions import Change
 from aifinops.charges import new_id
+from aifinops.errors import swallow
 from aifinops.metering import bounds, fitting
 from aifinops.metering.fitting import LONGEST
 from aifinops.tags import make_tags, merge
@@ -50,7 +51,7 @@ def _hold_smaller(invocation: Invocation, budgets: Any, change: Change, why_not:
 
 def _hold(invocation: Invocation, budgets: Any, id: str) -> None:
     engines, call = invocation.engines, invocation.call
-    bound = bounds.bound_of(engines.book, call, invocation.wall)
+    bound = _bound(invocation)
     invocation.take(bound)
     invocation.reservation = reservation = engines.guard.reserve(
         budgets,
@@ -63,6 +64,18 @@ def _hold(invocation: Invocation, budgets: Any, id: str) -> None:
     )
     if reservation is not None and reservation.granted:
         invocation.tags = merge(invocation.tags, make_tags(reservation.granted))
+
+
+def _bound(invocation: Invocation) -> bounds.Bound:
+    book, call, at = invocation.engines.book, invocation.call, invocation.wall
+    try:
+        return bounds.bound_of(book, call, at)
+    except Exception as failure:  # a request that we cannot read is no more than the largest one
+        coarse = bounds.coarse(book, call, at)
+        if coarse is None:
+            raise
+        swallow("metering.bound", failure)
+        return coarse
 
 
 def _about(invocation: Invocation) -> dict[str, str]:

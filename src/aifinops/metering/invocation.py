@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from aifinops.charges import Amounts, Charge, Cost, new_id
 from aifinops.errors import BudgetExceeded, swallow
-from aifinops.metering import charging, estimates, fitting, holding, telling, units, waiting
+from aifinops.metering import charging, estimates, fitting, holding, telling, undecided, units, waiting
 from aifinops.metering.deferred import busy
 from aifinops.reading import Reading
 from aifinops.telemetry import attributes as span_attributes
@@ -80,13 +80,28 @@ class Invocation:
     def reserve(self, budgets: Any, id: str, *, fixed: bool = False) -> None:
         """Hold the upper bound of this call in every budget, under an id that is new; BudgetExceeded when one has no room.
 
-        Where a budget says so the call is changed until it fits, unless it is `fixed`: under way already.
+        Where a budget says so the call is changed until it fits, unless it is `fixed`: under way already. Where something of ours fails, and
+        no budget may refuse it, the call is counted when it settles.
         """
         busy.on = True
         try:
             holding.hold(self, budgets, id, fixed=fixed)
+        except BudgetExceeded:
+            raise
+        except Exception as failure:  # a limit holds, whatever fails
+            self._give_back()
+            undecided.judge("metering.reserve", self.engines, budgets, failure)
+            self.budgets = budgets
         finally:
             busy.on = False
+
+    def _give_back(self) -> None:
+        reservation, self.reservation = self.reservation, None
+        if reservation is not None:
+            try:
+                self.engines.guard.release(reservation)
+            except Exception as failure:  # it expires as spent
+                swallow("metering.give_back", failure)
 
     def take(self, bound: Bound) -> None:
         """This is what the call may cost at most."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aifinops import runtime
 from aifinops.errors import BudgetExceeded, swallow
-from aifinops.metering import deferred, waiting
+from aifinops.metering import deferred, undecided, waiting
 from aifinops.metering.call import Call
 from aifinops.metering.invocation import Invocation, in_flight
 from aifinops.metering.watched import Watched, Watcher
@@ -20,7 +20,7 @@ def begin(call: Call) -> Invocation | None:
         None when nothing is to be metered (switched off, already metered further out, or our own failure).
 
     Raises:
-        BudgetExceeded: when a budget has no room; nothing was sent.
+        BudgetExceeded: when a budget has no room, or may have none and a failure of ours keeps it from saying so; nothing was sent.
     """
     if _is_owned():
         return None
@@ -37,19 +37,24 @@ def _begin(call: Call) -> Invocation | None:
     engines = runtime.get()
     if not engines.config.enabled:
         return None
-    deferred.drain()
-    scope = current()
-    tags = engines.tags(scope)
-    invocation = Invocation(engines, call, scope, tags)
-    budgets = engines.budgets(scope, tags)
+    try:
+        deferred.drain()
+        scope = current()
+        tags = engines.tags(scope)
+        invocation = Invocation(engines, call, scope, tags)
+        budgets = engines.budgets(scope, tags)
+    except Exception as failure:  # a limit holds, whatever fails
+        undecided.judge("metering.begin", engines, undecided.in_force(engines), failure)
+        return None
     if budgets:
         invocation.asked = budgets
         invocation.reserve(budgets, invocation.id)
     try:
         invocation.enter()
-    except Exception:  # the call is made all the same: what it may cost stays counted
+    except Exception as failure:  # the call is made all the same: what it may cost stays counted
         invocation.give_up()
-        raise
+        swallow("metering.enter", failure)
+        return None
     return invocation
 
 
