@@ -20,6 +20,7 @@ from aifinops.budgets.stores.base import (
     MAX_AMOUNT,
     Adjust,
     Crossing,
+    Draw,
     Extend,
     Forget,
     MarkSent,
@@ -36,7 +37,7 @@ from aifinops.budgets.stores.base import (
 from aifinops.budgets.waiting import Queues, Wait
 from aifinops.budgets.witness import Witness
 from aifinops.clock import Clock
-from aifinops.errors import StoreError, StoreUnavailable, UnknownModel, swallow
+from aifinops.errors import BudgetExceeded, StoreError, StoreUnavailable, UnknownModel, swallow
 from aifinops.meters import GROUPS, METERS
 
 __all__ = ["LEASE_S", "Guard", "Part", "Reservation", "SoftLimit"]
@@ -122,6 +123,7 @@ class Guard:
         unpriced: UnknownModel | None = None,
         hint: str = "",
         about: Callable[[], Mapping[str, str]] = dict,
+        slice_s: float = 0,
     ) -> Reservation | None:
         """Hold `amounts` in every budget, or in none.
 
@@ -135,6 +137,7 @@ class Guard:
             id: of the call, new. at: when it is made, nanoseconds since the epoch; it selects the window.
             unpriced: why there is no price. hint: a sentence for the message when it is refused.
             about: says what whoever is asked for an approval is told of the call.
+            slice_s: lease, seconds, of what will be drawn from by and by; 0 for a call.
 
         Returns:
             None when no budget limits anything that this call takes.
@@ -147,7 +150,8 @@ class Guard:
             UnpricedCall: when there is no price and a budget wants one.
         """
         self._tidy(at)
-        asking = Asking(id, at, budgets)
+        asking = Asking(id, at, budgets, int(slice_s * _NS) or self._ttl)
+        asking.alone = slice_s > 0
         asking.hint, asking.why, asking.about = hint, unpriced, about
         parts = self._ask(asking, amounts)
         if not parts:
@@ -164,7 +168,7 @@ class Guard:
                 self.refusals.give_back(*grant)
             raise
         unheld = () if len(held) == len(parts) else [part for part in parts if part not in held]
-        reservation = self._held[id] = Reservation(id, held, asking.exceeded, unheld, at + self._ttl)
+        reservation = self._held[id] = Reservation(id, held, asking.exceeded, unheld, at + asking.ttl)
         if asking.grants:
             reservation.granted = granted(asking)
         if self._queues:
@@ -204,7 +208,7 @@ class Guard:
             StoreUnavailable: when a store does not answer and its budgets then deny.
         """
         now = self.clock.time_ns()
-        asking = Asking(reservation.id, now, budgets, sent=True)
+        asking = Asking(reservation.id, now, budgets, self._ttl, sent=True)
         for part in reservation.parts:
             wanted = tuple(
                 max(held, min(amounts.get(node.unit, held), MAX_AMOUNT))
@@ -228,6 +232,73 @@ class Guard:
             raise StoreError("other calls were quicker again and again")
         if outcome.applied:
             part.amounts = wanted
+
+    def draw(
+        self,
+        reservation: Reservation,
+        budgets: Sequence[ActiveBudget],
+        spent: Mapping[str, int],
+        wanted: Mapping[str, int],
+        *,
+        slice_s: float,
+    ) -> bool:
+        """Pay from a hold for what was used since the last time, and hold so much from now on.
+
+        Args:
+            reservation: what `reserve` gave, for `budgets`. spent, wanted: unit -> amount, as in `reserve`; a unit that is missing is 0.
+            slice_s: the new lease, seconds.
+
+        Returns:
+            False when the lease had run out: what was held counts as spent until `settle` puts in its place what was.
+
+        Raises:
+            BudgetExceeded: when a budget has no room for what is wanted. What was used is paid all the same, and what is left of the hold stays.
+            StoreUnavailable: when a store does not answer and its budgets then deny. It is told later what was used.
+        """
+        now = self.clock.time_ns()
+        asking = Asking(reservation.id, now, budgets, int(slice_s * _NS), sent=True)
+        alive, refused = True, None
+        for part in reservation.parts:
+            try:
+                alive = self._draw(part, reservation, spent, wanted, asking) and alive
+            except BudgetExceeded as refusal:  # the other stores are told all the same
+                refused = refusal
+        for part in reservation.unheld:
+            paid = tuple(min(spent.get(node.unit, 0), MAX_AMOUNT) for node in part.nodes)
+            self._lines.owe(part.store, Adjust(f"{reservation.id}-{reservation.step}", part.nodes, paid, now))
+        reservation.until = now + asking.ttl
+        if refused is not None:
+            raise refused
+        return alive
+
+    def _draw(
+        self,
+        part: Part,
+        reservation: Reservation,
+        spent: Mapping[str, int],
+        wanted: Mapping[str, int],
+        asking: Asking,
+    ) -> bool:
+        paid = tuple(min(spent.get(node.unit, 0), MAX_AMOUNT) for node in part.nodes)
+        held = tuple(min(wanted.get(node.unit, 0), MAX_AMOUNT) for node in part.nodes)
+        while True:
+            reservation.step += 1
+            part.amounts = tuple(max(0, was - cost) for was, cost in zip(part.amounts, paid, strict=True))
+            operation = Draw(
+                reservation.id, part.enforced, reservation.step, paid, held, part.amounts, asking.at, asking.ttl
+            )
+            outcome = self._lines.owe(part.store, operation)
+            if outcome is None:
+                self._without_store(part, asking, StoreError("it does not answer."))
+                return True
+            self.report(outcome.crossed)
+            if outcome.decision is None:
+                break
+            part.enforced = self.refusals.let_through(part, part.enforced, outcome.decision, asking)
+            paid = (0,) * len(paid)
+        if outcome.applied:
+            part.amounts = held
+        return outcome.applied
 
     def settle(self, reservation: Reservation, actual: Mapping[str, int]) -> None:
         """Put the truth in the place of the hold; more than was held is recorded, never refused.
@@ -393,13 +464,13 @@ class Guard:
 
     def _reserve(self, part: Part, nodes: tuple[Node, ...], asking: Asking) -> Outcome:
         line = self._lines.to(part.store)
-        if line.reserve is not None:
-            outcome = line.reserve(asking.id, nodes, part.amounts, asking.at, self._ttl)
+        if line.reserve is not None and not asking.alone:
+            outcome = line.reserve(asking.id, nodes, part.amounts, asking.at, asking.ttl)
             if outcome is not None:
                 return outcome
         if not self._lines.answers(line):
             raise StoreError("it did not answer a moment ago")
-        operation = Reserve(asking.id, nodes, part.amounts, asking.at, self._ttl)
+        operation = Reserve(asking.id, nodes, part.amounts, asking.at, asking.ttl, asking.alone)
         try:
             return self._lines.execute(line, operation)
         except StoreError:

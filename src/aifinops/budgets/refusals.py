@@ -47,12 +47,12 @@ class Asking:
     Attributes:
         id, at, hint, budgets: as in `Guard.reserve`. why: there is no price. exceeded: budgets that let it through all the same.
         about: what whoever is asked for an approval is told. grants: approvals that it uses, with the store and the name of the budget of each.
-        sent: True for what is under way: it neither waits nor changes.
+        sent: True for what is under way: it neither waits nor changes. ttl: of its lease, nanoseconds. alone: as in `Reserve`.
     """
 
-    __slots__ = ("about", "at", "budgets", "exceeded", "grants", "hint", "id", "sent", "why")
+    __slots__ = ("about", "alone", "at", "budgets", "exceeded", "grants", "hint", "id", "sent", "ttl", "why")
 
-    def __init__(self, id: str, at: int, budgets: Sequence[ActiveBudget], *, sent: bool = False) -> None:
+    def __init__(self, id: str, at: int, budgets: Sequence[ActiveBudget], ttl: int, *, sent: bool = False) -> None:
         self.id = id
         self.at = at
         self.budgets = budgets
@@ -62,6 +62,8 @@ class Asking:
         self.about: Callable[[], Mapping[str, str]] = dict
         self.grants: tuple[tuple[Store, Grant, str], ...] = ()
         self.sent = sent
+        self.ttl = ttl
+        self.alone = False
 
     def by_key(self, key: str) -> ActiveBudget:
         """The budget of a node."""

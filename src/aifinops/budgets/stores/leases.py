@@ -220,7 +220,7 @@ class LeasedStore:
         kind: Any = type(operation)
         one: Any = operation
         answer: Any
-        if kind is Reserve:
+        if kind is Reserve and not one.alone:
             answer = self.quick_reserve(one.id, one.nodes, one.amounts) or self._ask(one)
         elif kind is Read:
             answer = self._read(one)
