@@ -23,7 +23,6 @@ from aifinops.budgets.stores.base import (
     Draw,
     Extend,
     Forget,
-    MarkSent,
     Node,
     Outcome,
     Read,
@@ -149,7 +148,10 @@ class Guard:
             StoreUnavailable: when a store does not answer and its budgets then deny.
             UnpricedCall: when there is no price and a budget wants one.
         """
-        self._tidy(at)
+        try:
+            self._tidy(at)
+        except Exception as failure:  # it is no part of the decision
+            swallow("budgets.tidy", failure)
         asking = Asking(id, at, budgets, int(slice_s * _NS) or self._ttl)
         asking.alone = slice_s > 0
         asking.hint, asking.why, asking.about = hint, unpriced, about
@@ -161,28 +163,31 @@ class Guard:
             for part in parts:
                 if self._hold(part, asking):
                     held.append(part)  # noqa: PERF401 - what is held so far is given back where one refuses
-        except BaseException:
-            for part in held:
-                self._lines.owe(part.store, Release(id, part.nodes))
-            for grant in asking.grants:
-                self.refusals.give_back(*grant)
+            unheld = () if len(held) == len(parts) else [part for part in parts if part not in held]
+            reservation = self._held[id] = Reservation(id, held, asking.exceeded, unheld, at + asking.ttl)
+            if asking.grants:
+                reservation.granted = granted(asking)
+            if self._queues:
+                self.refusals.served(id)
+        except BudgetExceeded:
+            self._give_back(asking, held)
             raise
-        unheld = () if len(held) == len(parts) else [part for part in parts if part not in held]
-        reservation = self._held[id] = Reservation(id, held, asking.exceeded, unheld, at + asking.ttl)
-        if asking.grants:
-            reservation.granted = granted(asking)
-        if self._queues:
-            self.refusals.served(id)
+        except BaseException:  # whatever it was, and wherever: what may be held is given back
+            self._held.pop(id, None)
+            self._give_back(asking, parts)
+            raise
         return reservation
 
-    def mark_sent(self, reservation: Reservation) -> None:
-        """The request is about to leave.
+    def _give_back(self, asking: Asking, parts: Sequence[Part]) -> None:
+        for part in parts:
+            self._lines.owe(part.store, Release(asking.id, part.nodes))
+        for grant in asking.grants:
+            self.refusals.give_back(*grant)
 
-        Raises:
-            StoreError: when a store fails.
-        """
-        for part in reservation.parts:
-            MarkSent(reservation.id).execute(part.store)
+    def undecided(self, active: ActiveBudget, error: BudgetExceeded) -> None:
+        """Write down that a call was refused for this budget since we have failed to decide."""
+        node, *_ = self._nodes(active, self.clock.time_ns())
+        self.witness.refused(active.store, node, error, 0)
 
     def extend(self, reservation: Reservation) -> bool:
         """A new lease for a long call; False when it had run out and its hold counts as spent already.
