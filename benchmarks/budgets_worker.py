@@ -7,7 +7,8 @@
     guard COUNT [off]        all that happens around one call: estimate, context, check, usage, price, record; `off` is ours without a budget
     denied COUNT store|guard of ours: a call that has no room, because all is spent
     rate COUNT NODES         of ours: pairs a second of two processes at once
-    spend serial|burst       96 calls of 0.0125 USD against a limit of 0.10 USD, one after the other or from 32 threads
+    spend serial|burst|uneven  96 calls of 0.0125 USD against a limit of 0.10 USD, one after the other or from 32 threads, three each;
+                             `uneven` is a burst against 0.11 USD, which is no multiple of a call
 
 Times are microseconds by the wall clock, of each single step, with the reading of the clock in them (0.1). What is called in `guard` is a
 function that has its answer ready. In `spend` it is a provider that keeps its own bill, behind the real openai client where the system takes
@@ -41,23 +42,25 @@ import worker
 
 NANO = 10**9
 MODEL = "gpt-4o"
-LIMIT, CALL = NANO // 10, NANO // 80
-"""The limit and what a call costs, nano-USD: eight calls."""
-THREADS, EACH = 32, 3
+CALL = NANO // 80
+"""What a call costs, nano-USD."""
+LIMITS = {"serial": NANO // 10, "burst": NANO // 10, "uneven": 11 * NANO // 100}
+"""Of `spend`, nano-USD: eight calls; eight calls and most of another one."""
+THREADS, EACH, PAUSE_S = 32, 3, 0.01
 PLENTY = "1000000"
 
 REQUEST = {"model": MODEL, "messages": worker.MESSAGES, "max_tokens": 300}
 ANSWER = {**worker.CHAT, "model": f"{MODEL}-2024-08-06"}
 """Of `guard`: 1,000 tokens in, 600 of them cached, 200 out."""
-SHORT = {"model": MODEL, "messages": [{"role": "user", "content": "Go on."}], "max_tokens": 1249}
-BILLED = {**ANSWER, "usage": {"prompt_tokens": 4, "completion_tokens": 1249, "total_tokens": 1253}}
-"""Of `spend`: 4 x 2.50 + 1,249 x 10 USD a million are 0.0125 USD, all but nothing of it for the answer, whose length is stated."""
+LONG = {"model": MODEL, "messages": [{"role": "user", "content": "words " * 992}], "max_tokens": 1000}
+BILLED = {**ANSWER, "usage": {"prompt_tokens": 1000, "completion_tokens": 1000, "total_tokens": 2000}}
+"""Of `spend`: 1,000 tokens at 2.50 and 1,000 at 10 USD a million are 0.0125 USD."""
 
 Once = Callable[[], object]
 
 
 class Provider:
-    """Serves calls and keeps its own bill. A call that has come is billed, whoever waits for it.
+    """Serves calls and keeps its own bill. A call that has come is billed, whoever waits for it. Some take three times as long as others.
 
     Attributes:
         served: calls.
@@ -72,7 +75,7 @@ class Provider:
         with self._lock:
             self.served += 1
             number = self.served
-        time.sleep(self._seconds)
+        time.sleep(self._seconds * (0.5 + number % 8 / 8))
         return {**BILLED, "id": f"chatcmpl-{uuid.uuid4().hex}-{number}"}
 
     def client(self) -> Any:
@@ -115,8 +118,8 @@ class System(Protocol):
         """A call with all that happens around it; None where it neither estimates nor prices."""
         ...
 
-    def limited(self, provider: Provider) -> AbstractContextManager[Callable[[], bool]]:
-        """A new limit of 0.10 USD, and one call of the provider under it: whether it was let through."""
+    def limited(self, provider: Provider, limit: int) -> AbstractContextManager[Callable[[], bool]]:
+        """A new limit, nano-USD, and one call of the provider under it: whether it was let through."""
         ...
 
 
@@ -137,7 +140,11 @@ class Limits:
         self._before = before
         self._limiter = FixedWindowRateLimiter(MemoryStorage())
         self._item = RateLimitItemPerYear
-        self.note = "counts the bound before the call, for good" if before else "tests before the call, counts after it"
+        self.note = (
+            "the caller says what a call costs, here rightly, and cannot correct it"
+            if before
+            else "as above, counted after the call"
+        )
 
     def pair(self) -> Once:
         hit, test, item = self._limiter.hit, self._limiter.test, self._item(10**15)
@@ -149,8 +156,8 @@ class Limits:
         return None
 
     @contextmanager
-    def limited(self, provider: Provider) -> Iterator[Callable[[], bool]]:
-        item, key = self._item(LIMIT), uuid.uuid4().hex
+    def limited(self, provider: Provider, limit: int) -> Iterator[Callable[[], bool]]:
+        item, key = self._item(limit), uuid.uuid4().hex
 
         def one() -> bool:
             if not (self._limiter.hit if self._before else self._limiter.test)(item, key, cost=CALL):
@@ -189,10 +196,10 @@ class LiteLLM:
         return self._call("bench", lambda: self._answer, REQUEST)
 
     @contextmanager
-    def limited(self, provider: Provider) -> Iterator[Callable[[], bool]]:
+    def limited(self, provider: Provider, limit: int) -> Iterator[Callable[[], bool]]:
         user = uuid.uuid4().hex
-        self._manager.create_budget(total_budget=LIMIT / NANO, user=user)
-        yield self._call(user, lambda: self._library.ModelResponse(**provider.answer()), SHORT)
+        self._manager.create_budget(total_budget=limit / NANO, user=user)
+        yield self._call(user, lambda: self._library.ModelResponse(**provider.answer()), LONG)
 
     def _call(self, user: str, answer: Callable[[], Any], request: dict[str, Any]) -> Callable[[], bool]:
         manager, messages = self._manager, request["messages"]
@@ -208,18 +215,19 @@ class LiteLLM:
 
 class Cendor:
     """cendor-tokenguard with `on_exceed="block"`, the mode that refuses before a call. Its context does not reach other threads by itself: it is
-    carried there, as its page says. Its tokenizer wants a download, and without a network that raises in the user's call: here it
-    counts a token every four characters, by its own `register`, which is quicker."""
+    carried there, as its page says. Its tokenizer wants a download, and without a network that raises in the user's call: here words
+    are counted, by its own `register`, which is quicker, and right for the words that are sent here."""
 
     package = "cendor-tokenguard"
-    note = "context carried into the threads; tokens counted as characters, since its tokenizer needs a download"
+    note = "context carried into the threads; words counted as tokens, since its tokenizer needs a download"
 
     def __init__(self) -> None:
         from cendor import core, tokenguard
         from cendor.core import tokens
 
         def count(text: Any, _: str) -> int:
-            return len(text if isinstance(text, str) else "".join(part["content"] for part in text)) // 4
+            said = text if isinstance(text, str) else " ".join(message["content"] for message in text)
+            return len(said.split())
 
         tokens.register("openai", count)
         tokenguard.configure(on_stale_prices="ignore")
@@ -235,9 +243,9 @@ class Cendor:
         return lambda: client.chat.completions.create(**REQUEST)
 
     @contextmanager
-    def limited(self, provider: Provider) -> Iterator[Callable[[], bool]]:
+    def limited(self, provider: Provider, limit: int) -> Iterator[Callable[[], bool]]:
         client = self._core.instrument(provider.client())
-        with self._library.budget(usd=Decimal(LIMIT) / NANO, on_exceed="block"):
+        with self._library.budget(usd=Decimal(limit) / NANO, on_exceed="block"):
             yield lambda: _went(self._library.BudgetExceeded, client.chat.completions.create)
 
 
@@ -277,14 +285,14 @@ class BudgetGuardLLM:
         return lambda: client.chat.completions.create(**REQUEST)
 
     @contextmanager
-    def limited(self, provider: Provider) -> Iterator[Callable[[], bool]]:
-        client = self._library.guard(provider.client(), budget=self._guard(f"{Decimal(LIMIT) / NANO}"))
+    def limited(self, provider: Provider, limit: int) -> Iterator[Callable[[], bool]]:
+        client = self._library.guard(provider.client(), budget=self._guard(f"{Decimal(limit) / NANO}"))
         yield lambda: _went(self._library.BudgetExceeded, client.chat.completions.create)
 
 
 def _went(refusal: type[Exception], create: Callable[..., object]) -> bool:
     try:
-        create(**SHORT)
+        create(**LONG)
     except refusal:
         return False
     return True
@@ -350,11 +358,11 @@ class Ours:
         return one
 
     @contextmanager
-    def limited(self, provider: Provider) -> Iterator[Callable[[], bool]]:
+    def limited(self, provider: Provider, limit: int) -> Iterator[Callable[[], bool]]:
         self._library.instrument()
         client = provider.client()
         try:
-            with self.budget(f"{Decimal(LIMIT) / NANO} USD") as budget:
+            with self.budget(f"{Decimal(limit) / NANO} USD") as budget:
                 yield lambda: _went(self._library.BudgetExceeded, client.chat.completions.create)
                 bill = Decimal(provider.served * CALL) / NANO
                 if (budget.spent, budget.reserved) != (bill, 0):
@@ -401,7 +409,8 @@ class Ours:
         return took
 
     def rate(self, count: int, nodes: int) -> dict[str, Any]:
-        """Pairs a second of two processes that share all nodes, and what the store says was spent afterwards."""
+        """Pairs a second of two processes that share all nodes, by the clock, and by CPU time: what two cores do that have no other work.
+        That the store knows of every one of them is checked."""
         context, run = multiprocessing.get_context("spawn"), uuid.uuid4().hex
         start, results = context.Barrier(2), context.Queue()
         arguments = (self._address, self._leased, run, nodes, count, start, results)
@@ -417,7 +426,9 @@ class Ours:
         balances = Read(nodes_of(run, nodes)).execute(store)
         store.close()
         assert all((one.spent, one.reserved) == (2 * count * 500, 0) for one in balances), balances
-        return {"pairs_a_second": round(2 * count / (max(end for _, end in found) - min(begun for begun, _ in found)))}
+        wall = max(end for _, end, _ in found) - min(begun for begun, _, _ in found)
+        by_cpu = sum(count / cpu for _, _, cpu in found)
+        return {"pairs_a_second": round(2 * count / wall), "pairs_by_cpu": round(by_cpu)}
 
 
 TTL = 900 * NANO
@@ -469,13 +480,13 @@ def _rate(number: int, address: str, leased: bool, run: str, nodes: int, count: 
     ids = [f"{run}-{number}-{one}" for one in range(count)]
     Read(shared).execute(store)
     start.wait()
-    begun = time.perf_counter()
+    begun, cpu = time.perf_counter(), time.process_time()
     for id in ids:
         now = time.time_ns()
         if not Reserve(id, shared, held, now, TTL).execute(store).applied:
             raise AssertionError(f"{id} was refused")
         Settle(id, shared, cost, now).execute(store)
-    results.put((begun, time.perf_counter()))
+    results.put((begun, time.perf_counter(), time.process_time() - cpu))
     store.close()
 
 
@@ -498,16 +509,16 @@ def timed(once: Once, count: int) -> dict[str, float]:
 
 def spend(system: System, way: str) -> dict[str, Any]:
     """What the provider has billed, beside the limit; `refused_late` are calls that were served before they were refused."""
-    burst = way == "burst"
+    burst, limit = way != "serial", LIMITS[way]
     provider = Provider(0.02 if burst else 0.0)
-    with system.limited(provider) as one:
+    with system.limited(provider, limit) as one:
         answers = _burst(one) if burst else [one() for _ in range(THREADS * EACH)]
     late = provider.served - answers.count(True)
     bill = provider.served * CALL
     return {
         "served": provider.served,
         "refused_late": late,
-        "over_percent": round(100 * max(0, bill - LIMIT) / LIMIT, 1),
+        "over_percent": round(100 * max(0, bill - limit) / limit, 1),
     }
 
 
@@ -517,7 +528,9 @@ def _burst(one: Callable[[], bool]) -> list[bool]:
     def work() -> None:
         start.wait()
         try:
-            answers.extend([one() for _ in range(EACH)])
+            for _ in range(EACH):
+                answers.append(one())
+                time.sleep(PAUSE_S)
         except Exception as error:
             errors.append(error)
 
@@ -540,7 +553,7 @@ class Session:
 
     def offers(self) -> list[str]:
         """What can be asked of it."""
-        kinds = ["spend serial", "spend burst"]
+        kinds = [f"spend {way}" for way in LIMITS]
         if isinstance(self.system, Ours):
             return [*kinds, "pair", "guard"]
         self._made = {"pair": self.system.pair(), "guard": self.system.guard()}
