@@ -73,7 +73,7 @@ class _Path:
     Attributes:
         id, step: of the reservation that is the lease, empty for none. until: when it was not renewed for too long, monotonic.
         free: to be given to calls. flying: with calls in flight. used: settled, and not yet told to the store.
-        calls: in flight, by id. count, since, last: how often it is asked.
+        calls: how many are in flight. count, since, last: how often it is asked.
         denied, denied_until: the last refusal, and how long it stands. pending: a draw of which nobody knows whether it had its effect.
         closing: the last word on a lease that is no more, until the store has taken it.
         busy: held by whoever talks to the store of it.
@@ -88,14 +88,14 @@ class _Path:
         self.busy = threading.Lock()
         self.id, self.step, self.until = "", 0, 0
         self.free, self.flying, self.used = ([0] * len(nodes) for _ in range(3))
-        self.calls: dict[str, Amounts] = {}
+        self.calls = 0
         self.count, self.since, self.last = 0, now, now
         self.denied: Outcome | None = None
         self.denied_until = 0
         self.pending: Draw | None = None
         self.closing: Settle | Adjust | None = None
 
-    def take(self, id: str, amounts: Amounts, now: int) -> bool:
+    def take(self, amounts: Amounts, now: int) -> bool:
         """Give a call what it asks for, where that is here."""
         if now >= self.until:
             return False
@@ -107,19 +107,22 @@ class _Path:
         for index, amount in enumerate(amounts):
             free[index] -= amount
             flying[index] += amount
-        self.calls[id] = amounts
+        self.calls += 1
         return True
 
-    def put(self, id: str, actual: Sequence[int | None]) -> bool:
+    def put(self, held: Amounts, actual: Sequence[int | None]) -> bool:
         """A call has ended; False where it took more than there was."""
-        held, enough = self.calls.pop(id), True
-        for index, (amount, spent) in enumerate(zip(held, actual, strict=True)):
+        self.calls -= 1
+        free, flying, used, enough = self.free, self.flying, self.used, True
+        for index, amount in enumerate(held):
+            spent = actual[index]
             cost = amount if spent is None else spent
-            self.flying[index] -= amount
-            self.used[index] += cost
+            flying[index] -= amount
+            used[index] += cost
             if self.id:
-                self.free[index] += amount - cost
-                enough = enough and self.free[index] >= 0
+                free[index] += amount - cost
+                if free[index] < 0:
+                    enough = False
         return enough
 
     def asked(self, now: int) -> None:
@@ -190,8 +193,8 @@ class LeasedStore:
         self._ttl = int(ttl_s * _NS)
         self._every_s = every_s
         self._denied_ns = int(denied_s * _NS)
-        self._paths: dict[tuple[str, ...], _Path] = {}
-        self._where: dict[str, _Path] = {}
+        self._paths: dict[str | tuple[str, ...], _Path] = {}
+        self._where: dict[str, tuple[_Path, Amounts]] = {}  # calls in flight, and what each holds
         self._orphans: deque[Release] = deque()
         self._reset()
 
@@ -218,7 +221,7 @@ class LeasedStore:
         one: Any = operation
         answer: Any
         if kind is Reserve:
-            answer = self.quick(one.id, one.nodes, one.amounts) or self._ask(one)
+            answer = self.quick_reserve(one.id, one.nodes, one.amounts) or self._ask(one)
         elif kind is Read:
             answer = self._read(one)
         elif kind in _OF_CALLS and one.id in self._where:
@@ -229,28 +232,38 @@ class LeasedStore:
 
     # --- one call -------------------------------------------------------------------------------------------------------
 
-    def quick(self, id: str, nodes: tuple[Node, ...], amounts: Amounts) -> Outcome | None:
-        """The answer to a `Reserve` without the store; None when it has to be asked."""
+    def quick_reserve(
+        self, id: str, nodes: tuple[Node, ...], amounts: Amounts, now: int = 0, ttl: int = 0
+    ) -> Outcome | None:
+        """The answer to a `Reserve` without the store; None when it has to be asked. `now` and `ttl` are no matter: a lease has its own."""
         now = self._clock.monotonic_ns()
-        key = tuple([node.key for node in nodes])
+        key = nodes[0].key if len(nodes) == 1 else _key(nodes)
         with self._lock:
             if id in self._where:
                 return UNCHANGED[State.HELD]
             path = self._paths.get(key) or self._paths.setdefault(key, _Path(nodes, now))
-            if path.lifted(nodes):
+            if nodes is not path.nodes and path.lifted(nodes):
                 return None
-            path.asked(now)
-            if path.take(id, amounts, now):
-                self._where[id] = path
+            if path.take(amounts, now):
+                path.asked(now)
+                self._where[id] = path, amounts
                 return _HELD
             if now < path.denied_until and path.denied is not None and _denies(path.denied, amounts):
+                path.asked(now)
                 return path.denied
         return None
 
+    def quick_settle(
+        self, id: str, nodes: tuple[Node, ...], amounts: tuple[int | None, ...], now: int
+    ) -> Outcome | None:
+        """The answer to a `Settle` without the store; None when it has to be asked."""
+        return self._end(id, amounts, _SETTLED) if id in self._where else None
+
     def _ask(self, operation: Reserve) -> Outcome:
-        path = self._paths.get(tuple([node.key for node in operation.nodes]))
+        path = self._paths.get(_key(operation.nodes))
         if path is None or path.lifted(operation.nodes):  # None: it was forgotten between two lines
             return operation.execute(self.inner)
+        path.asked(self._clock.monotonic_ns())
         if path.count >= self._often and path.small(operation.amounts) and path.busy.acquire(timeout=_BUSY_S):
             try:  # the others of this path wait for what comes
                 wanted = _sum(operation.amounts, path.in_advance(operation.amounts))
@@ -268,9 +281,9 @@ class LeasedStore:
 
     def _taken(self, path: _Path, operation: Reserve) -> bool:
         with self._lock:
-            taken = path.take(operation.id, operation.amounts, self._clock.monotonic_ns())
+            taken = path.take(operation.amounts, self._clock.monotonic_ns())
             if taken:
-                self._where[operation.id] = path
+                self._where[operation.id] = path, operation.amounts
             return taken
 
     def _here(self, operation: Settle | Release | MarkSent | Extend) -> Outcome:
@@ -284,10 +297,11 @@ class LeasedStore:
 
     def _end(self, id: str, actual: Sequence[int | None], outcome: Outcome) -> Outcome:
         with self._lock:
-            path = self._where.pop(id, None)
-            if path is None:  # another thread was quicker
+            one = self._where.pop(id, None)
+            if one is None:  # another thread was quicker
                 return UNCHANGED[State.SETTLED]
-            enough = path.put(id, actual)
+            path, held = one
+            enough = path.put(held, actual)
             path.denied = None
         if not enough:
             with suppress(StoreError):  # nothing is forgotten: it is told the next time
@@ -296,9 +310,7 @@ class LeasedStore:
 
     def _change(self, operation: Extend, amounts: Amounts) -> Outcome:
         """Another hold for a call in flight, as another call for what it takes more."""
-        path = self._where[operation.id]
-        with self._lock:
-            held = path.calls[operation.id]
+        path, held = self._where[operation.id]
         more = tuple(max(0, new - old) for new, old in zip(amounts, held, strict=True))
         extra = Reserve(f"{operation.id}+", path.nodes, more, operation.now, operation.ttl)
         if not self._taken(path, extra):
@@ -307,12 +319,13 @@ class LeasedStore:
             if decision is not None or not self._taken(path, extra):
                 return Outcome(State.HELD, applied=False, decision=decision)
         with self._lock:
-            del self._where[extra.id], path.calls[extra.id]
-            now_held = path.calls[operation.id] = _sum(held, more)
+            del self._where[extra.id]
+            path.calls -= 1
+            now_held = _sum(held, more)
             for index, (new, old) in enumerate(zip(amounts, now_held, strict=True)):
                 path.flying[index] += new - old
                 path.free[index] += old - new
-            path.calls[operation.id] = amounts
+            self._where[operation.id] = path, amounts
         return _HELD
 
     def _read(self, operation: Read) -> tuple[Balance, ...]:
@@ -503,6 +516,11 @@ class LeasedStore:
                     self._settle_up(path, idle=True)
         finally:
             self.inner.close()
+
+
+def _key(nodes: Sequence[Node]) -> str | tuple[str, ...]:
+    """By which a path is found."""
+    return nodes[0].key if len(nodes) == 1 else tuple([node.key for node in nodes])
 
 
 def _sum(*amounts: Sequence[int]) -> Amounts:
