@@ -202,7 +202,7 @@ class Server:
         after = self.balances()
         for key, (_, balance) in before.items():
             left = after[key][1] if key in after else Balance(None)
-            self.lost[key] += max(0, balance.spent + balance.reserved - left.spent - left.reserved)
+            self.lost[key] += max(0, balance.spent - left.spent) + balance.reserved
         self.epoch += 1
 
 
@@ -448,8 +448,10 @@ class Agent:
                 except Wait as again:
                     wait = again
                     wait.ticket._wake = self.wake
-                    if self.clock.monotonic_ns() >= wait.ticket.deadline:
-                        self.refused(self.guard.gave_up(wait), bound, since)
+                    try:
+                        patience = self.guard.refusals.patience(wait)
+                    except BudgetExceeded as refusal:
+                        self.refused(refusal, bound, since)
                         return None
                 except BudgetExceeded as refusal:
                     self.refused(refusal, bound, since)
@@ -457,7 +459,7 @@ class Agent:
                 else:
                     self.refusals = 0
                     return None if reservation is None else Call(self, reservation, bound)
-                yield min(max(wait.seconds, chance.uniform(0.02, 0.5)), scene.max_wait + 0.1)
+                yield max(patience, chance.uniform(0.02, 0.5))  # the machine is busy: later than it would like to
         finally:
             if wait is not None and not self.process.gone:
                 wait.ticket.leave()
@@ -478,7 +480,7 @@ class Agent:
                 raise Found(f"{error} - {(since - scene.calm_at) / SECOND:.1f} s after the faults have stopped")
             return
         scene.refusals += 1
-        if bound == scene.small and not error.transient:
+        if bound == scene.small and not error.transient and error.resets_at is None:
             self.refusals += 1
 
     def make(self, call: Call) -> Steps:
@@ -738,11 +740,11 @@ class Scene:
             if not process.inside:
                 process.go_on()
         self._living()[0].look()
-        horizon = world.now + 3600 * SECOND
+        horizon = world.now + 600 * SECOND
         while any(process.agents for process in self._living()):
             world.run(world.now + SECOND)
             if world.now > horizon:
-                raise Found("an hour after the faults have stopped somebody still waits")
+                raise Found("ten minutes after the faults have stopped somebody still waits")
         waiting = [process.number for process in self._living() if process.guard._queues]
         if waiting:
             raise Found(f"nobody asks any more and yet processes {waiting} have somebody in a queue")
