@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from builtins import id as id_of
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from weakref import finalize
 
+from aifinops.budgets.actions import Change
 from aifinops.budgets.budget import ActiveBudget, is_currency, to_units
 from aifinops.budgets.caretaker import EVERY_NS, Caretaker
 from aifinops.budgets.lines import Line, Lines
@@ -49,6 +50,7 @@ LEASE_S = 900
 _NS = 1_000_000_000
 _SWEEP_NS = 60 * _NS
 _GROW_TRIES = 8
+_AGAIN_MOST = 4096
 _WARNING_FROM = Decimal("0.8")
 _TOKENS = GROUPS["tokens"]
 _NOT_IN_MODEL_CALLS = frozenset(
@@ -106,6 +108,7 @@ class Guard:
         self._ttl = int(lease_s * _NS)
         self._next_sweep = 0
         self._queues = Queues()
+        self._again: OrderedDict[str, str] = OrderedDict()
         self._held: dict[str, Reservation] = {}
         self.refusals = Refusals(clock, self.witness, self._queues, self._held, approval_key)
         # Filled by finalizers, which may run anywhere, also inside the store: they only append.
@@ -152,6 +155,9 @@ class Guard:
             self._tidy(at)
         except Exception as failure:  # it is no part of the decision
             swallow("budgets.tidy", failure)
+        call = id
+        if self._again:
+            id = self._again.pop(call, id)
         asking = Asking(id, at, budgets, int(slice_s * _NS) or self._ttl)
         asking.alone = slice_s > 0
         asking.hint, asking.why, asking.about = hint, unpriced, about
@@ -169,8 +175,10 @@ class Guard:
                 reservation.granted = granted(asking)
             if self._queues:
                 self.refusals.served(id)
-        except BudgetExceeded:
+        except BudgetExceeded as refusal:
             self._give_back(asking, held)
+            if held and isinstance(refusal, (Wait, Change)):
+                self._ask_again(call, id)
             raise
         except BaseException:  # whatever it was, and wherever: what may be held is given back
             self._held.pop(id, None)
@@ -183,6 +191,12 @@ class Guard:
             self._lines.owe(part.store, Release(asking.id, part.nodes))
         for grant in asking.grants:
             self.refusals.give_back(*grant)
+    def _ask_again(self, call: str, id: str) -> None:
+        """What was held under an id was given back, and the call comes again: stores need another one."""
+        self._again[call] = f"{call}~{int(id.removeprefix(call)[1:] or 0) + 1}"
+        if len(self._again) > _AGAIN_MOST:  # of calls that have given up
+            self._again.popitem(last=False)
+
 
     def undecided(self, active: ActiveBudget, error: BudgetExceeded) -> None:
         """Write down that a call was refused for this budget since we have failed to decide."""
@@ -452,7 +466,10 @@ class Guard:
     def _hold(self, part: Part, asking: Asking) -> bool:
         """Hold one part; False when its budgets let the call through although their store does not answer."""
         if self._queues:
-            self.refusals.queue_up(part, asking)
+            try:
+                self.refusals.queue_up(part, asking)
+            except StoreError as error:
+                return self._without_store(part, asking, error)
         enforced = part.nodes
         while True:
             try:

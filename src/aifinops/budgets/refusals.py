@@ -107,14 +107,21 @@ class Refusals:
     # --- waiting --------------------------------------------------------------------------------------------------------
 
     def queue_up(self, part: Part, asking: Asking) -> None:
-        """Whoever comes while others wait for the same stands behind them."""
+        """Whoever comes while others wait for the same stands behind them.
+
+        Raises:
+            Wait: with a place in the queue.
+            StoreError: when the store does not say how it stands.
+        """
         ticket = ticket_in_hand()
         for node, amount in zip(part.nodes, part.amounts, strict=True):
             if amount and self._queues.ahead(node.key, ticket):
                 active = asking.by_key(node.budget)
                 if active.budget.max_wait:
-                    (balance,) = Read((node,)).execute(part.store)
-                    refusal = Refusal(0, balance, amount)
+                    balances = self._witness.ask(part.store, Read((node,)))
+                    if balances is None:
+                        raise StoreError("it does not answer")
+                    refusal = Refusal(0, balances[0], amount)
                     error = exceeded(node, refusal, transient=True, id=asking.id, hint=asking.hint)
                     raise self._wait(error, active, node, part.store, amount)
 
