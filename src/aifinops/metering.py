@@ -273,7 +273,7 @@ def _waiting_here(function: Callable[..., R], *arguments: Any) -> R:
     guard = runtime.get().guard
     try:
         if in_event_loop():
-            raise guard.gave_up(wait) from None
+            raise guard.refusals.gave_up(wait) from None
         with keep_ticket(wait.ticket):
             while True:
                 guard.pause(wait)
@@ -447,12 +447,12 @@ class Invocation:
         if isinstance(made, str):
             raise self._refused(change, made) from None
         self.call, self.changed = made, change.error
-        self.engines.guard.fitted(change)
+        self.engines.guard.refusals.fitted(change)
         self._note(asked, change)
 
     def _refused(self, change: Change, why: str) -> BudgetExceeded:
         error = with_hint(change.error, why)
-        self.engines.guard.fitted(change, error)
+        self.engines.guard.refusals.fitted(change, error)
         return error
 
     def _made(self, changer: Changer, change: Change) -> Call | str:
@@ -520,7 +520,7 @@ class Invocation:
         """The error with which a stream ends; its charge will say why it did."""
         self.changed = cut = recast(StreamCut, refusal)
         self.tags = merge(self.tags, make_tags({"budget_action": Cut.name, "budget_name": cut.budget[:_LONGEST]}))
-        self.engines.guard.changed_call(cut, "Streams are ended where there is no room for more.")
+        self.engines.guard.refusals.changed_call(cut, "Streams are ended where there is no room for more.")
         return cut
 
     def _outputs(self, call: Call) -> int:
@@ -562,7 +562,7 @@ class Invocation:
             made.facts = {**made.facts, names.REQUEST_MAX_TOKENS: made.max_output}
             said = "The output limit of requests is lowered to what remains buys."
         self.tags = merge(self.tags, make_tags(tags))
-        self.engines.guard.changed_call(change.error, said)
+        self.engines.guard.refusals.changed_call(change.error, said)
 
     # --- bounds -------------------------------------------------------------------------------------------------------
 

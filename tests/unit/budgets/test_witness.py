@@ -357,7 +357,7 @@ def test_approvals_are_written_down(desk: Desk) -> None:
     desk.guard.settle(desk.reserve(budget), {"USD": 60 * CENT})
     with pytest.raises(Wait):
         desk.reserve(budget)
-    approvals = desk.guard._desk
+    approvals = desk.guard.refusals._desk
     assert approvals is not None
     (request,) = approvals.requests(desk.store)
     approvals.grant(desk.store, request.id, approver="ann")
