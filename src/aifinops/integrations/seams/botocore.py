@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from aifinops.errors import swallow
 from aifinops.integrations import amazon
 from aifinops.integrations.calls import Calls, acalled, called, look_again, settle_body
-from aifinops.integrations.changing import How, changed, rewritten
+from aifinops.integrations.changing import ADDRESS, How, changed, rewritten
 from aifinops.integrations.extract import Reader, StreamText, dig
 from aifinops.integrations.passing import Opened, Passing, PassingEvents, aguarded, apassed, guarded, passed
 from aifinops.integrations.patching import Patch, applied
@@ -151,7 +151,7 @@ class Seam:
             model=model or _named(params, route),
             region=client.meta.region_name or "",
             tier=str((tier.get("type") if isinstance(tier, dict) else tier) or ""),
-            how=_CONVERSE if key.startswith("Converse") else _OTHER,
+            how=_CONVERSE if key.startswith("Converse") else _INVOKE if key == "InvokeModel" else _OTHER,
         )
         if opened is not None and opened.invocation.call.sent:
             opened.options = changed(opened, _changed, params, key.startswith("InvokeModel"))
@@ -159,6 +159,7 @@ class Seam:
 
 
 _CONVERSE = How("modelId", cuts=False)
+_INVOKE = How(ADDRESS, cuts=False, form=amazon.form_of)
 _OTHER = How("modelId", cuts=False, given=True)
 
 
@@ -166,7 +167,12 @@ def _changed(sent: Mapping[str, Any], params: Mapping[str, Any], in_body: bool) 
     """The parameters that a budget has room for: other ones, or another body, which is in its maker's own words."""
     if not in_body:
         return rewritten(params, sent)
-    return {**params, "body": json.dumps(rewritten(json.loads(params["body"]), sent))}
+    made = dict(params)
+    if ADDRESS in sent:
+        made["modelId"] = sent[ADDRESS]
+    if sent.keys() - {ADDRESS}:
+        made["body"] = json.dumps(rewritten(json.loads(params["body"]), sent))
+    return made
 
 
 def _instead(opened: Opened | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
