@@ -260,8 +260,8 @@ def test_both_changes_of_one_request(wire: Anything, bedrock: Any) -> None:
     _, _, body, _, _ = MAKERS["Claude"]
     most = held(wire, lambda: invoked(bedrock, HAIKU, body))
     with (
-        af.budget("200 output_tokens", on_exceed="clamp"),
         af.budget({"USD": most}, on_exceed={"downgrade": {SONNET: HAIKU}}),
+        af.budget("200 output_tokens", on_exceed="clamp"),
     ):
         invoked(bedrock, SONNET, body)
     assert wire.sent == (f"/model/{HAIKU}/invoke", {**body, "max_tokens": 200})
