@@ -619,7 +619,9 @@ class Scene:
             each = limit // chance.choice((2, 4))
             for team in ("red", "blue"):
                 name = f"{team} a minute"
-                budgets[name] = _budget(name, each, self.max_wait, per="minute", on_exceed=chance.choice(("raise", "throttle")))
+                budgets[name] = _budget(
+                    name, each, self.max_wait, per="minute", on_exceed=chance.choice(("raise", "throttle"))
+                )
         return budgets
 
     # --- what agents ask ------------------------------------------------------------------------------------------------------------
@@ -771,7 +773,9 @@ class Scene:
             node, balance = balances[key]
             limit, spare = node.limit or 0, self.overruns[key] + lost[key]
             if bill > limit + spare:
-                raise Found(f"OVERSPENT {_name(key)}: the bill is {bill}, {(bill - limit) / limit:.2%} above the limit of {limit}")
+                raise Found(
+                    f"OVERSPENT {_name(key)}: the bill is {bill}, {(bill - limit) / limit:.2%} above the limit of {limit}"
+                )
             if balance.spent < bill - lost[key]:
                 raise Found(f"UNDERCOUNTED {_name(key)}: {balance.spent} counted, {bill} billed")
             if balance.reserved:
@@ -787,11 +791,16 @@ class Scene:
     def _used(self) -> float:
         """The largest share of a limit that was billed."""
         found = self.server.balances()
-        return max((self.bills[key] / node.limit for key, (node, _) in found.items() if node.limit and not node.until), default=0)
+        return max(
+            (self.bills[key] / node.limit for key, (node, _) in found.items() if node.limit and not node.until),
+            default=0,
+        )
 
     def _forfeited(self) -> float:
         found = self.server.balances().values()
-        return max((balance.forfeited / node.limit for node, balance in found if node.limit and not node.until), default=0)
+        return max(
+            (balance.forfeited / node.limit for node, balance in found if node.limit and not node.until), default=0
+        )
 
 
 def _weather(chance: random.Random) -> Weather:

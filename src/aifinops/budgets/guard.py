@@ -191,12 +191,12 @@ class Guard:
             self._lines.owe(part.store, Release(asking.id, part.nodes))
         for grant in asking.grants:
             self.refusals.give_back(*grant)
+
     def _ask_again(self, call: str, id: str) -> None:
         """What was held under an id was given back, and the call comes again: stores need another one."""
         self._again[call] = f"{call}~{int(id.removeprefix(call)[1:] or 0) + 1}"
         if len(self._again) > _AGAIN_MOST:  # of calls that have given up
             self._again.popitem(last=False)
-
 
     def undecided(self, active: ActiveBudget, error: BudgetExceeded) -> None:
         """Write down that a call was refused for this budget since we have failed to decide."""
