@@ -20,7 +20,7 @@ sys.path.insert(
 hypothesis.settings.register_profile("aifinops", deadline=None)
 hypothesis.settings.load_profile("aifinops")
 
-_KEPT = frozenset({"AIFINOPS_CORPUS", "AIFINOPS_FAULTS", "AIFINOPS_SOAK"})
+_KEPT = frozenset({"AIFINOPS_CORPUS", "AIFINOPS_EXAMPLES", "AIFINOPS_FAULTS", "AIFINOPS_SOAK"})
 
 
 @pytest.fixture(autouse=True)

@@ -48,7 +48,7 @@ class Invocation:
 
     __slots__ = (
         "_once", "_owner", "answer", "asked", "beside", "budgets", "call", "changed", "currency", "engines", "first_chunk", "guest", "id", "prompt_bound",
-        "reservation", "said", "scope", "span", "started", "tags", "upper", "wall",
+        "reservation", "said", "scope", "span", "started", "tags", "tried", "upper", "wall",
     )  # fmt: skip
 
     def __init__(self, engines: runtime.Runtime, call: Call, scope: Scope, tags: Tags) -> None:
@@ -72,6 +72,7 @@ class Invocation:
         self.first_chunk: int | None = None
         self.answer: Any = None  # the transport's answer, left here by a seam for itself
         self.said: Any = None  # the answer itself; only where content is asked for
+        self.tried: BaseException | None = None  # how the last try ended, as long as the library may make another one
         self._owner: Token[Invocation | None] | None = None
         self._once = [True]
 
@@ -149,6 +150,7 @@ class Invocation:
     def leave(self) -> None:
         """Take ids out of the context again (same task as `enter`); the invocation stays open."""
         owner, self._owner = self._owner, None
+        self.tried = None  # its traceback refers to us
         if owner is not None:
             try:
                 _in_flight.reset(owner)
