@@ -16,7 +16,7 @@
        └─ StoreReset               the store has lost what it had confirmed
 
 Only `BudgetExceeded` (by policy) and `ConfigurationError` (at set-up) ever reach a metered call. Everything else that
-goes wrong inside is given to `swallow`, which counts it and logs it once per place.
+goes wrong inside is given to `swallow`, which counts it and logs it once per place; where it keeps a budget from deciding, that refuses.
 """
 
 from __future__ import annotations

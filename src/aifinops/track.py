@@ -625,7 +625,8 @@ def budget(
         store: where balances live, as `store` of `init()`; default: this process without a name, else what `init()` or the environment says.
         max_wait: how long a call waits, first come, first served, for what is only held by calls in flight, and with `throttle` for a
             new window; seconds, default 30, 0 never waits.
-        on_store_down: `deny` or `allow` calls while the store does not answer; what they cost is told to it when it does again.
+        on_store_down: `deny` or `allow` calls while the store does not answer, or where something of ours fails meanwhile; what they cost is
+            told to it when it does again.
         pace: spreads the limit over its window: the share of it that may be spent ahead of even spending, 0.1 for a tenth. What is ahead
             of that meets `on_exceed`; with `throttle` it waits for its turn.
 

@@ -26,7 +26,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import Context
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
@@ -43,6 +43,7 @@ from aifinops.budgets.stores.base import (
     Capabilities,
     Draw,
     Extend,
+    MarkSent,
     Node,
     Operation,
     Outcome,
@@ -494,10 +495,9 @@ class Agent:
             self.guard.release(call.reservation)
             return
         if scene.marks:
-            try:
-                self.guard.mark_sent(call.reservation)
-            except StoreError:
-                pass
+            with suppress(StoreError):
+                for part in call.reservation.parts:
+                    MarkSent(call.reservation.id).execute(part.store)
         yield from self.wait_and_grow(call)
         cost = scene.cost(call)
         if fate < 0.08:  # the client gives up, the provider goes on, or never heard of it

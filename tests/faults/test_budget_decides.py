@@ -71,6 +71,8 @@ HARD = {
     "no room in a file": Way(NO, full=True, shared=True),
     "throttle": Way(NO, {"on_exceed": "throttle", "per": "minute", "max_wait": 0.01}, full=True),
     "held": Way("$0.035", {"max_wait": 0.03}, full=True, held=True),
+    "pace": Way("$1000", {"per": "day", "pace": 0.1}, shared=True),
+    "pace without room": Way(NO, {"per": "day", "pace": 0.1}, full=True, shared=True),
     "callable": Way(NO, {"on_exceed": lambda error: "raise"}, full=True),
     "ask": Way(NO, {"on_exceed": {"ask": lambda request: False}, "max_wait": 0.01}, full=True),
     "ask nobody": Way(NO, {"on_exceed": "ask", "max_wait": 0.01}, full=True, shared=True),

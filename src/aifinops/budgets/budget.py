@@ -412,7 +412,7 @@ class Budget:
         unknown: what to do with a call without a price: `raise`, `reserve` (the dearest rates) or `allow`.
         store: where balances live, as `open_store` takes it or a store; None for the process (without a name) or what is set up.
         max_wait: how long a call waits where what it needs is only held by calls in flight, or with `throttle` for a new window, seconds.
-        on_store_down: `deny` or `allow` calls while the store does not answer.
+        on_store_down: `deny` or `allow` calls while the store does not answer, or where something of ours fails while the budget decides.
         pace: share of the limit that may be spent ahead of even spending over the window; None for no pace.
     """
 
