@@ -420,7 +420,7 @@ def test_threads_and_its_own_thread(tmp_path: Path) -> None:
         store._stop.set()
         store.sync()
         for path in store._paths.values():
-            path.last = 0
+            path.given = 0
         store.sync()
     (_, team) = Read(NODES).execute(inner)
     inner.close()
