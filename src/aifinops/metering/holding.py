@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from aifinops.budgets.actions import Change
@@ -37,11 +38,19 @@ def hold(invocation: Invocation, budgets: Any, id: str, *, fixed: bool) -> None:
 
 
 def _hold_smaller(invocation: Invocation, budgets: Any, change: Change, why_not: str) -> None:
+    past: dict[str, int] = {}  # key of a budget -> how many actions of its chain were of no use
+    whys: dict[str, list[str]] = {}
     for _ in range(_MOST_CHANGES):
-        fitting.refit(invocation, change, why_not)
+        why = fitting.refit(invocation, change, why_not)
+        if why is not None:
+            key = change.place[1].budget
+            whys.setdefault(key, []).append(why)
+            if not change.more:
+                raise fitting.refused(invocation, change, " ".join(dict.fromkeys(whys[key]))) from None
+            past[key] = past.get(key, 0) + 1
         try:
             # A new id: what a budget of another store has held and given back has used the first one up.
-            _hold(invocation, budgets, new_id())
+            _hold(invocation, budgets, new_id(), past)
         except Change as another:
             change = another
         else:
@@ -49,7 +58,7 @@ def _hold_smaller(invocation: Invocation, budgets: Any, change: Change, why_not:
     raise fitting.refused(invocation, change, _ENDLESS)
 
 
-def _hold(invocation: Invocation, budgets: Any, id: str) -> None:
+def _hold(invocation: Invocation, budgets: Any, id: str, past: Mapping[str, int] | None = None) -> None:
     engines, call = invocation.engines, invocation.call
     bound = _bound(invocation)
     invocation.take(bound)
@@ -61,6 +70,7 @@ def _hold(invocation: Invocation, budgets: Any, id: str) -> None:
         unpriced=bounds.why_unpriced(engines.book, call, invocation.wall) if bound.upper is None else None,
         hint=_NO_LIMIT if bound.upper is not None and call.output_bound() is None else "",
         about=lambda: _about(invocation),
+        past=past,
     )
     if reservation is not None and reservation.granted:
         invocation.tags = merge(invocation.tags, make_tags(reservation.granted))
