@@ -107,7 +107,8 @@ Action = Smaller | Ask
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Several actions in order. Each is applied to what those before it have made of the call.
+    """Several actions in order. A lower limit or a small hold that does not make the call fit is taken back before the next one is tried; a
+    cheaper model stays.
 
     Attributes:
         smaller: ways to make the call smaller; one that is of no use, or not enough, leads to the next. last: what happens to a call that
