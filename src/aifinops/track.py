@@ -618,7 +618,8 @@ def budget(
         on_exceed: `raise`, `throttle` (wait for the next window), `warn`, `{"downgrade": {"gpt-5": "gpt-5-mini"}}` (use a cheaper model),
             `clamp` (lower the output limit to what remains buys), `cut` (end a stream when there is no room for more of it), `ask` (wait for
             an approval; `{"ask": ...}` says whose), or a callable that is given the error that would be raised and returns `"raise"`,
-            `"throttle"` or `"allow"`.
+            `"throttle"` or `"allow"`; or a list of these, of which the first that makes the call fit wins: `[{"downgrade": {...}}, "clamp",
+            "raise"]`.
         soft: shares of the limit at which a message is logged, once a window.
         unknown: for calls without a price: `raise`, `reserve` (the provider's dearest rates) or `allow`.
         tz: time zone of calendar windows.

@@ -128,6 +128,7 @@ class Guard:
         hint: str = "",
         about: Callable[[], Mapping[str, str]] = dict,
         slice_s: float = 0,
+        past: Mapping[str, int] | None = None,
     ) -> Reservation | None:
         """Hold `amounts` in every budget, or in none.
 
@@ -142,6 +143,7 @@ class Guard:
             unpriced: why there is no price. hint: a sentence for the message when it is refused.
             about: says what whoever is asked for an approval is told of the call.
             slice_s: lease, seconds, of what will be drawn from by and by; 0 for a call.
+            past: key of a budget -> how many actions of its chain were of no use for this call.
 
         Returns:
             None when no budget limits anything that this call takes.
@@ -162,7 +164,7 @@ class Guard:
             id = self._again.pop(call, id)
         asking = Asking(id, at, budgets, int(slice_s * _NS) or self._ttl)
         asking.alone = slice_s > 0
-        asking.hint, asking.why, asking.about = hint, unpriced, about
+        asking.hint, asking.why, asking.about, asking.past = hint, unpriced, about, past or {}
         parts = self._ask(asking, amounts)
         if not parts:
             return None

@@ -59,7 +59,7 @@ def in_force() -> tuple[ActiveBudget, ...]:
 
 def _may_refuse(active: ActiveBudget) -> bool:
     budget = active.budget
-    return budget.on_exceed != "warn" and budget.on_store_down == "deny"
+    return budget.last_resort != "warn" and budget.on_store_down == "deny"
 
 
 def _label(active: ActiveBudget) -> str:
