@@ -477,7 +477,7 @@ class Agent:
         if isinstance(error, StoreUnavailable):
             quiet = max(scene.calm_at, self.process.paused_until, self.process.cut_until) + int(SOON_S * SECOND)
             if scene.calm and since > quiet:
-                raise Found(f"{error} - {(since - scene.calm_at) / SECOND:.1f} s after the faults have stopped")
+                scene.problems.append(f"DENIED {error} - {(since - scene.calm_at) / SECOND:.1f} s after the faults have stopped")
             return
         scene.refusals += 1
         if bound == scene.small and not error.transient and error.resets_at is None:
@@ -590,6 +590,7 @@ class Scene:
         self._serve = serve
         self.server = Server(self.world, store)
         self.weather = _weather(chance)
+        self.problems: list[str] = []
         self.bills: Counter[str] = Counter()
         self.nodes: dict[str, Node] = {}  # that somebody was billed for
         self.excess: Counter[str] = Counter()  # what the store may count above the bill
@@ -603,9 +604,10 @@ class Scene:
         self.lease_s = chance.choice((3.0, 10.0, 30.0))
         self.hold_s = chance.choice((60.0, 90.0))
         self.think_s = chance.choice((0.02, 0.1, 0.3))
-        self.call_s = chance.choice((0.02, 0.2, 1.0))
+        self.call_s = chance.choice((0.02, 0.2, 1.0, 3.0))
         self.max_wait = chance.choice((0.0, 5.0, 30.0))
         self.grows = chance.choice((0.0, 0.0, 0.1))
+        self.full = chance.random() < 0.5
         self.overrun = chance.random() < 0.1
         self.marks = chance.random() < 0.3
         self.large = chance.choice((0.0, 0.02, 0.1))
@@ -635,7 +637,9 @@ class Scene:
         chance = self.world.chance
         if self.overrun and chance.random() < 0.05:
             return call.bound + chance.randrange(call.bound)
-        return chance.choice((0, call.bound, call.bound, chance.randrange(call.bound + 1)))
+        if self.full or chance.random() < 0.5:
+            return call.bound
+        return chance.choice((0, chance.randrange(call.bound + 1)))
 
     def bill(self, call: Call, cost: int) -> None:
         """The provider writes its bill."""
@@ -697,7 +701,25 @@ class Scene:
                 self._again(rate, event)
         if weather.losses:
             self._again(0.3, self.server.snapshot)
-        world.run(int(chance.choice((5.0, 20.0, 60.0)) * SECOND))
+        self._run(chance.choice((10.0, 30.0, 90.0)))
+
+    def _run(self, seconds: float) -> None:
+        """Let time pass, and look several times a second."""
+        until = self.world.now + int(seconds * SECOND)
+        while self.world.now < until:
+            self.world.run(min(until, self.world.now + SECOND // 5))
+            self._watch()
+
+    def _watch(self) -> None:
+        """What was billed is spent or held at every moment: nothing else keeps it from being given again."""
+        accounts = self.server.store._accounts
+        for key, bill in self.bills.items():
+            account = accounts.get(key)
+            counted = 0 if account is None else account.spent + account.reserved
+            if counted + self.server.lost[key] + self.overruns[key] < bill:
+                raise Found(f"UNCOVERED {_name(key)}: {bill} billed, and only {counted} spent or held")
+        if self.problems:
+            raise Found(self.problems[0])
 
     def _again(self, rate: float, event: Callable[[], None]) -> None:
         def happen() -> None:
@@ -749,14 +771,14 @@ class Scene:
         self._living()[0].look()
         horizon = world.now + 1800 * SECOND
         while any(process.agents for process in self._living()):
-            world.run(world.now + SECOND)
+            self._run(1.0)
             if world.now > horizon:
                 raise Found("half an hour after the faults have stopped somebody still waits")
         waiting = [process.number for process in self._living() if process.guard._queues]
         if waiting:
             raise Found(f"nobody asks any more and yet processes {waiting} have somebody in a queue")
         longest = max(self.lease_s, self.hold_s)
-        world.run(max(world.now, self.calm_at + int(SECOND * longest)) + int(2 * longest * SECOND))
+        self._run(2 * longest + max(0.0, longest - (world.now - self.calm_at) / SECOND))
         held = {key: balance.reserved for key, (_, balance) in self.server.balances().items() if balance.reserved}
         if held:
             raise Found(f"{2 * longest:.0f} s after the last call the store still holds {held}")
@@ -765,7 +787,7 @@ class Scene:
         world, longest = self.world, max(self.lease_s, self.hold_s)
         for process in self._living():
             world.at(0, process.close, process)
-        world.run(world.now + int((2 * longest + SWEPT_S) * SECOND))
+        self._run(2 * longest + SWEPT_S)
         self.server.run(Sweep(0))
 
     def _judge(self) -> None:
@@ -773,9 +795,8 @@ class Scene:
         lost = self.server.lost
         used = []
         for key, bill in self.bills.items():
-            if key not in balances:
-                raise Found(f"account {_name(key)} is gone, with a bill of {bill}")
-            node, balance = self.nodes[key], balances[key][1]
+            node = self.nodes[key]
+            balance = balances[key][1] if key in balances else Balance(node.limit)
             limit, spare = node.limit or 0, self.overruns[key] + lost[key]
             if bill > limit + spare:
                 raise Found(f"OVERSPENT {_name(key)}: the bill is {bill}, {(bill - limit) / limit:.2%} above the limit of {limit}")
