@@ -431,8 +431,8 @@ class Agent:
                 self.open = call
                 yield from self.make(call)
                 self.open = None
-            elif scene.calm:
-                yield 0.5
+            else:
+                yield 2.0 if scene.calm else 0.3
 
     def hold(self) -> Generator[float, None, Call | None]:
         """Ask, and ask again where the guard says that there may be room later."""
@@ -459,7 +459,7 @@ class Agent:
                 else:
                     self.refusals = 0
                     return None if reservation is None else Call(self, reservation, bound)
-                yield max(patience, chance.uniform(0.02, 0.5))  # the machine is busy: later than it would like to
+                yield max(patience, chance.uniform(0.1, 1.0))  # the machine is busy: later than it would like to
         finally:
             if wait is not None and not self.process.gone:
                 wait.ticket.leave()
@@ -599,7 +599,7 @@ class Scene:
         self.calls = self.refusals = self.kills = self.losses = 0
         self.calm, self.calm_at = False, 2**62
         self.limit = chance.choice((1, 3, 10)) * DOLLAR
-        self.small = self.limit // chance.choice((100, 200, 400))
+        self.small = self.limit // chance.choice((100, 150, 200))
         self.often = chance.choice((1, 3, 20, 10**9))
         self.lease_s = chance.choice((3.0, 10.0, 30.0))
         self.hold_s = chance.choice((60.0, 90.0))
@@ -612,8 +612,8 @@ class Scene:
         self.marks = chance.random() < 0.3
         self.large = chance.choice((0.0, 0.02, 0.1))
         self.budgets = self._budgets(chance)
-        self.processes = [Process(self, number) for number in range(chance.randint(2, 6))]
-        self._agents = chance.randint(1, 4)
+        self.processes = [Process(self, number) for number in range(chance.randint(2, 5))]
+        self._agents = chance.randint(1, 3)
 
     def _budgets(self, chance: random.Random) -> dict[str, Budget]:
         limit = self.limit
@@ -879,7 +879,7 @@ def check_then_add(link: Link, operation: Operation[Any]) -> Any:
     if not isinstance(operation, Reserve):
         return server.run(operation)
     decision = decide(server.run(Read(operation.nodes)), operation.amounts, operation.now)
-    link.wait(0.005)
+    link.wait(0.05)
     if not decision.allowed:
         return Outcome(None, applied=False, decision=decision)
     nodes = tuple(replace(node, limit=None) for node in operation.nodes)
