@@ -30,9 +30,9 @@ from contextlib import contextmanager
 from contextvars import Context
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 from unittest import mock
+from zlib import crc32
 
 from aifinops import errors
 from aifinops.budgets.budget import MICRO, ActiveBudget, Budget
@@ -118,7 +118,7 @@ class World:
 
     def note(self, *what: object) -> None:
         """Two plays of a seed are the same when this is."""
-        self.trace = hash((self.trace, self.now, *what))
+        self.trace = crc32(repr((self.now, *what)).encode(), self.trace)
 
     def new_id(self) -> str:
         return f"id-{next(self._ids)}"
@@ -315,7 +315,7 @@ class Process:
         self.told = Told()
         self.guard = scene.guard(self.store, self.clock, lease_s=scene.hold_s, witness=self.told)
         self.budgets = {name: ActiveBudget(budget, name) for name, budget in scene.budgets.items()}
-        self.agents: set[Agent] = set()
+        self.agents: dict[int, Agent] = {}
         self._count_doubtful()
         self.world.at(chance.random(), self._sync, self)
 
@@ -360,7 +360,7 @@ class Process:
     def kill(self) -> None:
         self.gone = True
         self.put_off.clear()
-        for agent in self.agents:
+        for agent in self.agents.values():
             agent.die()
         self.agents.clear()
 
@@ -401,7 +401,7 @@ class Agent:
         chance = self.world.chance
         names = [["org", team, f"{team} a minute"] for team in ("red", "blue")][chance.randrange(2)]
         self.path = [process.budgets[name] for name in names if name in process.budgets]
-        process.agents.add(self)
+        process.agents[number] = self
         self.world.at(chance.random(), self.step, process)
 
     def step(self) -> None:
@@ -409,7 +409,7 @@ class Agent:
         try:
             seconds = next(self.steps)
         except StopIteration:
-            self.process.agents.discard(self)
+            del self.process.agents[self.number]
             return
         turn = self.turn
         self.world.at(seconds, lambda: self.step() if turn == self.turn else None, self.process)
@@ -477,7 +477,9 @@ class Agent:
         if isinstance(error, StoreUnavailable):
             quiet = max(scene.calm_at, self.process.paused_until, self.process.cut_until) + int(SOON_S * SECOND)
             if scene.calm and since > quiet:
-                scene.problems.append(f"DENIED {error} - {(since - scene.calm_at) / SECOND:.1f} s after the faults have stopped")
+                scene.problems.append(
+                    f"DENIED {error} - {(since - scene.calm_at) / SECOND:.1f} s after the faults have stopped"
+                )
             return
         scene.refusals += 1
         if bound == scene.small and not error.transient and error.resets_at is None:
@@ -625,7 +627,9 @@ class Scene:
             each = limit // chance.choice((2, 4))
             for team in ("red", "blue"):
                 name = f"{team} a minute"
-                budgets[name] = _budget(name, each, self.max_wait, per="minute", on_exceed=chance.choice(("raise", "throttle")))
+                budgets[name] = _budget(
+                    name, each, self.max_wait, per="minute", on_exceed=chance.choice(("raise", "throttle"))
+                )
         return budgets
 
     # --- what agents ask ------------------------------------------------------------------------------------------------------------
@@ -799,7 +803,9 @@ class Scene:
             balance = balances[key][1] if key in balances else Balance(node.limit)
             limit, spare = node.limit or 0, self.overruns[key] + lost[key]
             if bill > limit + spare:
-                raise Found(f"OVERSPENT {_name(key)}: the bill is {bill}, {(bill - limit) / limit:.2%} above the limit of {limit}")
+                raise Found(
+                    f"OVERSPENT {_name(key)}: the bill is {bill}, {(bill - limit) / limit:.2%} above the limit of {limit}"
+                )
             if balance.spent < bill - lost[key] - self.hidden[key]:
                 raise Found(f"UNDERCOUNTED {_name(key)}: {balance.spent} counted, {bill} billed")
             if balance.reserved:
@@ -920,7 +926,6 @@ BROKEN: dict[str, dict[str, Any]] = {
 
 def play(seed: int, broken: str = "") -> Result:
     """One seed, from the start to the verdict."""
-    logging.getLogger("aifinops").setLevel(logging.CRITICAL)
     return Scene(seed, **BROKEN[broken] if broken else {}).play()
 
 
@@ -938,6 +943,7 @@ def main() -> int:
     options = parser.parse_args()
     seeds = range(options.first, options.first + options.seeds) if options.seed is None else [options.seed]
     errors.reraise_failures(True)
+    logging.getLogger("aifinops").setLevel(logging.CRITICAL)
     since, results = time.monotonic(), []
     with get_context("fork").Pool(1 if options.seed is not None else options.workers) as pool:
         for result in pool.imap(_Play(options.broken), seeds, chunksize=4 if len(seeds) > 1 else 1):
@@ -980,5 +986,4 @@ def summary(results: list[Result]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
     sys.exit(main())

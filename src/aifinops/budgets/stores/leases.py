@@ -455,7 +455,7 @@ class LeasedStore:
     def _hand_over(self, path: _Path, ids: Iterable[str], ttl: int) -> None:
         """Have the store hold for calls what their lease holds for them: they outlast it."""
         lifted = tuple(replace(node, limit=None) for node in path.nodes)  # it is in the lease already: there is room
-        for id in path.handing - path.calls.keys():  # it has ended, and the store may hold for it
+        for id in sorted(path.handing - path.calls.keys()):  # it has ended, and the store may hold for it
             self._orphans.append(Release(id, path.nodes))
             path.handing.discard(id)
         for id in ids:

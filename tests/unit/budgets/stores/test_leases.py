@@ -271,7 +271,11 @@ def test_a_rest_that_is_too_small_goes_back_although_it_is_asked_for(desk: Desk)
     for number in range(30):
         desk.clock.advance(0.1)
         for store in (desk.store, other):
-            if Reserve(f"{id_of(store)}+{number}", NODES, (100, 100), desk.clock.time_ns(), FOREVER).execute(store).applied:
+            if (
+                Reserve(f"{id_of(store)}+{number}", NODES, (100, 100), desk.clock.time_ns(), FOREVER)
+                .execute(store)
+                .applied
+            ):
                 return
             if number % 10 == 9:
                 store.sync()
