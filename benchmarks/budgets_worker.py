@@ -4,7 +4,7 @@
     budgets_worker.py servers             Valkey and PostgreSQL on the loopback interface, until standard input ends
 
     pair COUNT [4]           a check and a record of one call, by the system's own means; of ours an operation each, on one node or on four
-    guard COUNT [off]        all that happens around one call: estimate, context, check, usage, price, record; `off` is ours without a budget
+    guard COUNT              all that happens around one call: estimate, context, check, usage, price, record; of ours with a budget and without
     denied COUNT store|guard of ours: a call that has no room, because all is spent
     rate COUNT NODES         of ours: pairs a second of two processes at once
     spend serial|burst|uneven  96 calls of 0.0125 USD against a limit of 0.10 USD, one after the other or from 32 threads, three each;
@@ -47,12 +47,14 @@ CALL = NANO // 80
 LIMITS = {"serial": NANO // 10, "burst": NANO // 10, "uneven": 11 * NANO // 100}
 """Of `spend`, nano-USD: eight calls; eight calls and most of another one."""
 THREADS, EACH, PAUSE_S = 32, 3, 0.01
+TURN = 25
+"""Calls in a row with a budget, and without."""
 PLENTY = "1000000"
 
-REQUEST = {"model": MODEL, "messages": worker.MESSAGES, "max_tokens": 300}
+REQUEST: dict[str, Any] = {"model": MODEL, "messages": worker.MESSAGES, "max_tokens": 300}
 ANSWER = {**worker.CHAT, "model": f"{MODEL}-2024-08-06"}
 """Of `guard`: 1,000 tokens in, 600 of them cached, 200 out."""
-LONG = {"model": MODEL, "messages": [{"role": "user", "content": "words " * 992}], "max_tokens": 1000}
+LONG: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "words " * 992}], "max_tokens": 1000}
 BILLED = {**ANSWER, "usage": {"prompt_tokens": 1000, "completion_tokens": 1000, "total_tokens": 2000}}
 """Of `spend`: 1,000 tokens at 2.50 and 1,000 at 10 USD a million are 0.0125 USD."""
 
@@ -352,8 +354,11 @@ class Ours:
         def one() -> None:
             opened = metering.begin(metering.Call("openai", "chat", MODEL, body=REQUEST, max_output=limit, facts=facts))
             answer = {**ANSWER, "id": f"chatcmpl-{next(ids)}"}
+            assert opened is not None
             opened.leave()
-            opened.settle(reader.read(answer))
+            reading = reader.read(answer)
+            assert reading is not None
+            opened.settle(reading)
 
         return one
 
@@ -398,6 +403,7 @@ class Ours:
         guard, run, amounts = runtime.get().guard, uuid.uuid4().hex, {"USD": 1000}
         budgets = [ActiveBudget(self.budget("0.000001 USD", max_wait=0).spec)]
         first = guard.reserve(budgets, amounts, id=f"{run}-first", at=time.time_ns())
+        assert first is not None
         guard.settle(first, amounts)
         took, now = [], time.time_ns()
         for id in [f"{run}-{number}" for number in range(count)]:
@@ -510,13 +516,13 @@ def figures(took: list[int]) -> dict[str, float]:
     return {"p50_us": round(cuts[49] / 1000, 2), "p99_us": round(cuts[98] / 1000, 2)}
 
 
-def timed(once: Once, count: int) -> dict[str, float]:
+def times(once: Once, count: int) -> list[int]:
     clock, took = time.perf_counter_ns, []
     for _ in range(count):
         begun = clock()
         once()
         took.append(clock() - begun)
-    return figures(took)
+    return took
 
 
 def spend(system: System, way: str) -> dict[str, Any]:
@@ -580,7 +586,7 @@ class Session:
             return self._ours(self.system, kind, count, rest[1:])
         once = self._made[kind]
         assert once is not None
-        found = timed(once, count)
+        found = figures(times(once, count))
         for thread in threading.enumerate():  # LiteLLM's; their end is no part of a call
             if thread is not threading.current_thread() and not thread.daemon:
                 thread.join()
@@ -593,13 +599,20 @@ class Session:
             return system.denied(count, rest[0])
         if kind == "rate":
             return system.rate(count, int(rest[0]))
+        return self._guard(system, count)
+
+    def _guard(self, system: Ours, count: int) -> dict[str, Any]:
+        """With a budget and without, by turns, so that what slows the machine down slows both down."""
         once = self._made.setdefault("guard", system.guard())
+        budget: Any = self._made.setdefault("budget", system.budget(f"{PLENTY} USD"))
         assert once is not None
-        if rest == ["off"]:
-            return timed(once, count)
-        budget = self._made.setdefault("budget", system.budget(f"{PLENTY} USD"))
-        with budget:  # type: ignore[attr-defined]
-            return timed(once, count)
+        off, on = list[int](), list[int]()
+        while len(on) < count:
+            off += times(once, TURN)
+            with budget:
+                on += times(once, TURN)
+        with_it, without = figures(on), figures(off)
+        return {**with_it, "off": without, "added_us": round(with_it["p50_us"] - without["p50_us"], 2)}
 
 
 SYSTEMS: dict[str, Callable[..., System]] = {
