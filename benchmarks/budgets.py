@@ -222,6 +222,7 @@ def row(run: Run, name: str) -> dict[str, Any]:
         "pair": figure(run, name, "pair", "p50_us"), "pair_p99": figure(run, name, "pair", "p99_us"),
         "guard": figure(run, name, "guard", "p50_us"), "guard_p99": figure(run, name, "guard", "p99_us"),
         "guard_off": figure(run, name, "guard", "off") if ours else None,
+        "guard_off_p99": figure(run, name, "guard", "off_p99_us") if ours else None,
         "guard_added": figure(run, name, "guard", "added_us") if ours else None,
         "reserve": figure(run, name, "pair", "reserve") if ours else None,
         "settle": figure(run, name, "pair", "settle") if ours else None,
@@ -249,9 +250,10 @@ def tables(result: dict[str, Any]) -> str:
             cells += [_middle(one[kind]), _middle(one[f"{kind}_p99"]), _ratio(one[kind], ours and ours[kind])]
         lines.append("| " + " | ".join([*cells, *(_spent(one[way]) for way in WAYS)]) + " |")
     lines += ["", *(f"{one['system']}: {one['note']}." for one in result["systems"] if one["note"])]
-    lines += ["", "| a call of ours | without a budget us | with it | added | rounds |", "|---|---|---|---|---|"]
+    lines += ["", "| a call of ours | without a budget us | p99 | with it | p99 | added | rounds |", "|" + "---|" * 7]
     lines += [
-        f"| {one['system']} | {_middle(one['guard_off'])} | {_middle(one['guard'])} | {_middle(one['guard_added'])} | "
+        f"| {one['system']} | {_middle(one['guard_off'])} | {_middle(one['guard_off_p99'])} | {_middle(one['guard'])} | "
+        f"{_middle(one['guard_p99'])} | {_middle(one['guard_added'])} | "
         f"{one['guard_added']['least']:g} to {one['guard_added']['most']:g} |"
         for one in result["systems"]
         if one["guard_off"]
