@@ -14,6 +14,7 @@ from aifinops.budgets.actions import Change
 from aifinops.budgets.budget import ActiveBudget, is_currency, to_units
 from aifinops.budgets.caretaker import EVERY_NS, Caretaker
 from aifinops.budgets.lines import Line, Lines
+from aifinops.budgets.pacing import Pacer
 from aifinops.budgets.policy import Balance
 from aifinops.budgets.refusals import Asking, Refusals, granted
 from aifinops.budgets.reservations import Part, Reservation
@@ -108,6 +109,7 @@ class Guard:
         self._ttl = int(lease_s * _NS)
         self._next_sweep = 0
         self._queues = Queues()
+        self._pacer = Pacer()
         self._again: OrderedDict[str, str] = OrderedDict()
         self._held: dict[str, Reservation] = {}
         self.refusals = Refusals(clock, self.witness, self._queues, self._held, approval_key)
@@ -471,6 +473,8 @@ class Guard:
             except StoreError as error:
                 return self._without_store(part, asking, error)
         enforced = part.nodes
+        if asking.paced and not asking.alone and not self._keeps_pace(part, asking):
+            return False
         while True:
             try:
                 outcome = self._reserve(part, enforced, asking)
@@ -482,6 +486,16 @@ class Guard:
         if not outcome.applied and outcome.state not in (State.HELD, State.SENT):
             raise StoreError(f"reservation {asking.id!r} is {outcome.state} already; every call needs a new id")
         part.enforced = enforced
+        return True
+
+    def _keeps_pace(self, part: Part, asking: Asking) -> bool:
+        """Judge a call by its pace; False when its store does not answer and its budgets let it through all the same."""
+        try:
+            decision = self._pacer.judge(part, asking.budgets, self.clock.time_ns())
+        except StoreError as error:
+            return self._without_store(part, asking, error)
+        if decision is not None:
+            self.refusals.let_through(part, part.nodes, decision, asking)
         return True
 
     def _reserve(self, part: Part, nodes: tuple[Node, ...], asking: Asking) -> Outcome:
@@ -522,6 +536,8 @@ class Guard:
         parts: list[Part] = []
         for active in _each(asking.budgets):
             nodes = self._nodes(active, asking.at)
+            if active.budget.pace is not None:
+                asking.paced = True
             asked = []
             for node in nodes:
                 amount = amounts.get(node.unit)

@@ -48,9 +48,10 @@ class Asking:
         id, at, hint, budgets: as in `Guard.reserve`. why: there is no price. exceeded: budgets that let it through all the same.
         about: what whoever is asked for an approval is told. grants: approvals that it uses, with the store and the name of the budget of each.
         sent: True for what is under way: it neither waits nor changes. ttl: of its lease, nanoseconds. alone: as in `Reserve`.
+        paced: whether one of the budgets has a pace.
     """
 
-    __slots__ = ("about", "alone", "at", "budgets", "exceeded", "grants", "hint", "id", "sent", "ttl", "why")
+    __slots__ = ("about", "alone", "at", "budgets", "exceeded", "grants", "hint", "id", "paced", "sent", "ttl", "why")
 
     def __init__(self, id: str, at: int, budgets: Sequence[ActiveBudget], ttl: int, *, sent: bool = False) -> None:
         self.id = id
@@ -63,7 +64,7 @@ class Asking:
         self.grants: tuple[tuple[Store, Grant, str], ...] = ()
         self.sent = sent
         self.ttl = ttl
-        self.alone = False
+        self.alone = self.paced = False
 
     def by_key(self, key: str) -> ActiveBudget:
         """The budget of a node."""
