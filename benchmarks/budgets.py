@@ -141,6 +141,10 @@ class Run:
             for way in ["serial", *["burst", "uneven"] * bursts]:
                 self._keep(name, f"spend {way}", f"spend {way}")
 
+    def network(self) -> None:
+        for name in self.workers:
+            self._keep(name, "network", "network")
+
     def _keep(self, name: str, kind: str, asked: str) -> None:
         answer = self.ask(name, asked)
         if answer is not None:
@@ -218,7 +222,8 @@ def row(run: Run, name: str) -> dict[str, Any]:
         for way in WAYS
     }
     return {
-        "system": SYSTEMS[name][2], "version": about["version"], "note": about["note"], "asked_for_a_network": about["refused"],
+        "system": SYSTEMS[name][2], "version": about["version"], "note": about["note"],
+        "asked_for_a_network": sum(answer["asked"] for answer in run.answers.get((name, "network"), [])),
         "pair": figure(run, name, "pair", "p50_us"), "pair_p99": figure(run, name, "pair", "p99_us"),
         "guard": figure(run, name, "guard", "p50_us"), "guard_p99": figure(run, name, "guard", "p99_us"),
         "guard_off": figure(run, name, "guard", "off") if ours else None,
@@ -250,6 +255,7 @@ def tables(result: dict[str, Any]) -> str:
             cells += [_middle(one[kind]), _middle(one[f"{kind}_p99"]), _ratio(one[kind], ours and ours[kind])]
         lines.append("| " + " | ".join([*cells, *(_spent(one[way]) for way in WAYS)]) + " |")
     lines += ["", *(f"{one['system']}: {one['note']}." for one in result["systems"] if one["note"])]
+    lines += [f"{one['system']} has asked for a network." for one in result["systems"] if one["asked_for_a_network"]]
     lines += ["", "| a call of ours | without a budget us | p99 | with it | p99 | added | rounds |", "|" + "---|" * 7]
     lines += [
         f"| {one['system']} | {_middle(one['guard_off'])} | {_middle(one['guard_off_p99'])} | {_middle(one['guard'])} | "
@@ -307,7 +313,7 @@ def main() -> int:
     run = Run(workers)
     steps: list[tuple[str, Callable[[], None]]] = [("spend", lambda: run.spend(options.bursts))]
     steps += [(f"round {one + 1}", lambda: run.round(options.milliseconds)) for one in range(options.rounds)]
-    steps += [("two processes", lambda: run.rates(min(options.rounds, 5)))]
+    steps += [("two processes", lambda: run.rates(min(options.rounds, 5))), ("network", run.network)]
     try:
         for name, step in steps:
             print(name, file=sys.stderr)

@@ -3,12 +3,13 @@
     budgets_worker.py SYSTEM [ADDRESS]    reads lines from standard input, answers one JSON line each
     budgets_worker.py servers             Valkey and PostgreSQL on the loopback interface, until standard input ends
 
-    pair COUNT [4]           a check and a record of one call, by the system's own means; of ours an operation each, on one node or on four
-    guard COUNT              all that happens around one call: estimate, context, check, usage, price, record; of ours with a budget and without
-    denied COUNT store|guard of ours: a call that has no room, because all is spent
-    rate COUNT NODES         of ours: pairs a second of two processes at once
-    spend serial|burst|uneven  96 calls of 0.0125 USD against a limit of 0.10 USD, one after the other or from 32 threads, three each;
-                             `uneven` is a burst against 0.11 USD, which is no multiple of a call
+    pair COUNT [4]              a check and a record of one call, by the system's own means; of ours reserve and settle, of one node or of four
+    guard COUNT                 all that happens around one call: estimate, context, check, usage, price, record; of ours without a budget, too
+    denied COUNT store|guard    of ours: a call that has no room, because all is spent
+    rate COUNT NODES            of ours: pairs a second of two processes at once
+    spend serial|burst|uneven   96 calls of 0.0125 USD against a limit of 0.10 USD, one after the other or from 32 threads, three each;
+                                `uneven` is a burst against 0.11 USD, which is no multiple of a call
+    network                     how often it has asked for a network
 
 Times are microseconds by the wall clock, of each single step, with the reading of the clock in them (0.1). What is called in `guard` is a
 function that has its answer ready. In `spend` it is a provider that keeps its own bill, behind the real openai client where the system takes
@@ -30,7 +31,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import copy_context
 from decimal import Decimal
 from importlib.metadata import version
@@ -179,7 +180,6 @@ class LiteLLM:
 
     def __init__(self) -> None:
         os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else it downloads a table
-        os.chdir(tempfile.mkdtemp())
         import litellm
 
         self._library = litellm
@@ -310,16 +310,19 @@ class Ours:
     note = ""
 
     def __init__(self, address: str, *, leased: bool) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="aifinops-bench"))
         import aifinops
         from aifinops.errors import reraise_failures
 
         reraise_failures(True)  # a failure of ours ends the run
-        aifinops.init(ledger=self._folder / "ledger.db")
+        aifinops.init(ledger=Path.cwd() / "ledger.db")
         self._library = aifinops
         self._memory = address == "memory"
-        self._address = str(self._folder / "budgets.db") if address == "file" else address
+        self._address = str(Path.cwd() / "budgets.db") if address == "file" else address
         self._leased = leased
+        self._direct = None if self._memory or leased else self.store()  # of all budgets here
+
+    def close(self) -> None:
+        self._library.shutdown()
 
     def store(self) -> Any:
         """For operations: as the guard uses it."""
@@ -329,7 +332,7 @@ class Ours:
         """A new budget: of this process, or shared by name. An address is leased, a store that is given is not."""
         if self._memory:
             return self._library.budget(limit, **more)
-        store = self._address if self._leased else self.store()
+        store = self._direct or self._address
         return self._library.budget(limit, name=f"bench-{uuid.uuid4().hex}", per="total", store=store, **more)
 
     def pair(self) -> None:
@@ -568,6 +571,7 @@ class Session:
     def __init__(self, system: System) -> None:
         self.system = system
         self._made: dict[str, Once | None] = {}
+        self._budget: Any = None
 
     def offers(self) -> list[str]:
         """What can be asked of it."""
@@ -581,6 +585,8 @@ class Session:
         kind, *rest = line.split()
         if kind == "spend":
             return spend(self.system, rest[0])
+        if kind == "network":
+            return {"asked": worker.Refused.count}
         count = int(rest[0])
         if isinstance(self.system, Ours):
             return self._ours(self.system, kind, count, rest[1:])
@@ -603,13 +609,14 @@ class Session:
 
     def _guard(self, system: Ours, count: int) -> dict[str, Any]:
         """With a budget and without, by turns, so that what slows the machine down slows both down."""
-        once = self._made.setdefault("guard", system.guard())
-        budget: Any = self._made.setdefault("budget", system.budget(f"{PLENTY} USD"))
+        if self._budget is None:
+            self._made["guard"], self._budget = system.guard(), system.budget(f"{PLENTY} USD")
+        once = self._made["guard"]
         assert once is not None
         off, on = list[int](), list[int]()
         while len(on) < count:
             off += times(once, TURN)
-            with budget:
+            with self._budget:
                 on += times(once, TURN)
         with_it, without = figures(on), figures(off)
         return {
@@ -641,34 +648,41 @@ def servers() -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
     from servers import PostgresServer, ValkeyServer
 
-    valkey, postgres = ValkeyServer("--appendonly", "yes", "--appendfsync", "everysec"), PostgresServer()
-    try:
+    with ExitStack() as running:
+        valkey = ValkeyServer("--appendonly", "yes", "--appendfsync", "everysec")
+        running.callback(valkey.end)
+        postgres = PostgresServer()
+        running.callback(postgres.close)
         postgres.start()
         print(json.dumps({"valkey": valkey.url, "postgres": postgres.dsn}), flush=True)
         sys.stdin.read()
-    finally:
-        postgres.close()
-        valkey.end()
 
 
 def main() -> None:
     name, *address = sys.argv[1:]
     if name == "servers":
         return servers()
-    logging.getLogger().addHandler(
-        logging.NullHandler()
-    )  # what is logged of a limit that is reached is not to be read here
+    # What is logged of a limit that is reached is not to be read here.
+    logging.getLogger().addHandler(logging.NullHandler())
     if not address:
         worker.Refused.install()  # whoever has no server of his own to talk to has nothing to look for on a network
-    system = SYSTEMS[name](*address)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        os.chdir(folder)  # some write where they are
+        serve(SYSTEMS[name](*address))
+        os.chdir(Path(__file__).parent)
+    return None
+
+
+def serve(system: System) -> None:
     session = Session(system)
     about = {"version": version(system.package), "note": system.note, "offers": session.offers()}
-    print(json.dumps({**about, "refused": worker.Refused.count}), flush=True)
+    print(json.dumps(about), flush=True)
     gc.collect()
     gc.freeze()
     for line in sys.stdin:
         print(json.dumps(session.answer(line)), flush=True)
-    return None
+    if isinstance(system, Ours):
+        system.close()
 
 
 if __name__ == "__main__":
