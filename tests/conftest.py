@@ -20,7 +20,7 @@ sys.path.insert(
 hypothesis.settings.register_profile("aifinops", deadline=None)
 hypothesis.settings.load_profile("aifinops")
 
-_KEPT = frozenset({"AIFINOPS_CORPUS", "AIFINOPS_FAULTS", "AIFINOPS_SOAK"})
+_KEPT = frozenset({"AIFINOPS_CORPUS", "AIFINOPS_EXAMPLES", "AIFINOPS_FAULTS", "AIFINOPS_SOAK"})
 
 
 @pytest.fixture(autouse=True)
@@ -47,8 +47,8 @@ def fresh_context() -> Iterator[None]:
     yield
     context.detach(token)
     scope.leave(outer)
-    if "aifinops.metering" in sys.modules:
-        sys.modules["aifinops.metering"]._in_flight.set(None)
+    if "aifinops.metering.invocation" in sys.modules:
+        sys.modules["aifinops.metering.invocation"]._in_flight.set(None)
 
 
 @pytest.fixture(autouse=True)

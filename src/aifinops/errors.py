@@ -10,6 +10,7 @@
     │  ├─ ApprovalPending
     │  ├─ StreamCut                a stream was ended where there was no room for more of it
     │  ├─ StoreUnavailable         nobody knows whether there is room
+    │  │  └─ DecisionFailed        since something of ours has failed
     │  └─ UnpricedCall             also an UnknownModel: a money budget met a call that has no price
     └─ StoreError                  wraps the driver's error
        └─ StoreReset               the store has lost what it had confirmed
@@ -33,6 +34,7 @@ __all__ = [
     "ApprovalPending",
     "BudgetExceeded",
     "ConfigurationError",
+    "DecisionFailed",
     "ImpossibleUsage",
     "PricingError",
     "StoreError",
@@ -181,6 +183,13 @@ class StoreUnavailable(BudgetExceeded):
         return f"budget {self.budget!r} refused the call: its store does not answer. Nothing was sent. {self.hint}".rstrip()
 
 
+class DecisionFailed(StoreUnavailable):
+    """Something of ours has failed, so that nobody knows whether a budget has room; what has failed is the `__cause__`."""
+
+    def _text(self) -> str:
+        return f"budget {self.budget!r} refused the call: aifinops has failed to find out whether there is room. Nothing was sent. {self.hint}".rstrip()
+
+
 class StreamCut(BudgetExceeded):
     """A budget with `on_exceed="cut"` has ended a stream; what came before is paid for, and was handed out. `asked` is what more was wanted."""
 
@@ -271,8 +280,11 @@ _failures = _Failures()
 os.register_at_fork(after_in_child=lambda: _failures.renew())
 
 
-def swallow(place: str, error: BaseException) -> None:
+def swallow(place: str, error: BaseException, effect: str = "Your call is not affected") -> None:
     """Take an internal failure so that the user's call goes on: count it, log it once per place.
+
+    Args:
+        effect: what the log says of the call; something else only where a limit has to hold and the call is refused.
 
     The log has the frames, which are code. The text of the exception it has only where we or the operating system wrote it: any other
     may repeat what was said in the call.
@@ -285,21 +297,22 @@ def swallow(place: str, error: BaseException) -> None:
         raise error
     if first:
         try:
-            _log(place, error)
+            _log(place, error, effect)
         except Exception:  # the application's own handler or filter, or no stack left to log with: it is counted
             return
 
 
-def _log(place: str, error: BaseException) -> None:
+def _log(place: str, error: BaseException, effect: str) -> None:
     import logging  # neither is above: together they take as long as pricing a call, and most programs never need them
     import traceback
 
     said = f": {error}" if isinstance(error, (AIFinOpsError, OSError)) else ""
     logging.getLogger("aifinops").warning(
-        "aifinops: internal failure in %s (%s%s). Your call is not affected; further ones here are only counted.\n%s",
+        "aifinops: internal failure in %s (%s%s). %s; further ones here are only counted.\n%s",
         place,
         type(error).__name__,
         said,
+        effect,
         "".join(traceback.format_tb(error.__traceback__)).rstrip(),
     )
 

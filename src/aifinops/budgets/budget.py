@@ -413,6 +413,7 @@ class Budget:
         store: where balances live, as `open_store` takes it or a store; None for the process (without a name) or what is set up.
         max_wait: how long a call waits where what it needs is only held by calls in flight, or with `throttle` for a new window, seconds.
         on_store_down: `deny` or `allow` calls while the store does not answer.
+        pace: share of the limit that may be spent ahead of even spending over the window; None for no pace.
     """
 
     limits: tuple[Limit, ...]
@@ -425,6 +426,7 @@ class Budget:
     store: Any = field(default=None, compare=False)
     max_wait: float = MAX_WAIT_S
     on_store_down: OnStoreDown = "deny"
+    pace: Decimal | None = None
 
     @property
     def tz(self) -> str:
@@ -446,12 +448,13 @@ class Budget:
         store: object = None,
         max_wait: float | None = None,
         on_store_down: str = "deny",
+        pace: float | Decimal | str | None = None,
     ) -> Budget:
         """Check everything that was typed, then make the budget.
 
         Args:
             limit: see `parse_limit`. per: see `Window.parse`; default `total` with a name, else `run`.
-            name, match, on_exceed, soft, unknown, tz, store, max_wait, on_store_down: see the attributes and `Window`.
+            name, match, on_exceed, soft, unknown, tz, store, max_wait, on_store_down, pace: see the attributes and `Window`.
 
         Raises:
             ConfigurationError: for anything that is wrong; it names the value and what to type instead.
@@ -462,9 +465,10 @@ class Budget:
                 'budget on_exceed="ask" needs a name, by which other processes find it (name="search"), or somebody to ask '
                 'in this one, such as {"ask": "console"}'
             )
+        window = Window.parse(per if per is not None else ("run" if name is None else "total"), tz)
         return cls(
             limits=parse_limit(limit),
-            window=Window.parse(per if per is not None else ("run" if name is None else "total"), tz),
+            window=window,
             name=_name(name),
             match=None if match is None else make_tags(match),
             on_exceed=action,
@@ -473,6 +477,7 @@ class Budget:
             store=store,
             max_wait=_max_wait(max_wait),
             on_store_down=cast("OnStoreDown", _one_of("on_store_down", on_store_down, get_args(OnStoreDown))),
+            pace=_pace(pace, window),
         )
 
     def describe(self) -> str:
@@ -525,6 +530,23 @@ def _max_wait(seconds: object) -> float:
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds <= _WAIT_MOST:
         raise ConfigurationError(f"budget max_wait={seconds!r} must be seconds from 0 (never waits) to {_WAIT_MOST}")
     return float(seconds)
+
+
+def _pace(pace: object, window: Window) -> Decimal | None:
+    if pace is None:
+        return None
+    found = (
+        None if isinstance(pace, bool) or not isinstance(pace, (int, float, str, Decimal)) else decimal(pace, "pace")
+    )
+    if found is None or not 0 <= found < 1:
+        raise ConfigurationError(
+            f"budget pace={pace!r} must be the share of the limit that may be ahead of even spending, from 0 to below 1; write pace=0.1"
+        )
+    if window.kind in ("run", "total", "rolling"):
+        raise ConfigurationError(
+            f'budget pace={pace!r} spreads the limit over a window that ends; write per="day" or another one of the calendar'
+        )
+    return found
 
 
 def _nearest(word: object, known: Iterable[str]) -> str:

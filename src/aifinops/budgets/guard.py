@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 from builtins import id as id_of
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from weakref import finalize
 
+from aifinops.budgets.actions import Change
 from aifinops.budgets.budget import ActiveBudget, is_currency, to_units
 from aifinops.budgets.caretaker import EVERY_NS, Caretaker
 from aifinops.budgets.lines import Line, Lines
+from aifinops.budgets.pacing import Pacer
 from aifinops.budgets.policy import Balance
 from aifinops.budgets.refusals import Asking, Refusals, granted
 from aifinops.budgets.reservations import Part, Reservation
@@ -20,9 +22,9 @@ from aifinops.budgets.stores.base import (
     MAX_AMOUNT,
     Adjust,
     Crossing,
+    Draw,
     Extend,
     Forget,
-    MarkSent,
     Node,
     Outcome,
     Read,
@@ -36,7 +38,7 @@ from aifinops.budgets.stores.base import (
 from aifinops.budgets.waiting import Queues, Wait
 from aifinops.budgets.witness import Witness
 from aifinops.clock import Clock
-from aifinops.errors import StoreError, StoreUnavailable, UnknownModel, swallow
+from aifinops.errors import BudgetExceeded, StoreError, StoreUnavailable, UnknownModel, swallow
 from aifinops.meters import GROUPS, METERS
 
 __all__ = ["LEASE_S", "Guard", "Part", "Reservation", "SoftLimit"]
@@ -49,6 +51,7 @@ LEASE_S = 900
 _NS = 1_000_000_000
 _SWEEP_NS = 60 * _NS
 _GROW_TRIES = 8
+_AGAIN_MOST = 4096
 _WARNING_FROM = Decimal("0.8")
 _TOKENS = GROUPS["tokens"]
 _NOT_IN_MODEL_CALLS = frozenset(
@@ -106,6 +109,8 @@ class Guard:
         self._ttl = int(lease_s * _NS)
         self._next_sweep = 0
         self._queues = Queues()
+        self._pacer = Pacer()
+        self._again: OrderedDict[str, str] = OrderedDict()
         self._held: dict[str, Reservation] = {}
         self.refusals = Refusals(clock, self.witness, self._queues, self._held, approval_key)
         # Filled by finalizers, which may run anywhere, also inside the store: they only append.
@@ -122,6 +127,7 @@ class Guard:
         unpriced: UnknownModel | None = None,
         hint: str = "",
         about: Callable[[], Mapping[str, str]] = dict,
+        slice_s: float = 0,
     ) -> Reservation | None:
         """Hold `amounts` in every budget, or in none.
 
@@ -135,6 +141,7 @@ class Guard:
             id: of the call, new. at: when it is made, nanoseconds since the epoch; it selects the window.
             unpriced: why there is no price. hint: a sentence for the message when it is refused.
             about: says what whoever is asked for an approval is told of the call.
+            slice_s: lease, seconds, of what will be drawn from by and by; 0 for a call.
 
         Returns:
             None when no budget limits anything that this call takes.
@@ -146,8 +153,15 @@ class Guard:
             StoreUnavailable: when a store does not answer and its budgets then deny.
             UnpricedCall: when there is no price and a budget wants one.
         """
-        self._tidy(at)
-        asking = Asking(id, at, budgets)
+        try:
+            self._tidy(at)
+        except Exception as failure:  # it is no part of the decision
+            swallow("budgets.tidy", failure)
+        call = id
+        if self._again:
+            id = self._again.pop(call, id)
+        asking = Asking(id, at, budgets, int(slice_s * _NS) or self._ttl)
+        asking.alone = slice_s > 0
         asking.hint, asking.why, asking.about = hint, unpriced, about
         parts = self._ask(asking, amounts)
         if not parts:
@@ -157,28 +171,39 @@ class Guard:
             for part in parts:
                 if self._hold(part, asking):
                     held.append(part)  # noqa: PERF401 - what is held so far is given back where one refuses
-        except BaseException:
-            for part in held:
-                self._lines.owe(part.store, Release(id, part.nodes))
-            for grant in asking.grants:
-                self.refusals.give_back(*grant)
+            unheld = () if len(held) == len(parts) else [part for part in parts if part not in held]
+            reservation = self._held[id] = Reservation(id, held, asking.exceeded, unheld, at + asking.ttl)
+            if asking.grants:
+                reservation.granted = granted(asking)
+            if self._queues:
+                self.refusals.served(id)
+        except BudgetExceeded as refusal:
+            self._give_back(asking, held)
+            if held and isinstance(refusal, (Wait, Change)):
+                self._ask_again(call, id)
             raise
-        unheld = () if len(held) == len(parts) else [part for part in parts if part not in held]
-        reservation = self._held[id] = Reservation(id, held, asking.exceeded, unheld, at + self._ttl)
-        if asking.grants:
-            reservation.granted = granted(asking)
-        if self._queues:
-            self.refusals.served(id)
+        except BaseException:  # whatever it was, and wherever: what may be held is given back
+            self._held.pop(id, None)
+            self._give_back(asking, parts)
+            raise
         return reservation
 
-    def mark_sent(self, reservation: Reservation) -> None:
-        """The request is about to leave.
+    def _give_back(self, asking: Asking, parts: Sequence[Part]) -> None:
+        for part in parts:
+            self._lines.owe(part.store, Release(asking.id, part.nodes))
+        for grant in asking.grants:
+            self.refusals.give_back(*grant)
 
-        Raises:
-            StoreError: when a store fails.
-        """
-        for part in reservation.parts:
-            MarkSent(reservation.id).execute(part.store)
+    def _ask_again(self, call: str, id: str) -> None:
+        """What was held under an id was given back, and the call comes again: stores need another one."""
+        self._again[call] = f"{call}~{int(id.removeprefix(call)[1:] or 0) + 1}"
+        if len(self._again) > _AGAIN_MOST:  # of calls that have given up
+            self._again.popitem(last=False)
+
+    def undecided(self, active: ActiveBudget, error: BudgetExceeded) -> None:
+        """Write down that a call was refused for this budget since we have failed to decide."""
+        node, *_ = self._nodes(active, self.clock.time_ns())
+        self.witness.refused(active.store, node, error, 0)
 
     def extend(self, reservation: Reservation) -> bool:
         """A new lease for a long call; False when it had run out and its hold counts as spent already.
@@ -204,7 +229,7 @@ class Guard:
             StoreUnavailable: when a store does not answer and its budgets then deny.
         """
         now = self.clock.time_ns()
-        asking = Asking(reservation.id, now, budgets, sent=True)
+        asking = Asking(reservation.id, now, budgets, self._ttl, sent=True)
         for part in reservation.parts:
             wanted = tuple(
                 max(held, min(amounts.get(node.unit, held), MAX_AMOUNT))
@@ -228,6 +253,73 @@ class Guard:
             raise StoreError("other calls were quicker again and again")
         if outcome.applied:
             part.amounts = wanted
+
+    def draw(
+        self,
+        reservation: Reservation,
+        budgets: Sequence[ActiveBudget],
+        spent: Mapping[str, int],
+        wanted: Mapping[str, int],
+        *,
+        slice_s: float,
+    ) -> bool:
+        """Pay from a hold for what was used since the last time, and hold so much from now on.
+
+        Args:
+            reservation: what `reserve` gave, for `budgets`. spent, wanted: unit -> amount, as in `reserve`; a unit that is missing is 0.
+            slice_s: the new lease, seconds.
+
+        Returns:
+            False when the lease had run out: what was held counts as spent until `settle` puts in its place what was.
+
+        Raises:
+            BudgetExceeded: when a budget has no room for what is wanted. What was used is paid all the same, and what is left of the hold stays.
+            StoreUnavailable: when a store does not answer and its budgets then deny. It is told later what was used.
+        """
+        now = self.clock.time_ns()
+        asking = Asking(reservation.id, now, budgets, int(slice_s * _NS), sent=True)
+        alive, refused = True, None
+        for part in reservation.parts:
+            try:
+                alive = self._draw(part, reservation, spent, wanted, asking) and alive
+            except BudgetExceeded as refusal:  # the other stores are told all the same
+                refused = refusal
+        for part in reservation.unheld:
+            paid = tuple(min(spent.get(node.unit, 0), MAX_AMOUNT) for node in part.nodes)
+            self._lines.owe(part.store, Adjust(f"{reservation.id}-{reservation.step}", part.nodes, paid, now))
+        reservation.until = now + asking.ttl
+        if refused is not None:
+            raise refused
+        return alive
+
+    def _draw(
+        self,
+        part: Part,
+        reservation: Reservation,
+        spent: Mapping[str, int],
+        wanted: Mapping[str, int],
+        asking: Asking,
+    ) -> bool:
+        paid = tuple(min(spent.get(node.unit, 0), MAX_AMOUNT) for node in part.nodes)
+        held = tuple(min(wanted.get(node.unit, 0), MAX_AMOUNT) for node in part.nodes)
+        while True:
+            reservation.step += 1
+            part.amounts = tuple(max(0, was - cost) for was, cost in zip(part.amounts, paid, strict=True))
+            operation = Draw(
+                reservation.id, part.enforced, reservation.step, paid, held, part.amounts, asking.at, asking.ttl
+            )
+            outcome = self._lines.owe(part.store, operation)
+            if outcome is None:
+                self._without_store(part, asking, StoreError("it does not answer."))
+                return True
+            self.report(outcome.crossed)
+            if outcome.decision is None:
+                break
+            part.enforced = self.refusals.let_through(part, part.enforced, outcome.decision, asking)
+            paid = (0,) * len(paid)
+        if outcome.applied:
+            part.amounts = held
+        return outcome.applied
 
     def settle(self, reservation: Reservation, actual: Mapping[str, int]) -> None:
         """Put the truth in the place of the hold; more than was held is recorded, never refused.
@@ -376,8 +468,13 @@ class Guard:
     def _hold(self, part: Part, asking: Asking) -> bool:
         """Hold one part; False when its budgets let the call through although their store does not answer."""
         if self._queues:
-            self.refusals.queue_up(part, asking)
+            try:
+                self.refusals.queue_up(part, asking)
+            except StoreError as error:
+                return self._without_store(part, asking, error)
         enforced = part.nodes
+        if asking.paced and not asking.alone and not self._keeps_pace(part, asking):
+            return False
         while True:
             try:
                 outcome = self._reserve(part, enforced, asking)
@@ -391,15 +488,25 @@ class Guard:
         part.enforced = enforced
         return True
 
+    def _keeps_pace(self, part: Part, asking: Asking) -> bool:
+        """Judge a call by its pace; False when its store does not answer and its budgets let it through all the same."""
+        try:
+            decision = self._pacer.judge(part, asking.budgets, self.clock.time_ns())
+        except StoreError as error:
+            return self._without_store(part, asking, error)
+        if decision is not None:
+            self.refusals.let_through(part, part.nodes, decision, asking)
+        return True
+
     def _reserve(self, part: Part, nodes: tuple[Node, ...], asking: Asking) -> Outcome:
         line = self._lines.to(part.store)
-        if line.reserve is not None:
-            outcome = line.reserve(asking.id, nodes, part.amounts, asking.at, self._ttl)
+        if line.reserve is not None and not asking.alone:
+            outcome = line.reserve(asking.id, nodes, part.amounts, asking.at, asking.ttl)
             if outcome is not None:
                 return outcome
         if not self._lines.answers(line):
             raise StoreError("it did not answer a moment ago")
-        operation = Reserve(asking.id, nodes, part.amounts, asking.at, self._ttl)
+        operation = Reserve(asking.id, nodes, part.amounts, asking.at, asking.ttl, asking.alone)
         try:
             return self._lines.execute(line, operation)
         except StoreError:
@@ -429,6 +536,8 @@ class Guard:
         parts: list[Part] = []
         for active in _each(asking.budgets):
             nodes = self._nodes(active, asking.at)
+            if active.budget.pace is not None:
+                asking.paced = True
             asked = []
             for node in nodes:
                 amount = amounts.get(node.unit)

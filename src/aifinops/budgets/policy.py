@@ -64,12 +64,13 @@ class Decision:
     Attributes:
         allowed: True when every node has room.
         refusals: the nodes that have none, in the order in which they were given (outermost budget first).
-        at: when it was taken, nanoseconds since the epoch.
+        at: when it was taken, nanoseconds since the epoch. room_at: when there will be room, where that is not the end of a window.
     """
 
     allowed: bool
     refusals: tuple[Refusal, ...] = ()
     at: int = 0
+    room_at: int | None = None
 
     @property
     def transient(self) -> bool:
@@ -85,6 +86,8 @@ class Decision:
     @property
     def retry_at(self) -> int | None:
         """When every lasting refusal has a new window, nanoseconds; `at` when none lasts; None when one never ends."""
+        if self.room_at is not None:
+            return self.room_at
         latest = self.at
         for refusal in self.refusals:
             if refusal.transient:

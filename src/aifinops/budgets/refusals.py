@@ -47,12 +47,13 @@ class Asking:
     Attributes:
         id, at, hint, budgets: as in `Guard.reserve`. why: there is no price. exceeded: budgets that let it through all the same.
         about: what whoever is asked for an approval is told. grants: approvals that it uses, with the store and the name of the budget of each.
-        sent: True for what is under way: it neither waits nor changes.
+        sent: True for what is under way: it neither waits nor changes. ttl: of its lease, nanoseconds. alone: as in `Reserve`.
+        paced: whether one of the budgets has a pace.
     """
 
-    __slots__ = ("about", "at", "budgets", "exceeded", "grants", "hint", "id", "sent", "why")
+    __slots__ = ("about", "alone", "at", "budgets", "exceeded", "grants", "hint", "id", "paced", "sent", "ttl", "why")
 
-    def __init__(self, id: str, at: int, budgets: Sequence[ActiveBudget], *, sent: bool = False) -> None:
+    def __init__(self, id: str, at: int, budgets: Sequence[ActiveBudget], ttl: int, *, sent: bool = False) -> None:
         self.id = id
         self.at = at
         self.budgets = budgets
@@ -62,6 +63,8 @@ class Asking:
         self.about: Callable[[], Mapping[str, str]] = dict
         self.grants: tuple[tuple[Store, Grant, str], ...] = ()
         self.sent = sent
+        self.ttl = ttl
+        self.alone = self.paced = False
 
     def by_key(self, key: str) -> ActiveBudget:
         """The budget of a node."""
@@ -105,14 +108,21 @@ class Refusals:
     # --- waiting --------------------------------------------------------------------------------------------------------
 
     def queue_up(self, part: Part, asking: Asking) -> None:
-        """Whoever comes while others wait for the same stands behind them."""
+        """Whoever comes while others wait for the same stands behind them.
+
+        Raises:
+            Wait: with a place in the queue.
+            StoreError: when the store does not say how it stands.
+        """
         ticket = ticket_in_hand()
         for node, amount in zip(part.nodes, part.amounts, strict=True):
             if amount and self._queues.ahead(node.key, ticket):
                 active = asking.by_key(node.budget)
                 if active.budget.max_wait:
-                    (balance,) = Read((node,)).execute(part.store)
-                    refusal = Refusal(0, balance, amount)
+                    balances = self._witness.ask(part.store, Read((node,)))
+                    if balances is None:
+                        raise StoreError("it does not answer")
+                    refusal = Refusal(0, balances[0], amount)
                     error = exceeded(node, refusal, transient=True, id=asking.id, hint=asking.hint)
                     raise self._wait(error, active, node, part.store, amount)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from aifinops.budgets.stores import open_store
 from aifinops.budgets.stores.base import Capabilities, Operation, Reserve, Settle
 from aifinops.budgets.stores.memory import MemoryStore
 from aifinops.budgets.stores.sqlite import SqliteStore
+from aifinops.budgets.waiting import Wait, keep_ticket
 from aifinops.errors import BudgetExceeded, ConfigurationError, StoreError, StoreReset, StoreUnavailable
 from aifinops.testing.clock import FakeClock
 
@@ -253,3 +256,42 @@ def test_operations_are_values() -> None:
     with pytest.raises(ValueError, match="1 nodes"):
         Reserve("a", (active().nodes(0)), (), 0, 0)
     assert Settle("a", (), (), 0) == Settle("a", (), (), 0)
+
+
+def _elsewhere(work: Callable[[], Any]) -> Any:
+    """Do it in a thread of its own, so that its holds are not ours."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
+
+
+@pytest.mark.parametrize("policy", ["deny", "allow"])
+def test_a_store_that_does_not_answer_while_others_wait_for_it(desk: Desk, policy: str) -> None:
+    """Whoever comes after them is told what the budget says of a store that is down, and the store is not asked by each of them."""
+    shared = active("$1", name="team", on_store_down=policy)
+    _elsewhere(lambda: desk.reserve(shared, cents=60))
+    with pytest.raises(Wait):
+        desk.reserve(shared, cents=60)
+    desk.remote.down = "before"
+    for _ in range(3):
+        if policy == "deny":
+            with pytest.raises(StoreUnavailable):
+                desk.reserve(shared, cents=30)
+        else:
+            assert not desk.reserve(shared, cents=30).parts
+    assert desk.remote.asked[-2:] == ["Reserve", "Read"]
+
+
+def test_a_call_may_wait_in_one_store_while_another_has_room(desk: Desk) -> None:
+    """What it held there was given back meanwhile; under the same id it holds again."""
+    shared, block = active("$1", name="team"), active("$5")
+    first = _elsewhere(lambda: desk.reserve(shared, cents=60))
+    with pytest.raises(Wait) as caught:
+        desk.reserve(shared, block, cents=60)
+    desk.guard.settle(first, {"USD": 10 * DOLLAR // 100})
+    desk.count -= 1
+    with keep_ticket(caught.value.ticket):
+        second = desk.reserve(shared, block, cents=60)
+    assert desk.cents(block) == (0, 60)
+    desk.guard.settle(second, {"USD": 20 * DOLLAR // 100})
+    assert desk.cents(block) == (20, 0)
+    assert desk.cents(shared) == (30, 0)

@@ -219,6 +219,7 @@ class Reserve(Operation[Outcome]):
         amounts: upper bounds, one a node, 0 to `MAX_AMOUNT`.
         now: the caller's wall clock, nanoseconds since the epoch; a store with a clock of its own uses that.
         ttl: lease, nanoseconds. After it the hold counts as spent.
+        alone: True for one that will be drawn from: it is never part of a process's lease.
     """
 
     id: str
@@ -226,6 +227,7 @@ class Reserve(Operation[Outcome]):
     amounts: tuple[int, ...]
     now: int
     ttl: int
+    alone: bool = False
 
     def __post_init__(self) -> None:
         _check(self.id, self.nodes, self.amounts)

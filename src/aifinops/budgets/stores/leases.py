@@ -73,14 +73,15 @@ class _Path:
     Attributes:
         id, step: of the reservation that is the lease, empty for none. until: when it was not renewed for too long, monotonic.
         free: to be given to calls. flying: with calls in flight. used: settled, and not yet told to the store.
-        calls: how many are in flight. count, since, last: how often it is asked.
+        calls: how many are in flight. count, since, last: how often it is asked. given: when it last had what was asked for.
         denied, denied_until: the last refusal, and how long it stands. pending: a draw of which nobody knows whether it had its effect.
         closing: the last word on a lease that is no more, until the store has taken it.
         busy: held by whoever talks to the store of it.
     """
 
     __slots__ = (
-        "busy", "calls", "closing", "count", "denied", "denied_until", "flying", "free", "id", "last", "nodes", "pending", "since", "step", "until", "used",
+        "busy", "calls", "closing", "count", "denied", "denied_until", "flying", "free", "given", "id", "last", "nodes", "pending", "since", "step",
+        "until", "used",
     )  # fmt: skip
 
     def __init__(self, nodes: tuple[Node, ...], now: int) -> None:
@@ -89,7 +90,7 @@ class _Path:
         self.id, self.step, self.until = "", 0, 0
         self.free, self.flying, self.used = ([0] * len(nodes) for _ in range(3))
         self.calls = 0
-        self.count, self.since, self.last = 0, now, now
+        self.count, self.since, self.last, self.given = 0, now, now, now
         self.denied: Outcome | None = None
         self.denied_until = 0
         self.pending: Draw | None = None
@@ -108,6 +109,7 @@ class _Path:
             free[index] -= amount
             flying[index] += amount
         self.calls += 1
+        self.given = now
         return True
 
     def put(self, held: Amounts, actual: Sequence[int | None]) -> bool:
@@ -220,7 +222,7 @@ class LeasedStore:
         kind: Any = type(operation)
         one: Any = operation
         answer: Any
-        if kind is Reserve:
+        if kind is Reserve and not one.alone:
             answer = self.quick_reserve(one.id, one.nodes, one.amounts) or self._ask(one)
         elif kind is Read:
             answer = self._read(one)
@@ -441,7 +443,8 @@ class LeasedStore:
         """Tell the store what was spent, and give back what nobody uses."""
         now, wall = self._clock.monotonic_ns(), self._clock.time_ns()
         with path.busy:
-            idle = idle or now - path.last >= _NS
+            # What is asked for and is too little for any call is idle, too: with what lies elsewhere it may be enough.
+            idle = idle or now - path.given >= _NS
             self._finish(path)
             with self._lock:
                 keep = (0,) * len(path.free) if idle else tuple(max(0, amount) for amount in path.free)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from builtins import id as id_of
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -251,6 +252,35 @@ def test_an_idle_lease_goes_back_and_a_call_in_flight_stays_held(desk: Desk) -> 
     assert desk.shared == Balance(LIMIT, spent=504)
 
 
+def test_a_rest_that_is_too_small_goes_back_although_it_is_asked_for(desk: Desk) -> None:
+    """What is left of two leases is too little for a call of either; together it is enough, and nobody waits for ever."""
+    other = LeasedStore(desk.line, desk.clock, every_s=0)
+    desk.many(50, amount=100)
+    spent = desk.own.spent
+    for store in (desk.store, other):  # 60 are free in each
+        for number in range(30):
+            id = f"{id_of(store)}-{number}"
+            assert Reserve(id, NODES, (100, 100), desk.clock.time_ns(), FOREVER).execute(store).applied
+            Settle(id, NODES, (100, 100), desk.clock.time_ns()).execute(store)
+        path = next(iter(store._paths.values()))
+        store._draw(path, (60, 60), desk.clock.time_ns())
+        spent += 3000
+    left = LIMIT - spent - 120
+    assert Adjust("others", NODES, (left, left), desk.clock.time_ns()).execute(desk.line.inner).applied
+    for number in range(30):
+        desk.clock.advance(0.1)
+        for store in (desk.store, other):
+            if (
+                Reserve(f"{id_of(store)}+{number}", NODES, (100, 100), desk.clock.time_ns(), FOREVER)
+                .execute(store)
+                .applied
+            ):
+                return
+            if number % 10 == 9:
+                store.sync()
+    pytest.fail(f"for 3 s nobody got it: {desk.shared}")
+
+
 @pytest.mark.parametrize("settled", [True, False])
 def test_a_lease_that_ran_out_is_put_right(desk: Desk, settled: bool) -> None:
     """A process that stood still for long finds its lease counted as spent; the truth takes its place, also of what was in flight."""
@@ -390,7 +420,7 @@ def test_threads_and_its_own_thread(tmp_path: Path) -> None:
         store._stop.set()
         store.sync()
         for path in store._paths.values():
-            path.last = 0
+            path.given = 0
         store.sync()
     (_, team) = Read(NODES).execute(inner)
     inner.close()
