@@ -495,6 +495,10 @@ class Journal(Protocol):
         """The store has lost something; told before anything is done in the era that follows, and perhaps by several threads."""
         ...
 
+    def forget(self) -> None:
+        """This is a forked child: what was confirmed was confirmed to the parent."""
+        ...
+
 
 class IdInUse(StoreError):
     """An id came back with other amounts or nodes: it was made for something else."""

@@ -230,12 +230,16 @@ class JournaledStore:
 
     def reset_after_fork(self) -> None:
         """In a forked child: what was confirmed to the parent is the parent's to put back."""
-        self._begin()
+        self.forget()
         self.inner.reset_after_fork()
 
     def close(self) -> None:
         """Close the store within."""
         self.inner.close()
+
+    def forget(self) -> None:
+        """See `Journal`."""
+        self._begin()
 
     # --- what is confirmed ------------------------------------------------------------------------------------------------
 
@@ -498,11 +502,16 @@ class JournaledStore:
             self._on_reset(reset)
 
     def _put_back_holds(self) -> None:
-        for id in list(self._lost_holds):
+        # Taken out first: it comes in again when it is lost again meanwhile.
+        while self._lost_holds:
+            id, _ = self._lost_holds.popitem()
             hold = self._holds.get(id)
             if hold is not None:
-                self._again(id, hold)
-            self._lost_holds.pop(id, None)
+                try:
+                    self._again(id, hold)
+                except BaseException:
+                    self._lost_holds[id] = None
+                    raise
 
     def _again(self, id: str, hold: _Hold) -> None:
         # Without limits, whatever the store has now: what is in flight is in flight. The store keeps a node as it was last given,
@@ -517,7 +526,7 @@ class JournaledStore:
             Extend(id, nodes, now, ttl, hold.held).execute(self.inner)
         if hold.sent:
             MarkSent(id).execute(self.inner)
-        if hold.changed is _GONE:  # it is forfeited there: its end will correct it
+        if hold.changed is _GONE and id not in self._lost_holds:  # it is forfeited there: its end will correct it
             hold.changed = _NEVER
         found = self._holds.get(id)
         if found is not None and found is not hold:  # its end, of before the loss, was told meanwhile
@@ -536,15 +545,18 @@ class JournaledStore:
             left.popleft()
 
     def _put_back_notes(self) -> None:
-        for key in list(self._lost_notes):
-            known = self._notes.get(key)
-            if known is not None and known[0] is _GONE:
-                operation, now = known[1], self._clock.time_ns()
-                if isinstance(operation, Take):
-                    replace(operation, now=now).execute(self.inner)
-                elif not operation.until or now < operation.until:
-                    replace(operation, now=now, new=True).execute(self.inner)
-            self._lost_notes.pop(key, None)
+        while self._lost_notes:
+            key, _ = self._lost_notes.popitem()
+            mark, operation = self._notes.get(key) or (_NEVER, None)
+            now = self._clock.time_ns()
+            if mark is not _GONE or (isinstance(operation, Put) and 0 < operation.until <= now):
+                continue
+            try:
+                again = Take(key, now) if isinstance(operation, Take) else replace(operation, now=now, new=True)
+                again.execute(self.inner)
+            except BaseException:
+                self._lost_notes[key] = None
+                raise
 
 
 _NOTES: dict[type, Callable[[JournaledStore, Any, Any, _Mark], None]] = {

@@ -180,6 +180,8 @@ class RedisStore:
         """In a forked child: new connections, and another client for the server. Reservations of the parent stay the parent's."""
         self._link.reset_after_fork()
         self._begin()
+        if self.journal is not None:
+            self.journal.forget()
 
     def close(self) -> None:
         """Close connections. A later operation opens them again."""
