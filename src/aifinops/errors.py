@@ -24,7 +24,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 
@@ -239,7 +239,21 @@ class StoreReset(StoreError):
     """A budget store has lost operations that it had confirmed: it began empty or from an old copy. Told once; nothing was done.
 
     Whoever keeps a journal posts it again now, under the ids that it had: what the store still knows has no effect a second time.
+
+    Attributes:
+        survived: what the store still has of the operations that it had confirmed to this process: row -> how many of its first. A store
+            numbers them in one row or in several; of a row that is not named it has none.
+        era: the span of time that has ended with it, as the store knows it.
     """
+
+    def __init__(self, message: str, *, survived: Mapping[Hashable, int] | None = None, era: object = None) -> None:
+        super().__init__(message)
+        self.survived = dict(survived or {})
+        self.era = era
+
+    def has(self, row: Hashable, number: int) -> bool:
+        """Whether the store still has the operation of this number."""
+        return number <= self.survived.get(row, 0)
 
 
 class _Failures:

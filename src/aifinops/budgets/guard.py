@@ -13,7 +13,7 @@ from weakref import finalize
 from aifinops.budgets.actions import Change
 from aifinops.budgets.budget import ActiveBudget, is_currency, to_units
 from aifinops.budgets.caretaker import EVERY_NS, Caretaker
-from aifinops.budgets.lines import Line, Lines
+from aifinops.budgets.lines import Line, Lines, Settlement
 from aifinops.budgets.pacing import Pacer
 from aifinops.budgets.policy import Balance
 from aifinops.budgets.refusals import Asking, Refusals, granted
@@ -361,7 +361,7 @@ class Guard:
     def _settle(self, part: Part, id: str, truth: tuple[int | None, ...], now: int) -> Outcome | None:
         line = self._lines.to(part.store)
         outcome = None if line.settle is None else line.settle(id, part.nodes, truth, now)
-        return outcome or self._lines.owe(part.store, Settle(id, part.nodes, truth, now))
+        return outcome or self._lines.owe(part.store, Settlement(Settle(id, part.nodes, truth, now), part.amounts))
 
     def release(self, reservation: Reservation) -> None:
         """Give everything back: with proof that nothing was sent, or that the provider refused it. As `settle`, it never fails."""

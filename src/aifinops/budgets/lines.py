@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 from builtins import id as id_of
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from aifinops.budgets.stores.base import Crossing, Operation, Outcome, Store
+from aifinops.budgets.stores.base import Adjust, Crossing, Operation, Outcome, Settle, Store
 from aifinops.budgets.witness import Witness
 from aifinops.clock import Clock
 from aifinops.errors import StoreError, StoreReset
 
-__all__ = ["Line", "Lines"]
+__all__ = ["Line", "Lines", "Settlement"]
 
 R = TypeVar("R")
 
@@ -23,6 +23,35 @@ _NS = 1_000_000_000
 _OWED_MOST = 100_000
 _CLOSED_NS, _CLOSED_MOST_NS = _NS // 20, _NS
 """A store that failed is left alone for 0.1 s, doubled with each further failure up to a second."""
+
+
+class Settlement(Operation[Outcome]):
+    """The end of a call, which is counted also where the store has forgotten what was held for it.
+
+    Args:
+        settle: the end. held: what was held, which stands in for what nobody knows.
+    """
+
+    __slots__ = ("held", "settle")
+
+    def __init__(self, settle: Settle, held: Sequence[int]) -> None:
+        self.settle = settle
+        self.held = held
+
+    def execute(self, store: Store) -> Outcome:
+        """Settle, or post what it cost.
+
+        Raises:
+            StoreError: when the store fails.
+        """
+        settle = self.settle
+        outcome = settle.execute(store)
+        if outcome.state is not None:
+            return outcome
+        # The store was emptied, or it has been out of reach for so long that it has settled this and forgotten it: rather too much than too little.
+        known = zip(settle.amounts, self.held, strict=True)
+        cost = tuple([most if amount is None else amount for amount, most in known])
+        return Adjust(f"{settle.id}+", settle.nodes, cost, settle.now).execute(store)
 
 
 class Line:
