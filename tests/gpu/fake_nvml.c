@@ -58,6 +58,7 @@ void fake_reset(u32 gpus) {
     n_gpus = gpus;
     initialised = init_error = 0;
     n_rules = n_calls = 0;
+    memset(calls, 0, sizeof calls);
     for (u32 i = 0; i < gpus; i++) {
         device_t *d = &devices[i];
         d->used = 1;
