@@ -26,7 +26,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import Context
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
@@ -111,10 +111,8 @@ class World:
 
     def _happen(self, event: Callable[[], object]) -> None:
         self.events += 1
-        try:
+        with suppress(Killed):
             Context().run(event)  # what happens inside of somebody else's call knows nothing of that
-        except Killed:
-            pass
 
     def note(self, *what: object) -> None:
         """Two plays of a seed are the same when this is."""
@@ -180,10 +178,8 @@ class Server:
 
     def late(self, operation: Operation[Any]) -> None:
         """It arrives when nobody waits for it any more."""
-        try:
+        with suppress(StoreError):
             self.run(operation)
-        except StoreError:
-            pass
 
     def balances(self) -> dict[str, tuple[Node, Balance]]:
         return {node.key: (node, balance) for node, balance in self.store.run(Accounts())}
@@ -365,19 +361,15 @@ class Process:
         self.agents.clear()
 
     def _sync(self) -> None:
-        try:
+        with suppress(StoreError):  # as the thread that does it otherwise
             self.store.sync()
-        except StoreError:
-            pass  # as the thread that does it otherwise
         if not self.closed:
             self.world.at(1.0, self._sync, self)
 
     def look(self) -> None:
         """Somebody looks at a budget now and then: the guard tidies up."""
-        try:
+        with suppress(StoreError):
             self.guard.balances(self.budgets["org"])
-        except StoreError:
-            pass
         if not self.closed:
             self.world.at(10.0, self.look, self)
 
@@ -496,10 +488,8 @@ class Agent:
             self.guard.release(call.reservation)
             return
         if scene.marks:
-            try:
+            with suppress(StoreError):
                 self.guard.mark_sent(call.reservation)
-            except StoreError:
-                pass
         yield from self.wait_and_grow(call)
         cost = scene.cost(call)
         if fate < 0.08:  # the client gives up, the provider goes on, or never heard of it
@@ -522,10 +512,8 @@ class Agent:
         if chance.random() < 0.005:  # a long one, whose lease is renewed
             for _ in range(3):
                 yield scene.hold_s / 3
-                try:
+                with suppress(StoreError):
                     self.guard.extend(call.reservation)
-                except StoreError:
-                    pass
         while chance.random() < scene.grows:
             try:
                 more = call.bound + scene.small
@@ -691,7 +679,7 @@ class Scene:
         )  # fmt: skip
 
     def _faults(self) -> None:
-        world, chance, weather = self.world, self.world.chance, self.weather
+        chance, weather = self.world.chance, self.weather
         for process in self.processes:
             for number in range(self._agents):
                 Agent(process, number)
