@@ -38,6 +38,7 @@ __all__ = [
     "Draw",
     "Extend",
     "Forget",
+    "InTheMiddle",
     "MarkSent",
     "Node",
     "Notes",
@@ -175,6 +176,10 @@ class Swept:
 
     forfeited: tuple[str, ...] = ()
     crossed: tuple[Crossing, ...] = ()
+
+
+class InTheMiddle(StoreError):
+    """A signal handler or a finalizer came in the middle of an operation of its own thread. Nothing was done; the store itself is well."""
 
 
 class Operation(Generic[R]):

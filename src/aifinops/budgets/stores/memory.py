@@ -157,7 +157,7 @@ class MemoryStore:
 
     def _sweep(self, operation: Sweep) -> Swept:
         crossed: list[Crossing] = []
-        late = sorted(id for id, record in self._open.items() if record.expires <= operation.now)
+        late = sorted(id for id, record in list(self._open.items()) if record.expires <= operation.now)
         for id in late:
             record = self._open[id]
             crossed += forfeit(record)
@@ -193,7 +193,7 @@ class MemoryStore:
         return tuple((self._accounts.get(node.key) or self._unused(node)).balance(node) for node in operation.nodes)
 
     def _all(self, operation: Accounts) -> tuple[tuple[Node, Balance], ...]:
-        nodes = [node for node in self._nodes.values() if operation.budget in (None, node.budget)]
+        nodes = [node for node in list(self._nodes.values()) if operation.budget in (None, node.budget)]
         return tuple(
             (node, self._accounts[node.key].balance(node)) for node in sorted(nodes, key=lambda node: node.key)
         )
@@ -205,7 +205,8 @@ class MemoryStore:
     def _account(self, node: Node) -> Account:
         found = self._accounts.get(node.key)
         if found is None:
-            found = self._accounts[node.key] = self._unused(node)
+            # What comes in between, in this thread, may have made it.
+            found = self._accounts.setdefault(node.key, self._unused(node))
             self._nodes[node.key] = node
             self._beside.pop(node.key, None)
         return found
@@ -223,7 +224,7 @@ class MemoryStore:
         self._nodes.pop(key, None)
 
     def _drop_old_windows(self, before: int) -> None:
-        old = [node for node in self._nodes.values() if 0 < (node.kept or node.until) < before]
+        old = [node for node in list(self._nodes.values()) if 0 < (node.kept or node.until) < before]
         for node in old:
             if not self._accounts[node.key].reserved:
                 for key in (node.key, *node.also):
