@@ -519,6 +519,9 @@ class Agent:
                 more = call.bound + scene.small
                 self.guard.grow(call.reservation, self.path, {"USD": more})
                 call.bound = more
+            except StoreUnavailable:
+                call.doubtful = scene.small  # it may be held all the same
+                return
             except BudgetExceeded:
                 return
             yield chance.expovariate(1 / scene.call_s)
@@ -532,6 +535,7 @@ class Call:
     reservation: Reservation
     bound: int
     billed: int = 0
+    doubtful: int = 0
     keys: tuple[tuple[str, str], ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -646,7 +650,7 @@ class Scene:
         """Nobody will ever say what it has cost."""
         for key, unit in call.keys:
             self.hidden[key] += max(0, cost - call.bound) if unit == "USD" else 0
-            self.excess[key] += max(0, call.bound - cost) if unit == "USD" else MICRO
+            self.excess[key] += max(0, call.bound + call.doubtful - cost) if unit == "USD" else MICRO
 
     def left(self, call: Call) -> None:
         """Its agent is gone: it counts at what is held for it."""
