@@ -47,8 +47,8 @@ def fresh_context() -> Iterator[None]:
     yield
     context.detach(token)
     scope.leave(outer)
-    if "aifinops.metering" in sys.modules:
-        sys.modules["aifinops.metering"]._in_flight.set(None)
+    if "aifinops.metering.invocation" in sys.modules:
+        sys.modules["aifinops.metering.invocation"]._in_flight.set(None)
 
 
 @pytest.fixture(autouse=True)

@@ -10,12 +10,13 @@
     │  ├─ ApprovalPending
     │  ├─ StreamCut                a stream was ended where there was no room for more of it
     │  ├─ StoreUnavailable         nobody knows whether there is room
+    │  │  └─ DecisionFailed        since something of ours has failed
     │  └─ UnpricedCall             also an UnknownModel: a money budget met a call that has no price
     └─ StoreError                  wraps the driver's error
        └─ StoreReset               the store has lost what it had confirmed
 
 Only `BudgetExceeded` (by policy) and `ConfigurationError` (at set-up) ever reach a metered call. Everything else that
-goes wrong inside is given to `swallow`, which counts it and logs it once per place.
+goes wrong inside is given to `swallow`, which counts it and logs it once per place; where it keeps a budget from deciding, that refuses.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 
@@ -33,6 +34,7 @@ __all__ = [
     "ApprovalPending",
     "BudgetExceeded",
     "ConfigurationError",
+    "DecisionFailed",
     "ImpossibleUsage",
     "PricingError",
     "StoreError",
@@ -135,7 +137,18 @@ class BudgetExceeded(AIFinOpsError):
         self.transient = transient
         self.hint = hint
         # Not super(): in UnpricedCall the next class is UnknownModel, which would take the text for the name of a model.
-        Exception.__init__(self, self._text())
+        Exception.__init__(self)
+
+    @property
+    def args(self) -> tuple[str]:  # type: ignore[override]
+        """The text alone. It is made when it is read: a program that goes on asking is refused often, and reads it seldom."""
+        return (self._text(),)
+
+    def __str__(self) -> str:
+        return self._text()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._text()!r})"
 
     @property
     def remaining(self) -> Decimal:
@@ -162,7 +175,6 @@ def _state(error: BudgetExceeded) -> dict[str, object]:
 def _rebuild(cls: type[BudgetExceeded], budget: str, state: Mapping[str, object]) -> BudgetExceeded:
     error = cls.__new__(cls)
     error.__dict__.update(state, budget=budget)
-    Exception.__init__(error, error._text())
     return error
 
 
@@ -179,6 +191,13 @@ class StoreUnavailable(BudgetExceeded):
 
     def _text(self) -> str:
         return f"budget {self.budget!r} refused the call: its store does not answer. Nothing was sent. {self.hint}".rstrip()
+
+
+class DecisionFailed(StoreUnavailable):
+    """Something of ours has failed, so that nobody knows whether a budget has room; what has failed is the `__cause__`."""
+
+    def _text(self) -> str:
+        return f"budget {self.budget!r} refused the call: aifinops has failed to find out whether there is room. Nothing was sent. {self.hint}".rstrip()
 
 
 class StreamCut(BudgetExceeded):
@@ -230,7 +249,21 @@ class StoreReset(StoreError):
     """A budget store has lost operations that it had confirmed: it began empty or from an old copy. Told once; nothing was done.
 
     Whoever keeps a journal posts it again now, under the ids that it had: what the store still knows has no effect a second time.
+
+    Attributes:
+        survived: what the store still has of the operations that it had confirmed to this process: row -> how many of its first. A store
+            numbers them in one row or in several; of a row that is not named it has none.
+        era: the span of time that has ended with it, as the store knows it.
     """
+
+    def __init__(self, message: str, *, survived: Mapping[Hashable, int] | None = None, era: object = None) -> None:
+        super().__init__(message)
+        self.survived = dict(survived or {})
+        self.era = era
+
+    def has(self, row: Hashable, number: int) -> bool:
+        """Whether the store still has the operation of this number."""
+        return number <= self.survived.get(row, 0)
 
 
 class _Failures:
@@ -257,8 +290,11 @@ _failures = _Failures()
 os.register_at_fork(after_in_child=lambda: _failures.renew())
 
 
-def swallow(place: str, error: BaseException) -> None:
+def swallow(place: str, error: BaseException, effect: str = "Your call is not affected") -> None:
     """Take an internal failure so that the user's call goes on: count it, log it once per place.
+
+    Args:
+        effect: what the log says of the call; something else only where a limit has to hold and the call is refused.
 
     The log has the frames, which are code. The text of the exception it has only where we or the operating system wrote it: any other
     may repeat what was said in the call.
@@ -271,21 +307,22 @@ def swallow(place: str, error: BaseException) -> None:
         raise error
     if first:
         try:
-            _log(place, error)
+            _log(place, error, effect)
         except Exception:  # the application's own handler or filter, or no stack left to log with: it is counted
             return
 
 
-def _log(place: str, error: BaseException) -> None:
+def _log(place: str, error: BaseException, effect: str) -> None:
     import logging  # neither is above: together they take as long as pricing a call, and most programs never need them
     import traceback
 
     said = f": {error}" if isinstance(error, (AIFinOpsError, OSError)) else ""
     logging.getLogger("aifinops").warning(
-        "aifinops: internal failure in %s (%s%s). Your call is not affected; further ones here are only counted.\n%s",
+        "aifinops: internal failure in %s (%s%s). %s; further ones here are only counted.\n%s",
         place,
         type(error).__name__,
         said,
+        effect,
         "".join(traceback.format_tb(error.__traceback__)).rstrip(),
     )
 

@@ -160,8 +160,19 @@ class Runtime:
                 from aifinops.budgets.stores import open_store
                 from aifinops.budgets.stores.leases import LeasedStore
 
-                self._stores[key] = LeasedStore(open_store(key), self.clock, on_crossed=self.guard.report)
+                opened = self._journaled(open_store(key), lambda: self._stores[key])
+                self._stores[key] = LeasedStore(opened, self.clock, on_crossed=self.guard.report)
             return self._stores[key]
+
+    def _journaled(self, store: Store, outermost: Callable[[], Store]) -> Store:
+        """The store behind a journal, where it is one that tells what it has lost."""
+        if not hasattr(store, "journal"):
+            return store
+        from aifinops.budgets.stores.journaled import JournaledStore
+
+        return JournaledStore(
+            store, self.clock, on_reset=lambda reset: self.guard.witness.store_reset(outermost(), reset)
+        )
 
     def audit_of(self, store: Store) -> Audit:
         """The log of what is decided about the balances of a store: beside its file, else beside the ledger; nowhere for one in memory."""

@@ -621,14 +621,14 @@ def test_a_server_from_an_old_copy(start: Callable[..., Server]) -> None:
 def test_a_client_that_was_silent_for_long(server: Server, store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server drops what it counted for a client after eight days, and the client does not take that for a loss."""
     store.run(hold("one", 1, node()))
-    kept = server.ask("PTTL", store._client.decode())
+    kept = server.ask("PTTL", store._era.client.decode())
     assert 7 * 86_400_000 < kept <= 8 * 86_400_000
-    server.ask("PEXPIRE", store._client.decode(), 3_600_000)
+    server.ask("PEXPIRE", store._era.client.decode(), 3_600_000)
     later = time.monotonic() + 2 * 86_400
     monkeypatch.setattr(time, "monotonic", lambda: later)
     store.run(hold("two", 1, node()))
-    assert server.ask("PTTL", store._client.decode()) > 7 * 86_400_000
-    server.ask("DEL", store._client.decode())
+    assert server.ask("PTTL", store._era.client.decode()) > 7 * 86_400_000
+    server.ask("DEL", store._era.client.decode())
     later += 7 * 86_400
     for id in ("three", "four"):
         assert store.run(hold(id, 1, node())).applied

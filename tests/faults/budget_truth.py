@@ -11,16 +11,19 @@ import argparse
 import asyncio
 import contextlib
 import json
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +53,15 @@ SDKS = {
     # https://openai.com/api/pricing/ and https://www.anthropic.com/pricing, 24 November 2026: USD for a million tokens.
     "openai": Sdk("openai", "gpt-5-mini", "word " * 200, 1000, 6100, Decimal("0.25") / M, 2 / M),
     "anthropic": Sdk("anthropic", "claude-haiku-4-5", "word " * 50, 250, 2400, 1 / M, 5 / M),
+    # https://ai.google.dev/gemini-api/docs/pricing and https://aws.amazon.com/bedrock/pricing/, 30 November 2026.
+    "google": Sdk("google", "gemini-2.5-flash", "word " * 50, 250, 4900, Decimal("0.3") / M, Decimal("2.5") / M),
+    "bedrock": Sdk("bedrock", "amazon.nova-pro-v1:0", "word " * 50, 250, 3800, Decimal("0.8") / M, Decimal("3.2") / M),
 }
 SCENARIOS = ("serial", "burst", "stream", "abandon", "timeout", "retries")
 WORKERS = ("threads", "tasks", "processes")
+NO_TASKS = ("bedrock", "tasks")
+"""boto3 has one colour."""
+_PACKAGES = {"google": "google-genai", "bedrock": "boto3"}
 
 
 # --- the provider --------------------------------------------------------------------------------------------------------
@@ -100,9 +109,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        sdk, provider = SDKS["anthropic" if "messages" in self.path else "openai"], self.server.provider
+        sdk = next(SDKS[name] for word, name in _PATHS.items() if word in self.path)
+        provider = self.server.provider
         try:
-            if body.get("stream"):
+            if body.get("stream") or "stream" in self.path.lower():
                 self._stream(sdk, body)
             else:
                 with provider.lock:  # it is being written from now on, and billed
@@ -121,7 +131,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _stream(self, sdk: Sdk, body: dict[str, Any]) -> None:
         self.send_response(200)
-        self.send_header("content-type", "text/event-stream")
+        kind = "application/vnd.amazon.eventstream" if sdk.name == "bedrock" else "text/event-stream"
+        self.send_header("content-type", kind)
         self.send_header("connection", "close")
         self.end_headers()
         self.close_connection = True
@@ -136,8 +147,16 @@ class _Handler(BaseHTTPRequestHandler):
                 provider.bills.append(sdk.cost(written))
 
 
+_PATHS = {"/messages": "anthropic", "/completions": "openai", "enerateContent": "google", "/converse": "bedrock"}
+
+
 def _answer(sdk: Sdk) -> dict[str, Any]:
     text = "word " * sdk.output_tokens
+    if sdk.name == "google":
+        return _piece(sdk, text, finishReason="STOP")
+    if sdk.name == "bedrock":
+        message = {"message": {"role": "assistant", "content": [{"text": text}]}}
+        return {"output": message, "stopReason": "end_turn", **_metadata(sdk)}
     if sdk.name == "anthropic":
         return {
             "id": _id("msg"), "type": "message", "role": "assistant", "model": sdk.model, "stop_reason": "end_turn", "stop_sequence": None,
@@ -155,8 +174,51 @@ def _usage(sdk: Sdk) -> dict[str, int]:
     return {"prompt_tokens": sdk.input_tokens, "completion_tokens": sdk.output_tokens, "total_tokens": total}
 
 
+def _piece(sdk: Sdk, text: str, **more: Any) -> dict[str, Any]:
+    candidate = {"content": {"role": "model", "parts": [{"text": text}]}, "index": 0, **more}
+    counts = {"promptTokenCount": sdk.input_tokens, "candidatesTokenCount": sdk.output_tokens}
+    usage = {**counts, "totalTokenCount": sum(counts.values())}
+    return {
+        "candidates": [candidate], "modelVersion": sdk.model, "responseId": _id("r"), **({"usageMetadata": usage} if more else {})
+    }  # fmt: skip
+
+
+def _metadata(sdk: Sdk) -> dict[str, Any]:
+    counts = {"inputTokens": sdk.input_tokens, "outputTokens": sdk.output_tokens}
+    return {"usage": {**counts, "totalTokens": sum(counts.values())}, "metrics": {"latencyMs": 7}}
+
+
+def _framed(name: str, said: dict[str, Any]) -> bytes:
+    """One message of `application/vnd.amazon.eventstream`: lengths and their CRC, headers, payload, CRC of it all."""
+    payload, told = json.dumps(said).encode(), {":event-type": name, ":message-type": "event"}
+    head = b"".join(
+        struct.pack(f"!B{len(key)}sBH{len(value)}s", len(key), key.encode(), 7, len(value), value.encode())
+        for key, value in told.items()
+    )
+    begun = struct.pack("!II", 16 + len(head) + len(payload), len(head))
+    whole = begun + struct.pack("!I", zlib.crc32(begun)) + head + payload
+    return whole + struct.pack("!I", zlib.crc32(whole))
+
+
+def _conversed(sdk: Sdk) -> Iterator[tuple[bytes, int]]:
+    yield _framed("messageStart", {"role": "assistant"}), 0
+    text = {"contentBlockIndex": 0, "delta": {"text": "word " * CHUNK}}
+    for _ in range(sdk.output_tokens // CHUNK):
+        yield _framed("contentBlockDelta", text), CHUNK
+    yield _framed("messageStop", {"stopReason": "end_turn"}), 0
+    yield _framed("metadata", _metadata(sdk)), 0
+
+
 def _events(sdk: Sdk, body: dict[str, Any]) -> Iterator[tuple[bytes, int]]:
     """(an event, tokens that are in it)."""
+    if sdk.name == "bedrock":
+        yield from _conversed(sdk)
+        return
+    if sdk.name == "google":
+        for _ in range(sdk.output_tokens // CHUNK):
+            yield _data(_piece(sdk, "word " * CHUNK)), CHUNK
+        yield _data(_piece(sdk, "", finishReason="STOP")), 0
+        return
     if sdk.name == "anthropic":
         message = {**_answer(sdk), "content": [], "stop_reason": None}
         message["usage"] = {"input_tokens": sdk.input_tokens, "output_tokens": 1}
@@ -212,21 +274,12 @@ class Caller:
     """Makes calls of one kind, in one colour."""
 
     def __init__(self, sdk: Sdk, url: str, scenario: str, *, asynchronous: bool) -> None:
-        module = import_module(sdk.name)
-        kind = getattr(module, {"openai": "OpenAI", "anthropic": "Anthropic"}[sdk.name])
-        if asynchronous:
-            kind = getattr(module, f"Async{kind.__name__}")
         patience = {"timeout": 0.15, "retries": 0.15}.get(scenario, 60.0)
-        self.client = kind(
-            base_url=url + ("/v1" if sdk.name == "openai" else ""), api_key="test", timeout=patience,
-            max_retries=2 if scenario == "retries" else 0,
-        )  # fmt: skip
-        self.errors = (module.APIConnectionError,)
         self.scenario = scenario
-        messages = [{"role": "user", "content": sdk.prompt}]
-        limit = {"max_completion_tokens" if sdk.name == "openai" else "max_tokens": sdk.output_tokens}
-        self.arguments = {"model": sdk.model, "messages": messages, **limit}
-        self.create = self.client.chat.completions.create if sdk.name == "openai" else self.client.messages.create
+        make = {"google": _google, "bedrock": _bedrock}.get(sdk.name, _stainless)
+        self.client, self.create, self.errors = make(
+            sdk, url, patience, 2 if scenario == "retries" else 0, asynchronous, self.streams
+        )
 
     @property
     def streams(self) -> bool:
@@ -234,23 +287,75 @@ class Caller:
 
     def call(self) -> None:
         if not self.streams:
-            self.create(**self.arguments)
+            self.create()
             return
-        with self.create(**self.arguments, stream=True) as stream:
+        with contextlib.closing(self.create()) as stream:
             for number, _ in enumerate(stream):
                 if self.scenario == "abandon" and number > LEFT_AFTER:
                     break
 
     async def acall(self) -> None:
         if not self.streams:
-            await self.create(**self.arguments)
+            await self.create()
             return
-        number = 0
-        async with await self.create(**self.arguments, stream=True) as stream:
+        number, stream = 0, await self.create()
+        try:
             async for _ in stream:
                 number += 1
                 if self.scenario == "abandon" and number > LEFT_AFTER:
                     break
+        finally:
+            await (stream.aclose() if hasattr(stream, "aclose") else stream.close())
+
+    async def close(self) -> None:
+        """Of an asynchronous client."""
+        await (self.client.close() if hasattr(self.client, "api_key") else self.client.aio.aclose())
+
+
+Made = tuple[Any, Callable[[], Any], tuple[type[Exception], ...]]
+"""A client, what makes one call with it, and the errors of its own that end one."""
+
+
+def _stainless(sdk: Sdk, url: str, patience: float, retries: int, asynchronous: bool, streams: bool) -> Made:
+    module, openai = import_module(sdk.name), sdk.name == "openai"
+    kind = ("Async" if asynchronous else "") + ("OpenAI" if openai else "Anthropic")
+    client = getattr(module, kind)(
+        base_url=url + ("/v1" if openai else ""), api_key="test", timeout=patience, max_retries=retries
+    )
+    limit = {"max_completion_tokens" if openai else "max_tokens": sdk.output_tokens}
+    ask = {"model": sdk.model, "messages": [{"role": "user", "content": sdk.prompt}], **limit}
+    create = client.chat.completions.create if openai else client.messages.create
+    more = {"stream": True} if streams else {}
+    return client, lambda: create(**ask, **more), (module.APIConnectionError,)
+
+
+def _google(sdk: Sdk, url: str, patience: float, retries: int, asynchronous: bool, streams: bool) -> Made:
+    genai = import_module("google.genai")
+    again = genai.types.HttpRetryOptions(attempts=retries + 1, initial_delay=0.01, max_delay=0.02)
+    options = genai.types.HttpOptions(base_url=url, timeout=int(patience * 1000), retry_options=again)
+    client = genai.Client(api_key="test", http_options=options, vertexai=False)
+    models = client.aio.models if asynchronous else client.models
+    create = models.generate_content_stream if streams else models.generate_content
+    ask = {"model": sdk.model, "contents": sdk.prompt, "config": {"max_output_tokens": sdk.output_tokens}}
+    found = {"httpx": "HTTPError", "httpx2": "HTTPError", "aiohttp": "ClientError"}
+    errors = tuple(getattr(sys.modules[name], kind) for name, kind in found.items() if name in sys.modules)
+    return client, lambda: create(**ask), (*errors, TimeoutError)
+
+
+def _bedrock(sdk: Sdk, url: str, patience: float, retries: int, asynchronous: bool, streams: bool) -> Made:
+    config = import_module("botocore.config").Config(
+        retries={"total_max_attempts": retries + 1, "mode": "standard"}, read_timeout=patience, max_pool_connections=64
+    )
+    session = import_module("boto3").session.Session("x", "x", region_name="us-east-1")
+    client = session.client("bedrock-runtime", endpoint_url=url, config=config)
+    ask = {
+        "modelId": sdk.model, "messages": [{"role": "user", "content": [{"text": sdk.prompt}]}],
+        "inferenceConfig": {"maxTokens": sdk.output_tokens},
+    }  # fmt: skip
+    errors = (import_module("botocore.exceptions").BotoCoreError,)
+    if streams:
+        return client, lambda: client.converse_stream(**ask)["stream"], errors
+    return client, lambda: client.converse(**ask), errors
 
 
 def work(sdk: Sdk, url: str, scenario: str, store: str | None, calls: int, workers: int, *, tasks: bool) -> None:
@@ -273,7 +378,7 @@ def work(sdk: Sdk, url: str, scenario: str, store: str | None, calls: int, worke
 
     async def together() -> None:
         await asyncio.gather(*(aone() for _ in range(workers)))
-        await caller.client.close()
+        await caller.close()
 
     with af.budget(f"${LIMIT}", name="judged", store=store):
         if tasks:
@@ -347,7 +452,7 @@ def judge(sdk: str, scenario: str, workers: str, store: str | None = None, *, ca
         read = json.loads(found.stdout)
     bill, low = provider.bill, Decimal(read["ledger"])
     return Verdict(
-        sdk, import_module(sdk).__version__, scenario, workers, len(provider.bills), f"{bill:f}", read["ledger"], read["spent"],
+        sdk, version(_PACKAGES.get(sdk, sdk)), scenario, workers, len(provider.bills), f"{bill:f}", read["ledger"], read["spent"],
         over=bill > LIMIT, under=low < bill or Decimal(read["spent"]) < bill, used=round(float(bill / LIMIT * 100), 1),
     )  # fmt: skip
 
@@ -399,7 +504,7 @@ def main() -> int:
     say(f"{'':28}{'billed':>7}{'bill':>12}{'ledger':>12}{'used %':>8}")
     for sdk in options.sdk or SDKS:
         for workers in WORKERS:
-            for scenario in SCENARIOS:
+            for scenario in SCENARIOS if (sdk, workers) != NO_TASKS else ():
                 one = judge(sdk, scenario, workers, options.store)
                 verdicts.append(one)
                 wrong = " OVERSPENT" * one.over + " FORGOTTEN" * one.under

@@ -43,6 +43,7 @@ from aifinops.budgets.stores.base import (
     Capabilities,
     Draw,
     Extend,
+    MarkSent,
     Node,
     Operation,
     Outcome,
@@ -489,7 +490,8 @@ class Agent:
             return
         if scene.marks:
             with suppress(StoreError):
-                self.guard.mark_sent(call.reservation)
+                for part in call.reservation.parts:
+                    MarkSent(call.reservation.id).execute(part.store)
         yield from self.wait_and_grow(call)
         cost = scene.cost(call)
         if fate < 0.08:  # the client gives up, the provider goes on, or never heard of it
@@ -860,8 +862,10 @@ class ExpiryReturns(MemoryStore):
     """What ran out was not spent: so do most."""
 
     def _sweep(self, operation: Sweep) -> Any:
-        for id in [id for id, record in self._open.items() if record.expires <= operation.now]:
-            record = self._open[id]
+        for id in list(self._open):
+            record = self._known(id)
+            if record.expires > operation.now:
+                continue
             for account, held in zip(record.accounts, record.held, strict=True):
                 account.reserved -= held
             record.state = State.RELEASED

@@ -17,13 +17,17 @@ truth = importlib.util.module_from_spec(_spec)
 sys.modules["budget_truth"] = truth
 _spec.loader.exec_module(truth)
 
-ALL = list(product(("openai", "anthropic"), truth.WORKERS, truth.SCENARIOS))
+ALL = [cell for cell in product(truth.SDKS, truth.WORKERS, truth.SCENARIOS) if cell[:2] != truth.NO_TASKS]
+MODULES = {"google": "google.genai", "bedrock": "boto3"}
 FEW = [
     ("openai", "processes", "burst"),
     ("openai", "tasks", "retries"),
     ("openai", "threads", "abandon"),
     ("anthropic", "processes", "timeout"),
     ("anthropic", "tasks", "stream"),
+    ("google", "threads", "retries"),
+    ("google", "tasks", "retries"),
+    ("bedrock", "threads", "retries"),
 ]
 """One of each; `AIFINOPS_FAULTS=all` judges every cell."""
 
@@ -31,7 +35,7 @@ FEW = [
 @pytest.mark.parametrize(("sdk", "workers", "scenario"), ALL if os.environ.get("AIFINOPS_FAULTS") == "all" else FEW)
 def test_the_bill(sdk: str, workers: str, scenario: str) -> None:
     """Many workers, one limit, a judge from outside."""
-    pytest.importorskip(sdk)
+    pytest.importorskip(MODULES.get(sdk, sdk))
     verdict = truth.judge(sdk, scenario, workers)
     assert not verdict.over, verdict
     assert not verdict.under, verdict

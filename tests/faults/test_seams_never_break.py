@@ -51,7 +51,7 @@ EXCUSED: dict[str, frozenset[str]] = {
             "calls.called",
             "calls.acalled",
             "passing.guarded",
-            "metering.ending",
+            "invocation.ending",
             "errors.swallow",
             "errors._Failures.add",
         ),
@@ -63,15 +63,15 @@ EXCUSED: dict[str, frozenset[str]] = {
     **dict.fromkeys((f"passing.Tap.{name}" for name in ("_aiter_bytes", "_aiter_raw", "_atapped")), _EVERYTHING),
     "hiding.Hider.taking.<locals>.take": _EVERYTHING,
     # What takes a call out of the context can only be done once.
-    **dict.fromkeys(("metering.Invocation.leave", "spans.OpenSpan.detach", "spans._Api.detach"), _CONTEXT),
+    **dict.fromkeys(("invocation.Invocation.leave", "spans.OpenSpan.detach", "spans._Api.detach"), _CONTEXT),
     # The last step of an end: what it leaves is ended when the process is.
-    **dict.fromkeys(("passing.Passing.finish", "metering.settle_later"), frozenset({"streams", "spans", "a hold"})),
+    **dict.fromkeys(("passing.Passing.finish", "deferred.settle_later"), frozenset({"streams", "spans", "a hold"})),
 }
 """What somebody may notice where one of these fails; `*` is anything."""
 
 UNHIDDEN = "the user gets something else"
 """What cannot be read is not hidden: then a stream has the event that we have asked for, and all of its own: see test_hiding."""
-STORES = frozenset({"base", "budget", "guard", "memory"})
+STORES = frozenset({"base", "budget", "guard", "lines", "memory", "reservations"})
 """Modules of the store of budgets: where it fails, what is held stays and expires as spent."""
 
 
@@ -189,7 +189,7 @@ def wrong(armed: Armed, functions: Functions, code: CodeType, error: type[Except
 
     counted = sum(errors.failures().values())
     found = []
-    with af.budget("$1000000", name=f"faults {next(NUMBERS)}", unknown="allow") as budget:
+    with af.budget("$1000000", name=f"faults {next(NUMBERS)}", unknown="allow", on_exceed="warn") as budget:
         context = contextvars.copy_context()
         outside = context.run(otel.get_current)
         assert not outside
@@ -293,7 +293,7 @@ def test_a_region_that_cannot_be_looked_up_loses_no_row(monkeypatch: pytest.Monk
     invocation = metering.begin(metering.Call("aws", "chat", "amazon.nova-lite-v1:0", region="us-east-1"))
     assert invocation is not None
     errors.reraise_failures(False)
-    monkeypatch.setattr(metering, "_regional", _broken)
+    monkeypatch.setattr("aifinops.metering.bounds.regional", _broken)
     invocation.leave()
     invocation.settle(Reading({"input_tokens": 10}))
     (row,) = runtime.get().ledger.rows()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Iterator
 from decimal import Decimal
@@ -12,6 +13,7 @@ import pytest
 
 import aifinops as af
 from aifinops.errors import StreamCut
+from aifinops.integrations.changing import placed
 from aifinops.testing import capture_charges
 from aifinops.testing.wire import Wire
 
@@ -185,42 +187,167 @@ def test_a_lower_limit_of_converse(wire: Anything, bedrock: Any) -> None:
     assert wire.sent[1]["inferenceConfig"] == {"maxTokens": 300}
 
 
-def test_a_lower_limit_in_the_words_of_a_maker(wire: Anything, bedrock: Any) -> None:
-    """InvokeModel passes on what each maker calls it, so only a limit that is there is lowered; and the model stays."""
+SONNET, HAIKU = "us.anthropic.claude-sonnet-4-5-20250929-v1:0", "us.anthropic.claude-haiku-4-5-20251001-v1:0"
+MESSAGES = [{"role": "user", "content": "hi"}]
+NOVA_SAID = [{"role": "user", "content": [{"text": "hi"}]}]
+TITAN = {"inputTextTokenCount": 5, "results": [{"tokenCount": 2, "outputText": "hello", "completionReason": "FINISH"}]}
+LLAMA = {"generation": "hello", "prompt_token_count": 5, "generation_token_count": 2, "stop_reason": "stop"}
+MAKERS = {
+    # dear, cheap, request, where its limit stands, answer
+    "Claude": (SONNET, HAIKU, {"anthropic_version": "bedrock-2023-05-31", "max_tokens": 300, "messages": MESSAGES}, "max_tokens", CLAUDE),
+    "Nova": (
+        "amazon.nova-pro-v1:0", "us.amazon.nova-lite-v1:0", {"messages": NOVA_SAID, "inferenceConfig": {"maxTokens": 300, "topP": 1}},
+        "inferenceConfig.maxTokens", CONVERSED,
+    ),
+    "Titan": (
+        "amazon.titan-text-premier-v1:0", "amazon.titan-text-express-v1",
+        {"inputText": "hi", "textGenerationConfig": {"maxTokenCount": 300, "topP": 1}}, "textGenerationConfig.maxTokenCount", TITAN,
+    ),
+    "Llama": ("meta.llama3-70b-instruct-v1:0", "us.meta.llama3-8b-instruct-v1:0", {"prompt": "hi", "max_gen_len": 300}, "max_gen_len", LLAMA),
+    "Mistral": (
+        "mistral.mistral-large-2402-v1:0", "mistral.mistral-7b-instruct-v0:2", {"prompt": "hi", "max_tokens": 300}, "max_tokens",
+        {"outputs": [{"text": "hello", "stop_reason": "stop"}]},
+    ),
+}  # fmt: skip
+"""Makers whose requests have a form of their own."""
+
+
+def invoked(bedrock: Any, model: str, body: Any) -> Any:
+    return json.loads(bedrock.invoke_model(modelId=model, body=json.dumps(body))["body"].read())
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_invoke_model_with_a_cheaper_model(wire: Anything, bedrock: Any, maker: str) -> None:
+    """The model is in the address, and the body goes out as it was given; the hold is that of the cheap one."""
+    dear, cheap, body, _, wire.said = MAKERS[maker]
+    text = json.dumps(body, indent=1)
+    af.register_price(dear, provider="aws.bedrock", rates={"input_tokens": "3", "output_tokens": "15"})
+    af.register_price(cheap, provider="aws.bedrock", rates={"input_tokens": "1", "output_tokens": "5"})
+
+    def made(model: str) -> Any:
+        return json.loads(bedrock.invoke_model(modelId=model, body=text)["body"].read())
+
+    limit = between(wire, lambda: made(dear), lambda: made(cheap))
+    with capture_charges() as charges, af.budget(limit, on_exceed={"downgrade": {dear: cheap}}) as budget:
+        assert made(dear) == wire.said
+        assert budget.reserved == 0
+    assert wire.sent[0] == f"/model/{cheap}/invoke"
+    assert wire.asked[-1][1].decode() == text
+    assert (charges[0].model, charges[0].tags["asked_model"]) == (cheap, dear)
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_a_lower_limit_in_the_words_of_a_maker(wire: Anything, bedrock: Any, maker: str) -> None:
+    """InvokeModel passes on what each maker calls it: where a request has no limit it is set under its own name."""
+    _, model, body, field, wire.said = MAKERS[maker]
+    before = json.dumps(body)
+    with af.budget("100 output_tokens", on_exceed="clamp"):
+        assert invoked(bedrock, model, body) == wire.said
+    assert wire.sent[1] == placed(body, field, 100)
+    outer, _, inner = field.partition(".")
+    body = {name: value for name, value in body.items() if name != outer}
+    if inner:
+        body[outer] = {"topP": 1}
+    with af.budget("100 output_tokens", on_exceed="clamp"):
+        invoked(bedrock, model, body)
+    assert wire.sent[1] == placed(body, field, 100)
+    assert json.dumps(MAKERS[maker][2]) == before
+
+
+def test_both_changes_of_one_request(wire: Anything, bedrock: Any) -> None:
+    """Two budgets, of which one wants another model and the other one a lower limit."""
     wire.said = CLAUDE
-    body = {
-        "anthropic_version": "bedrock-2023-05-31",
-        "max_tokens": 4000,
-        "messages": [{"role": "user", "content": "hi"}],
-    }
-    model = "us.anthropic.claude-sonnet-4-5-20250929-v1:0"
+    _, _, body, _, _ = MAKERS["Claude"]
+    most = held(wire, lambda: invoked(bedrock, HAIKU, body))
+    with (
+        af.budget({"USD": most}, on_exceed={"downgrade": {SONNET: HAIKU}}),
+        af.budget("200 output_tokens", on_exceed="clamp"),
+    ):
+        invoked(bedrock, SONNET, body)
+    assert wire.sent == (f"/model/{HAIKU}/invoke", {**body, "max_tokens": 200})
+
+
+def test_the_same_of_a_stream(wire: Anything, bedrock: Any) -> None:
+    """The streamed operation is changed in the same way."""
+    wire.said = ("application/vnd.amazon.eventstream", [])
+    _, _, body, _, _ = MAKERS["Claude"]
+
+    def made(model: str) -> Any:
+        return list(bedrock.invoke_model_with_response_stream(modelId=model, body=json.dumps(body))["body"])
+
+    limit = between(wire, lambda: made(SONNET), lambda: made(HAIKU))
+    with af.budget(limit, on_exceed={"downgrade": {SONNET: HAIKU}}):
+        made(SONNET)
+    assert wire.sent == (f"/model/{HAIKU}/invoke-with-response-stream", body)
+
+
+@pytest.mark.parametrize(
+    ("maker", "cheap", "change", "why"),
+    [
+        (
+            "Claude",
+            "us.amazon.nova-lite-v1:0",
+            {},
+            "does not take requests in the form of Anthropic's Messages; use converse",
+        ),
+        ("Nova", "meta.llama3-8b-instruct-v1:0", {}, "does not take requests in the form of Amazon Nova"),
+        ("Mistral", "meta.llama3-8b-instruct-v1:0", {}, "does not take requests in the form of Mistral's completions"),
+        ("Claude", HAIKU, {"anthropic_version": None, "messages": None}, "form of the request is not known"),
+        ("Claude", HAIKU, {"tools": [{"name": "t", "input_schema": {}}]}, "has tools, which .* may not take"),
+        (
+            "Llama",
+            "us.meta.llama3-8b-instruct-v1:0",
+            {"images": ["aGk="]},
+            "has pictures or files, which .* may not take",
+        ),
+    ],
+)
+def test_a_model_that_does_not_take_the_same_request(
+    wire: Anything, bedrock: Any, maker: str, cheap: str, change: dict[str, Any], why: str
+) -> None:
+    """Nothing is sent to a model that may not understand it, and the error says what to do."""
+    dear, _, body, _, _ = MAKERS[maker]
+    body = {name: value for name, value in {**body, **change}.items() if value is not None}
+    with (
+        af.budget("1 output_tokens", on_exceed={"downgrade": {dear: cheap}}),
+        pytest.raises(af.BudgetExceeded, match=why),
+    ):
+        invoked(bedrock, dear, body)
+    assert not wire.asked
+
+
+def test_a_limit_of_an_unknown_form_is_only_lowered(wire: Anything, bedrock: Any) -> None:
+    """What it is called in a request that has none is not guessed."""
+    wire.said, model = CLAUDE, "somebody.new-model-v1:0"
+    af.register_price(model, provider="aws.bedrock", rates={"input_tokens": "1", "output_tokens": "5"})
     with af.budget("300 output_tokens", on_exceed="clamp"):
-        answer = bedrock.invoke_model(modelId=model, body=json.dumps(body))
-        assert json.loads(answer["body"].read())["id"] == "m"
-    assert wire.sent[1] == {**body, "max_tokens": 300}
-    del body["max_tokens"]
+        invoked(bedrock, model, {"words": "hi", "max_tokens": 4000})
+    assert wire.sent[1] == {"words": "hi", "max_tokens": 300}
     with (
         af.budget("300 output_tokens", on_exceed="clamp"),
         pytest.raises(af.BudgetExceeded, match="has no output limit"),
     ):
-        bedrock.invoke_model(modelId=model, body=json.dumps(body))
-    with (
-        af.budget("1 output_tokens", on_exceed={"downgrade": {model: "us.amazon.nova-lite-v1:0"}}),
-        pytest.raises(af.BudgetExceeded, match="does not name its model in 'modelId'"),
-    ):
-        bedrock.invoke_model(modelId=model, body=json.dumps(body))
+        invoked(bedrock, model, {"words": "hi"})
     assert len(wire.asked) == 1
 
 
+def test_a_body_that_is_a_file_is_not_changed(wire: Anything, bedrock: Any) -> None:
+    """Only the library may read that."""
+    with (
+        af.budget("1 output_tokens", on_exceed={"downgrade": {SONNET: HAIKU}}),
+        pytest.raises(af.BudgetExceeded, match="form of the request is not known"),
+    ):
+        bedrock.invoke_model(modelId=SONNET, body=io.BytesIO(json.dumps(MAKERS["Claude"][2]).encode()))
+    assert not wire.asked
+
+
 def test_a_lower_limit_of_google(wire: Anything, google: Any) -> None:
-    """Also of its stream, which cannot be cut."""
+    """Inside of another field."""
     wire.said = GENERATED
     ask = {"model": "gemini-2.5-flash", "contents": "hi"}
     with af.budget("300 output_tokens", on_exceed="clamp"):
         google.models.generate_content(**ask)
     assert wire.sent[1]["generationConfig"] == {"maxOutputTokens": 300}
-    with af.budget("300 output_tokens", on_exceed="cut"), pytest.raises(af.BudgetExceeded, match="cannot end streams"):
-        list(google.models.generate_content_stream(**ask))
 
 
 # --- a stream that ends in time -----------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from aifinops.metering import Call
 from aifinops.money import from_nanos, to_nanos
 from aifinops.pricing.lists import from_file
 from aifinops.pricing.rerate import rerate
-from aifinops.reading import Part, Reading, options_of, parts_of
+from aifinops.reading import Part, Reading, options_of, parts_of, price
 from aifinops.telemetry.attributes import inference
 from aifinops.testing import capture_charges
 from aifinops.usage import Sku, Usage
@@ -97,7 +97,7 @@ def test_every_line_names_its_part(models: tuple[str, str]) -> None:
     """A cost of several models can be explained."""
     parts = [Part({"input_tokens": 10}, model, "message") for model in models]
     usage = Usage({"input_tokens": 20}, Sku("anthropic", "claude-opus-5"))
-    cost = metering.price(runtime.get().book, usage, parts)
+    cost = price(runtime.get().book, usage, parts)
     assert [line.note for line in cost.lines] == [f"message by {model}" for model in models]
     assert sum(line.amount for line in cost.lines) == cost.amount
 

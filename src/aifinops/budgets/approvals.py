@@ -244,7 +244,7 @@ def _pem(text: bytes, path: Path, *, public: bool) -> Any:
         serialization = import_module("cryptography.hazmat.primitives.serialization")
     except ImportError:
         raise ConfigurationError(
-            f"approval key {path} is in PEM, which needs a library: pip install cryptography"
+            f"approval key {path} is in PEM, which needs a library: pip install 'aifinops[approvals]'"
         ) from None
     try:
         key = serialization.load_pem_public_key(text) if public else serialization.load_pem_private_key(text, None)

@@ -13,17 +13,18 @@ from weakref import finalize
 from aifinops.budgets.actions import Change
 from aifinops.budgets.budget import ActiveBudget, is_currency, to_units
 from aifinops.budgets.caretaker import EVERY_NS, Caretaker
-from aifinops.budgets.lines import Line, Lines
+from aifinops.budgets.lines import Line, Lines, Settlement
+from aifinops.budgets.pacing import Pacer
 from aifinops.budgets.policy import Balance
-from aifinops.budgets.refusals import Asking, Refusals, Unpriced, granted
+from aifinops.budgets.refusals import Asking, Refusals, granted
 from aifinops.budgets.reservations import Part, Reservation
 from aifinops.budgets.stores.base import (
     MAX_AMOUNT,
     Adjust,
     Crossing,
+    Draw,
     Extend,
     Forget,
-    MarkSent,
     Node,
     Outcome,
     Read,
@@ -50,6 +51,7 @@ LEASE_S = 900
 _NS = 1_000_000_000
 _SWEEP_NS = 60 * _NS
 _GROW_TRIES = 8
+_PAIRS_MOST = 1024
 _AGAIN_MOST = 4096
 _WARNING_FROM = Decimal("0.8")
 _TOKENS = GROUPS["tokens"]
@@ -107,7 +109,9 @@ class Guard:
         self._store_of = store_of
         self._ttl = int(lease_s * _NS)
         self._next_sweep = 0
+        self._pairs: dict[tuple[int, int], tuple[tuple[Node, ...], ...]] = {}
         self._queues = Queues()
+        self._pacer = Pacer()
         self._again: OrderedDict[str, str] = OrderedDict()
         self._held: dict[str, Reservation] = {}
         self.refusals = Refusals(clock, self.witness, self._queues, self._held, approval_key)
@@ -125,6 +129,8 @@ class Guard:
         unpriced: UnknownModel | None = None,
         hint: str = "",
         about: Callable[[], Mapping[str, str]] = dict,
+        slice_s: float = 0,
+        past: Mapping[str, int] | None = None,
     ) -> Reservation | None:
         """Hold `amounts` in every budget, or in none.
 
@@ -138,6 +144,8 @@ class Guard:
             id: of the call, new. at: when it is made, nanoseconds since the epoch; it selects the window.
             unpriced: why there is no price. hint: a sentence for the message when it is refused.
             about: says what whoever is asked for an approval is told of the call.
+            slice_s: lease, seconds, of what will be drawn from by and by; 0 for a call.
+            past: key of a budget -> how many actions of its chain were of no use for this call.
 
         Returns:
             None when no budget limits anything that this call takes.
@@ -149,34 +157,46 @@ class Guard:
             StoreUnavailable: when a store does not answer and its budgets then deny.
             UnpricedCall: when there is no price and a budget wants one.
         """
-        self._tidy(at)
+        try:
+            self._tidy(at)
+        except Exception as failure:  # it is no part of the decision
+            swallow("budgets.tidy", failure)
         call = id
         if self._again:
             id = self._again.pop(call, id)
-        exceeded: list[BudgetExceeded] = []
-        parts = self._ask(budgets, amounts, at, Unpriced(unpriced, id, exceeded))
+        asking = Asking(id, at, budgets, int(slice_s * _NS) or self._ttl)
+        asking.alone = slice_s > 0
+        asking.hint, asking.why, asking.about, asking.past = hint, unpriced, about, past or {}
+        parts = self._ask(asking, amounts)
         if not parts:
             return None
-        asking = Asking(id, at, hint, budgets, exceeded)
-        asking.about = about
         held: list[Part] = []
         try:
-            held.extend(part for part in parts if self._hold(part, asking))
-        except BaseException as error:
-            for part in held:
-                self._lines.owe(part.store, Release(id, part.nodes))
-            if held and isinstance(error, (Wait, Change)):
+            for part in parts:
+                if self._hold(part, asking):
+                    held.append(part)  # noqa: PERF401 - what is held so far is given back where one refuses
+            unheld = () if len(held) == len(parts) else [part for part in parts if part not in held]
+            reservation = self._held[id] = Reservation(id, held, asking.exceeded, unheld, at + asking.ttl)
+            if asking.grants:
+                reservation.granted = granted(asking)
+            if self._queues:
+                self.refusals.served(id)
+        except BudgetExceeded as refusal:
+            self._give_back(asking, held)
+            if held and isinstance(refusal, (Wait, Change)):
                 self._ask_again(call, id)
-            for grant in asking.grants:
-                self.refusals.give_back(*grant)
             raise
-        unheld = () if len(held) == len(parts) else [part for part in parts if part not in held]
-        reservation = self._held[id] = Reservation(id, held, exceeded, unheld, at + self._ttl)
-        if asking.grants:
-            reservation.granted = granted(asking)
-        if self._queues:
-            self.refusals.served(id)
+        except BaseException:  # whatever it was, and wherever: what may be held is given back
+            self._held.pop(id, None)
+            self._give_back(asking, parts)
+            raise
         return reservation
+
+    def _give_back(self, asking: Asking, parts: Sequence[Part]) -> None:
+        for part in parts:
+            self._lines.owe(part.store, Release(asking.id, part.nodes))
+        for grant in asking.grants:
+            self.refusals.give_back(*grant)
 
     def _ask_again(self, call: str, id: str) -> None:
         """What was held under an id was given back, and the call comes again: stores need another one."""
@@ -184,14 +204,10 @@ class Guard:
         if len(self._again) > _AGAIN_MOST:  # of calls that have given up
             self._again.popitem(last=False)
 
-    def mark_sent(self, reservation: Reservation) -> None:
-        """The request is about to leave.
-
-        Raises:
-            StoreError: when a store fails.
-        """
-        for part in reservation.parts:
-            MarkSent(reservation.id).execute(part.store)
+    def undecided(self, active: ActiveBudget, error: BudgetExceeded) -> None:
+        """Write down that a call was refused for this budget since we have failed to decide."""
+        node, *_ = self._nodes(active, self.clock.time_ns())
+        self.witness.refused(active.store, node, error, 0)
 
     def extend(self, reservation: Reservation) -> bool:
         """A new lease for a long call; False when it had run out and its hold counts as spent already.
@@ -217,8 +233,7 @@ class Guard:
             StoreUnavailable: when a store does not answer and its budgets then deny.
         """
         now = self.clock.time_ns()
-        asking = Asking(reservation.id, now, "", budgets, [])
-        asking.sent = True
+        asking = Asking(reservation.id, now, budgets, self._ttl, sent=True)
         for part in reservation.parts:
             wanted = tuple(
                 max(held, min(amounts.get(node.unit, held), MAX_AMOUNT))
@@ -243,6 +258,73 @@ class Guard:
         if outcome.applied:
             part.amounts = wanted
 
+    def draw(
+        self,
+        reservation: Reservation,
+        budgets: Sequence[ActiveBudget],
+        spent: Mapping[str, int],
+        wanted: Mapping[str, int],
+        *,
+        slice_s: float,
+    ) -> bool:
+        """Pay from a hold for what was used since the last time, and hold so much from now on.
+
+        Args:
+            reservation: what `reserve` gave, for `budgets`. spent, wanted: unit -> amount, as in `reserve`; a unit that is missing is 0.
+            slice_s: the new lease, seconds.
+
+        Returns:
+            False when the lease had run out: what was held counts as spent until `settle` puts in its place what was.
+
+        Raises:
+            BudgetExceeded: when a budget has no room for what is wanted. What was used is paid all the same, and what is left of the hold stays.
+            StoreUnavailable: when a store does not answer and its budgets then deny. It is told later what was used.
+        """
+        now = self.clock.time_ns()
+        asking = Asking(reservation.id, now, budgets, int(slice_s * _NS), sent=True)
+        alive, refused = True, None
+        for part in reservation.parts:
+            try:
+                alive = self._draw(part, reservation, spent, wanted, asking) and alive
+            except BudgetExceeded as refusal:  # the other stores are told all the same
+                refused = refusal
+        for part in reservation.unheld:
+            paid = tuple(min(spent.get(node.unit, 0), MAX_AMOUNT) for node in part.nodes)
+            self._lines.owe(part.store, Adjust(f"{reservation.id}-{reservation.step}", part.nodes, paid, now))
+        reservation.until = now + asking.ttl
+        if refused is not None:
+            raise refused
+        return alive
+
+    def _draw(
+        self,
+        part: Part,
+        reservation: Reservation,
+        spent: Mapping[str, int],
+        wanted: Mapping[str, int],
+        asking: Asking,
+    ) -> bool:
+        paid = tuple(min(spent.get(node.unit, 0), MAX_AMOUNT) for node in part.nodes)
+        held = tuple(min(wanted.get(node.unit, 0), MAX_AMOUNT) for node in part.nodes)
+        while True:
+            reservation.step += 1
+            part.amounts = tuple(max(0, was - cost) for was, cost in zip(part.amounts, paid, strict=True))
+            operation = Draw(
+                reservation.id, part.enforced, reservation.step, paid, held, part.amounts, asking.at, asking.ttl
+            )
+            outcome = self._lines.owe(part.store, operation)
+            if outcome is None:
+                self._without_store(part, asking, StoreError("it does not answer."))
+                return True
+            self.report(outcome.crossed)
+            if outcome.decision is None:
+                break
+            part.enforced = self.refusals.let_through(part, part.enforced, outcome.decision, asking)
+            paid = (0,) * len(paid)
+        if outcome.applied:
+            part.amounts = held
+        return outcome.applied
+
     def settle(self, reservation: Reservation, actual: Mapping[str, int]) -> None:
         """Put the truth in the place of the hold; more than was held is recorded, never refused.
 
@@ -252,32 +334,36 @@ class Guard:
 
         A store that does not answer is told when it does again; until then the hold stays, and in the end it would expire as spent.
         """
-        counted = any(name != "requests" and not is_currency(name) for name in actual)
         now = self.clock.time_ns()
         self._held.pop(reservation.id, None)
         for part in reservation.parts:
             truth: list[int | None] = []
             over = False
-            for node, held in zip(part.nodes, part.amounts):  # noqa: B905 - one a node, both
-                amount = _actual(node.unit, actual, counted)
+            for index, node in enumerate(part.nodes):
+                amount = actual.get(node.unit)
+                if amount is None or not 0 <= amount <= MAX_AMOUNT:
+                    amount = _actual(node.unit, actual)
                 truth.append(amount)
-                if amount is not None and amount > held:
+                if amount is not None and amount > part.amounts[index]:
                     over = True
-            outcome = self._lines.owe(part.store, Settle(reservation.id, part.nodes, tuple(truth), now))
+            outcome = self._settle(part, reservation.id, tuple(truth), now)
             if over:
                 self._overrun(reservation.id, part, truth, now)
             if outcome is not None and outcome.crossed:
                 self.report(outcome.crossed)
         for part in reservation.unheld:
             known = zip(part.nodes, part.amounts, strict=True)
-            posted = [
-                most if (amount := _actual(node.unit, actual, counted)) is None else amount for node, most in known
-            ]
+            posted = [most if (amount := _actual(node.unit, actual)) is None else amount for node, most in known]
             self._lines.owe(part.store, Adjust(reservation.id, part.nodes, tuple(posted), now))
         if now >= reservation.until:
-            self._late(reservation, actual, counted)
+            self._late(reservation, actual)
         if self._queues:
             self.refusals.changed(reservation)
+
+    def _settle(self, part: Part, id: str, truth: tuple[int | None, ...], now: int) -> Outcome | None:
+        line = self._lines.to(part.store)
+        outcome = None if line.settle is None else line.settle(id, part.nodes, truth, now)
+        return outcome or self._lines.owe(part.store, Settlement(Settle(id, part.nodes, truth, now), part.amounts))
 
     def release(self, reservation: Reservation) -> None:
         """Give everything back: with proof that nothing was sent, or that the provider refused it. As `settle`, it never fails."""
@@ -391,6 +477,8 @@ class Guard:
             except StoreError as error:
                 return self._without_store(part, asking, error)
         enforced = part.nodes
+        if asking.paced and not asking.alone and not self._keeps_pace(part, asking):
+            return False
         while True:
             try:
                 outcome = self._reserve(part, enforced, asking)
@@ -404,13 +492,25 @@ class Guard:
         part.enforced = enforced
         return True
 
+    def _keeps_pace(self, part: Part, asking: Asking) -> bool:
+        """Judge a call by its pace; False when its store does not answer and its budgets let it through all the same."""
+        try:
+            decision = self._pacer.judge(part, asking.budgets, self.clock.time_ns())
+        except StoreError as error:
+            return self._without_store(part, asking, error)
+        if decision is not None:
+            self.refusals.let_through(part, part.nodes, decision, asking)
+        return True
+
     def _reserve(self, part: Part, nodes: tuple[Node, ...], asking: Asking) -> Outcome:
         line = self._lines.to(part.store)
-        if line.hold is not None:
-            return line.hold(asking.id, nodes, part.amounts, asking.at, self._ttl)
+        if line.reserve is not None and not asking.alone:
+            outcome = line.reserve(asking.id, nodes, part.amounts, asking.at, asking.ttl)
+            if outcome is not None:
+                return outcome
         if not self._lines.answers(line):
             raise StoreError("it did not answer a moment ago")
-        operation = Reserve(asking.id, nodes, part.amounts, asking.at, self._ttl)
+        operation = Reserve(asking.id, nodes, part.amounts, asking.at, asking.ttl, asking.alone)
         try:
             return self._lines.execute(line, operation)
         except StoreError:
@@ -436,30 +536,40 @@ class Guard:
 
     # --- what to ask for -------------------------------------------------------------------------------------------------
 
-    def _ask(
-        self, budgets: Sequence[ActiveBudget], amounts: Mapping[str, int], at: int, unpriced: Unpriced
-    ) -> list[Part]:
+    def _ask(self, asking: Asking, amounts: Mapping[str, int]) -> list[Part]:
         parts: list[Part] = []
-        for active in _each(budgets):
-            nodes = self._nodes(active, at)
+        for active in _each(asking.budgets):
+            nodes = self._nodes(active, asking.at)
+            if active.budget.pace is not None:
+                asking.paced = True
             asked = []
             for node in nodes:
                 amount = amounts.get(node.unit)
                 if amount is None:
-                    amount = self._bound(active, node, amounts, unpriced)
+                    amount = self._bound(active, node, amounts, asking)
                 asked.append(amount if 0 <= amount <= MAX_AMOUNT else max(0, min(amount, MAX_AMOUNT)))
             same = next((part for part in parts if part.store is active.store), None)
             if same is None:
                 parts.append(Part(active.store, nodes, tuple(asked)))
             else:
-                same.nodes += nodes
+                same.nodes = same.enforced = self._joined(same.nodes, nodes)
                 same.amounts += tuple(asked)
         if len(parts) > 1:
             # First what never waits: a refusal there costs nobody anything.
             parts.sort(key=lambda part: part.store.capabilities.io != "none")
         return parts
 
-    def _bound(self, active: ActiveBudget, node: Node, amounts: Mapping[str, int], unpriced: Unpriced) -> int:
+    def _joined(self, first: tuple[Node, ...], second: tuple[Node, ...]) -> tuple[Node, ...]:
+        """Both, as the same object as long as they are the same: stores find what they know of nodes by identity."""
+        key = id_of(first), id_of(second)
+        found = self._pairs.get(key)
+        if found is None or found[0] is not first or found[1] is not second:
+            if len(self._pairs) >= _PAIRS_MOST:
+                self._pairs.clear()
+            found = self._pairs[key] = first, second, first + second
+        return found[2]
+
+    def _bound(self, active: ActiveBudget, node: Node, amounts: Mapping[str, int], asking: Asking) -> int:
         unit, unknown = node.unit, active.budget.unknown
         if not is_currency(unit):
             return _meter_bound(unit, amounts)
@@ -467,12 +577,12 @@ class Guard:
         if unknown == "reserve" and dearest is not None:
             return dearest
         if unknown != "allow":
-            error = unpriced.error(node)
+            error = asking.unpriced(node)
             if self.refusals.action(active, node, error) != "allow":
                 self.witness.refused(active.store, node, error, 0)
                 raise error
             self.witness.let_through(active.store, node, error, 0)
-            unpriced.exceeded.append(error)
+            asking.exceeded.append(error)
         return 0
 
     def _nodes(self, active: ActiveBudget, at: int) -> tuple[Node, ...]:
@@ -511,10 +621,10 @@ class Guard:
             if amount is not None and amount > held:
                 self.witness.overrun(part.store, node, amount - held, id, now)
 
-    def _late(self, reservation: Reservation, actual: Mapping[str, int], counted: bool) -> None:
+    def _late(self, reservation: Reservation, actual: Mapping[str, int]) -> None:
         for part in reservation.parts:
             for node in part.nodes:
-                self.witness.late(part.store, node, _actual(node.unit, actual, counted), reservation.id)
+                self.witness.late(part.store, node, _actual(node.unit, actual), reservation.id)
 
     def report(self, crossed: Iterable[Crossing]) -> None:
         """Tell everybody of the marks that were reached."""
@@ -546,11 +656,12 @@ def _meter_bound(unit: str, amounts: Mapping[str, int]) -> int:
     return 0 if (unit in _NOT_IN_MODEL_CALLS) == ("requests" in amounts) else 1
 
 
-def _actual(unit: str, actual: Mapping[str, int], counted: bool) -> int | None:
+def _actual(unit: str, actual: Mapping[str, int]) -> int | None:
     amount = actual.get(unit)
-    if amount is None:
-        return 0 if counted and not is_currency(unit) else None
-    return amount if 0 <= amount <= MAX_AMOUNT else max(0, min(amount, MAX_AMOUNT))
+    if amount is not None:
+        return max(0, min(amount, MAX_AMOUNT))
+    counted = any(name != "requests" and not is_currency(name) for name in actual)
+    return 0 if counted and not is_currency(unit) else None
 
 
 def _soft_limit(crossing: Crossing) -> SoftLimit:

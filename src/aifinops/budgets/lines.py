@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 from builtins import id as id_of
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from aifinops.budgets.stores.base import Crossing, InTheMiddle, Operation, Outcome, Store
+from aifinops.budgets.stores.base import Adjust, Crossing, InTheMiddle, Operation, Outcome, Settle, Store
 from aifinops.budgets.witness import Witness
 from aifinops.clock import Clock
 from aifinops.errors import StoreError, StoreReset
 
-__all__ = ["Line", "Lines"]
+__all__ = ["Line", "Lines", "Settlement"]
 
 R = TypeVar("R")
 
@@ -25,22 +25,54 @@ _CLOSED_NS, _CLOSED_MOST_NS = _NS // 20, _NS
 """A store that failed is left alone for 0.1 s, doubled with each further failure up to a second."""
 
 
+class Settlement(Operation[Outcome]):
+    """The end of a call, which is counted also where the store has forgotten what was held for it.
+
+    Args:
+        settle: the end. held: what was held, which stands in for what nobody knows.
+    """
+
+    __slots__ = ("held", "settle")
+
+    def __init__(self, settle: Settle, held: Sequence[int]) -> None:
+        self.settle = settle
+        self.held = held
+
+    def execute(self, store: Store) -> Outcome:
+        """Settle, or post what it cost.
+
+        Raises:
+            StoreError: when the store fails.
+        """
+        settle = self.settle
+        outcome = settle.execute(store)
+        if outcome.state is not None:
+            return outcome
+        # The store was emptied, or it has been out of reach for so long that it has settled this and forgotten it: rather too much than too little.
+        known = zip(settle.amounts, self.held, strict=True)
+        cost = tuple([most if amount is None else amount for amount, most in known])
+        return Adjust(f"{settle.id}+", settle.nodes, cost, settle.now).execute(store)
+
+
 class Line:
     """The way to one store, and what it is still to be told.
 
     Attributes:
         owed: operations that it did not take. closed_until: not to be asked before, monotonic nanoseconds; a store that does not answer
-            would make every call wait for its timeout. hold: its own quick way to `Reserve`, where it never waits.
+            would make every call wait for its timeout. reserve, settle: its own quick ways to do so, where it has some; None from them says
+            that the store itself has to be asked. waits: False for one that always answers at once.
     """
 
-    __slots__ = ("closed_until", "failures", "hold", "owed", "store")
+    __slots__ = ("closed_until", "failures", "owed", "reserve", "settle", "store", "waits")
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.owed: deque[Operation[Outcome]] = deque(maxlen=_OWED_MOST)
         self.failures = 0
         self.closed_until = 0
-        self.hold: Callable[..., Outcome] | None = getattr(store, "hold", None)
+        self.waits = store.capabilities.io != "none"
+        self.reserve: Callable[..., Outcome | None] | None = getattr(store, "quick_reserve", None)
+        self.settle: Callable[..., Outcome | None] | None = getattr(store, "quick_settle", None)
 
     def failed(self, now: int, error: StoreError) -> None:
         """The store has not answered: it is left alone for a while."""
@@ -99,7 +131,7 @@ class Lines:
 
     def answers(self, line: Line) -> bool:
         """False while a store is left alone."""
-        if line.hold is not None:
+        if not line.waits:
             return True
         return self._clock.monotonic_ns() >= line.closed_until and (not line.owed or self.pay(line))
 

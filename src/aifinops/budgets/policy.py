@@ -64,27 +64,36 @@ class Decision:
     Attributes:
         allowed: True when every node has room.
         refusals: the nodes that have none, in the order in which they were given (outermost budget first).
-        at: when it was taken, nanoseconds since the epoch.
+        at: when it was taken, nanoseconds since the epoch. room_at: when there will be room, where that is not the end of a window.
     """
 
     allowed: bool
     refusals: tuple[Refusal, ...] = ()
     at: int = 0
+    room_at: int | None = None
 
     @property
     def transient(self) -> bool:
         """True when waiting for calls in flight could be enough at every node that refused."""
-        return not self.allowed and all(refusal.transient for refusal in self.refusals)
+        refusals = self.refusals
+        if len(refusals) == 1:
+            return not self.allowed and refusals[0].transient
+        return not self.allowed and all(refusal.transient for refusal in refusals)
 
     @property
     def refusal(self) -> Refusal | None:
         """The node to name: the first that is spent rather than held, else the first."""
-        lasting = (refusal for refusal in self.refusals if not refusal.transient)
-        return next(lasting, self.refusals[0] if self.refusals else None)
+        refusals = self.refusals
+        if len(refusals) == 1:
+            return refusals[0]
+        lasting = (refusal for refusal in refusals if not refusal.transient)
+        return next(lasting, refusals[0] if refusals else None)
 
     @property
     def retry_at(self) -> int | None:
         """When every lasting refusal has a new window, nanoseconds; `at` when none lasts; None when one never ends."""
+        if self.room_at is not None:
+            return self.room_at
         latest = self.at
         for refusal in self.refusals:
             if refusal.transient:

@@ -33,10 +33,10 @@ class Reservation:
         id: chosen by the caller. parts: one a store. unheld: of stores that did not answer; their budgets let the call through.
         exceeded: budgets that had no room and let it through all the same (`on_exceed="warn"` or a callable).
         granted: tags that say who allowed it to go above a limit. unit: the one that every node counts; empty where they count several.
-        thread: that made it. until: end of the lease, nanoseconds since the epoch.
+        thread: that made it. until: end of the lease, nanoseconds since the epoch. step: how often it was drawn from.
     """
 
-    __slots__ = ("exceeded", "granted", "id", "parts", "thread", "unheld", "unit", "until")
+    __slots__ = ("exceeded", "granted", "id", "parts", "step", "thread", "unheld", "unit", "until")
 
     def __init__(
         self,
@@ -48,13 +48,18 @@ class Reservation:
     ) -> None:
         self.id = id
         self.until = until
+        self.step = 0
         self.parts = parts
         self.unheld = unheld
         self.exceeded = tuple(exceeded)
         self.granted: Mapping[str, str] | None = None
         self.thread = threading.get_ident()
-        unit = (parts or unheld)[0].nodes[0].unit
-        self.unit = unit if all(node.unit == unit for part in (*parts, *unheld) for node in part.nodes) else ""
+        nodes = (parts or unheld)[0].nodes
+        unit = nodes[0].unit
+        if len(nodes) + len(parts) + len(unheld) > 2:  # else there is no other node
+            same = all(node.unit == unit for part in (*parts, *unheld) for node in part.nodes)
+            unit = unit if same else ""
+        self.unit = unit
 
     @property
     def nodes(self) -> tuple[Node, ...]:

@@ -18,6 +18,7 @@ from aifinops.errors import (
     ApprovalDenied,
     ApprovalPending,
     BudgetExceeded,
+    DecisionFailed,
     StoreUnavailable,
     UnpricedCall,
     swallow,
@@ -209,7 +210,8 @@ class Witness:
 
 def _of_error(error: BudgetExceeded) -> dict[str, object]:
     if isinstance(error, StoreUnavailable):
-        return {"id": error.decision_id, "limit": error.limit, "why": "store is down"}
+        why = "decision failed" if isinstance(error, DecisionFailed) else "store is down"
+        return {"id": error.decision_id, "limit": error.limit, "why": why}
     if isinstance(error, UnpricedCall):
         return {"id": error.decision_id, "limit": error.limit, "why": f"no price for {error.model}"}
     approval = isinstance(error, (ApprovalDenied, ApprovalPending))

@@ -12,14 +12,16 @@ import json
 import struct
 import zlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from aifinops.integrations.extract import Reader, StreamText, read_objects
 from aifinops.integrations.responses import reader_for
 from aifinops.reading import Reading
 from aifinops.usage import output_total
 
-__all__ = ["Frame", "as_lines", "beside", "decoded", "frames", "read_stream", "read_whole", "told_of"]
+__all__ = [
+    "FORMS", "Form", "Frame", "as_lines", "beside", "decoded", "form_of", "frames", "read_stream", "read_whole", "told_of",
+]  # fmt: skip
 
 Frame = tuple[str, bytes]
 """Name of an event and its payload."""
@@ -41,6 +43,55 @@ _COUNTS = {
 
 _EDGE = 6
 """Events at either end of a stream among which those are that tell its usage."""
+
+
+class Form(NamedTuple):
+    """A form of requests of InvokeModel, which is the maker's own.
+
+    Attributes:
+        name: for messages. models: beginnings of the ids of those that take it, without the part for a place (`us.`).
+        has: a field that every request has. limit: field (plain path) that states the output limit.
+    """
+
+    name: str
+    models: tuple[str, ...]
+    has: str
+    limit: str
+
+
+# https://docs.aws.amazon.com/bedrock/latest/userguide/model-parameters.html, and for Nova
+# https://docs.aws.amazon.com/nova/latest/userguide/complete-request-schema.html. What is not listed is not known to take a form.
+FORMS = (
+    Form("Anthropic's Messages", ("anthropic.claude-",), "anthropic_version", "max_tokens"),
+    Form("Anthropic's completions", ("anthropic.claude-v2", "anthropic.claude-instant-v1"), "prompt", "max_tokens_to_sample"),
+    Form("Amazon Titan Text", ("amazon.titan-text-",), "inputText", "textGenerationConfig.maxTokenCount"),
+    Form(
+        "Amazon Nova",
+        tuple(f"amazon.nova-{kind}" for kind in ("micro", "lite", "pro", "premier", "2-lite", "2-pro")),
+        "messages", "inferenceConfig.maxTokens",
+    ),
+    Form("Meta Llama", ("meta.llama",), "prompt", "max_gen_len"),
+    Form(
+        "Mistral's completions",
+        tuple(f"mistral.{kind}" for kind in ("mistral-7b-instruct", "mixtral-8x7b-instruct", "mistral-small-2402", "mistral-large-2402")),
+        "prompt", "max_tokens",
+    ),
+    Form("Mistral's chat", ("mistral.mistral-large-24", "mistral.pixtral-large"), "messages", "max_tokens"),
+    Form("Cohere Command R", ("cohere.command-r-",), "message", "max_tokens"),
+    Form("Cohere Command", ("cohere.command-text", "cohere.command-light-text"), "prompt", "max_tokens"),
+    Form("AI21 Jamba", ("ai21.jamba-",), "messages", "max_tokens"),
+    Form("OpenAI's chat", ("openai.gpt-oss-",), "messages", "max_completion_tokens"),
+)  # fmt: skip
+
+
+def form_of(request: Mapping[str, Any], model: str) -> Form | None:
+    """The form of a request of InvokeModel for a model; None where that is not known to take one like it."""
+    maker = model.partition(".")[2] if model.split(".", 1)[0] in _PLACES else model
+    return next((form for form in FORMS if form.has in request and maker.startswith(form.models)), None)
+
+
+_PLACES = frozenset({"us", "eu", "apac", "jp", "au", "ca", "us-gov", "global"})
+"""What ids of inference profiles begin with: https://docs.aws.amazon.com/bedrock/latest/userguide/inference-profiles-support.html."""
 
 
 def told_of(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from aifinops.integrations.provider import Route
 from aifinops.metering import Call
@@ -42,7 +42,10 @@ _FORMATS = (
     "response_format.type", "text.format.type", "output_format.type", "output_config.format.type", "format",
     "generationConfig.responseMimeType", "generationConfig.responseSchema", "outputConfig.textFormat.type",
 )  # fmt: skip
-_THINKING = ("thinking", "reasoning", "reasoning_effort")
+_THINKING = (
+    "thinking", "reasoning", "reasoning_effort",
+    *(f"additionalModelRequestFields.{name}" for name in ("thinking", "reasoningConfig", "reasoning_config", "reasoning_effort")),
+)  # fmt: skip
 
 
 class How(NamedTuple):
@@ -51,11 +54,28 @@ class How(NamedTuple):
     Attributes:
         named: field that says the model; `ADDRESS` where the address does. cuts: whether it can end a stream.
         given: True where only a limit that the request has can be lowered, since what it would be called depends on the model.
+        form: of a request for a model, where each maker has its own: a model that does not take the same one is not used in place of
+            another, and its limit has the name that it has there.
     """
 
     named: str = "model"
     cuts: bool = True
     given: bool = False
+    form: Callable[[Mapping[str, Any], str], Form | None] | None = None
+
+
+class Form(Protocol):
+    """What is known of the form of a request: its name for messages, and the field that states its output limit."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        ...
+
+    @property
+    def limit(self) -> str:
+        """Plain path."""
+        ...
 
 
 class Changes:
@@ -82,6 +102,9 @@ class Changes:
                 f"The request has {asks}, which {model!r} may not take; write "
                 f'on_exceed={{"downgrade": {{...}}, "any": True}} where it does.'
             )
+        why = self._other_form(call, model)
+        if why:
+            return why
         named = self._how.named
         if named != ADDRESS and call.body.get(named) != call.model:
             return f"The request does not name its model in {named!r}."
@@ -91,9 +114,26 @@ class Changes:
         """See `metering.Changer`."""
         limits = self._route.limits
         field = next((name for name in limits if type(_found(call.body, name)) is int), "")
-        if not field and self._how.given:
+        field = field or self._limit(call)
+        if not field:
             return "The request has no output limit that could be lowered; give it one."
-        return self._changed(call, field or limits[0], most, self._model and call.model)
+        return self._changed(call, field, most, self._model and call.model)
+
+    def _limit(self, call: Call) -> str:
+        """Where a limit goes in a request that has none; empty where that is not known."""
+        if self._how.form is not None:
+            form = self._how.form(call.body, call.model)
+            return "" if form is None else form.limit
+        return "" if self._how.given else self._route.limits[0]
+
+    def _other_form(self, call: Call, model: str) -> str:
+        """Why a model does not take this request; empty where it does."""
+        if self._how.form is None:
+            return ""
+        form, other = self._how.form(call.body, call.model), self._how.form(call.body, model)
+        if form is None:
+            return "The form of the request is not known, so it cannot be sent to another model; use converse()."
+        return "" if other == form else f"{model!r} does not take requests in the form of {form.name}; use converse()."
 
     def least_output(self, call: Call) -> int:
         """See `metering.Changer`."""
@@ -105,11 +145,20 @@ class Changes:
         """See `metering.Changer`."""
         if not self._how.cuts or not self._route.text:
             return 'on_exceed="cut" cannot end streams that are made in this way.'
-        if call.unseen or any(call.body.get(name) for name in _THINKING):
+        if self._how.form is not None and self._how.form(call.body, call.model) is None:
+            return _UNSEEN.format("it is not known where it has its text")
+        if call.unseen or any(_found(call.body, name) for name in _THINKING) or self._thinks(call):
             return _UNSEEN.format("thoughts are billed that are not shown")
         if call.loose is not None and call.loose(call.body):
             return _UNSEEN.format("tools of the provider are billed that are not shown")
         return ""
+
+    def _thinks(self, call: Call) -> bool:
+        if not self._route.thinking:
+            return False
+        found = (_found(call.body, name) for name in self._route.thinking)
+        asked = next((budget for budget in found if budget is not None), None)
+        return not call.model.startswith(self._route.plain) if asked is None else asked != 0
 
     def _changed(self, call: Call, field: str, value: Any, model: str) -> Call:
         body = call.body if field == ADDRESS else placed(call.body, field, value)
@@ -173,6 +222,8 @@ def _features(request: Mapping[str, Any]) -> Iterator[str]:
     for field in _FORMATS:
         if _found(request, field) not in (None, "text", "text/plain"):
             yield "a format for its answer"
+    if request.get("images"):  # beside a prompt
+        yield "pictures or files"
     if request.get("modalities") not in (None, ["text"]):
         yield "sound"
     todo = [request.get(name) for name in ("messages", "input", "system", "contents")]

@@ -19,6 +19,7 @@ from aifinops import errors
 from aifinops.budgets.budget import MICRO, ActiveBudget, Budget
 from aifinops.budgets.guard import Guard, Reservation, SoftLimit
 from aifinops.budgets.policy import Balance
+from aifinops.budgets.stores.base import MarkSent
 from aifinops.budgets.stores.memory import MemoryStore
 from aifinops.errors import BudgetExceeded, StoreError, UnknownModel, UnpricedCall
 from aifinops.testing.clock import FakeClock
@@ -454,7 +455,7 @@ def test_a_heartbeat_keeps_a_lease() -> None:
     budget = active()
     call = desk.reserve(budget, usd=0.5)
     assert call is not None
-    desk.guard.mark_sent(call)
+    MarkSent(call.id).execute(desk.guard.store)
     desk.clock.advance(seconds=50)
     assert desk.guard.extend(call)
     desk.clock.advance(seconds=50)

@@ -127,6 +127,18 @@ def test_a_store_that_does_not_answer_denies(desk: Desk, down: str, caplog: pyte
     assert desk.cents(shared) == (0, 10)
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_store_that_has_forgotten_a_call_counts_its_end(desk: Desk, known: bool) -> None:
+    """What it cost is posted; where nobody knows that, what was held."""
+    shared = active("$1", name="team")
+    held, other = desk.reserve(shared, cents=30), desk.reserve(shared, cents=20)
+    desk.remote.inner = MemoryStore()
+    desk.guard.settle(held, {"USD": DOLLAR // 4} if known else {})
+    assert desk.cents(shared) == (25 if known else 30, 0)
+    desk.guard.release(other)
+    assert desk.cents(shared) == (25 if known else 30, 0)
+
+
 def test_a_store_that_does_not_answer_is_left_alone_for_a_moment(desk: Desk) -> None:
     """Else every call would wait for its timeout."""
     shared = active("$1", name="team")

@@ -21,7 +21,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from aifinops.budgets.budget import MICRO, ActiveBudget, Budget
 from aifinops.budgets.guard import Guard, Reservation
-from aifinops.budgets.stores.base import Store
+from aifinops.budgets.stores.base import MarkSent, Store
 from aifinops.budgets.stores.memory import MemoryStore
 from aifinops.budgets.stores.sqlite import SqliteStore
 from aifinops.budgets.waiting import Wait
@@ -145,7 +145,8 @@ class Budgets(RuleBasedStateMachine):
         """Whatever comes after the end has no effect."""
         if call is not None:
             self.guard.release(call.reservation)
-            self.guard.mark_sent(call.reservation)
+            for part in call.reservation.parts:
+                MarkSent(call.reservation.id).execute(part.store)
             assert not self.guard.extend(call.reservation)
 
     @rule(minutes=st.sampled_from([1, 7, 16, 60 * 25]))

@@ -34,6 +34,7 @@ AMOUNT = 225_000  # nanos: 400 x 0.15 + 600 x 0.075 + 200 x 0.60 USD per million
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     charged = Charged()
     monkeypatch.setattr(metering, "charged", charged)
+    monkeypatch.setattr("aifinops.metering.seen.charged", charged)
     monkeypatch.setattr("aifinops.integrations.span_pricer.charged", charged)
     yield
     late.clear()

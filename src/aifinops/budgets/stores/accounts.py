@@ -20,7 +20,7 @@ from aifinops.budgets.stores.base import (
     other_amounts,
 )
 
-__all__ = ["APPLIED", "UNCHANGED", "UNKNOWN", "Account", "Record", "adjust", "draw", "extend", "forfeit", "mark_sent", "release", "repeated", "reserve", "settle"]  # fmt: skip
+__all__ = ["APPLIED", "UNCHANGED", "UNKNOWN", "Account", "Record", "adjust", "draw", "extend", "forfeit", "mark_sent", "reached", "refusal", "release", "repeated", "reserve", "settle"]  # fmt: skip
 
 # Answers that carry nothing of their own are made once: this is the path of every call.
 APPLIED = {state: Outcome(state, applied=True) for state in State}
@@ -109,7 +109,7 @@ def reserve(
             if taken > limit:
                 for back, given in zip(accounts[: index + 1], amounts):  # noqa: B905
                     back.reserved -= given
-                return _refusal(nodes, accounts, amounts, now)
+                return refusal(nodes, accounts, amounts, now)
     return None
 
 
@@ -144,7 +144,7 @@ def settle(record: Record, operation: Settle) -> Outcome:
         if spent > held:
             account.overrun += spent - held
         if node.marks and (account.beside or account.spent >= node.marks[0]):
-            crossed += _reached(node, account)
+            crossed += reached(node, account)
     return Outcome(_SETTLED, applied=True, crossed=tuple(crossed)) if crossed else outcome
 
 
@@ -172,7 +172,7 @@ def extend(record: Record, operation: Extend) -> Outcome:
         if not fits(node.limit, account.taken() - max(0, more), 0, more):
             for back, given in zip(record.accounts, growth, strict=True):
                 back.reserved -= given
-            decision = _refusal(operation.nodes, record.accounts, growth, operation.now)
+            decision = refusal(operation.nodes, record.accounts, growth, operation.now)
             return Outcome(record.state, applied=False, decision=decision)
     record.held = wanted
     record.expires = operation.now + operation.ttl
@@ -188,7 +188,7 @@ def draw(record: Record, operation: Draw) -> Outcome:
         account.reserved -= held
         account.spent += spent
         account.overrun += max(0, spent - held)
-        crossed += _reached(node, account)
+        crossed += reached(node, account)
     decision = reserve(operation.nodes, record.accounts, operation.held, operation.now)
     record.held = operation.held if decision is None else operation.least
     if decision is not None:
@@ -207,7 +207,7 @@ def forfeit(record: Record) -> list[Crossing]:
         account.reserved -= held
         account.forfeited += held
         account.spent += held
-        crossed += _reached(node, account)
+        crossed += reached(node, account)
     return crossed
 
 
@@ -217,7 +217,7 @@ def adjust(operation: Adjust, accounts: Sequence[Account]) -> Outcome:
     for node, account, amount in zip(operation.nodes, accounts, operation.amounts, strict=True):
         account.overrun += max(0, amount)
         account.spent += max(amount, -account.spent)
-        crossed += _reached(node, account)
+        crossed += reached(node, account)
     return Outcome(_SETTLED, applied=True, crossed=tuple(crossed))
 
 
@@ -233,7 +233,8 @@ def _keys(nodes: Iterable[Node]) -> list[str]:
     return [node.key for node in nodes]
 
 
-def _refusal(nodes: Iterable[Node], accounts: Iterable[Account], amounts: tuple[int, ...], now: int) -> Decision:
+def refusal(nodes: Iterable[Node], accounts: Iterable[Account], amounts: tuple[int, ...], now: int) -> Decision:
+    """Why there is no room."""
     return decide([account.balance(node) for node, account in zip(nodes, accounts, strict=True)], amounts, now)
 
 
@@ -247,7 +248,7 @@ def _truth(record: Record, operation: Settle) -> tuple[int, ...]:
     return tuple(held if amount is None else amount for amount, held in zip(amounts, record.held, strict=True))
 
 
-def _reached(node: Node, account: Account) -> list[Crossing]:
+def reached(node: Node, account: Account) -> list[Crossing]:
     """Marks that were never reached before; each is reported once, also when a correction takes `spent` below it again."""
     spent, fired = account.spent, account.fired
     for other in account.beside:

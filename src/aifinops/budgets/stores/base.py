@@ -18,14 +18,14 @@ that last layer exists in both colours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Generic, Literal, Protocol, TypeVar, cast
 
 from aifinops.budgets.policy import Balance, Decision
-from aifinops.errors import ConfigurationError, StoreError
+from aifinops.errors import ConfigurationError, StoreError, StoreReset
 
 __all__ = [
     "MAX_AMOUNT",
@@ -38,7 +38,9 @@ __all__ = [
     "Draw",
     "Extend",
     "Forget",
+    "IdInUse",
     "InTheMiddle",
+    "Journal",
     "MarkSent",
     "Node",
     "Notes",
@@ -222,6 +224,7 @@ class Reserve(Operation[Outcome]):
         amounts: upper bounds, one a node, 0 to `MAX_AMOUNT`.
         now: the caller's wall clock, nanoseconds since the epoch; a store with a clock of its own uses that.
         ttl: lease, nanoseconds. After it the hold counts as spent.
+        alone: True for one that will be drawn from: it is never part of a process's lease.
     """
 
     id: str
@@ -229,6 +232,7 @@ class Reserve(Operation[Outcome]):
     amounts: tuple[int, ...]
     now: int
     ttl: int
+    alone: bool = False
 
     def __post_init__(self) -> None:
         _check(self.id, self.nodes, self.amounts)
@@ -480,6 +484,31 @@ class AsyncStore(Store, Protocol):
         ...
 
 
+class Journal(Protocol):
+    """Who keeps what a store has confirmed, so that it can be put back; a store with the attribute `journal` tells it, when it is set."""
+
+    def wrote(self, operation: Operation[Any], answer: Any, era: object, row: Hashable, number: int) -> None:
+        """An operation was confirmed.
+
+        Args:
+            era: the span of time, between two losses, in which it was done. row, number: by which `StoreReset.survived` counts it; one that
+                wrote nothing has the number of the last that did.
+        """
+        ...
+
+    def reset(self, reset: StoreReset) -> None:
+        """The store has lost something; told before anything is done in the era that follows, and perhaps by several threads."""
+        ...
+
+    def forget(self) -> None:
+        """This is a forked child: what was confirmed was confirmed to the parent."""
+        ...
+
+
+class IdInUse(StoreError):
+    """An id came back with other amounts or nodes: it was made for something else."""
+
+
 def split_settings(url: str, known: Mapping[str, Callable[[str], Any]], what: str) -> tuple[str, dict[str, Any]]:
     """Take the settings of a store out of its URL: the URL as its driver takes it, and what stands behind the `?` for us.
 
@@ -505,8 +534,8 @@ def split_settings(url: str, known: Mapping[str, Callable[[str], Any]], what: st
 
 
 def other_amounts(id: str, first: Sequence[int | None], second: Sequence[int | None]) -> StoreError:
-    """The error for an id that comes back with other amounts or nodes: it was made for something else."""
-    return StoreError(f"reservation {id!r} is known with amounts {list(first)}, not {list(second)}; use a new id")
+    """The error for an id that comes back with other amounts or nodes."""
+    return IdInUse(f"reservation {id!r} is known with amounts {list(first)}, not {list(second)}; use a new id")
 
 
 def _check(id: str, nodes: Sequence[Node], amounts: Sequence[int | None]) -> None:

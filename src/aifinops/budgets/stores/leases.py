@@ -125,14 +125,16 @@ class _Path:
 
     def put(self, id: str, actual: Sequence[int | None]) -> bool:
         """A call has ended; False where it took more than there was."""
-        held, enough = self.calls.pop(id), True
-        for index, (amount, spent) in enumerate(zip(held, actual, strict=True)):
+        free, flying, used, enough = self.free, self.flying, self.used, True
+        for index, amount in enumerate(self.calls.pop(id)):
+            spent = actual[index]
             cost = amount if spent is None else spent
-            self.flying[index] -= amount
-            self.used[index] += cost
+            flying[index] -= amount
+            used[index] += cost
             if self.id:
-                self.free[index] += amount - cost
-                enough = enough and self.free[index] >= 0
+                free[index] += amount - cost
+                if free[index] < 0:
+                    enough = False
         return enough
 
     def hand(self, id: str) -> None:
@@ -215,7 +217,7 @@ class LeasedStore:
         self._ttl = int(ttl_s * _NS)
         self._every_s = every_s
         self._denied_ns = int(denied_s * _NS)
-        self._paths: dict[tuple[str, ...], _Path] = {}
+        self._paths: dict[str | tuple[str, ...], _Path] = {}
         self._where: dict[str, _Path] = {}
         self._orphans: deque[Release] = deque()
         self._reset()
@@ -242,8 +244,8 @@ class LeasedStore:
         kind: Any = type(operation)
         one: Any = operation
         answer: Any
-        if kind is Reserve:
-            answer = self.quick(one.id, one.nodes, one.amounts) or self._ask(one)
+        if kind is Reserve and not one.alone:
+            answer = self.quick_reserve(one.id, one.nodes, one.amounts) or self._ask(one)
         elif kind is Read:
             answer = self._read(one)
         elif kind in _OF_CALLS and one.id in self._where:
@@ -254,28 +256,38 @@ class LeasedStore:
 
     # --- one call -------------------------------------------------------------------------------------------------------
 
-    def quick(self, id: str, nodes: tuple[Node, ...], amounts: Amounts) -> Outcome | None:
-        """The answer to a `Reserve` without the store; None when it has to be asked."""
+    def quick_reserve(
+        self, id: str, nodes: tuple[Node, ...], amounts: Amounts, now: int = 0, ttl: int = 0
+    ) -> Outcome | None:
+        """The answer to a `Reserve` without the store; None when it has to be asked. `now` and `ttl` are no matter: a lease has its own."""
         now = self._clock.monotonic_ns()
-        key = tuple([node.key for node in nodes])
+        key = nodes[0].key if len(nodes) == 1 else _key(nodes)
         with self._lock:
             if id in self._where:
                 return UNCHANGED[State.HELD]
             path = self._paths.get(key) or self._paths.setdefault(key, _Path(nodes, now))
-            if path.lifted(nodes):
+            if nodes is not path.nodes and path.lifted(nodes):
                 return None
-            path.asked(now)
             if path.take(id, amounts, now):
+                path.asked(now)
                 self._where[id] = path
                 return _HELD
             if now < path.denied_until and path.denied is not None and _denies(path.denied, amounts):
+                path.asked(now)
                 return path.denied
         return None
 
+    def quick_settle(
+        self, id: str, nodes: tuple[Node, ...], amounts: tuple[int | None, ...], now: int
+    ) -> Outcome | None:
+        """The answer to a `Settle` without the store; None when it has to be asked."""
+        return self._end(id, amounts, _SETTLED) if id in self._where else None
+
     def _ask(self, operation: Reserve) -> Outcome:
-        path = self._paths.get(tuple([node.key for node in operation.nodes]))
+        path = self._paths.get(_key(operation.nodes))
         if path is None or path.lifted(operation.nodes):  # None: it was forgotten between two lines
             return operation.execute(self.inner)
+        path.asked(self._clock.monotonic_ns())
         if path.count >= self._often and path.small(operation.amounts) and path.busy.acquire(timeout=_BUSY_S):
             try:  # the others of this path wait for what comes
                 path.ttl = operation.ttl
@@ -589,6 +601,11 @@ class LeasedStore:
                         path.busy.release()
         finally:
             self.inner.close()
+
+
+def _key(nodes: Sequence[Node]) -> str | tuple[str, ...]:
+    """By which a path is found."""
+    return nodes[0].key if len(nodes) == 1 else tuple([node.key for node in nodes])
 
 
 def _sum(*amounts: Sequence[int]) -> Amounts:

@@ -37,6 +37,7 @@ from aifinops.budgets.stores.base import (
     Draw,
     Extend,
     Forget,
+    Journal,
     MarkSent,
     Node,
     Notes,
@@ -71,6 +72,7 @@ _MS = 1_000_000
 _TTL_MOST_MS = 10**13  # 300 years; a moment in milliseconds then has 14 digits, which Lua writes out in full
 _DAY_S = 86_400
 _KNOWN_MOST = 10_000
+_MANY = 2**63
 _PREFIX = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _STATES: Mapping[str, State | None] = {"none": None, **{state.value: state for state in State}}
 _KEYS = ("accounts", "nodes", "reservations", "due", "entries", "notes")
@@ -129,6 +131,7 @@ class RedisStore:
         self._functions = True
         # Nodes as they are sent. Keyed by text, held by identity: budgets make theirs once a window.
         self._known: dict[str, _Told] = {}
+        self.journal: Journal | None = None
         self._begin()
 
     def __repr__(self) -> str:
@@ -177,6 +180,8 @@ class RedisStore:
         """In a forked child: new connections, and another client for the server. Reservations of the parent stay the parent's."""
         self._link.reset_after_fork()
         self._begin()
+        if self.journal is not None:
+            self.journal.forget()
 
     def close(self) -> None:
         """Close connections. A later operation opens them again."""
@@ -184,9 +189,13 @@ class RedisStore:
 
     def _begin(self) -> None:
         self._pid = os.getpid()
-        self._client = f"{self._prefix}seen:{secrets.token_hex(8)}".encode()
         self._tokens = itertools.count(1)
-        self._era = _Era()
+        self._earlier: list[bytes] = []
+        self._era = _Era(self._new_client())
+
+    def _new_client(self) -> bytes:
+        """The key under which the server counts for us."""
+        return f"{self._prefix}seen:{secrets.token_hex(8)}".encode()
 
     # --- what is said -----------------------------------------------------------------------------------------------------
 
@@ -207,7 +216,10 @@ class RedisStore:
         if isinstance(operation, Sweep):
             return (yield from self._sweep(line, operation))
         answer = yield from self._exchange(line, operation)
-        return _outcome(operation, answer)
+        outcome = _outcome(operation, answer)
+        if self.journal is not None:
+            self.journal.wrote(operation, outcome, answer.era, answer.era.client, answer.count)
+        return outcome
 
     def _exchange(self, line: _Line, operation: Operation[Any]) -> Talk[_Answer]:
         """One call of the function, which is repeated as a whole when the answer does not come: the server knows it by its token."""
@@ -218,31 +230,62 @@ class RedisStore:
         rest += map(_bytes, more)
         token = next(self._tokens)
         while True:
-            if self._era.is_over():
-                self._era = _Era()
-            era = self._era
-            head = f"{what} {token} {era.count} {era.is_stale():d} {len(nodes)}"
-            answer = _Answer((yield from self._call(line, [head.encode(), *rest])))
+            era = self._present_era()
+
+            def arguments(era: _Era = era) -> Sequence[bytes]:
+                # Also of a second try, which may meet another server: what others were told meanwhile counts.
+                head = f"{what} {token} {era.count} {era.is_stale():d} {len(nodes)}"
+                return (era.client, head.encode(), *rest)
+
+            answer = _Answer((yield from self._call(line, arguments)), era)
             if answer.state != "lost":
                 era.confirm(answer.count)
                 return answer
-            fresh = _Era(answer.count)
-            # One step: of many who are told at the same time, one tells.
-            self._era = successor = era.__dict__.setdefault("successor", fresh)
-            if successor is fresh:
-                raise StoreReset(
-                    f"budget store {self.where} has lost {era.count - answer.count} or more of the operations that it had confirmed "
-                    "to this process: it began anew or from an old copy. Its balances are too low until they are posted again"
-                )
+            self._end_era(era, answer.count)
 
-    def _call(self, line: _Line, arguments: Sequence[bytes]) -> Talk[bytes]:
+    def _present_era(self) -> _Era:
+        era = self._era
+        if era.is_over():
+            # What a server counts for a client that it may have dropped is no measure: go on as another client.
+            self._earlier.append(era.client)
+            self._era = era = _Era(self._new_client())
+        return era
+
+    def _end_era(self, era: _Era, count: int) -> None:
+        """The server knows of `count` operations only.
+
+        Raises:
+            StoreReset: to one of many who are told at the same time, or to each where there is a journal, which has to be put back before.
+        """
+        fresh = _Era(era.client, count)
+        # One step: of many who are told at the same time, one tells.
+        successor = era.__dict__.setdefault("successor", fresh)
+        reset = StoreReset(
+            f"budget store {self.where} has lost {era.count - count} or more of the operations that it had confirmed "
+            "to this process: it began anew or from an old copy. Its balances are too low until they are posted again",
+            # A copy that knows this client was made after all that it did as another one.
+            survived={**dict.fromkeys(self._earlier, _MANY if count else 0), era.client: successor.began},
+            era=era,
+        )
+        if self.journal is not None:
+            self.journal.reset(reset)
+        if self._era is era:
+            self._era = successor
+        if successor is fresh or self.journal is not None:
+            raise reset
+
+    def _call(self, line: _Line, arguments: Callable[[], Sequence[bytes]]) -> Talk[bytes]:
         name, function, script, digest = _code()
-        keys, evaluate = (*self._keys, self._client), False
+        count, evaluate = b"%d" % (len(self._keys) + 1), False
         for _ in range(_FIXES):
             functions = self._functions  # another thread may find out meanwhile
             how = (b"FCALL", name) if functions else (b"EVAL", script) if evaluate else (b"EVALSHA", digest)
+
+            def command(how: tuple[bytes, bytes] = how) -> Command:
+                return (*how, count, *self._keys, *arguments())
+
             try:
-                return cast("bytes", (yield from line.ask((*how, b"%d" % len(keys), *keys, *arguments))))
+                return cast("bytes", (yield from line.ask(command)))
             except Refused as error:
                 if functions and "function not found" in str(error).lower():
                     self._functions = yield from _load(line, function)
@@ -333,11 +376,12 @@ class _Era:
     """What was confirmed to this process, since it began or since the last loss.
 
     Attributes:
-        count: of operations that wrote.
+        client: the key under which the server counts. count: of operations that wrote. began: what it was at the beginning.
     """
 
-    def __init__(self, count: int = 0) -> None:
-        self.count = count
+    def __init__(self, client: bytes, count: int = 0) -> None:
+        self.client = client
+        self.count = self.began = count
         self._heard = time.monotonic()
         self._renewed = -float("inf")
 
@@ -365,11 +409,11 @@ class _Line:
         self._where = where
         self._again = True
 
-    def ask(self, command: Command) -> Talk[Any]:
-        """Send a command; `Refused` is the caller's to look at."""
+    def ask(self, command: Command | Callable[[], Command]) -> Talk[Any]:
+        """Send a command, or what one makes at each try; `Refused` is the caller's to look at."""
         while True:
             try:
-                return (yield command)
+                return (yield command() if callable(command) else command)
             except Unreachable as error:
                 if not self._again:
                     raise self.failed(error) from error.__cause__
@@ -443,11 +487,13 @@ class _Answer:
 
     Attributes:
         state: of the reservation. applied: whether anything was done, or is still to be done. count: of writes of this client. more: the rest.
+        era: in which it was asked.
     """
 
-    __slots__ = ("applied", "count", "more", "state")
+    __slots__ = ("applied", "count", "era", "more", "state")
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, era: _Era) -> None:
+        self.era = era
         self.state, applied, count, more = _text(data).split(" ", 3)
         self.applied = applied == "1"
         self.count = int(count)

@@ -1,8 +1,8 @@
 """The seam for botocore (boto3) and aiobotocore, of which Amazon Bedrock's inference, guardrails, agents and knowledge bases are metered and
 every other service is left alone.
 
-`_make_api_call` of the client is where every operation of every service passes, with the retries of the library inside: the tries that it
-repeats were refused. Converse answers with a dict. InvokeModel answers with a body of bytes that only the user may read, so it is seen
+`_make_api_call` of the client is where every operation of every service passes. Each try that the library makes inside of it, in every mode
+of its retries, is `_get_response` of the endpoint, which returns an error and does not raise it. Converse answers with a dict. InvokeModel answers with a body of bytes that only the user may read, so it is seen
 while it is read, and what the headers tell stands in for it when it is not. Streams are seen as the messages that the library cuts the
 bytes into, before it parses them: per message that is one append.
 """
@@ -13,17 +13,19 @@ import json
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from aifinops.errors import swallow
 from aifinops.integrations import amazon
 from aifinops.integrations.calls import Calls, acalled, called, look_again, settle_body
-from aifinops.integrations.changing import How, changed, rewritten
+from aifinops.integrations.changing import ADDRESS, How, changed, rewritten
 from aifinops.integrations.extract import Reader, StreamText, dig
 from aifinops.integrations.passing import Opened, Passing, PassingEvents, aguarded, apassed, guarded, passed
 from aifinops.integrations.patching import Patch, applied
 from aifinops.integrations.provider import Provider, Route
+from aifinops.integrations.tries import ahold_again, hold_again, note
 from aifinops.reading import Reading
 
 __all__ = ["Seam"]
@@ -73,7 +75,7 @@ class Seam:
             else:
                 owner, call = module.BaseClient, self._call
             self._calls.others.front = lambda: self._look(owner)
-            return applied([(owner, "_make_api_call", call), *_closing()])
+            return applied([(owner, "_make_api_call", call), *_closing(), *self._tries(owner)])
         except Exception as failure:  # an unknown future version: the user's program goes on unmetered, and is told so
             swallow(f"integrations.{self._row.name}.patch", failure)
             return []
@@ -81,7 +83,23 @@ class Seam:
     def patch_client(self, client: Any) -> list[Patch]:
         """Patch one client object only."""
         is_async = any(kind.__name__ == "AioBaseClient" for kind in type(client).__mro__)
-        return applied([(client, "_make_api_call", self._acall if is_async else self._call), *_closing()])
+        call = self._acall if is_async else self._call
+        return applied([(client, "_make_api_call", call), *_closing(), *self._tries(client)])
+
+    def _tries(self, owner: Any) -> list[tuple[Any, str, Callable[..., Any]]]:
+        """Of a client, or of all: where its endpoint makes one try. Where that is not known, a call is one hold."""
+        try:
+            is_async = hasattr(owner, "__aexit__")
+            if isinstance(owner, type):
+                endpoint = sys.modules[f"{owner.__module__.partition('.')[0]}.endpoint"]
+                owner = endpoint.AioEndpoint if is_async else endpoint.Endpoint
+            else:
+                owner = owner._endpoint
+            wanted = (owner, "_get_response", _aonce if is_async else _once)
+            return [wanted] if callable(owner._get_response) else []
+        except Exception as failure:  # an unknown version: what it tries again is not held for
+            swallow(f"integrations.{self._row.name}.tries", failure)
+            return []
 
     def _look(self, owner: Any) -> list[Patch]:
         """While somebody else is there: whoever wrapped `_make_api_call` before us begins a span inside of ours, around `_make_request`."""
@@ -134,14 +152,15 @@ class Seam:
             model=model or _named(params, route),
             region=client.meta.region_name or "",
             tier=str((tier.get("type") if isinstance(tier, dict) else tier) or ""),
-            how=_CONVERSE if key.startswith("Converse") else _OTHER,
+            how=_CONVERSE if key.startswith("Converse") else _INVOKE if key == "InvokeModel" else _OTHER,
         )
         if opened is not None and opened.invocation.call.sent:
             opened.options = changed(opened, _changed, params, key.startswith("InvokeModel"))
         return opened
 
 
-_CONVERSE = How("modelId", cuts=False)
+_CONVERSE = How("modelId")
+_INVOKE = How(ADDRESS, form=amazon.form_of)
 _OTHER = How("modelId", cuts=False, given=True)
 
 
@@ -149,7 +168,12 @@ def _changed(sent: Mapping[str, Any], params: Mapping[str, Any], in_body: bool) 
     """The parameters that a budget has room for: other ones, or another body, which is in its maker's own words."""
     if not in_body:
         return rewritten(params, sent)
-    return {**params, "body": json.dumps(rewritten(json.loads(params["body"]), sent))}
+    made = dict(params)
+    if ADDRESS in sent:
+        made["modelId"] = sent[ADDRESS]
+    if sent.keys() - {ADDRESS}:
+        made["body"] = json.dumps(rewritten(json.loads(params["body"]), sent))
+    return made
 
 
 def _instead(opened: Opened | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -168,6 +192,38 @@ def _made(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwarg
 async def _amade(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     guarded("botocore.look", look_again)
     return await wrapped(*args, **kwargs)
+
+
+# --- the tries inside of one call ----------------------------------------------------------------------------------------
+
+
+def _once(wrapped: Callable[..., Any], endpoint: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if not _is_ours(args, kwargs):
+        return wrapped(*args, **kwargs)
+    hold_again("botocore.again", refused=_refused)
+    result = wrapped(*args, **kwargs)
+    guarded("botocore.tried", _note, result)
+    return result
+
+
+async def _aonce(wrapped: Callable[..., Any], endpoint: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if not _is_ours(args, kwargs):
+        return await wrapped(*args, **kwargs)
+    await ahold_again("botocore.again", refused=_refused)
+    result = await wrapped(*args, **kwargs)
+    guarded("botocore.tried", _note, result)
+    return result
+
+
+def _is_ours(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a request is of the call in flight: the library asks other services for credentials meanwhile."""
+    model = args[1] if len(args) > 1 else kwargs.get("operation_model")
+    service = getattr(getattr(model, "service_model", None), "service_name", "")
+    return getattr(model, "name", "") in _SERVICES.get(service, ())
+
+
+def _note(result: Any) -> None:
+    note(result[1])
 
 
 def _model(given: Any) -> str:
@@ -339,7 +395,12 @@ class _Messages(PassingEvents):
         source = stream._event_generator
         stream._event_generator = (apassed if hasattr(source, "__anext__") else passed)(self, source)
         stream._aifinops = self
+        self.close = partial(_shut, weakref.ref(stream))
         weakref.finalize(stream, guarded, "lost", self.lost).atexit = False
+
+    def part(self, event: Any, reader: Reader) -> tuple[Reading | None, StreamText]:
+        """What one message tells."""
+        return amazon.read_stream([(event.headers.get(":event-type", ""), event.payload)], {}, reader)
 
     def look(self, message: Any) -> None:
         """A message that is no event: the library raises what it says."""
@@ -377,6 +438,12 @@ def _invocations(events: list[Any]) -> list[dict[str, Any]]:
             if usage:
                 found.append({"model": models.get(told.get("traceId"), ""), "usage": usage})
     return found
+
+
+def _shut(ref: weakref.ref[Any]) -> None:
+    stream = ref()
+    if stream is not None:
+        stream.close()
 
 
 def _closing() -> list[tuple[Any, str, Callable[..., Any]]]:

@@ -1,7 +1,8 @@
 """The seam for google-genai, for the Gemini API and for Vertex AI.
 
 `_request` and `_async_request` of its `BaseApiClient` are where every call passes: models, chats, each turn of automatic function calling,
-embeddings and images, with the library's retries inside. A plain answer is the text that they return. A stream is seen as the parsed pieces
+embeddings and images. Each try that the library makes inside of one is `_request_once` or `_async_request_once`; with aiohttp, that makes
+a second one itself, for which it asks for its session again. A plain answer is the text that they return. A stream is seen as the parsed pieces
 that the library makes of it, whatever it is transported by (httpx, aiohttp or requests): per piece that is one append.
 
 Interactions and decisions are sent by a library of another make within this one, with httpx: those are seen by the seam for that.
@@ -15,6 +16,7 @@ import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -27,6 +29,7 @@ from aifinops.integrations.passing import Opened, PassingEvents, aguarded, apass
 from aifinops.integrations.patching import Patch, Undoable, applied
 from aifinops.integrations.provider import Provider, Route
 from aifinops.integrations.seams import http
+from aifinops.integrations.tries import ahold_again, hold_again, note
 
 __all__ = ["Seam"]
 
@@ -81,7 +84,13 @@ class Seam:
     def _patch(self, owner: Any) -> list[Patch]:
         calls = ((owner, "_request", self._request), (owner, "_async_request", self._arequest))
         downloads = (("download_file", self._download), ("async_download_file", self._adownload))
-        return applied([*calls, *((owner, name, wrapper) for name, wrapper in downloads if hasattr(owner, name))])
+        if not hasattr(owner, "_request_once") and hasattr(sys.modules.get(owner.__module__), "retry_args"):
+            swallow(
+                f"integrations.{self._row.name}.tries",
+                AttributeError("this version tries again in a way that is not known"),
+            )
+        wanted = (*calls, *((owner, name, wrapper) for name, wrapper in (*downloads, *_TRIES) if hasattr(owner, name)))
+        return applied(wanted)
 
     # --- the two colours of the last thin layer ---------------------------------------------------------------------------
 
@@ -162,7 +171,7 @@ class Seam:
         return self._poll(client, str(client._http_options.base_url), "/" + path.partition("?")[0])
 
 
-_HOW = How(ADDRESS, cuts=False)
+_HOW = How(ADDRESS)
 
 
 def _changed(sent: Mapping[str, Any], request: Any, model: str) -> Any:
@@ -180,6 +189,41 @@ def _instead(opened: Opened | None, args: tuple[Any, ...], kwargs: dict[str, Any
         return args, kwargs
     return ((opened.options, *args[1:]), kwargs) if args else (args, {**kwargs, "http_request": opened.options})
 
+
+# --- the tries inside of one call ----------------------------------------------------------------------------------------
+
+
+def _once(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    hold_again("google_genai.again", refused=_refused)
+    try:
+        return wrapped(*args, **kwargs)
+    except Exception as error:
+        guarded("google_genai.tried", note, error)
+        raise
+
+
+async def _aonce(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    await ahold_again("google_genai.again", refused=_refused)
+    try:
+        return await wrapped(*args, **kwargs)
+    except Exception as error:
+        guarded("google_genai.tried", note, error)
+        raise
+
+
+async def _asession(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    error = sys.exc_info()[1]
+    if error is not None and _caught_in(error) == "_async_request_once":  # it asks from where it has caught that
+        await ahold_again("google_genai.again", error, _refused)
+    return await wrapped(*args, **kwargs)
+
+
+def _caught_in(error: BaseException) -> str:
+    seen = error.__traceback__
+    return "" if seen is None else seen.tb_frame.f_code.co_name
+
+
+_TRIES = (("_request_once", _once), ("_async_request_once", _aonce), ("_get_aiohttp_session", _asession))
 
 _PLACE = re.compile(r"/locations/([^/]+)/")
 
@@ -275,6 +319,16 @@ def _watch(opened: Opened, response: Any) -> None:
         return apassed(passing, response.async_segments())
 
     response.segments, response.async_segments = whole, awhole
+    passing.close = partial(_close, weakref.ref(response))
+
+
+def _close(ref: weakref.ref[Any]) -> Any:
+    """Let go of the connection, whichever library has it; a coroutine where it is to be awaited."""
+    http = getattr(ref(), "response_stream", None)
+    # One class of httpx is of both colours, by what it reads from.
+    is_async = hasattr(http, "aclose") and hasattr(getattr(http, "stream", None), "__aiter__")
+    close: Callable[[], Any] = getattr(http, "aclose" if is_async else "close", lambda: None)
+    return close()
 
 
 def _refused(error: BaseException) -> bool:

@@ -22,6 +22,7 @@ from aifinops.integrations.hiding import ask, hide, replaced
 from aifinops.integrations.passing import Opened, aguarded, guarded
 from aifinops.integrations.patching import Patch, applied
 from aifinops.integrations.provider import Provider
+from aifinops.integrations.tries import ahold_again, hold_again
 
 __all__ = ["Seam"]
 
@@ -122,29 +123,23 @@ class Seam:
 
 
 def _before_retry(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    again = guarded("stainless.retry", _lost, kwargs.get("response"))
-    if again is not None:
-        guarded("stainless.again", again)
+    if _gave_up(kwargs):
+        hold_again("stainless.again", sys.exc_info()[1])
     return wrapped(*args, **kwargs)
 
 
 async def _abefore_retry(
     wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    again = guarded("stainless.retry", _lost, kwargs.get("response"))
-    if again is not None:
-        await aguarded("stainless.again", again)
+    if _gave_up(kwargs):
+        await ahold_again("stainless.again", sys.exc_info()[1])
     return await wrapped(*args, **kwargs)
 
 
-def _lost(response: Any) -> Callable[[], None] | None:
-    """A try has failed and the library makes another one. With an error answer nothing was billed, so what is held serves the next one;
-    without an answer it may have been: that is a charge of its own, and the next try has to find room."""
-    invocation = metering.in_flight()
-    error = sys.exc_info()[1]  # the library calls from where it has caught it
-    if invocation is None or response is not None or error is None or not invocation.lose(error):
-        return None
-    return invocation.hold_again
+def _gave_up(kwargs: dict[str, Any]) -> bool:
+    """Whether a try has failed without an answer, which the library tells from where it has caught that. One with an error answer was not
+    billed."""
+    return kwargs.get("response") is None
 
 
 def _body(options: Any) -> dict[str, Any]:

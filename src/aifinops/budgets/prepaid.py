@@ -1,0 +1,211 @@
+"""Jobs that pay as they run, such as training: a slice of time is held in advance, and an allowance for the way to a safe end.
+
+    open    hold a slice and the allowance             ──► no room: nothing begins
+    step    a slice is nearly used up: pay for it and hold the next one, in one step of the store
+            no room for a whole one: a shorter one, then only what is held already
+            no more than the allowance is left: stop at this step, save what there is, end
+    close   pay for what was used, give back the rest
+
+Nothing is overspent as long as a step and a checkpoint together take no longer than the allowance. A process that is killed leaves at most
+a slice and the allowance, which count as spent when the lease runs out; a process that comes back late corrects that.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from decimal import Decimal
+
+from aifinops.budgets.actions import Change
+from aifinops.budgets.budget import ActiveBudget, is_currency
+from aifinops.budgets.guard import Guard
+from aifinops.budgets.reservations import Reservation
+from aifinops.budgets.waiting import Wait
+from aifinops.charges import new_id
+from aifinops.errors import BudgetExceeded, StoreUnavailable
+
+__all__ = ["Prepaid"]
+
+_NS = 1_000_000_000
+_EARLY = 4
+"""The next slice is asked for when one part in so many of this one is left, and then so often in what is left."""
+_LEASE_SLICES = 3
+_LEASE_LEAST_S = 30.0
+
+
+class Prepaid:
+    """Time that is paid for in advance. Threads may share one.
+
+    Args:
+        guard: of the budgets. budgets: outermost first. rate: unit -> amount a second: nano-units of a currency, millionths of a meter.
+        slice_s: how much is held in advance, seconds. allowance_s: what a step and a checkpoint take, seconds; longer ones that are seen
+            raise it.
+
+    Attributes:
+        error: why there is no more; None as long as there is.
+    """
+
+    def __init__(
+        self,
+        guard: Guard,
+        budgets: Sequence[ActiveBudget],
+        rate: Mapping[str, int | Decimal],
+        *,
+        slice_s: float = 10.0,
+        allowance_s: float = 30.0,
+    ) -> None:
+        self.error: BudgetExceeded | None = None
+        self._guard = guard
+        self._clock = guard.clock
+        self._budgets = budgets
+        self._rate = {unit: Decimal(amount).as_integer_ratio() for unit, amount in rate.items()}
+        self._slice = int(slice_s * _NS)
+        self._allowance = int(allowance_s * _NS)
+        self._longest = self._checkpoint = 0
+        self._lock = threading.RLock()
+        self._held: Reservation | None = None
+        self._since = self._paid_at = self._paid_until = self._stepped = self._due = 0
+        self._told: dict[str, int] = {}
+
+    @property
+    def allowance(self) -> int:
+        """What is kept for the way to a safe end, nanoseconds."""
+        return max(self._allowance, self._longest + self._checkpoint)
+
+    @property
+    def left(self) -> int:
+        """Time that is paid for in advance, nanoseconds; negative when the job has used more."""
+        return self._paid_until - self._clock.monotonic_ns()
+
+    def open(self) -> None:
+        """Hold the first slice, and the allowance.
+
+        Raises:
+            BudgetExceeded: when a budget has no room for them.
+            Wait: as `Guard.reserve`.
+        """
+        with self._lock:
+            now = self._clock.monotonic_ns()
+            self._since = self._paid_at = self._stepped = now
+            self._told = dict.fromkeys(self._rate, 0)
+            self._begin(now, self._slice + self.allowance)
+
+    def step(self) -> bool:
+        """A step has ended; False when the job has to save what it has and end. Most of the time it only looks at a clock."""
+        now = self._clock.monotonic_ns()
+        self._longest = max(self._longest, now - self._stepped)
+        self._stepped = now
+        return self._look(now)
+
+    def tick(self) -> bool:
+        """As `step`, in the middle of one: for whoever keeps the lease of a long step alive."""
+        return self._look(self._clock.monotonic_ns())
+
+    def saved(self, seconds: float) -> None:
+        """A checkpoint took so long: it is no part of a step, and the allowance has room for another one."""
+        self._checkpoint = max(self._checkpoint, int(seconds * _NS))
+        self._stepped = self._clock.monotonic_ns()
+
+    def close(self) -> None:
+        """Pay for what was used since the last time, and give back the rest."""
+        with self._lock:
+            used = self._used(self._clock.monotonic_ns())
+            held, self._held = self._held, None
+            if held is not None:
+                self._guard.settle(held, used)
+            elif any(used.values()):  # there was no room for it
+                self._guard.post(self._budgets, used, id=new_id(), at=self._clock.time_ns())
+
+    # --- paying -----------------------------------------------------------------------------------------------------------
+
+    def _look(self, now: int) -> bool:
+        if now >= self._due:
+            with self._lock:
+                if now >= self._due:
+                    self._pay(now)
+        return self.error is None
+
+    def _pay(self, now: int) -> None:
+        try:
+            self._renew(now, self._slice + self.allowance)
+        except BudgetExceeded as refused:
+            refusal = refused
+            if isinstance(refused, Wait):  # time goes on meanwhile
+                refused.ticket.leave()
+                refusal = refused.error
+            left = max(0, self._paid_until - now)
+            seconds = self._room(refusal, left)
+            if seconds > left:
+                with suppress(BudgetExceeded):  # somebody else was quicker
+                    self._renew(now, seconds)
+            if self._paid_until - now <= self.allowance:
+                self.error = refusal
+            self._wait(now)
+
+    def _renew(self, now: int, wanted: int) -> None:
+        """Pay until now, and hold so many nanoseconds."""
+        held = self._held
+        over = held is None or any(0 < node.until <= self._clock.time_ns() for node in held.nodes)
+        if held is None or over:
+            self._turn(now, wanted)
+            return
+        spent = self._used(now)
+        self._paid_at = now
+        for unit, amount in spent.items():
+            self._told[unit] += amount
+        alive = self._guard.draw(held, self._budgets, spent, self._amounts(wanted), slice_s=self._lease())
+        if alive:
+            self._paid_until = now + wanted
+            self._wait(now)
+        else:  # the lease ran out; in place of what was held comes what was used
+            self._guard.settle(held, spent)
+            self._held = None
+            self._begin(now, wanted)
+
+    def _turn(self, now: int, wanted: int) -> None:
+        """A window has ended: what was used belongs to it, and what comes to the next one."""
+        spent, held = self._used(now), self._held
+        if held is not None:
+            for unit, amount in spent.items():
+                self._told[unit] += amount
+            self._paid_at = now
+            self._held = None
+            self._guard.settle(held, spent)
+        self._begin(now, wanted)
+
+    def _begin(self, now: int, wanted: int) -> None:
+        self._paid_until = now
+        at, lease = self._clock.time_ns(), self._lease()
+        try:
+            self._held = self._guard.reserve(self._budgets, self._amounts(wanted), id=new_id(), at=at, slice_s=lease)
+        except Change as change:  # there is nothing smaller than time
+            raise change.error from None
+        self._paid_until = now + wanted
+        self._wait(now)
+
+    def _wait(self, now: int) -> None:
+        """When to look again: early, so that money which is only held by others can come back in time."""
+        left = self._paid_until - now - self.allowance
+        self._due = now + max(left - self._slice // _EARLY, left // _EARLY, 0)
+
+    # --- amounts ----------------------------------------------------------------------------------------------------------
+
+    def _lease(self) -> float:
+        return max(_LEASE_SLICES * (self._slice + self.allowance) / _NS, _LEASE_LEAST_S)
+
+    def _amounts(self, nanoseconds: int) -> dict[str, int]:
+        """What so long costs, rounded up."""
+        return {unit: -(-amount * nanoseconds // (of * _NS)) for unit, (amount, of) in self._rate.items()}
+
+    def _used(self, now: int) -> dict[str, int]:
+        """What was used and is not paid; the sum of all parts is rounded once."""
+        return {unit: amount - self._told[unit] for unit, amount in self._amounts(now - self._since).items()}
+
+    def _room(self, refusal: BudgetExceeded, left: int) -> int:
+        """Nanoseconds for which the refusing budget has room in all."""
+        amount, of = self._rate.get(refusal.unit, (0, 1))
+        if not amount or isinstance(refusal, StoreUnavailable):
+            return left
+        room = int(refusal.remaining.scaleb(9 if is_currency(refusal.unit) else 6))
+        return room * of * _NS // amount
