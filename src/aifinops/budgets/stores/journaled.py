@@ -68,7 +68,7 @@ _LATE_NS = 7 * _DAY_NS
 _SUMS_MOST = 4096
 _NOTES_MOST = 1024
 _ERAS_MOST = 16
-_TRIES = 4
+_TRIES = 8
 _OPEN = (State.HELD, State.SENT)
 
 
@@ -185,7 +185,7 @@ class JournaledStore:
         # Re-entrant: a finalizer or signal handler may come in here in the thread that is in here. Never held while the store is asked.
         self._lock = threading.RLock()
         self._turn = threading.RLock()  # of whoever puts back
-        self._failures = self._putting = 0
+        self._failures = self._putting = self._losses = 0
         self._holds: dict[str, _Hold] = {}
         self._recent: deque[_Entry] = deque()
         self._posted: dict[str, None] = {}  # ids of entries among them
@@ -206,6 +206,7 @@ class JournaledStore:
         Raises:
             StoreError: as the store within, also while something is put back.
         """
+        losses = -1
         for _ in range(_TRIES):
             try:
                 if self._lost:
@@ -214,19 +215,17 @@ class JournaledStore:
             except StoreReset:
                 continue
             if type(answer) is Outcome and answer.state is None and answer.decision is None:
-                answer = self._unknown(operation, answer)
+                one: Any = operation
+                if one.id in self._holds:
+                    # It came in between the loss, of which another call was told, and what that one puts back.
+                    if losses != self._losses:
+                        losses = self._losses
+                        continue
+                    if isinstance(operation, (Settle, Release)):
+                        with self._lock:
+                            self._holds.pop(one.id, None)  # it was forgotten there, after a very long time
             return answer  # type: ignore[no-any-return]
         raise StoreError("the store of a budget loses again and again what it has confirmed")
-
-    def _unknown(self, operation: Any, answer: Any) -> Any:
-        """The store does not know what is held here: it came in between the loss, of which another call was told, and what that one puts back."""
-        if operation.id not in self._holds:
-            return answer
-        self._put_back()
-        answer = operation.execute(self.inner)
-        if answer.state is None and isinstance(operation, (Settle, Release)):
-            self._holds.pop(operation.id, None)  # it was forgotten there, after a very long time
-        return answer
 
     def reset_after_fork(self) -> None:
         """In a forked child: what was confirmed to the parent is the parent's to put back."""
@@ -271,6 +270,10 @@ class JournaledStore:
                 hold.begun = hold.changed = mark
             elif hold.begun is _GONE:
                 hold.begun = None
+            return
+        if self._is_putting_back():
+            # Its end, of before the loss, was told meanwhile, and so is put back itself.
+            self._owed.append(_Owed(Release(operation.id, operation.nodes)))
             return
         until = self._clock.monotonic_ns() + operation.ttl
         # One that is there already was made by a try of whose answer nobody knows.
@@ -411,6 +414,7 @@ class JournaledStore:
                 return
             self._ended = [*self._ended[1 - _ERAS_MOST :], reset]
             self._untold.append(reset)
+            self._losses += 1
             sums: dict[Path, _Sum] = {}
             for path, some in list(self._sums.items()):
                 kept = []
@@ -528,9 +532,6 @@ class JournaledStore:
             MarkSent(id).execute(self.inner)
         if hold.changed is _GONE and id not in self._lost_holds:  # it is forfeited there: its end will correct it
             hold.changed = _NEVER
-        found = self._holds.get(id)
-        if found is not None and found is not hold:  # its end, of before the loss, was told meanwhile
-            Release(id, nodes).execute(self.inner)
 
     def _put_back_owed(self, left: deque[_Owed]) -> None:
         while left:
@@ -547,16 +548,20 @@ class JournaledStore:
     def _put_back_notes(self) -> None:
         while self._lost_notes:
             key, _ = self._lost_notes.popitem()
-            mark, operation = self._notes.get(key) or (_NEVER, None)
-            now = self._clock.time_ns()
-            if mark is not _GONE or (isinstance(operation, Put) and 0 < operation.until <= now):
-                continue
-            try:
-                again = Take(key, now) if isinstance(operation, Take) else replace(operation, now=now, new=True)
-                again.execute(self.inner)
-            except BaseException:
-                self._lost_notes[key] = None
-                raise
+            known = self._notes.get(key)
+            if known is not None and known[0] is _GONE:
+                try:
+                    self._note_again(known[1])
+                except BaseException:
+                    self._lost_notes[key] = None
+                    raise
+
+    def _note_again(self, operation: Put | Take) -> None:
+        now = self._clock.time_ns()
+        if isinstance(operation, Take):
+            replace(operation, now=now).execute(self.inner)
+        elif not operation.until or now < operation.until:
+            replace(operation, now=now, new=True).execute(self.inner)
 
 
 _NOTES: dict[type, Callable[[JournaledStore, Any, Any, _Mark], None]] = {
