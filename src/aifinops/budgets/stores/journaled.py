@@ -18,6 +18,7 @@ What is kept is kept in memory: what a process that has ended had spent is put b
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections import deque
@@ -67,7 +68,7 @@ _LATE_NS = 7 * _DAY_NS
 """How long after the end of its lease a hold is waited for; stores forget it then, too."""
 _SUMS_MOST = 4096
 _NOTES_MOST = 1024
-_ERAS_MOST = 16
+_ERAS_MOST = 1024
 _TRIES = 8
 _OPEN = (State.HELD, State.SENT)
 
@@ -191,7 +192,7 @@ class JournaledStore:
         self._posted: dict[str, None] = {}  # ids of entries among them
         self._sums: dict[Path, list[_Sum]] = {}
         self._notes: dict[str, tuple[_Mark, Put | Take]] = {}
-        self._ended: list[StoreReset] = []
+        self._ended: dict[object, StoreReset] = {}  # by era, in order
         # What is to be put back.
         self._lost = False
         self._untold: deque[StoreReset] = deque()
@@ -258,8 +259,10 @@ class JournaledStore:
 
     def _is_gone(self, era: object, mark: _Mark) -> bool:
         """Whether the era in which it was confirmed has ended since, and it did not survive that."""
-        eras = [reset.era for reset in self._ended]
-        return era in eras and not all(reset.has(*mark) for reset in self._ended[eras.index(era) :])
+        if era not in self._ended:
+            return False
+        since = itertools.dropwhile(lambda reset: reset.era is not era, self._ended.values())
+        return not all(reset.has(*mark) for reset in since)
 
     def _reserved(self, operation: Reserve, outcome: Outcome, mark: _Mark) -> None:
         if outcome.state not in _OPEN:
@@ -410,9 +413,11 @@ class JournaledStore:
     def reset(self, reset: StoreReset) -> None:
         """See `Journal`."""
         with self._lock:
-            if any(known.era is reset.era for known in self._ended):
+            if reset.era in self._ended:
                 return
-            self._ended = [*self._ended[1 - _ERAS_MOST :], reset]
+            if len(self._ended) >= _ERAS_MOST:
+                del self._ended[next(iter(self._ended))]
+            self._ended[reset.era] = reset
             self._untold.append(reset)
             self._losses += 1
             sums: dict[Path, _Sum] = {}
