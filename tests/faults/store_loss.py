@@ -84,7 +84,9 @@ def work(url: str, name: str, folder: Path, leased: bool, limit: int) -> None:
 
     store, path = open_store(url, leased=leased), nodes(limit)
     costs: list[int] = []
-    threads = [threading.Thread(target=calls, args=(store, path, f"{name}-{number}", folder, costs)) for number in (0, 1)]
+    threads = [
+        threading.Thread(target=calls, args=(store, path, f"{name}-{number}", folder, costs)) for number in (0, 1)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -137,7 +139,11 @@ def losing(kind: str, how: str) -> Iterator[tuple[str, Any, Any]]:
     if kind == "redis":
         valkey = ValkeyServer()
         try:
-            yield f"{valkey.url}?timeout_s=2&volatile_ok=true", lambda: how == "old" and valkey.ask("SAVE"), lambda: lose_valkey(valkey, how)
+            yield (
+                f"{valkey.url}?timeout_s=2&volatile_ok=true",
+                lambda: how == "old" and valkey.ask("SAVE"),
+                lambda: lose_valkey(valkey, how),
+            )
         finally:
             valkey.end()
         return
@@ -160,7 +166,16 @@ def lose_valkey(server: Any, how: str) -> None:
 
 def dump(server: Any) -> None:
     """A copy as people make it, while everybody works."""
-    command = [server.binaries / "pg_dump", "--schema", "aifinops", "--clean", "--if-exists", "--file", server.home / "copy.sql", server.dsn]
+    command = [
+        server.binaries / "pg_dump",
+        "--schema",
+        "aifinops",
+        "--clean",
+        "--if-exists",
+        "--file",
+        server.home / "copy.sql",
+        server.dsn,
+    ]
     subprocess.run(command, check=True, capture_output=True, cwd=server.home, timeout=120)
 
 
@@ -180,7 +195,14 @@ def psql(server: Any, *arguments: str) -> None:
 
 
 def lose(
-    kind: str, *, how: str, losses: int = 5, workers: int = 4, leased: bool = True, limit: int = 10**12, pause_s: float = 1.0
+    kind: str,
+    *,
+    how: str,
+    losses: int = 5,
+    workers: int = 4,
+    leased: bool = True,
+    limit: int = 10**12,
+    pause_s: float = 1.0,
 ) -> Verdict:
     """Run it; see the module."""
     chance = random.Random(how)
@@ -237,7 +259,9 @@ def main() -> int:
         url, name, folder, leased, limit = options.worker
         work(url, name, Path(folder), leased == "1", int(limit))
         return 0
-    verdict = lose(options.store, how=options.how, losses=options.losses, leased=not options.direct, limit=options.limit)
+    verdict = lose(
+        options.store, how=options.how, losses=options.losses, leased=not options.direct, limit=options.limit
+    )
     sys.stdout.write(json.dumps(asdict(verdict)) + "\n")
     return int(not verdict.exact)
 

@@ -67,22 +67,19 @@ _DAY_NS = 86_400 * _NS
 _LATE_NS = 7 * _DAY_NS
 """How long after the end of its lease a hold is waited for; stores forget it then, too."""
 _SUMS_MOST = 4096
+_TIDY_EVERY = 32
 _NOTES_MOST = 1024
 _ERAS_MOST = 1024
 _TRIES = 8
-_OPEN = (State.HELD, State.SENT)
+_OPEN, _SETTLED = (State.HELD, State.SENT), State.SETTLED
+_entry = tuple.__new__  # as a named tuple is made, in a quarter of the time
 
 
-class _Mark(NamedTuple):
-    """A write, as `StoreReset` counts it."""
-
-    row: Hashable
-    number: int
-
-
-_GONE = _Mark(None, 2**63)
+Mark = tuple[Hashable, int]
+"""A write, as `StoreReset` counts it: row and number."""
+_GONE: Mark = (None, 2**63)
 """Of a write that the store has lost."""
-_NEVER = _Mark(None, 0)
+_NEVER: Mark = (None, 0)
 
 
 class _Hold:
@@ -96,7 +93,7 @@ class _Hold:
 
     __slots__ = ("begun", "changed", "held", "nodes", "sent", "step", "until")
 
-    def __init__(self, nodes: Nodes, held: Amounts, until: int, begun: _Mark | None, changed: _Mark) -> None:
+    def __init__(self, nodes: Nodes, held: Amounts, until: int, begun: Mark | None, changed: Mark) -> None:
         self.nodes = nodes
         self.held = held
         self.until = until
@@ -114,8 +111,8 @@ class _Entry(NamedTuple):
         operation: what was done, without unknown amounts. amounts: what it has added to what is spent, one a node; none for nothing.
     """
 
-    mark: _Mark
-    since: _Mark | None
+    mark: Mark
+    since: Mark | None
     operation: Settle | Release | Draw | Adjust
     amounts: Amounts
 
@@ -191,7 +188,8 @@ class JournaledStore:
         self._recent: deque[_Entry] = deque()
         self._posted: dict[str, None] = {}  # ids of entries among them
         self._sums: dict[Path, list[_Sum]] = {}
-        self._notes: dict[str, tuple[_Mark, Put | Take]] = {}
+        self._sum_ups = 0
+        self._notes: dict[str, tuple[Mark, Put | Take]] = {}
         self._ended: dict[object, StoreReset] = {}  # by era, in order
         # What is to be put back.
         self._lost = False
@@ -250,21 +248,21 @@ class JournaledStore:
             return
         try:
             with self._lock:
-                mark = _Mark(row, number)
+                mark = row, number
                 if self._ended and self._is_gone(era, mark):
                     mark, self._lost = _GONE, True
                 note(self, operation, answer, mark)
         except Exception as failure:  # what was done is done
             swallow("budgets.journal", failure)
 
-    def _is_gone(self, era: object, mark: _Mark) -> bool:
+    def _is_gone(self, era: object, mark: Mark) -> bool:
         """Whether the era in which it was confirmed has ended since, and it did not survive that."""
         if era not in self._ended:
             return False
         since = itertools.dropwhile(lambda reset: reset.era is not era, self._ended.values())
         return not all(reset.has(*mark) for reset in since)
 
-    def _reserved(self, operation: Reserve, outcome: Outcome, mark: _Mark) -> None:
+    def _reserved(self, operation: Reserve, outcome: Outcome, mark: Mark) -> None:
         if outcome.state not in _OPEN:
             return
         hold = self._holds.get(operation.id)
@@ -288,7 +286,7 @@ class JournaledStore:
         if hold.changed is _GONE:
             self._lost_holds[id] = None
 
-    def _changed(self, operation: MarkSent | Extend, outcome: Outcome, mark: _Mark) -> None:
+    def _changed(self, operation: MarkSent | Extend, outcome: Outcome, mark: Mark) -> None:
         hold = self._holds.get(operation.id)
         if hold is None or outcome.state not in _OPEN or outcome.decision is not None:
             return
@@ -301,7 +299,7 @@ class JournaledStore:
         hold.changed = mark
         self._hold(operation.id, hold)
 
-    def _drawn(self, operation: Draw, outcome: Outcome, mark: _Mark) -> None:
+    def _drawn(self, operation: Draw, outcome: Outcome, mark: Mark) -> None:
         if outcome.state not in _OPEN:
             return
         hold = self._holds.get(operation.id)
@@ -316,20 +314,21 @@ class JournaledStore:
             self._hold(operation.id, hold)
         self._finish(_Entry(mark, mark, operation, operation.spent))
 
-    def _settled(self, operation: Settle, outcome: Outcome, mark: _Mark) -> None:
+    def _settled(self, operation: Settle, outcome: Outcome, mark: Mark) -> None:
         if outcome.state is None:
             return
         hold = self._holds.pop(operation.id, None)
         if hold is None and not outcome.applied and not self._is_putting_back():
             return  # it is known here
         begun = hold.begun if hold is not None and outcome.applied else None
-        held = hold.held if hold is not None else (0,) * len(operation.nodes)
-        amounts = tuple([most if one is None else one for one, most in zip(operation.amounts, held, strict=True)])
-        if None in operation.amounts:
+        amounts: Any = operation.amounts
+        if None in amounts:
+            held = hold.held if hold is not None else (0,) * len(amounts)
+            amounts = tuple([most if one is None else one for one, most in zip(amounts, held, strict=True)])
             operation = Settle(operation.id, operation.nodes, amounts, operation.now)
-        self._finish(_Entry(mark, begun, operation, amounts if outcome.state is State.SETTLED else ()))
+        self._finish(_entry(_Entry, (mark, begun, operation, amounts if outcome.state is _SETTLED else ())))
 
-    def _released(self, operation: Release, outcome: Outcome, mark: _Mark) -> None:
+    def _released(self, operation: Release, outcome: Outcome, mark: Mark) -> None:
         if outcome.state is None:
             return
         hold = self._holds.pop(operation.id, None)
@@ -337,7 +336,7 @@ class JournaledStore:
             begun = hold.begun if hold is not None and outcome.applied else None
             self._finish(_Entry(mark, begun, operation, ()))
 
-    def _adjusted(self, operation: Adjust, outcome: Outcome, mark: _Mark) -> None:
+    def _adjusted(self, operation: Adjust, outcome: Outcome, mark: Mark) -> None:
         if operation.id in self._posted:
             return
         self._posted[operation.id] = None
@@ -360,7 +359,7 @@ class JournaledStore:
         pairs = zip(operation.nodes, operation.amounts, strict=True)
         return tuple(max(amount, -max(0, spent[node.key])) for node, amount in pairs)
 
-    def _noted(self, operation: Put | Take, answer: Any, mark: _Mark) -> None:
+    def _noted(self, operation: Put | Take, answer: Any, mark: Mark) -> None:
         if isinstance(operation, Put) and not answer:
             return
         self._notes.pop(operation.key, None)
@@ -382,9 +381,9 @@ class JournaledStore:
     # --- sums ---------------------------------------------------------------------------------------------------------------
 
     def _sum_up(self) -> None:
-        """Of those that are kept one by one, put the older quarter into sums."""
+        """Of those that are kept one by one, put the oldest into sums."""
         fresh: dict[Path, _Sum] = {}
-        for _ in range(max(1, self._recent_most // 4)):
+        for _ in range(max(1, self._recent_most // 32)):
             entry = self._recent.popleft()
             self._posted.pop(entry.operation.id, None)
             if entry.amounts:
@@ -392,6 +391,11 @@ class JournaledStore:
                 _sum_of(fresh, nodes).add(entry.amounts, [entry.mark])
         for path, one in fresh.items():
             self._sums.setdefault(path, []).append(one)
+        self._sum_ups += 1
+        if not self._sum_ups % _TIDY_EVERY:
+            self._tidy()
+
+    def _tidy(self) -> None:
         now = self._clock.time_ns()
         for path in [path for path, some in self._sums.items() if _is_over(some[0].nodes, now)]:
             del self._sums[path]
@@ -453,7 +457,7 @@ class JournaledStore:
                 hold.begun = _GONE
             _sum_of(sums, hold.nodes)  # nothing, after what is held: an operation with limits, see `_again`
 
-    def _owe(self, lost: Sequence[_Entry], sums: dict[Path, _Sum], is_known: Callable[[_Mark], bool]) -> None:
+    def _owe(self, lost: Sequence[_Entry], sums: dict[Path, _Sum], is_known: Callable[[Mark], bool]) -> None:
         for entry in lost:
             self._posted.pop(entry.operation.id, None)
             if entry.since is None or is_known(entry.since):
@@ -569,7 +573,7 @@ class JournaledStore:
             replace(operation, now=now, new=True).execute(self.inner)
 
 
-_NOTES: dict[type, Callable[[JournaledStore, Any, Any, _Mark], None]] = {
+_NOTES: dict[type, Callable[[JournaledStore, Any, Any, Mark], None]] = {
     Reserve: JournaledStore._reserved,
     MarkSent: JournaledStore._changed,
     Extend: JournaledStore._changed,
