@@ -4,10 +4,10 @@
 
 Each system has a process of its own, and every peer an environment of its own, made on first use under `--envs`; Valkey and PostgreSQL are
 started here. In each round every process makes the same steps (`budgets_worker.py` says which), one process after the other, in shuffled
-order. A figure is the median over the rounds of the median, or of the slowest of a hundred, of the steps of a round, by the wall clock. What
-a guard adds is, for ours, the difference to the same call without a budget, in the same process and round. Overspend is what a provider that
-keeps its own bill has billed above the limit; of several bursts the worst. A system that fails is left out, which is said, and the
-exit status is 1.
+order. A figure is the median over the rounds of the median, or of the slowest of a hundred, of the steps of a round, by the wall clock. A
+guard is a whole call, of ours with its row in the ledger; what a budget adds to that is the difference to the same call without one, made by
+turns with it. Overspend is what a provider that keeps its own bill has billed above the limit, of several bursts the worst. A system that
+fails is left out, which is said, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ LEASED = ("sqlite-leased", "valkey-leased")
 """Where a lease is measured alone: the way of a denial, and of two processes."""
 WAYS = ("serial", "burst", "uneven")
 """Of spending: one after the other against 0.10 USD, 32 threads against 0.10 USD and against 0.11 USD."""
-RATE = 100_000
+RATE = 300_000
 """Pairs of each process."""
 
 
@@ -82,7 +82,7 @@ AIMS = (
     *(Aim("by CPU time, four nodes", name, "rate 4", "pairs_by_cpu", 300_000, least=True) for name in LEASED),
     *(Aim("a denial by the lease", name, "denied store", "p50_us", 5) for name in LEASED),
     *(Aim("a denial, with its error", name, "denied guard", "p50_us", 5) for name in ("memory", *LEASED)),
-    *(Aim("whole guard, added", name, "added", "p50_us", 25) for name in ("memory", *LEASED)),
+    *(Aim("whole guard, added", name, "guard", "added_us", 25) for name in ("memory", *LEASED)),
 )
 
 
@@ -111,11 +111,11 @@ class Run:
             return None
 
     def kinds(self, name: str) -> list[str]:
-        """What is timed of a system. The halves of a guard of ours stand together."""
+        """What is timed of a system."""
         kinds = [kind for kind in self.workers[name].about["offers"] if not kind.startswith("spend")]
         if SYSTEMS[name][0] != OURS:
             return kinds
-        return [*kinds, "guard off", "pair 4", "denied guard", *(["denied store"] if name in LEASED else [])]
+        return [*kinds, "pair 4", "denied guard", *(["denied store"] if name in LEASED else [])]
 
     def count(self, name: str, kind: str, milliseconds: float) -> int:
         """So many steps that a round of them takes about so long; at least as many as a slowest of a hundred needs."""
@@ -140,6 +140,10 @@ class Run:
         for name in self.workers:
             for way in ["serial", *["burst", "uneven"] * bursts]:
                 self._keep(name, f"spend {way}", f"spend {way}")
+
+    def network(self) -> None:
+        for name in self.workers:
+            self._keep(name, "network", "network")
 
     def _keep(self, name: str, kind: str, asked: str) -> None:
         answer = self.ask(name, asked)
@@ -205,28 +209,26 @@ def spread(values: Iterable[float]) -> dict[str, float]:
 
 
 def figure(run: Run, name: str, kind: str, part: str) -> dict[str, float] | None:
-    """None where it was not measured. `added` is what a budget adds to a call of ours, round by round."""
-    if kind == "added":
-        on, off = run.answers.get((name, "guard"), []), run.answers.get((name, "guard off"), [])
-        values = [value(one, part) - value(other, part) for one, other in zip(on, off, strict=False)]
-    else:
-        values = [value(answer, part) for answer in run.answers.get((name, kind), [])]
+    """None where it was not measured."""
+    values = [value(answer, part) for answer in run.answers.get((name, kind), [])]
     return spread(values) if values else None
 
 
 def row(run: Run, name: str) -> dict[str, Any]:
     about = run.workers[name].about
     ours = SYSTEMS[name][0] == OURS
-    guard = "added" if ours else "guard"
     spent = {
         way: max(run.answers.get((name, f"spend {way}"), []), key=lambda one: one["over_percent"], default=None)
         for way in WAYS
     }
     return {
-        "system": SYSTEMS[name][2], "version": about["version"], "note": about["note"], "asked_for_a_network": about["refused"],
+        "system": SYSTEMS[name][2], "version": about["version"], "note": about["note"],
+        "asked_for_a_network": sum(answer["asked"] for answer in run.answers.get((name, "network"), [])),
         "pair": figure(run, name, "pair", "p50_us"), "pair_p99": figure(run, name, "pair", "p99_us"),
-        "guard": figure(run, name, guard, "p50_us"), "guard_p99": figure(run, name, "guard", "p99_us"),
-        "guard_all": figure(run, name, "guard", "p50_us"), "guard_off": figure(run, name, "guard off", "p50_us"),
+        "guard": figure(run, name, "guard", "p50_us"), "guard_p99": figure(run, name, "guard", "p99_us"),
+        "guard_off": figure(run, name, "guard", "off") if ours else None,
+        "guard_off_p99": figure(run, name, "guard", "off_p99_us") if ours else None,
+        "guard_added": figure(run, name, "guard", "added_us") if ours else None,
         "reserve": figure(run, name, "pair", "reserve") if ours else None,
         "settle": figure(run, name, "pair", "settle") if ours else None,
         "four_nodes": figure(run, name, "pair 4", "p50_us") if ours else None, **spent,
@@ -253,19 +255,26 @@ def tables(result: dict[str, Any]) -> str:
             cells += [_middle(one[kind]), _middle(one[f"{kind}_p99"]), _ratio(one[kind], ours and ours[kind])]
         lines.append("| " + " | ".join([*cells, *(_spent(one[way]) for way in WAYS)]) + " |")
     lines += ["", *(f"{one['system']}: {one['note']}." for one in result["systems"] if one["note"])]
-    lines += ["", "| a call of ours | without a budget us | with it | added |", "|---|---|---|---|"]
+    lines += [f"{one['system']} has asked for a network." for one in result["systems"] if one["asked_for_a_network"]]
+    lines += ["", "| a call of ours | without a budget us | p99 | with it | p99 | added | rounds |", "|" + "---|" * 7]
     lines += [
-        f"| {one['system']} | {_middle(one['guard_off'])} | {_middle(one['guard_all'])} | {_middle(one['guard'])} |"
+        f"| {one['system']} | {_middle(one['guard_off'])} | {_middle(one['guard_off_p99'])} | {_middle(one['guard'])} | "
+        f"{_middle(one['guard_p99'])} | {_middle(one['guard_added'])} | "
+        f"{one['guard_added']['least']:g} to {one['guard_added']['most']:g} |"
         for one in result["systems"]
         if one["guard_off"]
     ]
     lines += ["", "| aim | system | found | rounds | aim | |", "|---|---|---|---|---|---|"]
     lines += [
-        f"| {one['what']} | {one['system']} | {one['median']:,g} | {one['least']:,g} to {one['most']:,g} | {one['aim']:,g} | "
+        f"| {one['what']} | {one['system']} | {_plain(one['median'])} | {_plain(one['least'])} to {_plain(one['most'])} | {one['aim']:,g} | "
         f"{'' if one['met'] else 'missed'} |"
         for one in result["aims"]
     ]
     return "\n".join(lines)
+
+
+def _plain(number: float) -> str:
+    return f"{number:,.0f}" if number >= 1000 else f"{number:g}"
 
 
 def _middle(found: dict[str, float] | None) -> str:
@@ -304,7 +313,7 @@ def main() -> int:
     run = Run(workers)
     steps: list[tuple[str, Callable[[], None]]] = [("spend", lambda: run.spend(options.bursts))]
     steps += [(f"round {one + 1}", lambda: run.round(options.milliseconds)) for one in range(options.rounds)]
-    steps += [("two processes", lambda: run.rates(min(options.rounds, 5)))]
+    steps += [("two processes", lambda: run.rates(min(options.rounds, 5))), ("network", run.network)]
     try:
         for name, step in steps:
             print(name, file=sys.stderr)

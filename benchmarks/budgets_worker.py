@@ -3,12 +3,13 @@
     budgets_worker.py SYSTEM [ADDRESS]    reads lines from standard input, answers one JSON line each
     budgets_worker.py servers             Valkey and PostgreSQL on the loopback interface, until standard input ends
 
-    pair COUNT [4]           a check and a record of one call, by the system's own means; of ours an operation each, on one node or on four
-    guard COUNT [off]        all that happens around one call: estimate, context, check, usage, price, record; `off` is ours without a budget
-    denied COUNT store|guard of ours: a call that has no room, because all is spent
-    rate COUNT NODES         of ours: pairs a second of two processes at once
-    spend serial|burst|uneven  96 calls of 0.0125 USD against a limit of 0.10 USD, one after the other or from 32 threads, three each;
-                             `uneven` is a burst against 0.11 USD, which is no multiple of a call
+    pair COUNT [4]              a check and a record of one call, by the system's own means; of ours reserve and settle, of one node or of four
+    guard COUNT                 all that happens around one call: estimate, context, check, usage, price, record; of ours without a budget, too
+    denied COUNT store|guard    of ours: a call that has no room, because all is spent
+    rate COUNT NODES            of ours: pairs a second of two processes at once
+    spend serial|burst|uneven   96 calls of 0.0125 USD against a limit of 0.10 USD, one after the other or from 32 threads, three each;
+                                `uneven` is a burst against 0.11 USD, which is no multiple of a call
+    network                     how often it has asked for a network
 
 Times are microseconds by the wall clock, of each single step, with the reading of the clock in them (0.1). What is called in `guard` is a
 function that has its answer ready. In `spend` it is a provider that keeps its own bill, behind the real openai client where the system takes
@@ -30,7 +31,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import copy_context
 from decimal import Decimal
 from importlib.metadata import version
@@ -47,12 +48,14 @@ CALL = NANO // 80
 LIMITS = {"serial": NANO // 10, "burst": NANO // 10, "uneven": 11 * NANO // 100}
 """Of `spend`, nano-USD: eight calls; eight calls and most of another one."""
 THREADS, EACH, PAUSE_S = 32, 3, 0.01
+TURN = 200
+"""Calls in a row with a budget, and without."""
 PLENTY = "1000000"
 
-REQUEST = {"model": MODEL, "messages": worker.MESSAGES, "max_tokens": 300}
+REQUEST: dict[str, Any] = {"model": MODEL, "messages": worker.MESSAGES, "max_tokens": 300}
 ANSWER = {**worker.CHAT, "model": f"{MODEL}-2024-08-06"}
 """Of `guard`: 1,000 tokens in, 600 of them cached, 200 out."""
-LONG = {"model": MODEL, "messages": [{"role": "user", "content": "words " * 992}], "max_tokens": 1000}
+LONG: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "words " * 992}], "max_tokens": 1000}
 BILLED = {**ANSWER, "usage": {"prompt_tokens": 1000, "completion_tokens": 1000, "total_tokens": 2000}}
 """Of `spend`: 1,000 tokens at 2.50 and 1,000 at 10 USD a million are 0.0125 USD."""
 
@@ -177,7 +180,6 @@ class LiteLLM:
 
     def __init__(self) -> None:
         os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else it downloads a table
-        os.chdir(tempfile.mkdtemp())
         import litellm
 
         self._library = litellm
@@ -308,16 +310,19 @@ class Ours:
     note = ""
 
     def __init__(self, address: str, *, leased: bool) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="aifinops-bench"))
         import aifinops
         from aifinops.errors import reraise_failures
 
         reraise_failures(True)  # a failure of ours ends the run
-        aifinops.init(ledger=self._folder / "ledger.db")
+        aifinops.init(ledger=Path.cwd() / "ledger.db")
         self._library = aifinops
         self._memory = address == "memory"
-        self._address = str(self._folder / "budgets.db") if address == "file" else address
+        self._address = str(Path.cwd() / "budgets.db") if address == "file" else address
         self._leased = leased
+        self._direct = None if self._memory or leased else self.store()  # of all budgets here
+
+    def close(self) -> None:
+        self._library.shutdown()
 
     def store(self) -> Any:
         """For operations: as the guard uses it."""
@@ -327,7 +332,7 @@ class Ours:
         """A new budget: of this process, or shared by name. An address is leased, a store that is given is not."""
         if self._memory:
             return self._library.budget(limit, **more)
-        store = self._address if self._leased else self.store()
+        store = self._direct or self._address
         return self._library.budget(limit, name=f"bench-{uuid.uuid4().hex}", per="total", store=store, **more)
 
     def pair(self) -> None:
@@ -352,8 +357,11 @@ class Ours:
         def one() -> None:
             opened = metering.begin(metering.Call("openai", "chat", MODEL, body=REQUEST, max_output=limit, facts=facts))
             answer = {**ANSWER, "id": f"chatcmpl-{next(ids)}"}
+            assert opened is not None
             opened.leave()
-            opened.settle(reader.read(answer))
+            reading = reader.read(answer)
+            assert reading is not None
+            opened.settle(reading)
 
         return one
 
@@ -398,6 +406,7 @@ class Ours:
         guard, run, amounts = runtime.get().guard, uuid.uuid4().hex, {"USD": 1000}
         budgets = [ActiveBudget(self.budget("0.000001 USD", max_wait=0).spec)]
         first = guard.reserve(budgets, amounts, id=f"{run}-first", at=time.time_ns())
+        assert first is not None
         guard.settle(first, amounts)
         took, now = [], time.time_ns()
         for id in [f"{run}-{number}" for number in range(count)]:
@@ -510,13 +519,13 @@ def figures(took: list[int]) -> dict[str, float]:
     return {"p50_us": round(cuts[49] / 1000, 2), "p99_us": round(cuts[98] / 1000, 2)}
 
 
-def timed(once: Once, count: int) -> dict[str, float]:
+def times(once: Once, count: int) -> list[int]:
     clock, took = time.perf_counter_ns, []
     for _ in range(count):
         begun = clock()
         once()
         took.append(clock() - begun)
-    return figures(took)
+    return took
 
 
 def spend(system: System, way: str) -> dict[str, Any]:
@@ -562,6 +571,7 @@ class Session:
     def __init__(self, system: System) -> None:
         self.system = system
         self._made: dict[str, Once | None] = {}
+        self._budget: Any = None
 
     def offers(self) -> list[str]:
         """What can be asked of it."""
@@ -575,12 +585,14 @@ class Session:
         kind, *rest = line.split()
         if kind == "spend":
             return spend(self.system, rest[0])
+        if kind == "network":
+            return {"asked": worker.Refused.count}
         count = int(rest[0])
         if isinstance(self.system, Ours):
             return self._ours(self.system, kind, count, rest[1:])
         once = self._made[kind]
         assert once is not None
-        found = timed(once, count)
+        found = figures(times(once, count))
         for thread in threading.enumerate():  # LiteLLM's; their end is no part of a call
             if thread is not threading.current_thread() and not thread.daemon:
                 thread.join()
@@ -593,13 +605,26 @@ class Session:
             return system.denied(count, rest[0])
         if kind == "rate":
             return system.rate(count, int(rest[0]))
-        once = self._made.setdefault("guard", system.guard())
+        return self._guard(system, count)
+
+    def _guard(self, system: Ours, count: int) -> dict[str, Any]:
+        """With a budget and without, by turns, so that what slows the machine down slows both down."""
+        if self._budget is None:
+            self._made["guard"], self._budget = system.guard(), system.budget(f"{PLENTY} USD")
+        once = self._made["guard"]
         assert once is not None
-        if rest == ["off"]:
-            return timed(once, count)
-        budget = self._made.setdefault("budget", system.budget(f"{PLENTY} USD"))
-        with budget:  # type: ignore[attr-defined]
-            return timed(once, count)
+        off, on = list[int](), list[int]()
+        while len(on) < count:
+            off += times(once, TURN)
+            with self._budget:
+                on += times(once, TURN)
+        with_it, without = figures(on), figures(off)
+        return {
+            **with_it,
+            "off": without,
+            "off_p99_us": without["p99_us"],
+            "added_us": round(with_it["p50_us"] - without["p50_us"], 2),
+        }
 
 
 SYSTEMS: dict[str, Callable[..., System]] = {
@@ -623,34 +648,41 @@ def servers() -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
     from servers import PostgresServer, ValkeyServer
 
-    valkey, postgres = ValkeyServer("--appendonly", "yes", "--appendfsync", "everysec"), PostgresServer()
-    try:
+    with ExitStack() as running:
+        valkey = ValkeyServer("--appendonly", "yes", "--appendfsync", "everysec")
+        running.callback(valkey.end)
+        postgres = PostgresServer()
+        running.callback(postgres.close)
         postgres.start()
         print(json.dumps({"valkey": valkey.url, "postgres": postgres.dsn}), flush=True)
         sys.stdin.read()
-    finally:
-        postgres.close()
-        valkey.end()
 
 
 def main() -> None:
     name, *address = sys.argv[1:]
     if name == "servers":
         return servers()
-    logging.getLogger().addHandler(
-        logging.NullHandler()
-    )  # what is logged of a limit that is reached is not to be read here
+    # What is logged of a limit that is reached is not to be read here.
+    logging.getLogger().addHandler(logging.NullHandler())
     if not address:
         worker.Refused.install()  # whoever has no server of his own to talk to has nothing to look for on a network
-    system = SYSTEMS[name](*address)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        os.chdir(folder)  # some write where they are
+        serve(SYSTEMS[name](*address))
+        os.chdir(Path(__file__).parent)
+    return None
+
+
+def serve(system: System) -> None:
     session = Session(system)
     about = {"version": version(system.package), "note": system.note, "offers": session.offers()}
-    print(json.dumps({**about, "refused": worker.Refused.count}), flush=True)
+    print(json.dumps(about), flush=True)
     gc.collect()
     gc.freeze()
     for line in sys.stdin:
         print(json.dumps(session.answer(line)), flush=True)
-    return None
+    if isinstance(system, Ours):
+        system.close()
 
 
 if __name__ == "__main__":

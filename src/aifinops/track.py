@@ -618,14 +618,16 @@ def budget(
         on_exceed: `raise`, `throttle` (wait for the next window), `warn`, `{"downgrade": {"gpt-5": "gpt-5-mini"}}` (use a cheaper model),
             `clamp` (lower the output limit to what remains buys), `cut` (end a stream when there is no room for more of it), `ask` (wait for
             an approval; `{"ask": ...}` says whose), or a callable that is given the error that would be raised and returns `"raise"`,
-            `"throttle"` or `"allow"`.
+            `"throttle"` or `"allow"`; or a list of these, of which the first that makes the call fit wins: `[{"downgrade": {...}}, "clamp",
+            "raise"]`.
         soft: shares of the limit at which a message is logged, once a window.
         unknown: for calls without a price: `raise`, `reserve` (the provider's dearest rates) or `allow`.
         tz: time zone of calendar windows.
         store: where balances live, as `store` of `init()`; default: this process without a name, else what `init()` or the environment says.
         max_wait: how long a call waits, first come, first served, for what is only held by calls in flight, and with `throttle` for a
             new window; seconds, default 30, 0 never waits.
-        on_store_down: `deny` or `allow` calls while the store does not answer; what they cost is told to it when it does again.
+        on_store_down: `deny` or `allow` calls while the store does not answer, or where something of ours fails meanwhile; what they cost is
+            told to it when it does again.
         pace: spreads the limit over its window: the share of it that may be spent ahead of even spending, 0.1 for a tenth. What is ahead
             of that meets `on_exceed`; with `throttle` it waits for its turn.
 

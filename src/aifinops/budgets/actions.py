@@ -16,6 +16,7 @@ __all__ = [
     "ACTIONS",
     "Action",
     "Ask",
+    "Chain",
     "Change",
     "Clamp",
     "Cut",
@@ -102,6 +103,36 @@ class Ask:
 
 Smaller = Downgrade | Clamp | Cut
 Action = Smaller | Ask
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Several actions in order. A lower limit or a small hold that does not make the call fit is taken back before the next one is tried; a
+    cheaper model stays.
+
+    Attributes:
+        smaller: ways to make the call smaller; one that is of no use, or not enough, leads to the next. last: what happens to a call that
+            they have not made fit: `raise`, `throttle`, `warn`, an `Ask` or a callable.
+    """
+
+    name: ClassVar[str] = "chain"
+    smaller: tuple[Smaller, ...]
+    last: Any = "raise"
+
+    def at(self, past: int) -> Any:
+        """The action after so many that were of no use."""
+        return self.smaller[past] if past < len(self.smaller) else self.last
+
+    def ends(self, past: int) -> bool:
+        """Whether there is none after that one but to raise."""
+        return past + 1 >= len(self.smaller) and self.last == "raise"
+
+    @property
+    def cut(self) -> Cut | None:
+        """The one that a stream may have begun with."""
+        return next((action for action in self.smaller if isinstance(action, Cut)), None)
+
+
 _PLAIN: Mapping[str, Action] = {"clamp": Clamp(), "cut": Cut(), "ask": Ask()}
 
 
@@ -176,32 +207,38 @@ class Change(BudgetExceeded):
 
     Attributes:
         error: what to raise when it cannot be made smaller. action: what to do. room: unit -> what is left of it, in integers as in `reserve`.
-        place: the store, the node and what was asked of it.
+        place: the store, the node and what was asked of it. more: True when the budget has another action for a call that this one does
+            not make fit.
     """
 
     def __init__(
-        self, error: BudgetExceeded, action: Smaller, room: Mapping[str, int], place: tuple[Any, Any, int]
+        self,
+        error: BudgetExceeded,
+        action: Smaller,
+        room: Mapping[str, int],
+        place: tuple[Any, Any, int],
+        *,
+        more: bool = False,
     ) -> None:
-        Exception.__init__(self, str(error))
+        Exception.__init__(self)
         self.__dict__.update(vars(error))
         self.error = error
         self.action = action
         self.room = dict(room)
         self.place = place
+        self.more = more
 
 
 def recast(kind: type[E], error: BudgetExceeded, hint: str = "") -> E:
     """The same refusal as an error of another kind, with one more sentence."""
     made = kind.__new__(kind)
     made.__dict__.update(vars(error), hint=f"{error.hint} {hint}".strip())
-    made.args = (made._text(),)
     return made
 
 
 def with_hint(error: BudgetExceeded, hint: str) -> BudgetExceeded:
     """The error with one more sentence in its message."""
     error.hint = f"{error.hint} {hint}".strip()
-    error.args = (error._text(),)
     return error
 
 

@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
-from aifinops.budgets.actions import ACTIONS, Action, Ask, parse_action
+from aifinops.budgets.actions import ACTIONS, Action, Ask, Chain, Clamp, Cut, Downgrade, parse_action
 from aifinops.budgets.stores.base import MAX_AMOUNT, Node, node_key
 from aifinops.charges import new_id
 from aifinops.clock import to_datetime, to_ns
@@ -46,7 +46,7 @@ __all__ = [
 MICRO = 1_000_000
 """Meters are counted in millionths of their unit."""
 
-OnExceed = Literal["raise", "throttle", "warn"] | Action | Callable[["BudgetExceeded"], str]
+OnExceed = Literal["raise", "throttle", "warn"] | Action | Chain | Callable[["BudgetExceeded"], str]
 """What happens at the limit; a callable is given the error that would be raised and returns `"raise"`, `"throttle"` or `"allow"`."""
 
 OnStoreDown = Literal["deny", "allow"]
@@ -407,12 +407,12 @@ class Budget:
     Attributes:
         limits: all of them hold. window: in what time. name: shared by everybody who uses it; None for this object alone.
         match: only calls with these tags count, for standing budgets.
-        on_exceed: `raise`, `throttle` (wait for the next window), `warn`, an `Action` or a callable.
+        on_exceed: `raise`, `throttle` (wait for the next window), `warn`, an `Action`, a callable, or a `Chain` of them.
         soft: ascending shares of the limit that are reported once a window.
         unknown: what to do with a call without a price: `raise`, `reserve` (the dearest rates) or `allow`.
         store: where balances live, as `open_store` takes it or a store; None for the process (without a name) or what is set up.
         max_wait: how long a call waits where what it needs is only held by calls in flight, or with `throttle` for a new window, seconds.
-        on_store_down: `deny` or `allow` calls while the store does not answer.
+        on_store_down: `deny` or `allow` calls while the store does not answer, or where something of ours fails while the budget decides.
         pace: share of the limit that may be spent ahead of even spending over the window; None for no pace.
     """
 
@@ -427,6 +427,11 @@ class Budget:
     max_wait: float = MAX_WAIT_S
     on_store_down: OnStoreDown = "deny"
     pace: Decimal | None = None
+
+    @property
+    def last_resort(self) -> Any:
+        """What happens to a call that nothing has made fit."""
+        return self.on_exceed.last if isinstance(self.on_exceed, Chain) else self.on_exceed
 
     @property
     def tz(self) -> str:
@@ -460,7 +465,7 @@ class Budget:
             ConfigurationError: for anything that is wrong; it names the value and what to type instead.
         """
         action = _on_exceed(on_exceed)
-        if action == Ask() and name is None and store is None:
+        if Ask() in (action, action.last if isinstance(action, Chain) else None) and name is None and store is None:
             raise ConfigurationError(
                 'budget on_exceed="ask" needs a name, by which other processes find it (name="search"), or somebody to ask '
                 'in this one, such as {"ask": "console"}'
@@ -495,6 +500,25 @@ def _name(name: object) -> str | None:
 
 
 def _on_exceed(action: object) -> OnExceed:
+    return _chain(action) if isinstance(action, (list, tuple)) else _one_action(action)
+
+
+def _chain(actions: Sequence[object]) -> OnExceed:
+    found = [_one_action(action) for action in actions]
+    smaller = tuple(action for action in found if isinstance(action, (Downgrade, Clamp, Cut)))
+    rest = [action for action in found if not isinstance(action, (Downgrade, Clamp, Cut))]
+    if not found or len(rest) > 1 or (rest and found[-1] is not rest[0]):
+        raise ConfigurationError(
+            f"budget on_exceed={actions!r} is no order of actions: first those that make a call smaller (downgrade, clamp, cut), then at most "
+            f'one of "raise", "throttle", "warn", "ask" and a callable, such as [{{"downgrade": {{"gpt-5": "gpt-5-mini"}}}}, "clamp", "warn"]'
+        )
+    last = rest[0] if rest else "raise"
+    if not smaller:
+        return last
+    return smaller[0] if len(smaller) == 1 and last == "raise" else Chain(smaller, last)
+
+
+def _one_action(action: object) -> OnExceed:
     if action in _ACTIONS if isinstance(action, str) else callable(action):
         return cast("OnExceed", action)
     found = parse_action(action)
@@ -503,7 +527,7 @@ def _on_exceed(action: object) -> OnExceed:
     near = _nearest(action, (*_ACTIONS, *ACTIONS)) if isinstance(action, str) else ""
     raise ConfigurationError(
         f'budget on_exceed={action!r} is no action.{near} Please use "raise", "throttle", "warn", "clamp", "cut", "ask", '
-        f'{{"downgrade": {{"gpt-5": "gpt-5-mini"}}}} or a callable that returns "raise", "throttle" or "allow".'
+        f'{{"downgrade": {{"gpt-5": "gpt-5-mini"}}}}, a callable that returns "raise", "throttle" or "allow", or a list of these.'
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from aifinops.budgets.actions import Action, Ask, Change, Clamp, Cut, Downgrade, recast, with_hint
+from aifinops.budgets.actions import Action, Ask, Chain, Change, Clamp, Cut, Downgrade, recast, with_hint
 from aifinops.budgets.budget import ActiveBudget, to_units
 from aifinops.budgets.policy import Decision, Refusal
 from aifinops.budgets.reservations import Part, Reservation
@@ -48,10 +48,12 @@ class Asking:
         id, at, hint, budgets: as in `Guard.reserve`. why: there is no price. exceeded: budgets that let it through all the same.
         about: what whoever is asked for an approval is told. grants: approvals that it uses, with the store and the name of the budget of each.
         sent: True for what is under way: it neither waits nor changes. ttl: of its lease, nanoseconds. alone: as in `Reserve`.
-        paced: whether one of the budgets has a pace.
+        paced: whether one of the budgets has a pace. past: key of a budget -> how many actions of its chain were of no use.
     """
 
-    __slots__ = ("about", "alone", "at", "budgets", "exceeded", "grants", "hint", "id", "paced", "sent", "ttl", "why")
+    __slots__ = (
+        "about", "alone", "at", "budgets", "exceeded", "grants", "hint", "id", "paced", "past", "sent", "ttl", "why",
+    )  # fmt: skip
 
     def __init__(self, id: str, at: int, budgets: Sequence[ActiveBudget], ttl: int, *, sent: bool = False) -> None:
         self.id = id
@@ -65,6 +67,7 @@ class Asking:
         self.sent = sent
         self.ttl = ttl
         self.alone = self.paced = False
+        self.past: Mapping[str, int] = {}
 
     def by_key(self, key: str) -> ActiveBudget:
         """The budget of a node."""
@@ -155,7 +158,7 @@ class Refusals:
 
     def _waits_for_others(self, active: ActiveBudget, node: Node, refusal: Refusal, decision: Decision) -> bool:
         """Held is not spent: what is only held by calls in flight may be free in a moment."""
-        if not decision.transient or not active.budget.max_wait or active.budget.on_exceed == "warn":
+        if not decision.transient or not active.budget.max_wait or active.budget.last_resort == "warn":
             return False
         return not self._holds_all(node, refusal)
 
@@ -186,19 +189,21 @@ class Refusals:
     def let_through(self, part: Part, nodes: tuple[Node, ...], decision: Decision, asking: Asking) -> tuple[Node, ...]:
         """The nodes again, without the limits whose budgets agree to go on; BudgetExceeded when one does not."""
         lifted = list(nodes)
+        transient, first = decision.transient, decision.refusal
         # The one to name comes first, so that it is the one that is raised.
-        for refusal in sorted(decision.refusals, key=lambda refusal: refusal is not decision.refusal):
+        for refusal in sorted(decision.refusals, key=lambda refusal: refusal is not first):
             node = nodes[refusal.index]
             active = asking.by_key(node.budget)
-            error = exceeded(node, refusal, transient=decision.transient, id=asking.id, hint=asking.hint)
+            error = exceeded(node, refusal, transient=transient, id=asking.id, hint=asking.hint)
             waits = not asking.sent and self._waits_for_others(active, node, refusal, decision)
-            action = "wait" if waits else self.action(active, node, error)
+            action = "wait" if waits else self.action(active, node, error, asking)
             if action in ("wait", "throttle") and not asking.sent:
                 until = 0 if action == "wait" else self._room_at(active, decision)
                 if until is not None:
                     raise self._wait(error, active, node, part.store, refusal.asked, until)
             if isinstance(action, (Downgrade, Clamp, Cut)) and not asking.sent:
-                raise Change(error, action, _room(nodes, decision), (part.store, node, refusal.asked))
+                place = (part.store, node, refusal.asked)
+                raise Change(error, action, _room(nodes, decision), place, more=_has_more(active, asking))
             if isinstance(action, Ask) and not asking.sent:
                 try:
                     self._approve(action, part.store, node, refusal, error, asking)
@@ -275,9 +280,17 @@ class Refusals:
         except StoreError as failure:  # the refusal goes on; whoever wants to go above the limit asks again
             swallow("budgets.give_back", failure)
 
-    def action(self, active: ActiveBudget, node: Node, error: BudgetExceeded) -> str | Action:
-        """What the budget says to a lasting refusal: `raise`, `throttle`, `allow`, or a change of the call."""
+    def action(
+        self, active: ActiveBudget, node: Node, error: BudgetExceeded, asking: Asking | None = None
+    ) -> str | Action:
+        """What the budget says to a lasting refusal: `raise`, `throttle`, `allow`, or a change of the call.
+
+        Args:
+            asking: the call; None for one that no change makes fit.
+        """
         action = active.budget.on_exceed
+        if isinstance(action, Chain):
+            action = _of_chain(action, active, asking)
         if action == "warn":
             self._warn_once(node, error)
             return "allow"
@@ -324,6 +337,19 @@ class Refusals:
         if left <= 0:
             raise self.gave_up(wait)
         return min(wait.seconds, left)
+
+
+def _of_chain(chain: Chain, active: ActiveBudget, asking: Asking | None) -> Any:
+    if asking is None or asking.alone:
+        return chain.last
+    if asking.sent:  # a stream that has begun with a small hold is ended; nothing else of it can be changed
+        return chain.cut or chain.last
+    return chain.at(asking.past.get(active.key, 0))
+
+
+def _has_more(active: ActiveBudget, asking: Asking) -> bool:
+    chain = active.budget.on_exceed
+    return isinstance(chain, Chain) and not chain.ends(asking.past.get(active.key, 0))
 
 
 def _room(nodes: Sequence[Node], decision: Decision) -> dict[str, int]:

@@ -42,7 +42,10 @@ _FORMATS = (
     "response_format.type", "text.format.type", "output_format.type", "output_config.format.type", "format",
     "generationConfig.responseMimeType", "generationConfig.responseSchema", "outputConfig.textFormat.type",
 )  # fmt: skip
-_THINKING = ("thinking", "reasoning", "reasoning_effort")
+_THINKING = (
+    "thinking", "reasoning", "reasoning_effort",
+    *(f"additionalModelRequestFields.{name}" for name in ("thinking", "reasoningConfig", "reasoning_config", "reasoning_effort")),
+)  # fmt: skip
 
 
 class How(NamedTuple):
@@ -142,11 +145,20 @@ class Changes:
         """See `metering.Changer`."""
         if not self._how.cuts or not self._route.text:
             return 'on_exceed="cut" cannot end streams that are made in this way.'
-        if call.unseen or any(call.body.get(name) for name in _THINKING):
+        if self._how.form is not None and self._how.form(call.body, call.model) is None:
+            return _UNSEEN.format("it is not known where it has its text")
+        if call.unseen or any(_found(call.body, name) for name in _THINKING) or self._thinks(call):
             return _UNSEEN.format("thoughts are billed that are not shown")
         if call.loose is not None and call.loose(call.body):
             return _UNSEEN.format("tools of the provider are billed that are not shown")
         return ""
+
+    def _thinks(self, call: Call) -> bool:
+        if not self._route.thinking:
+            return False
+        found = (_found(call.body, name) for name in self._route.thinking)
+        asked = next((budget for budget in found if budget is not None), None)
+        return not call.model.startswith(self._route.plain) if asked is None else asked != 0
 
     def _changed(self, call: Call, field: str, value: Any, model: str) -> Call:
         body = call.body if field == ADDRESS else placed(call.body, field, value)

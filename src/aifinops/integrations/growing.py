@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 from aifinops.errors import BudgetExceeded
 from aifinops.integrations.extract import collected, read_events
 from aifinops.pricing.tokens import count_tokens
+from aifinops.usage import output_total
 
 if TYPE_CHECKING:
-    from aifinops.integrations.extract import Reader
+    from aifinops.integrations.extract import Reader, StreamText
     from aifinops.metering import Invocation
+    from aifinops.reading import Reading
 
 __all__ = ["Growth"]
 
@@ -64,7 +66,33 @@ class Growth:
                 raise self._refused
             self._over = True  # it has told its usage
             return
-        self._counted += max(came.pieces, _most(came.text, self._invocation.call.model))
+        self._more(came, 0)
+
+    def took(self, reading: Reading | None, came: StreamText) -> None:
+        """An event of a stream of objects has come.
+
+        Args:
+            reading: the usage that it tells, if any. came: the text that is in it.
+
+        Raises:
+            BudgetExceeded: as `take`. What shows no output costs none, so such an event ends nothing.
+        """
+        if self._over:
+            return
+        told = 0
+        if reading is not None:
+            if reading.finish_reasons or not self._reader.route.running:
+                self._over = True
+                return
+            told = int(output_total(reading.quantities))
+        if self._refused is None:
+            self._more(came, told)
+        elif came.pieces or told > self._counted:
+            raise self._refused
+
+    def _more(self, came: StreamText, told: int) -> None:
+        more = max(came.pieces, _most(came.text, self._invocation.call.model))
+        self._counted = max(self._counted + more, told)
         try:
             self._invocation.grow(self._counted)
         except BudgetExceeded as refusal:

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from contextvars import ContextVar
 from functools import partial
+from inspect import isawaitable
 from itertools import chain, filterfalse, islice
 from typing import Any, TypeVar
 
@@ -112,8 +113,8 @@ class Passing:
         self.size = 0
         self.newest: list[bytes] = []  # what has come since the last `pack`
         self.done = False
-        call = opened.invocation.call
-        self.growth = None if call.start is None else Growth(opened.invocation, opened.reader)
+        starts = opened.invocation.call.start
+        self.growth = None if starts is None else Growth(opened.invocation, opened.reader)
         self.told: dict[str, Any] | None = (
             None  # by the headers of one of Amazon's event streams, which come in binary frames
         )
@@ -189,9 +190,11 @@ class PassingEvents(Passing):
 
     Attributes:
         look: called with each event before it goes on, where a stream says in one that it has broken.
+        close: lets go of the connection, of a stream that is ended. It must not refer to the answer either.
     """
 
     look: Callable[[Any], None] | None = None
+    close: Callable[[], Any] = staticmethod(lambda: None)
 
     def __init__(self, opened: Opened) -> None:
         super().__init__(opened)
@@ -207,6 +210,15 @@ class PassingEvents(Passing):
         """The stream was read to its end."""
         self.ended = True
         self.finish()
+
+    def part(self, event: Any, reader: Reader) -> tuple[Reading | None, StreamText]:
+        """What one event tells."""
+        return read_objects([event], reader, tools=False)
+
+    def grow(self, event: Any) -> None:
+        """An event was handed out; BudgetExceeded when the stream is to be ended."""
+        if self.growth is not None:
+            self.growth.took(*self.part(event, self._opened.reader))
 
     def _read(self, reader: Reader) -> tuple[Reading | None, StreamText, Any]:
         events = list(self.events)
@@ -253,6 +265,7 @@ def _when_lost(generator: Any, passing: Passing) -> None:
 
 def _watched(passing: PassingEvents, events: Iterable[Any]) -> Iterator[Any]:
     keep, kept, look = passing.events.append, passing.events, passing.look
+    grows = passing.growth is not None
     try:
         for event in events:
             if not kept:
@@ -261,8 +274,14 @@ def _watched(passing: PassingEvents, events: Iterable[Any]) -> Iterator[Any]:
             if look is not None:
                 guarded("look", look, event)
             yield event
+            if grows:
+                guarded("grow", passing.grow, event)
     except GeneratorExit:
         guarded("lost", passing.lost)  # perhaps by the garbage collector
+        raise
+    except BudgetExceeded:  # there is no room for more of it
+        guarded("finish", passing.finish)
+        guarded("close", passing.close)
         raise
     except BaseException:
         guarded("finish", passing.finish)
@@ -272,6 +291,7 @@ def _watched(passing: PassingEvents, events: Iterable[Any]) -> Iterator[Any]:
 
 async def _awatched(passing: PassingEvents, events: AsyncIterable[Any]) -> AsyncIterator[Any]:
     keep, kept, look = passing.events.append, passing.events, passing.look
+    grows = passing.growth is not None
     try:
         async for event in events:
             if not kept:
@@ -280,13 +300,28 @@ async def _awatched(passing: PassingEvents, events: AsyncIterable[Any]) -> Async
             if look is not None:
                 guarded("look", look, event)
             yield event
+            if grows:
+                guarded("grow", passing.grow, event)
     except GeneratorExit:
         guarded("lost", passing.lost)
+        raise
+    except BudgetExceeded:  # there is no room for more of it
+        guarded("finish", passing.finish)
+        await _closed(passing)
         raise
     except BaseException:
         guarded("finish", passing.finish)
         raise
     guarded("finish", passing.end)
+
+
+async def _closed(passing: PassingEvents) -> None:
+    closed = guarded("close", passing.close)
+    if isawaitable(closed):
+        try:
+            await closed
+        except Exception as failure:  # the stream is over all the same
+            swallow("integrations.close", failure)
 
 
 _TAPPED = ("iter_bytes", "iter_raw", "close", "aiter_bytes", "aiter_raw", "aclose")

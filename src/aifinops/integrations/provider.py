@@ -77,6 +77,8 @@ class Route:
         limits: request fields (plain paths) that state the output limit, first one wins. loose: where in a request (below `request`) it
             says something by which more may be billed than the limit, as tools of the provider do, or thoughts that are beside it.
         choices: the field that multiplies it; `a|b` for answers that are written and those of them that are shown.
+        thinking: request fields (plain paths) that say how many tokens of an answer may be thoughts that no event of a stream shows, 0 for
+            none; first one wins. plain: beginnings of the names of models that think only where that says so.
         usage_option: `field.flag` of a request for a stream that makes it end with its usage, in an event that has no choices.
         unseen: beginnings of the names of models that think in billed tokens which no event of a stream shows.
         model, response_id, created, finish: in the body.
@@ -120,6 +122,8 @@ class Route:
     named: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
     loose: str = ""
+    thinking: tuple[str, ...] = ()
+    plain: tuple[str, ...] = ()
     usage_option: str = ""
     unseen: tuple[str, ...] = ()
     choices: str = "n"

@@ -81,6 +81,8 @@ def partly(book: PriceBook, call: Call, output_text: str, chunks: int, reading: 
     cap = call.output_cap(output_text)
     if cap is not None:  # what was told is more than a limit: it is billed
         counted, most = max(made, min(counted, cap)), max(made, min(most, cap))
+    if call.start is not None:  # as in `estimate`
+        most = max(counted, min(most, call.start))
     reading.estimated = True
     reading.lower = told
     reading.quantities = {**told, "output_tokens": visible + counted - made}

@@ -26,28 +26,29 @@ LONGEST = 256
 _CANNOT = "on_exceed with {0!r} cannot change calls that are made in this way."
 
 
-def refit(invocation: Invocation, change: Change, why_not: str) -> None:
+def refit(invocation: Invocation, change: Change, why_not: str) -> str | None:
     """Make a call smaller as a budget says.
 
     Args:
         why_not: why it cannot be; empty where it may.
 
-    Raises:
-        BudgetExceeded: of the budget, with the reason, where that cannot be.
+    Returns:
+        Why it cannot be; None where it was.
     """
     asked = invocation.call
     if asked.change is None or why_not:
-        raise refused(invocation, change, why_not or _CANNOT.format(change.action.name)) from None
+        return why_not or _CANNOT.format(change.action.name)
     try:
         made = _made(invocation, asked.change, change)
     except Exception as failure:  # a limit holds, whatever fails
         swallow("metering.refit", failure)
         made = "on_exceed failed."
     if isinstance(made, str):
-        raise refused(invocation, change, made) from None
+        return made
     invocation.call, invocation.changed = made, change.error
     invocation.engines.guard.refusals.fitted(change)
     _note(invocation, asked, change)
+    return None
 
 
 def refused(invocation: Invocation, change: Change, why: str) -> BudgetExceeded:

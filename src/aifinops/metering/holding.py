@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from aifinops.budgets.actions import Change
+from aifinops.budgets.actions import Change, Downgrade
 from aifinops.charges import new_id
 from aifinops.errors import swallow
 from aifinops.metering import bounds, fitting
@@ -37,11 +38,25 @@ def hold(invocation: Invocation, budgets: Any, id: str, *, fixed: bool) -> None:
 
 
 def _hold_smaller(invocation: Invocation, budgets: Any, change: Change, why_not: str) -> None:
+    past: dict[str, int] = {}  # key of a budget -> how many actions of its chain were of no use
+    whys: dict[str, list[str]] = {}
+    before: dict[str, tuple[Any, ...]] = {}
     for _ in range(_MOST_CHANGES):
-        fitting.refit(invocation, change, why_not)
+        key, was = change.place[1].budget, (invocation.call, invocation.changed, invocation.tags)
+        why = fitting.refit(invocation, change, why_not)
+        if why is None:
+            if not isinstance(change.action, Downgrade):
+                before.setdefault(key, was)
+        else:
+            whys.setdefault(key, []).append(why)
+            if not change.more:
+                raise fitting.refused(invocation, change, " ".join(dict.fromkeys(whys[key]))) from None
+            past[key] = past.get(key, 0) + 1
+            # A small answer, or one that may be ended, is of no use where it does not fit either; a cheaper model is.
+            invocation.call, invocation.changed, invocation.tags = before.pop(key, was)
         try:
             # A new id: what a budget of another store has held and given back has used the first one up.
-            _hold(invocation, budgets, new_id())
+            _hold(invocation, budgets, new_id(), past)
         except Change as another:
             change = another
         else:
@@ -49,7 +64,7 @@ def _hold_smaller(invocation: Invocation, budgets: Any, change: Change, why_not:
     raise fitting.refused(invocation, change, _ENDLESS)
 
 
-def _hold(invocation: Invocation, budgets: Any, id: str) -> None:
+def _hold(invocation: Invocation, budgets: Any, id: str, past: Mapping[str, int] | None = None) -> None:
     engines, call = invocation.engines, invocation.call
     bound = _bound(invocation)
     invocation.take(bound)
@@ -61,6 +76,7 @@ def _hold(invocation: Invocation, budgets: Any, id: str) -> None:
         unpriced=bounds.why_unpriced(engines.book, call, invocation.wall) if bound.upper is None else None,
         hint=_NO_LIMIT if bound.upper is not None and call.output_bound() is None else "",
         about=lambda: _about(invocation),
+        past=past,
     )
     if reservation is not None and reservation.granted:
         invocation.tags = merge(invocation.tags, make_tags(reservation.granted))

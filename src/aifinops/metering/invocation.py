@@ -91,7 +91,7 @@ class Invocation:
             raise
         except Exception as failure:  # a limit holds, whatever fails
             self._give_back()
-            undecided.judge("metering.reserve", self.engines, budgets, failure)
+            undecided.judge("metering.reserve", budgets, failure)
             self.budgets = budgets
         finally:
             busy.on = False

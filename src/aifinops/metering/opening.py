@@ -28,8 +28,8 @@ def begin(call: Call) -> Invocation | None:
         return waiting.here(_begin, call)
     except BudgetExceeded:
         raise
-    except Exception as failure:  # metering must never keep a call from being made
-        swallow("metering.begin", failure)
+    except Exception as failure:  # metering must never keep a call from being made, where no limit does
+        undecided.judge("metering.begin", undecided.in_force(), failure)
         return None
 
 
@@ -37,15 +37,11 @@ def _begin(call: Call) -> Invocation | None:
     engines = runtime.get()
     if not engines.config.enabled:
         return None
-    try:
-        deferred.drain()
-        scope = current()
-        tags = engines.tags(scope)
-        invocation = Invocation(engines, call, scope, tags)
-        budgets = engines.budgets(scope, tags)
-    except Exception as failure:  # a limit holds, whatever fails
-        undecided.judge("metering.begin", engines, undecided.in_force(engines), failure)
-        return None
+    _drain()
+    scope = current()
+    tags = engines.tags(scope)
+    invocation = Invocation(engines, call, scope, tags)
+    budgets = engines.budgets(scope, tags)
     if budgets:
         invocation.asked = budgets
         invocation.reserve(budgets, invocation.id)
@@ -56,6 +52,13 @@ def _begin(call: Call) -> Invocation | None:
         swallow("metering.enter", failure)
         return None
     return invocation
+
+
+def _drain() -> None:
+    try:
+        deferred.drain()
+    except Exception as failure:  # what others have left behind is no matter to this call
+        swallow("metering.drain", failure)
 
 
 def observe(call: Call) -> Invocation | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from aifinops import runtime
 from aifinops.errors import AIFinOpsError, DecisionFailed, swallow
 from aifinops.scope import current
 
 if TYPE_CHECKING:
-    from aifinops import runtime
     from aifinops.budgets.budget import ActiveBudget
 
 __all__ = ["in_force", "judge"]
@@ -17,7 +17,7 @@ __all__ = ["in_force", "judge"]
 _EFFECT = "A call was refused, since nobody knows whether its budgets have room"
 
 
-def judge(place: str, engines: runtime.Runtime, budgets: Iterable[ActiveBudget], failure: Exception) -> None:
+def judge(place: str, budgets: Iterable[ActiveBudget], failure: Exception) -> None:
     """Count a failure of ours that has kept budgets from deciding. The call goes on where none of them may refuse it.
 
     Raises:
@@ -36,25 +36,30 @@ def judge(place: str, engines: runtime.Runtime, budgets: Iterable[ActiveBudget],
     )
     error = DecisionFailed(_label(refusing), hint=f'{why} Use on_store_down="allow" to go on where that happens.')
     try:
-        engines.guard.undecided(refusing, error)
+        runtime.get().guard.undecided(refusing, error)
     except Exception as another:  # it is refused, also where that cannot be written down
         swallow("metering.undecided", another)
     raise error from failure
 
 
-def in_force(engines: runtime.Runtime) -> tuple[ActiveBudget, ...]:
+def in_force() -> tuple[ActiveBudget, ...]:
     """The budgets around a call; where we fail to tell which standing ones it belongs to, all of them."""
     scope = current()
+    standing: tuple[ActiveBudget, ...] = ()
     try:
+        engines = runtime.get()
+        if not engines.config.enabled:
+            return ()
+        standing = engines.policies
         return engines.budgets(scope, engines.tags(scope))
     except Exception as failure:  # it is what has failed already
         swallow("metering.in_force", failure)
-        return (*scope.budgets, *engines.policies)
+        return (*scope.budgets, *standing)
 
 
 def _may_refuse(active: ActiveBudget) -> bool:
     budget = active.budget
-    return budget.on_exceed != "warn" and budget.on_store_down == "deny"
+    return budget.last_resort != "warn" and budget.on_store_down == "deny"
 
 
 def _label(active: ActiveBudget) -> str:

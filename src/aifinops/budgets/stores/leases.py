@@ -57,8 +57,11 @@ TTL_S = 30.0
 _SHARE = 50
 """A lease takes at most one part in so many of each limit in advance; what half of that would not hold two of is never leased."""
 _FORGET_NS = 60 * _NS
+_OVER_NS = 1_000_000
 _BUSY_S = 0.1
 """How long a call waits for another one of its path that talks to the store, before it does so itself."""
+_CHANGE_S = 1.0
+"""And a call that wants more."""
 _OF_CALLS = frozenset({Settle, Release, MarkSent, Extend})
 _HELD, _SENT, _SETTLED, _RELEASED = (
     APPLIED[state] for state in (State.HELD, State.SENT, State.SETTLED, State.RELEASED)
@@ -73,15 +76,17 @@ class _Path:
     Attributes:
         id, step: of the reservation that is the lease, empty for none. until: when it was not renewed for too long, monotonic.
         free: to be given to calls. flying: with calls in flight. used: settled, and not yet told to the store.
-        calls: how many are in flight. count, since, last: how often it is asked. given: when it last had what was asked for.
+        calls: in flight, by id. count, since, last: how often it is asked. given: when it last had what was asked for.
+        ttl: how long a call may hold something, nanoseconds. seen: when a call in flight was first seen in a look around, by id. handing: of those for
+            which the store was asked to hold itself, and did not say whether it does.
         denied, denied_until: the last refusal, and how long it stands. pending: a draw of which nobody knows whether it had its effect.
         closing: the last word on a lease that is no more, until the store has taken it.
         busy: held by whoever talks to the store of it.
     """
 
     __slots__ = (
-        "busy", "calls", "closing", "count", "denied", "denied_until", "flying", "free", "given", "id", "last", "nodes", "pending", "since", "step",
-        "until", "used",
+        "busy", "calls", "closing", "count", "denied", "denied_until", "flying", "free", "given", "handing", "id", "last", "nodes", "pending", "seen",
+        "since", "step", "ttl", "until", "used",
     )  # fmt: skip
 
     def __init__(self, nodes: tuple[Node, ...], now: int) -> None:
@@ -89,14 +94,17 @@ class _Path:
         self.busy = threading.Lock()
         self.id, self.step, self.until = "", 0, 0
         self.free, self.flying, self.used = ([0] * len(nodes) for _ in range(3))
-        self.calls = 0
+        self.calls: dict[str, Amounts] = {}
+        self.ttl = 0
+        self.seen: dict[str, int] = {}
+        self.handing: set[str] = set()
         self.count, self.since, self.last, self.given = 0, now, now, now
         self.denied: Outcome | None = None
         self.denied_until = 0
         self.pending: Draw | None = None
         self.closing: Settle | Adjust | None = None
 
-    def take(self, amounts: Amounts, now: int) -> bool:
+    def take(self, id: str, amounts: Amounts, now: int) -> bool:
         """Give a call what it asks for, where that is here."""
         if now >= self.until:
             return False
@@ -108,15 +116,14 @@ class _Path:
         for index, amount in enumerate(amounts):
             free[index] -= amount
             flying[index] += amount
-        self.calls += 1
+        self.calls[id] = amounts
         self.given = now
         return True
 
-    def put(self, held: Amounts, actual: Sequence[int | None]) -> bool:
+    def put(self, id: str, actual: Sequence[int | None]) -> bool:
         """A call has ended; False where it took more than there was."""
-        self.calls -= 1
         free, flying, used, enough = self.free, self.flying, self.used, True
-        for index, amount in enumerate(held):
+        for index, amount in enumerate(self.calls.pop(id)):
             spent = actual[index]
             cost = amount if spent is None else spent
             flying[index] -= amount
@@ -126,6 +133,16 @@ class _Path:
                 if free[index] < 0:
                     enough = False
         return enough
+
+    def hand(self, id: str) -> None:
+        """The store itself holds for a call from now on: it is none of the lease, which gives up as much when it is told."""
+        for index, amount in enumerate(self.calls.pop(id)):
+            self.flying[index] -= amount
+
+    def overdue(self, now: int) -> list[str]:
+        """Calls that have been in flight for longer than they may hold something."""
+        self.seen = {id: self.seen.get(id, now) for id in self.calls}
+        return [id for id, since in self.seen.items() if now - since >= self.ttl]
 
     def asked(self, now: int) -> None:
         """Count how often."""
@@ -196,7 +213,7 @@ class LeasedStore:
         self._every_s = every_s
         self._denied_ns = int(denied_s * _NS)
         self._paths: dict[str | tuple[str, ...], _Path] = {}
-        self._where: dict[str, tuple[_Path, Amounts]] = {}  # calls in flight, and what each holds
+        self._where: dict[str, _Path] = {}
         self._orphans: deque[Release] = deque()
         self._reset()
 
@@ -246,9 +263,9 @@ class LeasedStore:
             path = self._paths.get(key) or self._paths.setdefault(key, _Path(nodes, now))
             if nodes is not path.nodes and path.lifted(nodes):
                 return None
-            if path.take(amounts, now):
+            if path.take(id, amounts, now):
                 path.asked(now)
-                self._where[id] = path, amounts
+                self._where[id] = path
                 return _HELD
             if now < path.denied_until and path.denied is not None and _denies(path.denied, amounts):
                 path.asked(now)
@@ -268,6 +285,7 @@ class LeasedStore:
         path.asked(self._clock.monotonic_ns())
         if path.count >= self._often and path.small(operation.amounts) and path.busy.acquire(timeout=_BUSY_S):
             try:  # the others of this path wait for what comes
+                path.ttl = operation.ttl
                 wanted = _sum(operation.amounts, path.in_advance(operation.amounts))
                 if self._taken(path, operation):
                     return _HELD
@@ -283,9 +301,9 @@ class LeasedStore:
 
     def _taken(self, path: _Path, operation: Reserve) -> bool:
         with self._lock:
-            taken = path.take(operation.amounts, self._clock.monotonic_ns())
+            taken = path.take(operation.id, operation.amounts, self._clock.monotonic_ns())
             if taken:
-                self._where[operation.id] = path, operation.amounts
+                self._where[operation.id] = path
             return taken
 
     def _here(self, operation: Settle | Release | MarkSent | Extend) -> Outcome:
@@ -295,39 +313,65 @@ class LeasedStore:
             return self._end(operation.id, (0,) * len(operation.nodes), _RELEASED)
         if isinstance(operation, Extend) and operation.amounts is not None:
             return self._change(operation, operation.amounts)
-        return _HELD if isinstance(operation, Extend) else _SENT  # a lease is renewed by itself
+        if isinstance(operation, Extend):
+            return self._renew(operation.id)
+        return _SENT
+
+    def _renew(self, id: str) -> Outcome:
+        with self._lock:
+            path = self._where.get(id)
+            if path is not None:
+                path.seen.pop(id, None)
+        return _HELD
 
     def _end(self, id: str, actual: Sequence[int | None], outcome: Outcome) -> Outcome:
         with self._lock:
-            one = self._where.pop(id, None)
-            if one is None:  # another thread was quicker
+            path = self._where.pop(id, None)
+            if path is None:  # another thread was quicker
                 return UNCHANGED[State.SETTLED]
-            path, held = one
-            enough = path.put(held, actual)
+            enough = path.put(id, actual)
             path.denied = None
-        if not enough:
-            with suppress(StoreError):  # nothing is forgotten: it is told the next time
-                self._settle_up(path)
+        if not enough and path.busy.acquire(timeout=_BUSY_S):
+            try:
+                with suppress(StoreError):  # nothing is forgotten: it is told the next time
+                    self._settle_up(path)
+            finally:
+                path.busy.release()
         return outcome
 
     def _change(self, operation: Extend, amounts: Amounts) -> Outcome:
         """Another hold for a call in flight, as another call for what it takes more."""
-        path, held = self._where[operation.id]
+        path = self._where.get(operation.id)
+        if path is None:  # another thread has ended it
+            return UNCHANGED[State.SETTLED]
+        if not path.busy.acquire(timeout=_CHANGE_S):  # a signal handler may have come in between
+            raise StoreError("the lease is being changed by another call already")
+        try:  # what is held for it is not handed over meanwhile
+            return self._change_alone(path, operation, amounts)
+        finally:
+            path.busy.release()
+
+    def _change_alone(self, path: _Path, operation: Extend, amounts: Amounts) -> Outcome:
+        with self._lock:
+            held = path.calls.get(operation.id)
+        if held is None:  # it was handed over, or another thread has ended it
+            return operation.execute(self.inner)
         more = tuple(max(0, new - old) for new, old in zip(amounts, held, strict=True))
         extra = Reserve(f"{operation.id}+", path.nodes, more, operation.now, operation.ttl)
         if not self._taken(path, extra):
-            with path.busy:
-                decision = self._grow(path, more, operation.now)
+            decision = self._grow(path, more, operation.now)
+            if operation.id not in path.calls:
+                return operation.execute(self.inner)
             if decision is not None or not self._taken(path, extra):
                 return Outcome(State.HELD, applied=False, decision=decision)
         with self._lock:
-            del self._where[extra.id]
-            path.calls -= 1
-            now_held = _sum(held, more)
+            del self._where[extra.id], path.calls[extra.id]
+            now_held = path.calls[operation.id] = _sum(held, more)
             for index, (new, old) in enumerate(zip(amounts, now_held, strict=True)):
                 path.flying[index] += new - old
                 path.free[index] += old - new
-            self._where[operation.id] = path, amounts
+            path.calls[operation.id] = amounts
+            path.seen.pop(operation.id, None)
         return _HELD
 
     def _read(self, operation: Read) -> tuple[Balance, ...]:
@@ -412,12 +456,32 @@ class LeasedStore:
         return outcome.decision
 
     def _lost(self, path: _Path, operation: Draw) -> None:
-        """The lease ran out and counts as spent: put in its place what was. Calls in flight are counted when they end. Where the answer to
+        """The lease ran out and counts as spent: put in its place what was. For calls in flight the store holds from now on. Where the answer to
         the last step had been lost as well, that step may be counted twice: never too little."""
+        self._hand_over(path, list(path.calls), path.ttl)
         with self._lock:
             path.drop()
             path.closing = Settle(operation.id, operation.nodes, operation.spent, operation.now)
         self._finish(path)
+
+    def _hand_over(self, path: _Path, ids: Iterable[str], ttl: int) -> None:
+        """Have the store hold for calls what their lease holds for them: they outlast it."""
+        lifted = tuple(replace(node, limit=None) for node in path.nodes)  # it is in the lease already: there is room
+        for id in sorted(path.handing - path.calls.keys()):  # it has ended, and the store may hold for it
+            self._orphans.append(Release(id, path.nodes))
+            path.handing.discard(id)
+        for id in ids:
+            with self._lock:
+                amounts = path.calls.get(id)
+            if amounts is None:
+                continue
+            path.handing.add(id)
+            Reserve(id, lifted, amounts, self._clock.time_ns(), ttl).execute(self.inner)
+            with self._lock:
+                if self._where.pop(id, None) is None:
+                    continue  # it has ended meanwhile: see above
+                path.hand(id)
+            path.handing.discard(id)
 
     def _close(self, path: _Path, now: int) -> None:
         with self._lock:
@@ -442,20 +506,29 @@ class LeasedStore:
     def _settle_up(self, path: _Path, *, idle: bool = False) -> None:
         """Tell the store what was spent, and give back what nobody uses."""
         now, wall = self._clock.monotonic_ns(), self._clock.time_ns()
-        with path.busy:
-            # What is asked for and is too little for any call is idle, too: with what lies elsewhere it may be enough.
-            idle = idle or now - path.given >= _NS
+        # What is asked for and is too little for any call is idle, too: with what lies elsewhere it may be enough.
+        idle = idle or now - path.given >= _NS
+        self._finish(path)
+        self._let_run_out(path, now)
+        with self._lock:
+            keep = (0,) * len(path.free) if idle else tuple(max(0, amount) for amount in path.free)
+            over, owed = idle and not path.calls and path.pending is None, tuple(path.used)
+        if path.id and not over:
+            self._draw(path, keep, wall)
+        elif path.id:
+            self._close(path, wall)
+        elif any(owed):  # of a lease that was lost
+            path.closing = Adjust(new_id(), path.nodes, owed, wall)
             self._finish(path)
-            with self._lock:
-                keep = (0,) * len(path.free) if idle else tuple(max(0, amount) for amount in path.free)
-                over, owed = idle and not path.calls and path.pending is None, tuple(path.used)
-            if path.id and not over:
-                self._draw(path, keep, wall)
-            elif path.id:
-                self._close(path, wall)
-            elif any(owed):  # of a lease that was lost
-                path.closing = Adjust(new_id(), path.nodes, owed, wall)
-                self._finish(path)
+
+    def _let_run_out(self, path: _Path, now: int) -> None:
+        """A call that nobody ends is not renewed with its lease."""
+        if path.pending is not None:  # what the lease holds is not known
+            return
+        with self._lock:
+            overdue = path.overdue(now)
+        if overdue or path.handing:
+            self._hand_over(path, overdue, _OVER_NS)
 
     def sync(self) -> None:
         """Tell the store what was spent from leases, renew those in use and give back the others. It happens once a second by itself.
@@ -470,8 +543,9 @@ class LeasedStore:
         with self._lock:
             paths = list(self._paths.items())
         for key, path in paths:
-            if path.id or any(path.used):
-                self._settle_up(path)
+            if path.id or any(path.used) or path.calls or path.handing:
+                with path.busy:
+                    self._settle_up(path)
             with self._lock:
                 if not path.id and not path.calls and not any(path.used) and now - path.last > _FORGET_NS:
                     self._paths.pop(key, None)
@@ -516,7 +590,8 @@ class LeasedStore:
         try:
             for path in list(self._paths.values()):
                 if path.id or any(path.used):
-                    self._settle_up(path, idle=True)
+                    with path.busy:
+                        self._settle_up(path, idle=True)
         finally:
             self.inner.close()
 

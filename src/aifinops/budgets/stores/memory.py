@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from builtins import id as id_of
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -55,6 +56,7 @@ __all__ = ["MemoryStore"]
 R = TypeVar("R")
 
 _KEPT_NS = 7 * 86_400 * 1_000_000_000  # so that a clock put back finds the window that it was in
+_PATHS_MOST = 1024
 _NOW_HELD, _NOW_SETTLED, _NOW_FORFEITED = (APPLIED[state] for state in (State.HELD, State.SETTLED, State.FORFEITED))
 _Held = tuple[tuple[Node, ...], tuple[int, ...], Sequence[Account], int]
 """A reservation that nothing has happened to yet: nodes, amounts, accounts, end of the lease. Made in a tenth of the time of a `Record`."""
@@ -75,6 +77,8 @@ class MemoryStore:
         # Re-entrant: a signal handler of the application may make a metered call while this thread is in here.
         self._lock = threading.RLock()
         self._accounts: dict[str, Account] = {}
+        # Nodes and their accounts, by the identity of the former: budgets make theirs once a window.
+        self._paths: dict[int, tuple[tuple[Node, ...], list[Account]]] = {}
         self._nodes: dict[str, Node] = {}  # of the accounts
         self._beside: dict[str, Account] = {}  # parts of rolling windows that nobody has used yet
         self._notes: dict[str, tuple[str, int]] = {}  # key -> value, until
@@ -126,21 +130,18 @@ class MemoryStore:
 
     def quick_reserve(self, id: str, nodes: tuple[Node, ...], amounts: tuple[int, ...], now: int, ttl: int) -> Outcome:
         """`Reserve` without the operation: the way of every call. Nothing is checked of the amounts."""
-        found = self._accounts
         with self._lock:
             if id in self._open or id in self._done:
                 return repeated(self._known(id), Reserve(id, nodes, amounts, now, ttl))
-            accounts = []
+            path = self._paths.get(id_of(nodes))
+            accounts = path[1] if path is not None and path[0] is nodes else self._path(nodes)
             # `policy.fits`, written out: a call for each node is a third of the whole operation.
-            for index, node in enumerate(nodes):
-                account = found.get(node.key) or self._account(node)
-                limit, amount = node.limit, amounts[index]
+            for index, account in enumerate(accounts):
+                limit, amount = nodes[index].limit, amounts[index]
                 if limit is not None and amount:
                     taken = account.taken() if account.beside else account.spent + account.reserved
                     if taken + amount > limit:
-                        everywhere = [self._account(node) for node in nodes]
-                        return Outcome(None, applied=False, decision=refusal(nodes, everywhere, amounts, now))
-                accounts.append(account)
+                        return Outcome(None, applied=False, decision=refusal(nodes, accounts, amounts, now))
             for index, account in enumerate(accounts):
                 account.reserved += amounts[index]
             self._open[id] = nodes, amounts, accounts, now + ttl
@@ -273,6 +274,13 @@ class MemoryStore:
             self._beside.pop(node.key, None)
         return found
 
+    def _path(self, nodes: tuple[Node, ...]) -> list[Account]:
+        if len(self._paths) >= _PATHS_MOST:
+            self._paths.clear()
+        accounts = [self._account(node) for node in nodes]
+        self._paths[id_of(nodes)] = nodes, accounts
+        return accounts
+
     def _unused(self, node: Node) -> Account:
         account = self._beside.get(node.key) or Account()
         if node.also:
@@ -281,6 +289,7 @@ class MemoryStore:
         return account
 
     def _drop(self, key: str) -> None:
+        self._paths.clear()
         self._accounts.pop(key, None)
         self._beside.pop(key, None)
         self._nodes.pop(key, None)

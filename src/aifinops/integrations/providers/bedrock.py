@@ -22,7 +22,12 @@ _CONVERSE = Route(
         "output_tokens": "usage.outputTokens",
     },
     ("usage.inputTokens",),
-    text=("output.message.content.text", "contentBlockDelta.delta.text"),
+    text=(
+        "output.message.content.text",
+        "contentBlockDelta.delta.text",
+        "contentBlockDelta.delta.toolUse.input",
+        "contentBlockDelta.delta.reasoningContent.text",
+    ),
     limits=("inferenceConfig.maxTokens",),
     choices="",
     model="trace.promptRouter.invokedModelId",
@@ -41,7 +46,8 @@ _INVOKE = replace(
     makers=True,
     text=(
         "completion", "generation", "outputText", "results.outputText", "outputs.text", "generations.text", "text", "content.text", "delta.text",
-        "choices.message.content", "choices.delta.content", "choices.text", *_CONVERSE.text,
+        "choices.message.content", "choices.delta.content", "choices.text", "delta.thinking", "delta.partial_json",
+        "choices.delta.reasoning_content", "choices.delta.reasoning", "choices.delta.tool_calls.function.arguments", *_CONVERSE.text,
     ),
     limits=(
         "max_tokens", "max_completion_tokens", "max_gen_len", "max_tokens_to_sample", "maxTokens", "inferenceConfig.maxTokens",

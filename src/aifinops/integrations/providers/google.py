@@ -59,6 +59,9 @@ _CONTENT = Route(
         }
         for begin in _OLDER
     },
+    # https://ai.google.dev/gemini-api/docs/thinking#set-budget
+    thinking=tuple(f"generationConfig.thinkingConfig.{name}" for name in ("thinkingBudget", "thinking_budget")),
+    plain=("gemini-1", "gemini-2.0-", "gemini-2.5-flash-lite", "gemma-3"),
     running=True, text=("candidates.content.parts.text",), limits=("generationConfig.maxOutputTokens",),
     choices="generationConfig.candidateCount", model="modelVersion", response_id="responseId", created="",
     tier=f"{_U}trafficType | {_U}serviceTier", tiers=_TIERS, finish="candidates.finishReason", raw="usageMetadata",

@@ -13,6 +13,7 @@ import json
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -158,8 +159,8 @@ class Seam:
         return opened
 
 
-_CONVERSE = How("modelId", cuts=False)
-_INVOKE = How(ADDRESS, cuts=False, form=amazon.form_of)
+_CONVERSE = How("modelId")
+_INVOKE = How(ADDRESS, form=amazon.form_of)
 _OTHER = How("modelId", cuts=False, given=True)
 
 
@@ -394,7 +395,12 @@ class _Messages(PassingEvents):
         source = stream._event_generator
         stream._event_generator = (apassed if hasattr(source, "__anext__") else passed)(self, source)
         stream._aifinops = self
+        self.close = partial(_shut, weakref.ref(stream))
         weakref.finalize(stream, guarded, "lost", self.lost).atexit = False
+
+    def part(self, event: Any, reader: Reader) -> tuple[Reading | None, StreamText]:
+        """What one message tells."""
+        return amazon.read_stream([(event.headers.get(":event-type", ""), event.payload)], {}, reader)
 
     def look(self, message: Any) -> None:
         """A message that is no event: the library raises what it says."""
@@ -432,6 +438,12 @@ def _invocations(events: list[Any]) -> list[dict[str, Any]]:
             if usage:
                 found.append({"model": models.get(told.get("traceId"), ""), "usage": usage})
     return found
+
+
+def _shut(ref: weakref.ref[Any]) -> None:
+    stream = ref()
+    if stream is not None:
+        stream.close()
 
 
 def _closing() -> list[tuple[Any, str, Callable[..., Any]]]:

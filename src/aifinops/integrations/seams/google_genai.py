@@ -16,6 +16,7 @@ import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -170,7 +171,7 @@ class Seam:
         return self._poll(client, str(client._http_options.base_url), "/" + path.partition("?")[0])
 
 
-_HOW = How(ADDRESS, cuts=False)
+_HOW = How(ADDRESS)
 
 
 def _changed(sent: Mapping[str, Any], request: Any, model: str) -> Any:
@@ -318,6 +319,16 @@ def _watch(opened: Opened, response: Any) -> None:
         return apassed(passing, response.async_segments())
 
     response.segments, response.async_segments = whole, awhole
+    passing.close = partial(_close, weakref.ref(response))
+
+
+def _close(ref: weakref.ref[Any]) -> Any:
+    """Let go of the connection, whichever library has it; a coroutine where it is to be awaited."""
+    http = getattr(ref(), "response_stream", None)
+    # One class of httpx is of both colours, by what it reads from.
+    is_async = hasattr(http, "aclose") and hasattr(getattr(http, "stream", None), "__aiter__")
+    close: Callable[[], Any] = getattr(http, "aclose" if is_async else "close", lambda: None)
+    return close()
 
 
 def _refused(error: BaseException) -> bool:

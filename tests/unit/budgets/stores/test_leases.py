@@ -12,6 +12,7 @@ import threading
 import time
 from builtins import id as id_of
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -303,6 +304,66 @@ def test_a_lease_that_ran_out_is_put_right(desk: Desk, settled: bool) -> None:
     assert (desk.shared.spent, desk.shared.reserved, desk.shared.forfeited) == (520, 0, 0)
 
 
+def test_what_is_in_flight_is_held_also_when_its_lease_is_lost(desk: Desk) -> None:
+    """Between the end of a lease and the end of its calls nobody else can have what they may cost."""
+    desk.many(50)
+    ids = [desk.hold(10)[0] for _ in range(20)]
+    desk.clock.advance(60)
+    Sweep(desk.clock.time_ns()).execute(desk.store)
+    desk.store.sync()
+    assert (desk.shared.spent, desk.shared.reserved) == (500, 200)
+    for id in ids:
+        assert desk.settle(id, 4).applied
+    desk.idle()
+    assert desk.shared == Balance(LIMIT, spent=580)
+
+
+@pytest.mark.parametrize("down", ["", "before", "after"])
+def test_a_call_that_nobody_ends_runs_out_in_a_lease_too(desk: Desk, down: str) -> None:
+    """It counts as spent after its time, although its lease is renewed all the while, and a late word corrects it."""
+    ids = [f"long-{number}" for number in range(40)]
+    for id in ids:
+        assert Reserve(id, NODES, (10, 10), desk.clock.time_ns(), 60 * 10**9).execute(desk.store).applied
+    for id in ids[:-2]:
+        desk.settle(id, 10)
+    desk.store.sync()
+    for _ in range(9):
+        desk.clock.advance(6)
+        desk.store.sync()
+        Extend(ids[-1], NODES, desk.clock.time_ns(), 60 * 10**9).execute(desk.store)
+    assert (desk.shared.spent, desk.shared.reserved) == (380, 20)
+    desk.line.down = down
+    desk.clock.advance(7)
+    for _ in range(2):
+        with suppress(StoreError):
+            desk.store.sync()
+    desk.line.down = ""
+    desk.store.sync()
+    Sweep(desk.clock.time_ns() + 10**9).execute(desk.store)
+    assert (desk.shared.spent, desk.shared.reserved, desk.shared.forfeited) == (390, 10, 10)
+    desk.settle(ids[-2], 3)
+    desk.settle(ids[-1], 3)
+    desk.idle()
+    assert desk.shared == Balance(LIMIT, spent=386)
+
+
+def test_a_call_that_ends_while_it_is_handed_over_is_counted_once(desk: Desk) -> None:
+    """The store was asked to hold for it, nobody knows whether it does, and then the call is over."""
+    desk.many(50)
+    id = "long"
+    assert Reserve(id, NODES, (10, 10), desk.clock.time_ns(), 10**9).execute(desk.store).applied
+    desk.store.sync()
+    desk.clock.advance(2)
+    desk.line.down = "after"
+    with pytest.raises(StoreError):
+        desk.store.sync()
+    desk.settle(id, 4)
+    desk.line.down = ""
+    desk.idle()
+    desk.idle()
+    assert desk.shared == Balance(LIMIT, spent=504)
+
+
 def test_nothing_is_given_from_a_lease_that_may_have_run_out(desk: Desk) -> None:
     """After four fifths of its time the store is asked first."""
     desk.many(50)
@@ -420,7 +481,7 @@ def test_threads_and_its_own_thread(tmp_path: Path) -> None:
         store._stop.set()
         store.sync()
         for path in store._paths.values():
-            path.given = 0
+            path.last = path.given = 0
         store.sync()
     (_, team) = Read(NODES).execute(inner)
     inner.close()
