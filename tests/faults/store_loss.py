@@ -97,6 +97,15 @@ def work(url: str, name: str, folder: Path, leased: bool, limit: int) -> None:
     (folder / f"{name}.bill").write_text(json.dumps([sum(costs), len(costs)]))
 
 
+def make(url: str, limit: int) -> None:
+    """So that there is something to copy before anybody works."""
+    from aifinops.budgets.stores.base import Read
+
+    store = open_store(url, leased=False)
+    again(Read(nodes(limit)), store)
+    store.close()
+
+
 def calls(store: Any, path: Any, name: str, folder: Path, costs: list[int]) -> None:
     from aifinops.budgets.stores.base import Release, Reserve, Settle
 
@@ -191,7 +200,11 @@ def lose_postgres(server: Any, how: str) -> None:
 
 def psql(server: Any, *arguments: str) -> None:
     command = [server.binaries / "psql", "-v", "ON_ERROR_STOP=1", "--single-transaction", "-q", *arguments, server.dsn]
-    subprocess.run(command, check=True, capture_output=True, cwd=server.home, timeout=120)
+    for _ in range(10):  # of two that wait for each other one is sent away, which may be this one
+        done = subprocess.run(command, check=False, capture_output=True, cwd=server.home, timeout=120)
+        if not done.returncode:
+            return
+    raise AssertionError(done.stderr.decode())
 
 
 def lose(
@@ -208,6 +221,7 @@ def lose(
     chance = random.Random(how)
     with tempfile.TemporaryDirectory() as name, losing(kind, how) as (url, copy, strike):
         folder = Path(name)
+        make(url, limit)
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         running = [
             subprocess.Popen(

@@ -8,6 +8,10 @@ A server can begin empty again, or come up from an old copy. It then tells each 
     on the border      what was begun before and finished after the copy was made: again under its id, which the copy knows
     notes              the last word on each
 
+Then, for a second and a half, nothing more is given of what has a limit: other processes have something to put back, too, and those that
+have leases come by every second. What they may have had counts as held by them until then, so that whoever asks waits for it as for any
+call in flight.
+
 All of it may be repeated, also after it failed in the middle, and counts nothing twice. Amounts that were put back count as overrun.
 
 The last operations are kept one by one, those before in sums; so much for each set of nodes and not more, however long a process lives. With
@@ -27,6 +31,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
+from aifinops.budgets.policy import Decision, Refusal
 from aifinops.budgets.stores.base import (
     MAX_AMOUNT,
     Adjust,
@@ -39,6 +44,7 @@ from aifinops.budgets.stores.base import (
     Operation,
     Outcome,
     Put,
+    Read,
     Release,
     Reserve,
     Settle,
@@ -50,7 +56,7 @@ from aifinops.charges import new_id
 from aifinops.clock import Clock, SystemClock
 from aifinops.errors import StoreError, StoreReset, swallow
 
-__all__ = ["RECENT", "JournaledStore"]
+__all__ = ["QUIET_S", "RECENT", "JournaledStore"]
 
 R = TypeVar("R")
 Amounts = tuple[int, ...]
@@ -61,6 +67,9 @@ logger = logging.getLogger("aifinops.budgets")
 
 RECENT = 4096
 """Finished operations that are kept one by one."""
+
+QUIET_S = 1.5
+"""How long after a loss others are waited for, seconds: a process with leases tells the store something every second."""
 
 _NS = 1_000_000_000
 _DAY_NS = 86_400 * _NS
@@ -156,6 +165,7 @@ class JournaledStore:
     Args:
         inner: a store that tells a journal what it has confirmed: one with the attribute `journal`. clock: for leases.
         on_reset: told of every loss, before anything is put back. recent: see `RECENT`.
+        quiet_s: how long after a loss nothing more is given, seconds.
     """
 
     def __init__(
@@ -165,11 +175,13 @@ class JournaledStore:
         *,
         on_reset: Callable[[StoreReset], object] = lambda reset: None,
         recent: int = RECENT,
+        quiet_s: float = QUIET_S,
     ) -> None:
         self.inner: Store = inner
         self._clock = clock or SystemClock()
         self._on_reset = on_reset
         self._recent_most = recent
+        self._quiet_ns = int(quiet_s * _NS)
         self._begin()
         inner.journal = self
 
@@ -183,7 +195,7 @@ class JournaledStore:
         # Re-entrant: a finalizer or signal handler may come in here in the thread that is in here. Never held while the store is asked.
         self._lock = threading.RLock()
         self._turn = threading.RLock()  # of whoever puts back
-        self._failures = self._putting = self._losses = 0
+        self._failures = self._putting = self._losses = self._quiet_until = 0
         self._holds: dict[str, _Hold] = {}
         self._recent: deque[_Entry] = deque()
         self._posted: dict[str, None] = {}  # ids of entries among them
@@ -210,7 +222,9 @@ class JournaledStore:
             try:
                 if self._lost:
                     self._put_back()
-                answer: Any = operation.execute(self.inner)
+                answer: Any = self._held_back(operation) if self._quiet_until else None
+                if answer is None:
+                    answer = operation.execute(self.inner)
             except StoreReset:
                 continue
             if type(answer) is Outcome and answer.state is None and answer.decision is None:
@@ -225,6 +239,30 @@ class JournaledStore:
                             self._holds.pop(one.id, None)  # it was forgotten there, after a very long time
             return answer  # type: ignore[no-any-return]
         raise StoreError("the store of a budget loses again and again what it has confirmed")
+
+    def _held_back(self, operation: Any) -> Outcome | None:
+        """The answer to whoever wants more soon after a loss; None for anything else."""
+        if self._clock.monotonic_ns() >= self._quiet_until:
+            self._quiet_until = 0
+            return None
+        if isinstance(operation, Draw) and operation.held != operation.least:
+            outcome = replace(operation, held=operation.least).execute(self.inner)
+            return replace(outcome, decision=self._not_yet(operation, operation.held)) if outcome.applied else outcome
+        if isinstance(operation, Reserve) and operation.id not in self._holds:
+            decision = self._not_yet(operation, operation.amounts)
+            return None if decision is None else Outcome(None, applied=False, decision=decision)
+        return None
+
+    def _not_yet(self, operation: Reserve | Draw, amounts: Amounts) -> Decision | None:
+        """What others may have had counts as held by them."""
+        refusals = [
+            Refusal(index, replace(balance, reserved=max(balance.reserved, balance.limit - balance.spent)), amount)
+            for index, (balance, amount) in enumerate(
+                zip(Read(operation.nodes).execute(self.inner), amounts, strict=True)
+            )
+            if balance.limit is not None and amount
+        ]
+        return Decision(allowed=False, refusals=tuple(refusals), at=operation.now) if refusals else None
 
     def reset_after_fork(self) -> None:
         """In a forked child: what was confirmed to the parent is the parent's to put back."""
@@ -424,6 +462,7 @@ class JournaledStore:
             self._ended[reset.era] = reset
             self._untold.append(reset)
             self._losses += 1
+            self._quiet_until = self._clock.monotonic_ns() + self._quiet_ns
             sums: dict[Path, _Sum] = {}
             for path, some in list(self._sums.items()):
                 kept = []
