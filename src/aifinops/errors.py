@@ -137,7 +137,18 @@ class BudgetExceeded(AIFinOpsError):
         self.transient = transient
         self.hint = hint
         # Not super(): in UnpricedCall the next class is UnknownModel, which would take the text for the name of a model.
-        Exception.__init__(self, self._text())
+        Exception.__init__(self)
+
+    @property
+    def args(self) -> tuple[str]:  # type: ignore[override]
+        """The text alone. It is made when it is read: a program that goes on asking is refused often, and reads it seldom."""
+        return (self._text(),)
+
+    def __str__(self) -> str:
+        return self._text()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._text()!r})"
 
     @property
     def remaining(self) -> Decimal:
@@ -164,7 +175,6 @@ def _state(error: BudgetExceeded) -> dict[str, object]:
 def _rebuild(cls: type[BudgetExceeded], budget: str, state: Mapping[str, object]) -> BudgetExceeded:
     error = cls.__new__(cls)
     error.__dict__.update(state, budget=budget)
-    Exception.__init__(error, error._text())
     return error
 
 

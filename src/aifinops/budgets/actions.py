@@ -220,7 +220,7 @@ class Change(BudgetExceeded):
         *,
         more: bool = False,
     ) -> None:
-        Exception.__init__(self, str(error))
+        Exception.__init__(self)
         self.__dict__.update(vars(error))
         self.error = error
         self.action = action
@@ -233,14 +233,12 @@ def recast(kind: type[E], error: BudgetExceeded, hint: str = "") -> E:
     """The same refusal as an error of another kind, with one more sentence."""
     made = kind.__new__(kind)
     made.__dict__.update(vars(error), hint=f"{error.hint} {hint}".strip())
-    made.args = (made._text(),)
     return made
 
 
 def with_hint(error: BudgetExceeded, hint: str) -> BudgetExceeded:
     """The error with one more sentence in its message."""
     error.hint = f"{error.hint} {hint}".strip()
-    error.args = (error._text(),)
     return error
 
 

@@ -51,6 +51,7 @@ LEASE_S = 900
 _NS = 1_000_000_000
 _SWEEP_NS = 60 * _NS
 _GROW_TRIES = 8
+_PAIRS_MOST = 1024
 _AGAIN_MOST = 4096
 _WARNING_FROM = Decimal("0.8")
 _TOKENS = GROUPS["tokens"]
@@ -108,6 +109,7 @@ class Guard:
         self._store_of = store_of
         self._ttl = int(lease_s * _NS)
         self._next_sweep = 0
+        self._pairs: dict[tuple[int, int], tuple[tuple[Node, ...], ...]] = {}
         self._queues = Queues()
         self._pacer = Pacer()
         self._again: OrderedDict[str, str] = OrderedDict()
@@ -550,12 +552,22 @@ class Guard:
             if same is None:
                 parts.append(Part(active.store, nodes, tuple(asked)))
             else:
-                same.nodes += nodes
+                same.nodes = same.enforced = self._joined(same.nodes, nodes)
                 same.amounts += tuple(asked)
         if len(parts) > 1:
             # First what never waits: a refusal there costs nobody anything.
             parts.sort(key=lambda part: part.store.capabilities.io != "none")
         return parts
+
+    def _joined(self, first: tuple[Node, ...], second: tuple[Node, ...]) -> tuple[Node, ...]:
+        """Both, as the same object as long as they are the same: stores find what they know of nodes by identity."""
+        key = id_of(first), id_of(second)
+        found = self._pairs.get(key)
+        if found is None or found[0] is not first or found[1] is not second:
+            if len(self._pairs) >= _PAIRS_MOST:
+                self._pairs.clear()
+            found = self._pairs[key] = first, second, first + second
+        return found[2]
 
     def _bound(self, active: ActiveBudget, node: Node, amounts: Mapping[str, int], asking: Asking) -> int:
         unit, unknown = node.unit, active.budget.unknown

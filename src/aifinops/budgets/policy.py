@@ -75,13 +75,19 @@ class Decision:
     @property
     def transient(self) -> bool:
         """True when waiting for calls in flight could be enough at every node that refused."""
-        return not self.allowed and all(refusal.transient for refusal in self.refusals)
+        refusals = self.refusals
+        if len(refusals) == 1:
+            return not self.allowed and refusals[0].transient
+        return not self.allowed and all(refusal.transient for refusal in refusals)
 
     @property
     def refusal(self) -> Refusal | None:
         """The node to name: the first that is spent rather than held, else the first."""
-        lasting = (refusal for refusal in self.refusals if not refusal.transient)
-        return next(lasting, self.refusals[0] if self.refusals else None)
+        refusals = self.refusals
+        if len(refusals) == 1:
+            return refusals[0]
+        lasting = (refusal for refusal in refusals if not refusal.transient)
+        return next(lasting, refusals[0] if refusals else None)
 
     @property
     def retry_at(self) -> int | None:

@@ -189,11 +189,12 @@ class Refusals:
     def let_through(self, part: Part, nodes: tuple[Node, ...], decision: Decision, asking: Asking) -> tuple[Node, ...]:
         """The nodes again, without the limits whose budgets agree to go on; BudgetExceeded when one does not."""
         lifted = list(nodes)
+        transient, first = decision.transient, decision.refusal
         # The one to name comes first, so that it is the one that is raised.
-        for refusal in sorted(decision.refusals, key=lambda refusal: refusal is not decision.refusal):
+        for refusal in sorted(decision.refusals, key=lambda refusal: refusal is not first):
             node = nodes[refusal.index]
             active = asking.by_key(node.budget)
-            error = exceeded(node, refusal, transient=decision.transient, id=asking.id, hint=asking.hint)
+            error = exceeded(node, refusal, transient=transient, id=asking.id, hint=asking.hint)
             waits = not asking.sent and self._waits_for_others(active, node, refusal, decision)
             action = "wait" if waits else self.action(active, node, error, asking)
             if action in ("wait", "throttle") and not asking.sent:

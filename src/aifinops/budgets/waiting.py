@@ -80,7 +80,7 @@ class Wait(BudgetExceeded):
     """
 
     def __init__(self, error: BudgetExceeded, ticket: Ticket, seconds: float) -> None:
-        Exception.__init__(self, str(error))
+        Exception.__init__(self)
         self.__dict__.update(vars(error))
         self.error = error
         self.ticket = ticket

@@ -99,11 +99,14 @@ def text_upper_bound(body: Mapping[str, Any], *, model: str = "") -> int:
 def _points_elsewhere(body: Mapping[str, Any]) -> bool:
     if not _ELSEWHERE.isdisjoint(body) and any(body.get(key) for key in _ELSEWHERE):
         return True
-    for holder in (body, body.get("toolConfig")):
-        tools = holder.get("tools") if isinstance(holder, Mapping) else None
-        if isinstance(tools, (list, tuple)) and any(isinstance(tool, Mapping) and _is_hosted(tool) for tool in tools):
-            return True
-    return isinstance(body.get("prompt"), Mapping)
+    if "tools" in body or "toolConfig" in body:
+        for holder in (body, body.get("toolConfig")):
+            tools = holder.get("tools") if isinstance(holder, Mapping) else None
+            if isinstance(tools, (list, tuple)) and any(
+                isinstance(tool, Mapping) and _is_hosted(tool) for tool in tools
+            ):
+                return True
+    return "prompt" in body and isinstance(body["prompt"], Mapping)
 
 
 def _is_hosted(tool: Mapping[str, Any]) -> bool:
@@ -123,9 +126,12 @@ def _bound(value: Any, model: str, length: Callable[[str], int]) -> int:
     total, todo = 0, [value]
     while todo:
         item = todo.pop()
-        if isinstance(item, str):
+        kind = type(item)  # asked first: whether something is a Mapping of whatever kind takes ten times as long
+        if kind is str or isinstance(item, str):
             total += length(item)
-        elif isinstance(item, Mapping):
+        elif kind is int or kind is float:
+            total += len(repr(item)) + 2
+        elif kind is dict or isinstance(item, Mapping):
             counted = _message(item, length)
             if counted is None:
                 counted = _attached(item, model)
