@@ -842,14 +842,15 @@ class Run:
             self.is_open = False
             now = self._now()
             mine = {one.device.uuid for one in self._held if one.device.uuid} - self._lent
-            for name, end in (
+            endings: list[tuple[str, Callable[[], object]]] = [
                 ("cut", lambda: self._cut(now)),
                 ("budget", lambda: self._prepaid.close(now) if self._prepaid is not None else None),
                 ("finish", lambda: self._finish(now)),
                 ("journal", lambda: self._close_journal(now, error)),
                 ("watch", lambda: self._watch.close() if self._watch is not None else None),
                 ("span_end", lambda: self._end_span(error)),
-            ):
+            ]
+            for name, end in endings:
                 try:
                     end()
                 except Exception as failure:  # the others end all the same
