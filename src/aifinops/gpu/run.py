@@ -47,6 +47,7 @@ _NS = 1_000_000_000
 _LOOK_NS = 5 * _NS
 _RATES_NS = 3600 * _NS
 _MEMORY_S = 300.0
+_MARGIN = 2  # the last steps before all ranks stop may be slower than the average
 _NEVER = 1 << 62
 _LATE_NS = 600 * _NS  # ranks of one launch begin within so long
 
@@ -483,7 +484,7 @@ class Run:
         """Nanoseconds to the end of a step, or of those that all ranks still make."""
         if self._board is None or self._step_s is None:
             return self._longest
-        return self._longest + int(distributed.steps_ahead(self._step_s) * self._step_s * _NS)
+        return self._longest + int(_MARGIN * distributed.steps_ahead(self._step_s) * self._step_s * _NS)
 
     def _note_pace(self, now: int) -> None:
         made = self.steps - self._looked_steps
