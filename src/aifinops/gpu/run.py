@@ -141,9 +141,9 @@ class Run:
         enabled = engines.config.enabled
         now = self._mono0 = self._now()
         self._wall0 = engines.clock.time_ns()
+        self.attempt = journal.next_attempt(folder, self.run_id, self.rank.rank, self.rank.restart)
         if enabled:
             self._close_lost(folder)
-        self.attempt = journal.next_attempt(folder, self.run_id, self.rank.rank, self.rank.restart)
         self._scope = self._make_scope()
         found = billing.find_devices(self._given[0], self.rank)
         self._held = found if enabled else ()
