@@ -83,7 +83,7 @@ def test_a_budget_ends_the_trainer_of_hugging_face_with_a_checkpoint(tmp_path: P
     callback = CostCallback(**DEVICE, slice_s=0.1, allowance_s=0.1)
     with af.budget("$0.001") as limit:
         trainer(tmp_path, [callback], max_steps=1_000_000).train()
-        assert 0 < limit.spent
+        assert limit.spent > 0
     run = callback.run
     assert run is not None
     assert run.error is not None
@@ -143,9 +143,9 @@ def test_lightning_is_seen_by_the_hooks(tmp_path: Path) -> None:
     lightning, module, quiet = lightning_parts(tmp_path)
     af.instrument("torch")
     with gpu.track("pl", **DEVICE) as run:
-        lightning.Trainer(**quiet, max_steps=6, accumulate_grad_batches=2, enable_checkpointing=False, limit_val_batches=0).fit(
-            module, torch.utils.data.DataLoader(Rows(), batch_size=2)
-        )
+        lightning.Trainer(
+            **quiet, max_steps=6, accumulate_grad_batches=2, enable_checkpointing=False, limit_val_batches=0
+        ).fit(module, torch.utils.data.DataLoader(Rows(), batch_size=2))
     assert run.steps == 6
 
 
@@ -171,10 +171,15 @@ def test_a_budget_ends_lightning_after_the_checkpoint(tmp_path: Path) -> None:
     from aifinops.integrations.training.lightning import CostCallback
 
     saved: list[int] = []
-    with af.budget("$0.001"), gpu.track("pl", **DEVICE, slice_s=0.1, allowance_s=0.1, checkpoint=lambda: saved.append(run.steps)) as run:
+    with (
+        af.budget("$0.001"),
+        gpu.track("pl", **DEVICE, slice_s=0.1, allowance_s=0.1, checkpoint=lambda: saved.append(run.steps)) as run,
+    ):
         loader = torch.utils.data.DataLoader(Rows(), batch_size=2)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            lightning.Trainer(**quiet, max_steps=1_000_000, limit_val_batches=0, callbacks=[CostCallback(run)]).fit(module, loader)
+            lightning.Trainer(**quiet, max_steps=1_000_000, limit_val_batches=0, callbacks=[CostCallback(run)]).fit(
+                module, loader
+            )
     assert run.error is not None
     assert saved == [run.steps]

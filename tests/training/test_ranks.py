@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from aifinops.ledger import open_ledger  # noqa: E402 - without torch there is nothing to test
+from aifinops.ledger import open_ledger
 
 
 def torchrun(folder: Path, task: str, kind: str = "ddp", **environment: str) -> list[dict[str, Any]]:

@@ -189,7 +189,9 @@ with gpu.track("train", devices={"X": 2}, price="3.60", total_steps=10**6) as ru
 """
 
 
-def test_kill_9_loses_at_most_a_moment_and_the_resumed_run_closes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kill_9_loses_at_most_a_moment_and_the_resumed_run_closes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A real process, a real SIGKILL: what it held is in the ledger but for the last beat, and its successor says what was wasted."""
     ledger = tmp_path / "ledger.db"
     environment = {**os.environ, "AIFINOPS_LEDGER": str(ledger), "AIFINOPS_RUN_ID": "job-1"}
@@ -216,4 +218,3 @@ def test_kill_9_loses_at_most_a_moment_and_the_resumed_run_closes_it(tmp_path: P
     assert abs(in_all - held) < Decimal("0.001")
     assert ended - lost.last_seen / 1e9 < 2
     assert [row.error for row in rows(ledger) if row.tags.get("phase") == "lost"] == ["Lost"]
-
