@@ -201,7 +201,7 @@ def span_values(used: GpuUsage, devices: int) -> dict[str, Any]:
         names.GPU_RATE: None if used.usd_per_hour is None else float(used.usd_per_hour),
         names.PRICE_AS_OF: used.price_as_of or None,
         names.PRICE_SOURCE: used.price_source or None,
-        **{f"{names.PHASE}.{name}_s": seconds for name, seconds in used.phases.items()},
+        **{f"{names.PHASE_PREFIX}{name}_s": seconds for name, seconds in used.phases.items()},
     }
     return {key: value for key, value in values.items() if value is not None}
 
