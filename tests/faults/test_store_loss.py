@@ -28,8 +28,8 @@ def test_losses(store: str, how: str, leased: bool) -> None:
     pytest.importorskip({"redis": "redis", "postgres": "psycopg"}[store])
     if {"redis": servers.VALKEY, "postgres": servers.POSTGRES}[store] is None:
         pytest.skip("the package that brings the server is not installed")
-    verdict = lose(store, how=how, losses=LOSSES, leased=leased, pause_s=0.5)
-    assert verdict.calls > 100, verdict
+    verdict = lose(store, how=how, losses=LOSSES, leased=leased)
+    assert verdict.calls > 20, verdict
     assert verdict.exact, verdict
 
 
