@@ -500,9 +500,8 @@ class JournaledStore:
         for entry in lost:
             self._posted.pop(entry.operation.id, None)
             if entry.since is None or is_known(entry.since):
-                if (
-                    min(entry.amounts, default=0) >= 0
-                ):  # of a credit of which nobody knows whether it is lost it is sure that too much is not too little
+                # Nobody knows whether a credit is lost of which the first answer was: rather too much than too little.
+                if min(entry.amounts, default=0) >= 0:
                     self._owed.append(_Owed(entry.operation, entry.amounts))
             elif entry.amounts:
                 _sum_of(sums, entry.operation.nodes).add(entry.amounts)
@@ -521,6 +520,9 @@ class JournaledStore:
         Raises:
             StoreError: when the store fails; the next operation goes on with what is left.
         """
+        if self._is_putting_back():
+            # A finalizer or signal handler in the middle of it: not in between, and to be told later.
+            raise StoreError("what the store of a budget has lost is being put back")
         failures = self._failures
         with self._turn:
             if not self._lost:
@@ -543,6 +545,8 @@ class JournaledStore:
                 self._putting = 0
             with self._lock:
                 self._lost = bool(self._lost_holds or self._owed or self._credits or self._lost_notes or self._untold)
+            if not self._lost:
+                logger.info("aifinops: what the store of a budget had lost of this process is put back")
 
     def _is_putting_back(self) -> bool:
         return self._putting == threading.get_ident()
@@ -551,7 +555,10 @@ class JournaledStore:
         while self._untold:
             reset = self._untold.popleft()
             logger.warning("aifinops: %s. What this process has spent and holds there is put back", reset)
-            self._on_reset(reset)
+            try:
+                self._on_reset(reset)
+            except Exception as failure:  # somebody's listener
+                swallow("budgets.on_reset", failure)
 
     def _put_back_holds(self) -> None:
         # Taken out first: it comes in again when it is lost again meanwhile.
@@ -583,15 +590,18 @@ class JournaledStore:
 
     def _put_back_owed(self, left: deque[_Owed]) -> None:
         while left:
-            operation: Any = left[0].operation
-            instead = left[0].instead
+            owed = left.popleft()
+            operation: Any = owed.operation
             try:
                 outcome = operation.execute(self.inner)
-                if outcome.state is None and any(instead):
-                    Adjust(f"{operation.id}~", operation.nodes, instead, self._clock.time_ns()).execute(self.inner)
+                if outcome.state is None and any(owed.instead):
+                    now = self._clock.time_ns()
+                    Adjust(f"{operation.id}~", operation.nodes, owed.instead, now).execute(self.inner)
             except IdInUse:
                 logger.warning("aifinops: what %s had done is known otherwise by the store of a budget", operation.id)
-            left.popleft()
+            except BaseException:
+                left.appendleft(owed)
+                raise
 
     def _put_back_notes(self) -> None:
         while self._lost_notes:
