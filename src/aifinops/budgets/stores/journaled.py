@@ -29,6 +29,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from operator import add
 from typing import Any, NamedTuple, TypeVar
 
 from aifinops.budgets.policy import Decision, Refusal
@@ -140,12 +141,13 @@ class _Sum:
         self.amounts = [0] * len(nodes)
         self.last: dict[Hashable, int] = {}
 
-    def add(self, amounts: Sequence[int], last: Iterable[tuple[Hashable, int]] = ()) -> None:
+    def add(self, amounts: Sequence[int], last: Iterable[Mark] = ()) -> None:
         """One more."""
-        for index, amount in enumerate(amounts):
-            self.amounts[index] += amount
+        self.amounts = list(map(add, self.amounts, amounts))
+        known = self.last
         for row, number in last:
-            self.last[row] = max(number, self.last.get(row, 0))
+            if number > known.get(row, 0):
+                known[row] = number
 
 
 class _Owed(NamedTuple):
@@ -317,12 +319,9 @@ class JournaledStore:
         until = self._clock.monotonic_ns() + operation.ttl
         # One that is there already was made by a try of whose answer nobody knows.
         begun = mark if outcome.applied else None
-        self._hold(operation.id, _Hold(operation.nodes, operation.amounts, until, begun, mark))
-
-    def _hold(self, id: str, hold: _Hold) -> None:
-        self._holds[id] = hold
-        if hold.changed is _GONE:
-            self._lost_holds[id] = None
+        self._holds[operation.id] = _Hold(operation.nodes, operation.amounts, until, begun, mark)
+        if mark is _GONE:
+            self._lost_holds[operation.id] = None
 
     def _changed(self, operation: MarkSent | Extend, outcome: Outcome, mark: Mark) -> None:
         hold = self._holds.get(operation.id)
@@ -335,7 +334,8 @@ class JournaledStore:
                 hold.held = operation.amounts
             hold.until = self._clock.monotonic_ns() + operation.ttl
         hold.changed = mark
-        self._hold(operation.id, hold)
+        if mark is _GONE:
+            self._lost_holds[operation.id] = None
 
     def _drawn(self, operation: Draw, outcome: Outcome, mark: Mark) -> None:
         if outcome.state not in _OPEN:
@@ -349,7 +349,8 @@ class JournaledStore:
             hold.held = operation.held if whole else operation.least
             hold.until = self._clock.monotonic_ns() + operation.ttl
             hold.changed = mark
-            self._hold(operation.id, hold)
+            if mark is _GONE:
+                self._lost_holds[operation.id] = None
         self._finish(_Entry(mark, mark, operation, operation.spent))
 
     def _settled(self, operation: Settle, outcome: Outcome, mark: Mark) -> None:
@@ -421,12 +422,15 @@ class JournaledStore:
     def _sum_up(self) -> None:
         """Of those that are kept one by one, put the oldest into sums."""
         fresh: dict[Path, _Sum] = {}
+        one = _Sum(())
         for _ in range(max(1, self._recent_most // 32)):
-            entry = self._recent.popleft()
-            self._posted.pop(entry.operation.id, None)
-            if entry.amounts:
-                nodes = entry.operation.nodes
-                _sum_of(fresh, nodes).add(entry.amounts, [entry.mark])
+            mark, _, operation, amounts = self._recent.popleft()
+            if self._posted:
+                self._posted.pop(operation.id, None)
+            if amounts:
+                if operation.nodes is not one.nodes:
+                    one = _sum_of(fresh, operation.nodes)
+                one.add(amounts, (mark,))
         for path, one in fresh.items():
             self._sums.setdefault(path, []).append(one)
         self._sum_ups += 1
