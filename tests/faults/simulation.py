@@ -330,7 +330,7 @@ class Process:
         self.link = Link(self)
         self.told = Told()
         self.store = LeasedStore(
-            JournaledStore(self.link, self.clock, on_reset=self.told.count_reset) if scene.journaled else self.link,
+            scene.journal(self.link, self.clock, on_reset=self.told.count_reset) if scene.journaled else self.link,
             self.clock,
             on_crossed=self.crossed,
             often=scene.often,
@@ -596,7 +596,7 @@ class Scene:
     """One seed: who there is, what goes wrong, and the judge.
 
     Args:
-        seed: of everything. store, guard, serve: others, to see whether the judge finds what is wrong with them.
+        seed: of everything. store, guard, serve, journal: others, to see whether the judge finds what is wrong with them.
     """
 
     def __init__(
@@ -606,8 +606,9 @@ class Scene:
         store: Callable[[], Any] = lambda: MemoryStore(remember=10**6),
         guard: Callable[..., Guard] = Guard,
         serve: Callable[[Link, Operation[Any]], Any] | None = None,
+        journal: Callable[..., Any] = JournaledStore,
     ) -> None:
-        self.seed, self.guard = seed, guard
+        self.seed, self.guard, self.journal = seed, guard, journal
         self.world = World(seed)
         chance = self.world.chance
         self._serve = serve
@@ -874,7 +875,7 @@ def _weather(chance: random.Random) -> Weather:
 
     return Weather(
         lost=some(0.1), unanswered=some(0.1), late=some(0.1), twice=some(0.1), refused=some(0.1), kills=some(0.3), pauses=some(0.2),
-        cuts=some(0.2), losses=some(0.1, 0.1), slow=some(0.2), drift=some(0.03), ahead_s=some(2.0),
+        cuts=some(0.2), losses=some(0.1, 0.25), slow=some(0.2), drift=some(0.03), ahead_s=some(2.0),
     )  # fmt: skip
 
 
@@ -951,6 +952,7 @@ BROKEN: dict[str, dict[str, Any]] = {
     "expiry returns the money": {"store": lambda: ExpiryReturns(remember=10**6)},
     "check, then add": {"serve": check_then_add},
     "what is unknown is nothing": {"guard": UnknownIsNothing},
+    "what the store has lost is lost": {"journal": lambda inner, clock, on_reset: inner},
     "a step that comes twice counts twice": {"store": lambda: Forgetful(remember=10**6)},
 }
 """Worlds that are wrong on purpose."""
