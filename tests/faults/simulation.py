@@ -820,7 +820,10 @@ class Scene:
             process.paused_until = min(process.paused_until, world.now)
             if not process.inside:
                 process.go_on()
-        self._living()[0].look()
+        for process in (
+            self._living()
+        ):  # also who has nothing to do: what it had told a store that lost it is put back when it asks again
+            process.look()
         horizon = world.now + 1800 * SECOND
         while any(process.agents for process in self._living()):
             self._run(1.0)
@@ -912,7 +915,10 @@ def _name(key: str) -> str:
 @contextmanager
 def _patched(world: World) -> Iterator[None]:
     """Ids come from the seed, too."""
-    with mock.patch("aifinops.budgets.stores.leases.new_id", world.new_id):
+    with (
+        mock.patch("aifinops.budgets.stores.leases.new_id", world.new_id),
+        mock.patch("aifinops.budgets.stores.journaled.new_id", world.new_id),
+    ):
         yield
 
 
