@@ -176,7 +176,7 @@ def agoogle(url: str, model: str, more: dict[str, Any]) -> Any:
         async for event in await client.aio.models.generate_content_stream(**ask):
             yield event
 
-    return events(), client.aio.aclose
+    return events(), getattr(client.aio, "aclose", lambda: None)
 
 
 _KEYS = {"aws_access_key_id": "x", "aws_secret_access_key": "x", "region_name": "us-east-1"}

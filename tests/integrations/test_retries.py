@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib.util
 import inspect
 import json
@@ -13,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -96,6 +98,8 @@ def google(*, asynchronous: bool = False, stream: bool = False, each: bool = Fal
 
     def make(url: str, tries: int) -> Any:
         genai = pytest.importorskip("google.genai")
+        if int(version("google-genai").partition(".")[0]) < 3:
+            pytest.skip("older versions make no other try for what is late")
         again = genai.types.HttpRetryOptions(
             attempts=tries, initial_delay=0.01, max_delay=0.02, exp_base=1, jitter=0.001
         )
@@ -263,6 +267,7 @@ def _fresh() -> Iterator[None]:
     af.init(ledger="memory")
     yield
     af.uninstrument()
+    gc.collect()  # what clients have left open, here, where that is no error
 
 
 def made(tried: Tried, wire: Wire, tries: int) -> Any:
@@ -361,6 +366,23 @@ def test_the_last_try_is_charged_once(tried: Tried) -> None:
     assert len({charge.id for charge in charges}) == 2
     assert budget.spent * 10**9 == sum(charge.upper or 0 for charge in charges)
     assert metering.in_flight() is None
+
+
+@pytest.mark.parametrize("tried", INSIDE, ids=named)
+def test_our_own_failure_between_two_tries_changes_nothing(tried: Tried, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next try is made, on the hold that is there."""
+
+    def failing(*_: Any) -> Any:
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr(metering.Invocation, "lose", failing)
+    af.errors.reraise_failures(False)  # type: ignore[attr-defined]
+    with Late(tried) as wire, capture_charges() as charges, af.budget("$1000") as budget:
+        wire.late = 1
+        made(tried, wire, 3)
+        assert budget.reserved == 0
+    assert len(wire.asked) == 2
+    assert [charge.status for charge in charges] == ["ok"]
 
 
 @pytest.mark.skipif(not AIOHTTP, reason="aiohttp is not installed")
