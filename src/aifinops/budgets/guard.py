@@ -255,8 +255,9 @@ class Guard:
                 part.enforced = self.refusals.let_through(part, part.enforced, outcome.decision, asking)
         else:
             raise StoreError("other calls were quicker again and again")
-        if outcome.applied:
-            part.amounts = wanted
+        part.amounts = wanted
+        if not outcome.applied:
+            part.short = True  # its end puts the truth in the place of what counts as spent
 
     def draw(
         self,

@@ -16,7 +16,7 @@ class Part:
 
     Attributes:
         store: where. nodes, amounts: what is held of which, outermost budget first. enforced: the nodes without the limits that were lifted.
-        short: True where the store holds less than that, because it was down when the call grew.
+        short: True where the store holds less than that: it was down when the call grew, or what was held had run out.
     """
 
     __slots__ = ("amounts", "enforced", "nodes", "short", "store")

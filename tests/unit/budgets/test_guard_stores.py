@@ -343,3 +343,14 @@ def test_a_call_that_grows_while_the_store_is_down_counts_as_grown(desk: Desk, h
     desk.remote.down = ""
     desk.clock.advance(2)
     assert desk.cents(shared) == (30, 0)
+
+
+def test_a_call_that_grows_after_its_hold_ran_out_counts_as_grown(desk: Desk) -> None:
+    """What was held counts as spent by then; what it may cost more is told with its end."""
+    shared = active("$5", name="team")
+    call = desk.reserve(shared, cents=10)
+    desk.clock.advance(3600)
+    assert desk.guard.sweep() == (call.id,)
+    desk.guard.grow(call, [shared], {"USD": 30 * DOLLAR // 100})
+    desk.guard.settle(call, {})
+    assert desk.cents(shared) == (30, 0)
