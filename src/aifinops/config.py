@@ -17,9 +17,10 @@ from aifinops.errors import ConfigurationError
 from aifinops.tags import EMPTY, Tags, make_tags, merge, parse_tags
 
 if TYPE_CHECKING:
+    from decimal import Decimal
     from pathlib import Path
 
-__all__ = ["OTHER_VARIABLES", "SETTINGS", "Config", "Setting", "load"]
+__all__ = ["OTHER_VARIABLES", "SETTINGS", "Config", "Setting", "load", "usd_per_hour"]
 
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
@@ -98,6 +99,37 @@ def _model_map(value: object) -> Mapping[str, str]:
     )
 
 
+def usd_per_hour(value: object) -> Decimal:
+    """An amount of USD: a number, or a text with or without a `$`.
+
+    Raises:
+        ValueError: saying what to write.
+    """
+    from aifinops.money import decimal, parse_money
+
+    parsed = parse_money(value) if isinstance(value, str) else None
+    try:
+        amount, currency = parsed or (decimal(value, "price"), "USD")  # type: ignore[arg-type]  # it refuses what is no number
+    except ConfigurationError:
+        amount, currency = None, ""
+    if amount is None or currency != "USD" or amount < 0:
+        raise ValueError('write USD an hour, e.g. "2.49"')
+    return amount
+
+
+def _term(value: object) -> str:
+    return _choice("on_demand", "spot", "reserved", "capacity_block", "owned")(value)
+
+
+def _table_of(example: str) -> Callable[[object], Mapping[str, Any]]:
+    def read(value: object) -> Mapping[str, Any]:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"write a table such as {example}")
+        return MappingProxyType(dict(value))
+
+    return read
+
+
 def _budgets(value: object) -> tuple[Mapping[str, Any], ...]:
     if not isinstance(value, (list, tuple)) or not all(isinstance(item, Mapping) and "limit" in item for item in value):
         raise ValueError('write a list of tables that each have a limit, e.g. [[budgets]] limit = "$50", per = "day"')
@@ -152,6 +184,11 @@ SETTINGS = (
     Setting("instrument", "AIFINOPS_INSTRUMENT", (), _names, "What `aifinops run` and `opentelemetry-instrument` meter; default: all that `instrument()` does."),
     Setting("summary", "AIFINOPS_SUMMARY", True, _flag, "Whether a program below `aifinops run` says at its end what it cost."),
     Setting("stream_usage", "AIFINOPS_STREAM_USAGE", "known", _stream_usage, "Ask for the usage of streams whose caller did not, and hide the answer to that from him: at hosts `known` to take the question (or true), `always`, or `never` (or false)."),
+    Setting("gpu_usd_per_hour", "AIFINOPS_GPU_USD_PER_HOUR", None, usd_per_hour, "What an hour of one GPU costs, in USD, whatever the price lists say."),
+    Setting("gpu_term", "AIFINOPS_GPU_TERM", None, _term, "On what terms machines are held: `on_demand`, `spot`, `reserved`, `capacity_block` or `owned`; default: what the machine says."),
+    Setting("gpu_metadata", "AIFINOPS_GPU_METADATA", False, _flag, "Whether the metadata service of the cloud is asked for the instance type, region and terms, for 0.2 s at most."),
+    Setting("gpu_owned", "", None, _table_of('gpu_owned = { capex = "320000", gpus = 8, years = 3 }'), "Hardware of your own, written off: `capex`, `gpus`, `years`, `residual`, `upkeep_per_year`, `kw`, `pue`, `usd_per_kwh`."),
+    Setting("gpu_quotas", "AIFINOPS_GPU_QUOTAS", None, _text, "File of the quotas of teams (TOML); see [GPU quotas](../how-to/gpu-quotas.md)."),
 )  # fmt: skip
 
 _BY_NAME = {row.name: row for row in SETTINGS}
@@ -195,6 +232,11 @@ class Config:
     instrument: tuple[str, ...] = ()
     summary: bool = True
     stream_usage: str = "known"
+    gpu_usd_per_hour: Decimal | None = None
+    gpu_term: str | None = None
+    gpu_metadata: bool = False
+    gpu_owned: Mapping[str, Any] | None = None
+    gpu_quotas: str | None = None
     origin: Mapping[str, str] = field(default_factory=lambda: EMPTY)
 
 

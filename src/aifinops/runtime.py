@@ -370,6 +370,11 @@ def init(
     stream_usage: bool | str | None = None,
     enabled: bool | None = None,
     egress: bool | None = None,
+    gpu_usd_per_hour: Any = None,
+    gpu_term: str | None = None,
+    gpu_metadata: bool | None = None,
+    gpu_owned: Mapping[str, Any] | None = None,
+    gpu_quotas: str | os.PathLike[str] | None = None,
     instrument: Any = None,
     summary: bool | None = None,
     clock: Clock | None = None,
@@ -396,6 +401,9 @@ def init(
             the question (default), `"always"`, or False for never.
         enabled: False turns metering off. clock: for tests.
         egress: True counts the bytes that storage sends as egress to the internet.
+        gpu_usd_per_hour: what an hour of one GPU costs, whatever the price lists say. gpu_term: `"spot"`, `"reserved"`, `"owned"` ...
+        gpu_metadata: whether the metadata service of the cloud may be asked where this is. gpu_owned: hardware of your own, written off.
+        gpu_quotas: file of the quotas of teams.
         instrument, summary: for programs that run without a line of code, so they are customary in the environment or the file.
         **unknown: there is no other setting; a misspelt one is answered with the nearest name.
 
@@ -407,7 +415,9 @@ def init(
     """
     arguments = {
         "ledger": ledger, "store": store, "approval_key": approval_key, "prices": prices, "price_folder": price_folder, "model_map": model_map, "tags": tags, "budgets": budgets, "alerts": alerts, "smtp": smtp, "otlp": otlp, "spans": spans,
-        "dialects": dialects, "metric_tags": metric_tags, "threads": threads, "stream_usage": stream_usage, "enabled": enabled, "egress": egress, "instrument": instrument, "summary": summary, **unknown,
+        "dialects": dialects, "metric_tags": metric_tags, "threads": threads, "stream_usage": stream_usage, "enabled": enabled, "egress": egress,
+        "gpu_usd_per_hour": gpu_usd_per_hour, "gpu_term": gpu_term, "gpu_metadata": gpu_metadata, "gpu_owned": gpu_owned, "gpu_quotas": gpu_quotas,
+        "instrument": instrument, "summary": summary, **unknown,
     }  # fmt: skip
     return _install(arguments, clock, only_if_missing=False)
 

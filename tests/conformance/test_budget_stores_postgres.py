@@ -52,6 +52,7 @@ from aifinops.budgets.stores.base import (
     Sweep,
     Take,
 )
+from aifinops.budgets.stores.journaled import JournaledStore
 from aifinops.budgets.stores.postgres import PostgresStore, setup_sql
 from aifinops.errors import ConfigurationError, StoreError, StoreReset
 from aifinops.testing import check_budget_store
@@ -582,7 +583,7 @@ def test_a_role_with_the_least_rights(dsn: str, schema: str, role: str, make: Ca
                 with pytest.raises(psycopg.errors.InsufficientPrivilege):
                     connection.execute(statement)
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            connection.execute(f"SELECT setval('{schema}.tick', 1)")
+            connection.execute(f"UPDATE {schema}.confirmed SET ticks = 1")
 
 
 def test_a_role_without_rights(dsn: str, schema: str, role: str, make: Callable[..., PostgresStore]) -> None:
@@ -619,16 +620,111 @@ def test_a_store_that_was_put_back(dsn: str, schema: str, make: Callable[..., Po
     """An older state is noticed by those who have seen a newer one, and only by them."""
     store, other = make(), make()
     other.run(reserve("early", 10))
-    kept = admin(dsn, f"SELECT last_value FROM {schema}.tick")[0][0]
+    admin(dsn, f"CREATE TABLE {schema}.kept AS SELECT * FROM {schema}.confirmed")
     for number in range(5):
         store.run(reserve(f"{number}", 10))
-    admin(dsn, f"SELECT setval('{schema}.tick', {kept})", f"DELETE FROM {schema}.reservation WHERE id <> 'early'")
+    admin(dsn, f"TRUNCATE {schema}.confirmed", f"INSERT INTO {schema}.confirmed SELECT * FROM {schema}.kept")
+    admin(dsn, f"DELETE FROM {schema}.reservation WHERE id <> 'early'")
     admin(dsn, f"UPDATE {schema}.account SET reserved = 10")
     with pytest.raises(StoreReset, match="older"):
         store.run(Read(NODES))
     assert spent(store) == [(0, 10)] * 3
     assert other.run(settle("early", 5)).applied
     assert spent(store) == [(5, 0)] * 3
+
+
+@pytest.mark.parametrize("way", ["dropped", "put back"])
+def test_what_was_lost_is_put_back(dsn: str, schema: str, make: Callable[..., PostgresStore], way: str) -> None:
+    """From an old state or from none: what is spent, what is held and what is said of nodes is as it was, and each process is told once."""
+    resets: list[StoreReset] = []
+    stores = [JournaledStore(make(), on_reset=resets.append) for _ in range(2)]
+    tables = ("confirmed", "account", "reservation", "entry", "note")
+    for number, store in enumerate(stores):
+        store.run(reserve(f"early-{number}", 30))
+        store.run(reserve(f"done-{number}", 9))
+    admin(dsn, *[f"CREATE TABLE {schema}.kept_{name} AS SELECT * FROM {schema}.{name}" for name in tables])
+    for number, store in enumerate(stores):
+        store.run(settle(f"done-{number}", 7))
+        store.run(reserve(f"late-{number}", 2))
+        store.run(Adjust(f"entry-{number}", NODES, (5,) * 3, NOW))
+        store.run(Put(f"note-{number}", "text", NOW))
+    before = [stores[0].run(Accounts()), stores[0].run(Notes("", NOW))]
+    if way == "dropped":
+        admin(dsn, f"DROP SCHEMA {schema} CASCADE")
+    else:
+        overriding = {"account": " OVERRIDING SYSTEM VALUE"}
+        admin(dsn, "; ".join(
+            [f"TRUNCATE {', '.join(f'{schema}.{name}' for name in tables)}"]
+            + [f"INSERT INTO {schema}.{name}{overriding.get(name, '')} SELECT * FROM {schema}.kept_{name}" for name in tables]
+        ))  # fmt: skip
+    for store in stores:
+        store.run(MarkSent("never"))
+    after = [stores[0].run(Accounts()), stores[0].run(Notes("", NOW))]
+    assert after[1] == before[1]
+    assert [node for node, _ in after[0]] == [node for node, _ in before[0]]
+    for _, balance in after[0]:
+        assert (balance.spent, balance.reserved) == (24, 64)
+    assert len(resets) == 2
+    for number, store in enumerate(stores):
+        for id in ("early", "late"):
+            assert store.run(settle(f"{id}-{number}", 1)).applied
+
+
+def test_a_crash_that_loses_the_last_moment(dsn: str, schema: str, make: Callable[..., PostgresStore]) -> None:
+    """One operation less than was confirmed is noticed, also where it was made on a connection that is not used any more."""
+    resets: list[StoreReset] = []
+    inner = make()
+    store = JournaledStore(inner, on_reset=resets.append)
+    store.run(reserve("one", 10))
+    inner._places._idle.clear()  # as if another operation were under way
+    store.run(settle("one", 8))
+    inner._places._idle = [(1, 0.0)]
+    admin(
+        dsn,
+        f"DELETE FROM {schema}.confirmed WHERE place = 2",
+        f"UPDATE {schema}.reservation SET state = 'held', actual = NULL",
+    )
+    admin(dsn, f"UPDATE {schema}.account a SET spent = 0, reserved = 10")
+    assert store.run(Read(NODES))[0] == Balance(1000, spent=8, reserved=0)
+    assert len(resets) == 1
+    assert resets[0].has((inner._places.client, 1), 1)
+    assert not resets[0].has((inner._places.client, 2), 1)
+
+
+def test_a_process_that_was_silent_for_long(
+    dsn: str, schema: str, make: Callable[..., PostgresStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store forgets its count after eight days, and the process does not take that for a loss."""
+    store = make()
+    store.run(reserve("one", 1))
+    later = time.monotonic() + 7 * 86_400
+    monkeypatch.setattr("aifinops.budgets.stores.postgres.time.monotonic", lambda: later)
+    admin(dsn, f"DELETE FROM {schema}.confirmed")
+    for id in ("two", "three"):
+        assert store.run(reserve(id, 1)).applied
+
+
+def test_counts_of_those_who_are_gone_are_dropped(dsn: str, schema: str, make: Callable[..., PostgresStore]) -> None:
+    """All places of one at once, and of nobody who is there."""
+    gone, store = make(), make()
+    gone.run(reserve("one", 1))
+    store.run(reserve("two", 1))
+    admin(dsn, f"UPDATE {schema}.confirmed SET due = 0 WHERE client = '{gone._places.client}'")
+    store.run(Sweep(NOW))
+    assert admin(dsn, f"SELECT DISTINCT client FROM {schema}.confirmed") == [(store._places.client,)]
+
+
+def test_contract_with_a_journal(dsn: str, schema: str) -> None:
+    """With a journal around it, it is the same store."""
+    numbers = itertools.count()
+
+    def make_store() -> JournaledStore:
+        return JournaledStore(PostgresStore(dsn, schema=f"{schema}_{next(numbers)}", timeout_s=30))
+
+    try:
+        check_budget_store(make_store, seed=20261201, sequences=6, workers=6)
+    finally:
+        admin(dsn, *[f"DROP SCHEMA IF EXISTS {schema}_{number} CASCADE" for number in range(next(numbers))])
 
 
 def test_a_reset_is_told_once_to_many_threads(dsn: str, schema: str, make: Callable[..., PostgresStore]) -> None:

@@ -52,7 +52,9 @@ from aifinops.budgets.stores.base import (
     Sweep,
     Take,
 )
+from aifinops.budgets.stores.journaled import JournaledStore
 from aifinops.budgets.stores.redis import RedisStore
+from aifinops.budgets.stores.redis_link import Unreachable
 from aifinops.errors import ConfigurationError, StoreError, StoreReset
 from aifinops.testing import check_budget_store
 
@@ -130,6 +132,62 @@ def test_contract(server: Server, way: str, seed: int) -> None:
     url = server.url if way == "socket" else server.tcp.replace("redis://", "valkey://")
     check_budget_store(makers(lambda prefix: RedisStore(url, prefix=prefix, timeout_s=5, volatile_ok=True)), seed=seed)
     assert "aifinops_budgets_" in str(server.ask("FUNCTION", "LIST"))
+
+
+@needs_server
+def test_contract_with_a_journal(server: Server) -> None:
+    """So it does with a journal around it."""
+    make = makers(lambda prefix: server.store(prefix=prefix))
+    check_budget_store(lambda: JournaledStore(make()), seed=SEED, sequences=20, workers=8)
+
+
+@needs_server
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_what_a_server_lost_is_put_back(start: Callable[..., Server], when: str) -> None:
+    """From an old copy or from none: what is spent, what is held and what is said of nodes is as it was, and each process is told once."""
+    server, resets = start(), []
+    nodes = (node(None, "org"), node(1000, "team"))
+    stores = [JournaledStore(server.store(), on_reset=resets.append) for _ in range(2)]
+    for number, store in enumerate(stores):
+        store.run(hold(f"early-{number}", 30, *nodes))
+        store.run(hold(f"done-{number}", 9, *nodes))
+    if when == "after":
+        server.ask("SAVE")
+    for number, store in enumerate(stores):
+        store.run(Settle(f"done-{number}", nodes, (7, 7), NOW))
+        store.run(hold(f"late-{number}", 2, *nodes))
+        store.run(Adjust(f"entry-{number}", nodes, (5, 5), NOW))
+        store.run(Put(f"note-{number}", "text", NOW))
+    before = [stores[0].run(Accounts()), stores[0].run(Notes("", NOW))]
+    server.kill()
+    server.start()
+    for store in stores:
+        store.run(MarkSent("never"))
+    after = [stores[0].run(Accounts()), stores[0].run(Notes("", NOW))]
+    assert after[1] == before[1]
+    assert [node for node, _ in after[0]] == [node for node, _ in before[0]]
+    for _, balance in after[0]:
+        assert (balance.spent, balance.reserved) == (24, 64)
+    assert len(resets) == 2
+    for number, store in enumerate(stores):
+        for id in ("early", "late"):
+            assert store.run(Settle(f"{id}-{number}", nodes, (1, 1), NOW)).applied
+        store.close()
+
+
+@needs_server
+def test_a_second_try_after_a_restart(start: Callable[..., Server]) -> None:
+    """What is sent again to a server that came up from an old copy says what other threads were told since the first try."""
+    server = start()
+    with contextlib.closing(server.store()) as store:
+        store.run(hold("one", 1, node()))
+        server.ask("SAVE")
+        talk = store._converse(hold("two", 1, node()))
+        first = next(talk)
+        store.run(hold("three", 1, node()))
+        again = talk.throw(Unreachable("gone"))
+        heads = [next(part for part in command if part.startswith(b"reserve ")) for command in (first, again)]
+        assert heads == [b"reserve 2 1 0 1", b"reserve 2 2 0 1"]
 
 
 @needs_server

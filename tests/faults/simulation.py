@@ -24,7 +24,7 @@ import os
 import random
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import Context
@@ -43,6 +43,7 @@ from aifinops.budgets.stores.base import (
     Capabilities,
     Draw,
     Extend,
+    Journal,
     MarkSent,
     Node,
     Operation,
@@ -52,6 +53,7 @@ from aifinops.budgets.stores.base import (
     State,
     Sweep,
 )
+from aifinops.budgets.stores.journaled import JournaledStore
 from aifinops.budgets.stores.leases import LeasedStore
 from aifinops.budgets.stores.memory import MemoryStore
 from aifinops.budgets.waiting import Wait, keep_ticket
@@ -112,10 +114,8 @@ class World:
 
     def _happen(self, event: Callable[[], object]) -> None:
         self.events += 1
-        try:
+        with suppress(Killed):
             Context().run(event)  # what happens inside of somebody else's call knows nothing of that
-        except Killed:
-            pass
 
     def note(self, *what: object) -> None:
         """Two plays of a seed are the same when this is."""
@@ -168,9 +168,10 @@ class Server:
         self.world = world
         self.make = make
         self.store: Any = make()
-        self.epoch = 0
+        self.counts: Counter[int] = Counter()  # operations of each client; lost with everything else
         self.lost: Counter[str] = Counter()
         self._copy: dict[str, Any] = {}
+        self._counts_then: Counter[int] = Counter()
 
     def run(self, operation: Operation[Any]) -> Any:
         if isinstance(operation, _BY_SERVER):
@@ -179,12 +180,12 @@ class Server:
         self.world.note(type(operation).__name__, str(answer))
         return answer
 
-    def late(self, operation: Operation[Any]) -> None:
-        """It arrives when nobody waits for it any more."""
-        try:
-            self.run(operation)
-        except StoreError:
-            pass
+    def late(self, client: int, known: int, operation: Operation[Any]) -> None:
+        """It arrives when nobody waits for it any more; where less is known by now than was confirmed before, it is not done."""
+        if self.counts[client] >= known:
+            self.counts[client] += 1
+            with suppress(StoreError):
+                self.run(operation)
 
     def balances(self) -> dict[str, tuple[Node, Balance]]:
         return {node.key: (node, balance) for node, balance in self.store.run(Accounts())}
@@ -193,6 +194,7 @@ class Server:
 
     def snapshot(self) -> None:
         self._copy = copy.deepcopy({name: getattr(self.store, name) for name in self._STATE})
+        self._counts_then = self.counts.copy()
 
     def lose(self) -> None:
         """It starts again from an old copy, or from nothing."""
@@ -204,18 +206,20 @@ class Server:
         for key, (_, balance) in before.items():
             left = after[key][1] if key in after else Balance(None)
             self.lost[key] += max(0, balance.spent - left.spent) + balance.reserved
-        self.epoch += 1
+        self.counts = self._counts_then.copy()
 
 
 class Link:
-    """One process's way to the store."""
+    """One process's way to the store. It counts what was confirmed to it, and tells a journal, as the ways to real servers do."""
 
     capabilities = Capabilities(shared=True, durable=True, io="blocking")
 
     def __init__(self, process: Process) -> None:
         self.process = process
         self.world, self.server = process.world, process.scene.server
-        self.epoch = self.server.epoch
+        self.journal: Journal | None = None
+        self.confirmed = 0
+        self.era = object()
 
     def run(self, operation: Operation[Any]) -> Any:
         self.process.alive()
@@ -236,21 +240,37 @@ class Link:
             raise StoreError("refused")
         if fate in ("lost", "late"):
             if fate == "late":
-                self.world.at(chance.expovariate(0.3), lambda: self.server.late(operation))
+                self._again_later(operation)
             self._wait(0.1)
             raise StoreError("timeout")
         self._wait(latency)
-        if self.epoch != self.server.epoch:
-            self.epoch = self.server.epoch
-            raise StoreReset("it has lost what it had")
+        counts, client = self.server.counts, self.process.number
+        if counts[client] < self.confirmed:
+            self._lost(counts[client])
+        counts[client] += 1
+        number, era = counts[client], self.era
         answer = scene.serve(self, operation)
         if fate == "twice":
-            self.world.at(chance.expovariate(0.3), lambda: self.server.late(operation))
+            self._again_later(operation)
         if fate == "unanswered":
             self._wait(0.1)
             raise StoreError("timeout")
         self._wait(latency)
+        self.confirmed = number
+        if self.journal is not None:
+            self.journal.wrote(operation, answer, era, client, number)
         return answer
+
+    def _again_later(self, operation: Operation[Any]) -> None:
+        client, known = self.process.number, self.confirmed
+        self.world.at(self.world.chance.expovariate(0.3), lambda: self.server.late(client, known, operation))
+
+    def _lost(self, count: int) -> None:
+        reset = StoreReset("it has lost what it had", survived={self.process.number: count}, era=self.era)
+        if self.journal is not None:
+            self.journal.reset(reset)
+        self.confirmed, self.era = count, object()
+        raise reset
 
     def _fate(self, weather: Weather) -> str:
         if self.world.now < self.process.cut_until:
@@ -291,6 +311,9 @@ class Told(Witness):
     def store_reset(self, store: Any, why: object) -> None:
         self.resets += 1
 
+    def count_reset(self, why: object) -> None:
+        self.resets += 1
+
 
 class Process:
     """A guard, leases, agents. Killed, all of it is gone; paused, none of it runs."""
@@ -305,15 +328,15 @@ class Process:
             self.world, 1 + chance.uniform(-1, 1) * weather.drift, chance.uniform(-1, 1) * weather.ahead_s
         )
         self.link = Link(self)
+        self.told = Told()
         self.store = LeasedStore(
-            self.link,
+            JournaledStore(self.link, self.clock, on_reset=self.told.count_reset) if scene.journaled else self.link,
             self.clock,
             on_crossed=self.crossed,
             often=scene.often,
             ttl_s=scene.lease_s,
             every_s=0,
         )
-        self.told = Told()
         self.guard = scene.guard(self.store, self.clock, lease_s=scene.hold_s, witness=self.told)
         self.budgets = {name: ActiveBudget(budget, name) for name, budget in scene.budgets.items()}
         self.agents: dict[int, Agent] = {}
@@ -366,19 +389,15 @@ class Process:
         self.agents.clear()
 
     def _sync(self) -> None:
-        try:
+        with suppress(StoreError):  # as the thread that does it otherwise
             self.store.sync()
-        except StoreError:
-            pass  # as the thread that does it otherwise
         if not self.closed:
             self.world.at(1.0, self._sync, self)
 
     def look(self) -> None:
         """Somebody looks at a budget now and then: the guard tidies up."""
-        try:
+        with suppress(StoreError):
             self.guard.balances(self.budgets["org"])
-        except StoreError:
-            pass
         if not self.closed:
             self.world.at(10.0, self.look, self)
 
@@ -522,15 +541,16 @@ class Agent:
         if chance.random() < 0.005:  # a long one, whose lease is renewed
             for _ in range(3):
                 yield scene.hold_s / 3
-                try:
+                with suppress(StoreError):
                     self.guard.extend(call.reservation)
-                except StoreError:
-                    pass
         while chance.random() < scene.grows:
             try:
                 more = call.bound + scene.small
                 self.guard.grow(call.reservation, self.path, {"USD": more})
                 call.bound = more
+            except StoreUnavailable:
+                call.doubtful = scene.small  # it may be held all the same
+                return
             except BudgetExceeded:
                 return
             yield chance.expovariate(1 / scene.call_s)
@@ -544,6 +564,7 @@ class Call:
     reservation: Reservation
     bound: int
     billed: int = 0
+    doubtful: int = 0
     keys: tuple[tuple[str, str], ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -593,6 +614,7 @@ class Scene:
         self.server = Server(self.world, store)
         self.weather = _weather(chance)
         self.problems: list[str] = []
+        self.bills_of: dict[int, Counter[str]] = defaultdict(Counter)  # of each process
         self.bills: Counter[str] = Counter()
         self.nodes: dict[str, Node] = {}  # that somebody was billed for
         self.excess: Counter[str] = Counter()  # what the store may count above the bill
@@ -611,6 +633,7 @@ class Scene:
         self.grows = chance.choice((0.0, 0.0, 0.1))
         self.full = chance.random() < 0.5
         self.overrun = chance.random() < 0.1
+        self.journaled = chance.random() < 0.5
         self.marks = chance.random() < 0.3
         self.large = chance.choice((0.0, 0.02, 0.1))
         self.budgets = self._budgets(chance)
@@ -649,8 +672,11 @@ class Scene:
         """The provider writes its bill."""
         self.calls += 1
         call.billed = cost
+        mine = self.bills_of[call.agent.process.number]
         for key, unit in call.keys:
-            self.bills[key] += cost if unit == "USD" else MICRO
+            amount = cost if unit == "USD" else MICRO
+            self.bills[key] += amount
+            mine[key] += amount
             if unit == "USD":
                 self.overruns[key] += max(0, cost - call.bound)
 
@@ -658,7 +684,7 @@ class Scene:
         """Nobody will ever say what it has cost."""
         for key, unit in call.keys:
             self.hidden[key] += max(0, cost - call.bound) if unit == "USD" else 0
-            self.excess[key] += max(0, call.bound - cost) if unit == "USD" else MICRO
+            self.excess[key] += max(0, call.bound + call.doubtful - cost) if unit == "USD" else MICRO
 
     def left(self, call: Call) -> None:
         """Its agent is gone: it counts at what is held for it."""
@@ -691,7 +717,7 @@ class Scene:
         )  # fmt: skip
 
     def _faults(self) -> None:
-        world, chance, weather = self.world, self.world.chance, self.weather
+        chance, weather = self.world.chance, self.weather
         for process in self.processes:
             for number in range(self._agents):
                 Agent(process, number)
@@ -806,7 +832,7 @@ class Scene:
                 raise Found(
                     f"OVERSPENT {_name(key)}: the bill is {bill}, {(bill - limit) / limit:.2%} above the limit of {limit}"
                 )
-            if balance.spent < bill - lost[key] - self.hidden[key]:
+            if balance.spent < bill - self._gone(key) - self.hidden[key]:
                 raise Found(f"UNDERCOUNTED {_name(key)}: {balance.spent} counted, {bill} billed")
             if balance.reserved:
                 raise Found(f"LEFT {_name(key)}: {balance.reserved} still held")
@@ -817,6 +843,13 @@ class Scene:
                 used.append(balance.spent / limit)
         if not used or max(used) < USABLE:
             raise Found(f"UNUSED: of no account more than {max(used, default=0):.1%} was spent")
+
+    def _gone(self, key: str) -> int:
+        """What the store has lost and nobody can put back: with a journal, only what processes had spent that are no more."""
+        lost = self.server.lost[key]
+        if not self.journaled:
+            return lost
+        return min(lost, sum(self.bills_of[process.number][key] for process in self.processes if process.gone))
 
     def _used(self) -> float:
         """The largest share of a limit that was billed."""
@@ -868,8 +901,10 @@ class ExpiryReturns(MemoryStore):
     """What ran out was not spent: so do most."""
 
     def _sweep(self, operation: Sweep) -> Any:
-        for id in [id for id, record in self._open.items() if record.expires <= operation.now]:
-            record = self._open[id]
+        for id in list(self._open):
+            record = self._known(id)
+            if record.expires > operation.now:
+                continue
             for account, held in zip(record.accounts, record.held, strict=True):
                 account.reserved -= held
             record.state = State.RELEASED

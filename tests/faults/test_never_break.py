@@ -19,7 +19,7 @@ openai = pytest.importorskip("openai")
 
 import aifinops as af  # noqa: E402
 from aifinops import charges, errors, metering, money, reading, runtime, scope, usage  # noqa: E402
-from aifinops.budgets import guard, policy  # noqa: E402
+from aifinops.budgets import guard, lines, policy, refusals, reservations  # noqa: E402
 from aifinops.budgets.stores import base as store_base  # noqa: E402
 from aifinops.budgets.stores import memory as store_memory  # noqa: E402
 from aifinops.integrations import calls, extract, hiding, passing  # noqa: E402
@@ -39,6 +39,7 @@ from aifinops.metering import (  # noqa: E402
     recording,
     seen,
     telling,
+    undecided,
     units,
     waiting,
     watched,
@@ -52,7 +53,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 MODULES = (
     stainless, calls, passing, hiding, extract, metering, blocks, bounds, call, charging, deferred, estimates, fitting, holding, invocation, opening, recording,
-    seen, telling, units, waiting, watched, spans, metrics, histograms, attributes, names, writer, sqlite, journal, codec, guard, policy, store_base, store_memory,
+    seen, telling, undecided, units, waiting, watched, spans, metrics, histograms, attributes, names, writer, sqlite, journal, codec, guard, lines, policy, refusals, reservations, store_base, store_memory,
     book, contract, lists, match, prices, sheet, tokens, charges, money, reading, usage, runtime, scope,
 )  # fmt: skip
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from aifinops.budgets.stores.base import Adjust, Crossing, Operation, Outcome, Settle, Store
+from aifinops.budgets.stores.base import Adjust, Crossing, InTheMiddle, Operation, Outcome, Settle, Store
 from aifinops.budgets.witness import Witness
 from aifinops.clock import Clock
 from aifinops.errors import StoreError, StoreReset
@@ -121,6 +121,8 @@ class Lines:
             except StoreReset as reset:
                 self._witness.store_reset(line.store, reset)
                 answer = operation.execute(line.store)
+        except InTheMiddle:  # it does answer: whoever is in the middle of it gets on
+            raise
         except StoreError as error:
             line.failed(self._clock.monotonic_ns(), error)
             raise

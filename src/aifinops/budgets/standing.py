@@ -13,7 +13,7 @@ from aifinops.budgets.policy import Balance
 from aifinops.budgets.stores.base import MAX_AMOUNT, Accounts, Adjust, Node, Notes, Put, Read, Store, Take
 from aifinops.budgets.witness import note_key
 
-__all__ = ["ByHand", "Standing", "clear_limit", "forget_spent", "past", "present", "set_limit"]
+__all__ = ["ByHand", "Standing", "clear_limit", "forget_spent", "past", "post", "present", "set_limit"]
 
 _NS = 1_000_000_000
 
@@ -150,6 +150,18 @@ def clear_limit(store: Store, key: str, unit: str, now: int) -> bool:
         StoreError: when the store fails.
     """
     return Take(limit_note(key, unit), now).execute(store) is not None
+
+
+def post(store: Store, node: Node, amount: int, id: str, now: int) -> None:
+    """Count what no call has told; never refused.
+
+    Args:
+        node: in its present window. amount: in steps; negative takes out, at most what is spent. id: of the entry, new.
+
+    Raises:
+        StoreError: when the store fails.
+    """
+    Adjust(id, (node,), (amount,), now).execute(store)
 
 
 def forget_spent(store: Store, key: str, id: str, now: int) -> list[tuple[Node, int]]:

@@ -179,6 +179,39 @@ def reset(name: Name, per: Per = None, store: StoreName = None, yes: Yes = False
     print("Done.")
 
 
+@app.command()
+def post(
+    name: Name,
+    amount: Annotated[
+        str, typer.Argument(metavar="AMOUNT", help='"$3.20", "40k tokens"; its unit is one that the budget has.')
+    ],
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="For the log.")],
+    credit: Annotated[
+        bool, typer.Option("--credit", help="Take it out instead: a refund, or what was counted twice.")
+    ] = False,
+    per: Per = None,
+    store: StoreName = None,
+    yes: Yes = False,
+) -> None:
+    """Count what no call has told: what a store has lost, a bill that says otherwise. The log has who, when and why."""
+    from aifinops.budgets import standing
+    from aifinops.budgets.budget import parse_limit
+    from aifinops.charges import new_id
+
+    place = _Place(store)
+    found = place.one(name, per)
+    changes = [(_of_unit(found, posted.unit), posted) for posted in parse_limit(amount)]
+    for one, posted in changes:
+        spent = max(0, one.balance.spent + (-posted.amount if credit else posted.amount))
+        print(f"{_title(one)}: spent {_shown(one, one.balance.spent)} becomes {_shown(one, spent)}")
+    _confirm("Shall it be counted?", yes=yes)
+    for one, posted in changes:
+        quantity = -posted.amount if credit else posted.amount
+        standing.post(place.store, one.node, quantity, new_id(), place.now)
+        place.note("corrected", one, amount=_units(one, quantity), why=reason)
+    print("Done.")
+
+
 # --- the store -----------------------------------------------------------------------------------------------------------
 
 

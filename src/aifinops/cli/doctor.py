@@ -245,10 +245,10 @@ def _gpus(settings: config.Config) -> Iterator[Finding]:
     if not seen.devices:
         yield Finding("GPUs", "note", f"none seen ({seen.reason})")
         return
-    mine = set(visible(seen.devices))
+    mine = {device.uuid for device in visible(seen.devices)}
     for device in seen.devices:
         memory = f", {device.memory / 2**30:.0f} GiB" if device.memory else ""
-        hidden = "" if device in mine else " (hidden from this process)"
+        hidden = "" if device.uuid in mine else " (hidden from this process)"
         yield Finding("GPUs", "good", f"{device.index}: {device.name}{memory}, driver {seen.driver}{hidden}")
 
 

@@ -749,7 +749,7 @@ class _Known:
 
 
 _drift: dict[tuple[str, str], int] = {}
-_lock = threading.Lock()
+_lock = threading.RLock()  # a finalizer may settle a stream in the middle of it
 _MOST_PATHS = 1000
 """Names come from outside: a server that makes them up must not fill the memory."""
 

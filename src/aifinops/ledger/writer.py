@@ -46,6 +46,7 @@ class Writer:
         self._waiting: deque[Charge] = deque()
         self._paused_until = 0
         self._lock = threading.RLock()
+        self._turn = threading.Lock()  # not re-entrant: a signal handler in the middle of it writes nothing in between
         self._said: set[str] = set()
 
     @property
@@ -83,8 +84,8 @@ class Writer:
 
     def _catch_up(self) -> bool:
         """Write what waits, oldest first; False when something still waits."""
-        if self._now() < self._paused_until or not self._lock.acquire(blocking=False):
-            return False  # too early, or another thread is at it: nobody waits here
+        if self._now() < self._paused_until or not self._turn.acquire(blocking=False):
+            return False  # too early, or somebody is at it: nobody waits here
         try:
             while self._waiting:
                 self._write_oldest()
@@ -92,7 +93,7 @@ class Writer:
             self._pause(error)
             return False
         finally:
-            self._lock.release()
+            self._turn.release()
         return True
 
     def _write_oldest(self) -> None:

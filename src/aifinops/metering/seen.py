@@ -22,7 +22,7 @@ class Charged:
         self._most = most
         self._new: deque[tuple[str, str]] = deque(maxlen=most)
         self._ids: dict[str, set[str]] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may ask in the middle of it
 
     def note(self, provider: str, response_id: str) -> None:
         """That response is charged. One append: it is called for every call."""
@@ -32,17 +32,20 @@ class Charged:
         """Whether it is charged; `provider` in any spelling, empty for whichever."""
         with self._lock:
             ids = self._ids
-            while self._new:
-                name, noted = self._new.popleft()
+            while True:
+                try:
+                    name, noted = self._new.popleft()
+                except IndexError:
+                    break
                 ids.setdefault(noted, set()).add(provider_id(name) or "")
             while len(ids) > self._most:
-                del ids[next(iter(ids))]
+                ids.pop(next(iter(ids)), None)
             found = ids.get(response_id, ())
         return bool(found) if not provider else provider_id(provider) in found
 
     def reset_after_fork(self) -> None:
         """The lock may have been held by a thread that is not here."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
 
 charged = Charged()

@@ -153,7 +153,7 @@ class _Held:
     def __init__(self, span: Any) -> None:
         self._span = span
         self._end = span.end
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._at: int | None = None
         self._released = False
         span.end = self
@@ -179,7 +179,7 @@ class _Late:
 
     def __init__(self) -> None:
         self.wanted = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._kept: OrderedDict[str, list[tuple[int, Mapping[str, Any]]]] = OrderedDict()
 
     def put(self, trace_id: int, response_id: str, attributes: Mapping[str, Any]) -> None:
@@ -204,7 +204,7 @@ class _Late:
 
     def clear(self) -> None:
         """Forget everything (a forked child: the spans are its parent's)."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._kept = OrderedDict()
 
 

@@ -146,8 +146,12 @@ class Metrics:
         """Take in what waits. In a batch it costs half of what it does call by call, between the work of the application."""
         with self._lock:
             live, waiting = self._provider is not None, self._waiting
-            while waiting:
-                series, error, lines, quantities, amount, duration, first_chunk, official = waiting.popleft()
+            while True:
+                try:
+                    waited = waiting.popleft()
+                except IndexError:  # also where a call of a signal handler has taken in the last one
+                    break
+                series, error, lines, quantities, amount, duration, first_chunk, official = waited
                 series.count(error, lines, quantities, unpriced=amount is None and not error)
                 if live:
                     points = series.points.get(error) or series.points.setdefault(error, _Points())

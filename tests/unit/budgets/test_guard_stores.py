@@ -16,7 +16,7 @@ from aifinops import runtime
 from aifinops.budgets.budget import ActiveBudget, Budget
 from aifinops.budgets.guard import Guard, Reservation
 from aifinops.budgets.stores import open_store
-from aifinops.budgets.stores.base import Capabilities, Operation, Reserve, Settle
+from aifinops.budgets.stores.base import Capabilities, InTheMiddle, Operation, Reserve, Settle
 from aifinops.budgets.stores.memory import MemoryStore
 from aifinops.budgets.stores.sqlite import SqliteStore
 from aifinops.budgets.waiting import Wait, keep_ticket
@@ -307,3 +307,23 @@ def test_a_call_may_wait_in_one_store_while_another_has_room(desk: Desk) -> None
     desk.guard.settle(second, {"USD": 20 * DOLLAR // 100})
     assert desk.cents(block) == (20, 0)
     assert desk.cents(shared) == (30, 0)
+
+
+def test_a_call_in_the_middle_of_another_one_closes_no_line(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    """A store that cannot come back into itself refuses a signal handler, and nobody else: it does answer."""
+    shared = active("$1", name="team")
+    desk.reserve(shared, cents=10)
+    run, desk.remote.run = desk.remote.run, _always(InTheMiddle("this thread is in the middle of another operation"))  # type: ignore[method-assign]
+    with pytest.raises(StoreUnavailable):
+        desk.reserve(shared, cents=10)
+    desk.remote.run = run  # type: ignore[method-assign]
+    desk.reserve(shared, cents=10)
+    assert desk.cents(shared) == (0, 20)
+    assert not caplog.records
+
+
+def _always(error: Exception) -> Callable[..., Any]:
+    def run(_: object) -> None:
+        raise error
+
+    return run

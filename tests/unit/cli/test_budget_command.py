@@ -395,3 +395,33 @@ def test_a_log_that_cannot_be_written_is_told(run: Run, shop: Shop) -> None:
     code, _, err = run("reset", "search", "--yes")
     assert code == 0
     assert "this is in no log" in err
+
+
+# --- post ------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_correction_is_counted_and_written_down(run: Run, shop: Shop) -> None:
+    """What no call has told is added, or taken out down to nothing; the log says who, how much and why."""
+    shop.spend(60)
+    code, out, err = run("post", "search", "$0.15", "--reason", "invoice", "--yes")
+    assert (code, err) == (0, "")
+    assert "search per day: spent $0.60 becomes $0.75" in out
+    assert json.loads(run("list", "--json")[1])[0]["spent"] == "0.75"
+    assert "spent $0.75 becomes $0.00" in run("post", "search", "$9", "--credit", "--reason", "twice", "--yes")[1]
+    assert json.loads(run("list", "--json")[1])[0]["spent"] == "0"
+    runtime.get().flush(5)
+    told = [entry.facts for entry in entries(Path(f"{shop.path}.audit")) if entry.facts["kind"] == "corrected"]
+    assert [(facts["budget"], facts["unit"], facts["amount"], facts["why"]) for facts in told] == [
+        ("search", "USD", "0.15", "invoice"),
+        ("search", "USD", "-9", "twice"),
+    ]
+    assert all("@" in facts["by"] for facts in told)
+
+
+def test_a_correction_of_another_unit_or_of_nothing(run: Run, shop: Shop) -> None:
+    """The message says which units there are."""
+    shop.spend(60)
+    code, _, err = run("post", "search", "5 tokens", "--reason", "invoice", "--yes")
+    assert code == 2
+    assert "it has: USD" in err
+    assert json.loads(run("list", "--json")[1])[0]["spent"] == "0.6"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from aifinops.charges import Charge
 from aifinops.errors import StoreError
 from aifinops.ledger.memory import MemoryLedger
 from aifinops.ledger.sqlite import SqliteLedger
@@ -202,3 +203,26 @@ def test_store_errors_are_the_only_ones_kept() -> None:
     ledger.away = False
     assert writer.flush()
     assert ledger.info().entries == 1
+
+
+def test_a_charge_that_comes_in_the_middle_of_writing_takes_no_other_ones_place() -> None:
+    """A signal handler records something while this very thread writes what has waited: everything is written."""
+
+    class Interrupted(MemoryLedger):
+        away, between = True, 0
+
+        def enqueue(self, charge: Charge) -> None:
+            if self.away:
+                raise StoreError("away")
+            super().append(charge)
+            if self.between:
+                self.between -= 1
+                writer.write(example_charge(10 + self.between))
+
+    ledger = Interrupted()
+    writer = Writer(ledger, monotonic_ns=lambda: 0)
+    for number in range(3):
+        writer.write(example_charge(number))
+    ledger.away, ledger.between = False, 2
+    assert writer.flush()
+    assert sorted(charge.id for charge in ledger.rows()) == sorted(example_charge(n).id for n in (0, 1, 2, 10, 11))

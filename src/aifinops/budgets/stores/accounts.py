@@ -99,15 +99,17 @@ def reserve(
     nodes: tuple[Node, ...], accounts: Sequence[Account], amounts: tuple[int, ...], now: int
 ) -> Decision | None:
     """Hold the amounts; a decision where there is no room, and nothing is held."""
-    for node, account, amount in zip(nodes, accounts, amounts):  # noqa: B905 - `Reserve` has seen to the lengths
+    # Held before it is looked at: a signal handler or a finalizer may come in between, in this very thread, and hold as well.
+    for index, (node, account, amount) in enumerate(zip(nodes, accounts, amounts)):  # noqa: B905 - `Reserve` has seen to the lengths
+        account.reserved += amount
         # `policy.fits`, written out: a call for each node is a third of the whole operation.
         limit = node.limit
         if limit is not None and amount:
             taken = account.taken() if account.beside else account.spent + account.reserved
-            if taken + amount > limit:
+            if taken > limit:
+                for back, given in zip(accounts[: index + 1], amounts):  # noqa: B905
+                    back.reserved -= given
                 return refusal(nodes, accounts, amounts, now)
-    for account, amount in zip(accounts, amounts):  # noqa: B905
-        account.reserved += amount
     return None
 
 
@@ -164,12 +166,14 @@ def extend(record: Record, operation: Extend) -> Outcome:
         return UNCHANGED[record.state]
     wanted = record.held if operation.amounts is None else operation.amounts
     growth = tuple(new - old for new, old in zip(wanted, record.held, strict=True))
-    for node, account, more in zip(operation.nodes, record.accounts, growth, strict=True):
-        if not fits(node.limit, account.taken(), 0, more):
-            decision = refusal(operation.nodes, record.accounts, growth, operation.now)
-            return Outcome(record.state, applied=False, decision=decision)
     for account, more in zip(record.accounts, growth, strict=True):
         account.reserved += more
+    for node, account, more in zip(operation.nodes, record.accounts, growth, strict=True):
+        if not fits(node.limit, account.taken() - max(0, more), 0, more):
+            for back, given in zip(record.accounts, growth, strict=True):
+                back.reserved -= given
+            decision = refusal(operation.nodes, record.accounts, growth, operation.now)
+            return Outcome(record.state, applied=False, decision=decision)
     record.held = wanted
     record.expires = operation.now + operation.ttl
     return APPLIED[record.state]

@@ -39,6 +39,7 @@ __all__ = [
     "Extend",
     "Forget",
     "IdInUse",
+    "InTheMiddle",
     "Journal",
     "MarkSent",
     "Node",
@@ -177,6 +178,10 @@ class Swept:
 
     forfeited: tuple[str, ...] = ()
     crossed: tuple[Crossing, ...] = ()
+
+
+class InTheMiddle(StoreError):
+    """A signal handler or a finalizer came in the middle of an operation of its own thread. Nothing was done; the store itself is well."""
 
 
 class Operation(Generic[R]):

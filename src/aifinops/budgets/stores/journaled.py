@@ -8,6 +8,10 @@ A server can begin empty again, or come up from an old copy. It then tells each 
     on the border      what was begun before and finished after the copy was made: again under its id, which the copy knows
     notes              the last word on each
 
+Then, for a second and a half, nothing more is given of what has a limit: other processes have something to put back, too, and those that
+have leases come by every second. What they may have had counts as held by them until then, so that whoever asks waits for it as for any
+call in flight.
+
 All of it may be repeated, also after it failed in the middle, and counts nothing twice. Amounts that were put back count as overrun.
 
 The last operations are kept one by one, those before in sums; so much for each set of nodes and not more, however long a process lives. With
@@ -18,6 +22,7 @@ What is kept is kept in memory: what a process that has ended had spent is put b
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections import deque
@@ -26,6 +31,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
+from aifinops.budgets.policy import Decision, Refusal
 from aifinops.budgets.stores.base import (
     MAX_AMOUNT,
     Adjust,
@@ -38,6 +44,7 @@ from aifinops.budgets.stores.base import (
     Operation,
     Outcome,
     Put,
+    Read,
     Release,
     Reserve,
     Settle,
@@ -49,7 +56,7 @@ from aifinops.charges import new_id
 from aifinops.clock import Clock, SystemClock
 from aifinops.errors import StoreError, StoreReset, swallow
 
-__all__ = ["RECENT", "JournaledStore"]
+__all__ = ["QUIET_S", "RECENT", "JournaledStore"]
 
 R = TypeVar("R")
 Amounts = tuple[int, ...]
@@ -61,27 +68,27 @@ logger = logging.getLogger("aifinops.budgets")
 RECENT = 4096
 """Finished operations that are kept one by one."""
 
+QUIET_S = 1.5
+"""How long after a loss others are waited for, seconds: a process with leases tells the store something every second."""
+
 _NS = 1_000_000_000
 _DAY_NS = 86_400 * _NS
 _LATE_NS = 7 * _DAY_NS
 """How long after the end of its lease a hold is waited for; stores forget it then, too."""
 _SUMS_MOST = 4096
+_TIDY_EVERY = 32
 _NOTES_MOST = 1024
-_ERAS_MOST = 16
-_TRIES = 4
-_OPEN = (State.HELD, State.SENT)
+_ERAS_MOST = 1024
+_TRIES = 8
+_OPEN, _SETTLED = (State.HELD, State.SENT), State.SETTLED
+_entry = tuple.__new__  # as a named tuple is made, in a quarter of the time
 
 
-class _Mark(NamedTuple):
-    """A write, as `StoreReset` counts it."""
-
-    row: Hashable
-    number: int
-
-
-_GONE = _Mark(None, 2**63)
+Mark = tuple[Hashable, int]
+"""A write, as `StoreReset` counts it: row and number."""
+_GONE: Mark = (None, 2**63)
 """Of a write that the store has lost."""
-_NEVER = _Mark(None, 0)
+_NEVER: Mark = (None, 0)
 
 
 class _Hold:
@@ -95,7 +102,7 @@ class _Hold:
 
     __slots__ = ("begun", "changed", "held", "nodes", "sent", "step", "until")
 
-    def __init__(self, nodes: Nodes, held: Amounts, until: int, begun: _Mark | None, changed: _Mark) -> None:
+    def __init__(self, nodes: Nodes, held: Amounts, until: int, begun: Mark | None, changed: Mark) -> None:
         self.nodes = nodes
         self.held = held
         self.until = until
@@ -113,8 +120,8 @@ class _Entry(NamedTuple):
         operation: what was done, without unknown amounts. amounts: what it has added to what is spent, one a node; none for nothing.
     """
 
-    mark: _Mark
-    since: _Mark | None
+    mark: Mark
+    since: Mark | None
     operation: Settle | Release | Draw | Adjust
     amounts: Amounts
 
@@ -158,6 +165,7 @@ class JournaledStore:
     Args:
         inner: a store that tells a journal what it has confirmed: one with the attribute `journal`. clock: for leases.
         on_reset: told of every loss, before anything is put back. recent: see `RECENT`.
+        quiet_s: how long after a loss nothing more is given, seconds.
     """
 
     def __init__(
@@ -167,11 +175,13 @@ class JournaledStore:
         *,
         on_reset: Callable[[StoreReset], object] = lambda reset: None,
         recent: int = RECENT,
+        quiet_s: float = QUIET_S,
     ) -> None:
         self.inner: Store = inner
         self._clock = clock or SystemClock()
         self._on_reset = on_reset
         self._recent_most = recent
+        self._quiet_ns = int(quiet_s * _NS)
         self._begin()
         inner.journal = self
 
@@ -185,13 +195,14 @@ class JournaledStore:
         # Re-entrant: a finalizer or signal handler may come in here in the thread that is in here. Never held while the store is asked.
         self._lock = threading.RLock()
         self._turn = threading.RLock()  # of whoever puts back
-        self._failures = self._putting = 0
+        self._failures = self._putting = self._losses = self._quiet_until = 0
         self._holds: dict[str, _Hold] = {}
         self._recent: deque[_Entry] = deque()
         self._posted: dict[str, None] = {}  # ids of entries among them
         self._sums: dict[Path, list[_Sum]] = {}
-        self._notes: dict[str, tuple[_Mark, Put | Take]] = {}
-        self._ended: list[StoreReset] = []
+        self._sum_ups = 0
+        self._notes: dict[str, tuple[Mark, Put | Take]] = {}
+        self._ended: dict[object, StoreReset] = {}  # by era, in order
         # What is to be put back.
         self._lost = False
         self._untold: deque[StoreReset] = deque()
@@ -206,27 +217,52 @@ class JournaledStore:
         Raises:
             StoreError: as the store within, also while something is put back.
         """
+        losses = -1
         for _ in range(_TRIES):
             try:
                 if self._lost:
                     self._put_back()
-                answer: Any = operation.execute(self.inner)
+                answer: Any = self._held_back(operation) if self._quiet_until else None
+                if answer is None:
+                    answer = operation.execute(self.inner)
             except StoreReset:
                 continue
             if type(answer) is Outcome and answer.state is None and answer.decision is None:
-                answer = self._unknown(operation, answer)
+                one: Any = operation
+                if one.id in self._holds:
+                    # It came in between the loss, of which another call was told, and what that one puts back.
+                    if losses != self._losses:
+                        losses = self._losses
+                        continue
+                    if isinstance(operation, (Settle, Release)):
+                        with self._lock:
+                            self._holds.pop(one.id, None)  # it was forgotten there, after a very long time
             return answer  # type: ignore[no-any-return]
         raise StoreError("the store of a budget loses again and again what it has confirmed")
 
-    def _unknown(self, operation: Any, answer: Any) -> Any:
-        """The store does not know what is held here: it came in between the loss, of which another call was told, and what that one puts back."""
-        if operation.id not in self._holds:
-            return answer
-        self._put_back()
-        answer = operation.execute(self.inner)
-        if answer.state is None and isinstance(operation, (Settle, Release)):
-            self._holds.pop(operation.id, None)  # it was forgotten there, after a very long time
-        return answer
+    def _held_back(self, operation: Any) -> Outcome | None:
+        """The answer to whoever wants more soon after a loss; None for anything else."""
+        if self._clock.monotonic_ns() >= self._quiet_until:
+            self._quiet_until = 0
+            return None
+        if isinstance(operation, Draw) and operation.held != operation.least:
+            outcome = replace(operation, held=operation.least).execute(self.inner)
+            return replace(outcome, decision=self._not_yet(operation, operation.held)) if outcome.applied else outcome
+        if isinstance(operation, Reserve) and operation.id not in self._holds:
+            decision = self._not_yet(operation, operation.amounts)
+            return None if decision is None else Outcome(None, applied=False, decision=decision)
+        return None
+
+    def _not_yet(self, operation: Reserve | Draw, amounts: Amounts) -> Decision | None:
+        """What others may have had counts as held by them."""
+        refusals = [
+            Refusal(index, replace(balance, reserved=max(balance.reserved, balance.limit - balance.spent)), amount)
+            for index, (balance, amount) in enumerate(
+                zip(Read(operation.nodes).execute(self.inner), amounts, strict=True)
+            )
+            if balance.limit is not None and amount
+        ]
+        return Decision(allowed=False, refusals=tuple(refusals), at=operation.now) if refusals else None
 
     def reset_after_fork(self) -> None:
         """In a forked child: what was confirmed to the parent is the parent's to put back."""
@@ -250,19 +286,21 @@ class JournaledStore:
             return
         try:
             with self._lock:
-                mark = _Mark(row, number)
+                mark = row, number
                 if self._ended and self._is_gone(era, mark):
                     mark, self._lost = _GONE, True
                 note(self, operation, answer, mark)
         except Exception as failure:  # what was done is done
             swallow("budgets.journal", failure)
 
-    def _is_gone(self, era: object, mark: _Mark) -> bool:
+    def _is_gone(self, era: object, mark: Mark) -> bool:
         """Whether the era in which it was confirmed has ended since, and it did not survive that."""
-        eras = [reset.era for reset in self._ended]
-        return era in eras and not all(reset.has(*mark) for reset in self._ended[eras.index(era) :])
+        if era not in self._ended:
+            return False
+        since = itertools.dropwhile(lambda reset: reset.era is not era, self._ended.values())
+        return not all(reset.has(*mark) for reset in since)
 
-    def _reserved(self, operation: Reserve, outcome: Outcome, mark: _Mark) -> None:
+    def _reserved(self, operation: Reserve, outcome: Outcome, mark: Mark) -> None:
         if outcome.state not in _OPEN:
             return
         hold = self._holds.get(operation.id)
@@ -271,6 +309,10 @@ class JournaledStore:
                 hold.begun = hold.changed = mark
             elif hold.begun is _GONE:
                 hold.begun = None
+            return
+        if self._is_putting_back():
+            # Its end, of before the loss, was told meanwhile, and so is put back itself.
+            self._owed.append(_Owed(Release(operation.id, operation.nodes)))
             return
         until = self._clock.monotonic_ns() + operation.ttl
         # One that is there already was made by a try of whose answer nobody knows.
@@ -282,7 +324,7 @@ class JournaledStore:
         if hold.changed is _GONE:
             self._lost_holds[id] = None
 
-    def _changed(self, operation: MarkSent | Extend, outcome: Outcome, mark: _Mark) -> None:
+    def _changed(self, operation: MarkSent | Extend, outcome: Outcome, mark: Mark) -> None:
         hold = self._holds.get(operation.id)
         if hold is None or outcome.state not in _OPEN or outcome.decision is not None:
             return
@@ -295,7 +337,7 @@ class JournaledStore:
         hold.changed = mark
         self._hold(operation.id, hold)
 
-    def _drawn(self, operation: Draw, outcome: Outcome, mark: _Mark) -> None:
+    def _drawn(self, operation: Draw, outcome: Outcome, mark: Mark) -> None:
         if outcome.state not in _OPEN:
             return
         hold = self._holds.get(operation.id)
@@ -310,20 +352,21 @@ class JournaledStore:
             self._hold(operation.id, hold)
         self._finish(_Entry(mark, mark, operation, operation.spent))
 
-    def _settled(self, operation: Settle, outcome: Outcome, mark: _Mark) -> None:
+    def _settled(self, operation: Settle, outcome: Outcome, mark: Mark) -> None:
         if outcome.state is None:
             return
         hold = self._holds.pop(operation.id, None)
         if hold is None and not outcome.applied and not self._is_putting_back():
             return  # it is known here
         begun = hold.begun if hold is not None and outcome.applied else None
-        held = hold.held if hold is not None else (0,) * len(operation.nodes)
-        amounts = tuple([most if one is None else one for one, most in zip(operation.amounts, held, strict=True)])
-        if None in operation.amounts:
+        amounts: Any = operation.amounts
+        if None in amounts:
+            held = hold.held if hold is not None else (0,) * len(amounts)
+            amounts = tuple([most if one is None else one for one, most in zip(amounts, held, strict=True)])
             operation = Settle(operation.id, operation.nodes, amounts, operation.now)
-        self._finish(_Entry(mark, begun, operation, amounts if outcome.state is State.SETTLED else ()))
+        self._finish(_entry(_Entry, (mark, begun, operation, amounts if outcome.state is _SETTLED else ())))
 
-    def _released(self, operation: Release, outcome: Outcome, mark: _Mark) -> None:
+    def _released(self, operation: Release, outcome: Outcome, mark: Mark) -> None:
         if outcome.state is None:
             return
         hold = self._holds.pop(operation.id, None)
@@ -331,7 +374,7 @@ class JournaledStore:
             begun = hold.begun if hold is not None and outcome.applied else None
             self._finish(_Entry(mark, begun, operation, ()))
 
-    def _adjusted(self, operation: Adjust, outcome: Outcome, mark: _Mark) -> None:
+    def _adjusted(self, operation: Adjust, outcome: Outcome, mark: Mark) -> None:
         if operation.id in self._posted:
             return
         self._posted[operation.id] = None
@@ -354,7 +397,7 @@ class JournaledStore:
         pairs = zip(operation.nodes, operation.amounts, strict=True)
         return tuple(max(amount, -max(0, spent[node.key])) for node, amount in pairs)
 
-    def _noted(self, operation: Put | Take, answer: Any, mark: _Mark) -> None:
+    def _noted(self, operation: Put | Take, answer: Any, mark: Mark) -> None:
         if isinstance(operation, Put) and not answer:
             return
         self._notes.pop(operation.key, None)
@@ -376,9 +419,9 @@ class JournaledStore:
     # --- sums ---------------------------------------------------------------------------------------------------------------
 
     def _sum_up(self) -> None:
-        """Of those that are kept one by one, put the older quarter into sums."""
+        """Of those that are kept one by one, put the oldest into sums."""
         fresh: dict[Path, _Sum] = {}
-        for _ in range(max(1, self._recent_most // 4)):
+        for _ in range(max(1, self._recent_most // 32)):
             entry = self._recent.popleft()
             self._posted.pop(entry.operation.id, None)
             if entry.amounts:
@@ -386,6 +429,11 @@ class JournaledStore:
                 _sum_of(fresh, nodes).add(entry.amounts, [entry.mark])
         for path, one in fresh.items():
             self._sums.setdefault(path, []).append(one)
+        self._sum_ups += 1
+        if not self._sum_ups % _TIDY_EVERY:
+            self._tidy()
+
+    def _tidy(self) -> None:
         now = self._clock.time_ns()
         for path in [path for path, some in self._sums.items() if _is_over(some[0].nodes, now)]:
             del self._sums[path]
@@ -407,10 +455,14 @@ class JournaledStore:
     def reset(self, reset: StoreReset) -> None:
         """See `Journal`."""
         with self._lock:
-            if any(known.era is reset.era for known in self._ended):
+            if reset.era in self._ended:
                 return
-            self._ended = [*self._ended[1 - _ERAS_MOST :], reset]
+            if len(self._ended) >= _ERAS_MOST:
+                del self._ended[next(iter(self._ended))]
+            self._ended[reset.era] = reset
             self._untold.append(reset)
+            self._losses += 1
+            self._quiet_until = self._clock.monotonic_ns() + self._quiet_ns
             sums: dict[Path, _Sum] = {}
             for path, some in list(self._sums.items()):
                 kept = []
@@ -444,7 +496,7 @@ class JournaledStore:
                 hold.begun = _GONE
             _sum_of(sums, hold.nodes)  # nothing, after what is held: an operation with limits, see `_again`
 
-    def _owe(self, lost: Sequence[_Entry], sums: dict[Path, _Sum], is_known: Callable[[_Mark], bool]) -> None:
+    def _owe(self, lost: Sequence[_Entry], sums: dict[Path, _Sum], is_known: Callable[[Mark], bool]) -> None:
         for entry in lost:
             self._posted.pop(entry.operation.id, None)
             if entry.since is None or is_known(entry.since):
@@ -528,9 +580,6 @@ class JournaledStore:
             MarkSent(id).execute(self.inner)
         if hold.changed is _GONE and id not in self._lost_holds:  # it is forfeited there: its end will correct it
             hold.changed = _NEVER
-        found = self._holds.get(id)
-        if found is not None and found is not hold:  # its end, of before the loss, was told meanwhile
-            Release(id, nodes).execute(self.inner)
 
     def _put_back_owed(self, left: deque[_Owed]) -> None:
         while left:
@@ -547,19 +596,23 @@ class JournaledStore:
     def _put_back_notes(self) -> None:
         while self._lost_notes:
             key, _ = self._lost_notes.popitem()
-            mark, operation = self._notes.get(key) or (_NEVER, None)
-            now = self._clock.time_ns()
-            if mark is not _GONE or (isinstance(operation, Put) and 0 < operation.until <= now):
-                continue
-            try:
-                again = Take(key, now) if isinstance(operation, Take) else replace(operation, now=now, new=True)
-                again.execute(self.inner)
-            except BaseException:
-                self._lost_notes[key] = None
-                raise
+            known = self._notes.get(key)
+            if known is not None and known[0] is _GONE:
+                try:
+                    self._note_again(known[1])
+                except BaseException:
+                    self._lost_notes[key] = None
+                    raise
+
+    def _note_again(self, operation: Put | Take) -> None:
+        now = self._clock.time_ns()
+        if isinstance(operation, Take):
+            replace(operation, now=now).execute(self.inner)
+        elif not operation.until or now < operation.until:
+            replace(operation, now=now, new=True).execute(self.inner)
 
 
-_NOTES: dict[type, Callable[[JournaledStore, Any, Any, _Mark], None]] = {
+_NOTES: dict[type, Callable[[JournaledStore, Any, Any, Mark], None]] = {
     Reserve: JournaledStore._reserved,
     MarkSent: JournaledStore._changed,
     Extend: JournaledStore._changed,

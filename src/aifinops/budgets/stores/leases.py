@@ -28,6 +28,7 @@ from aifinops.budgets.stores.base import (
     Crossing,
     Draw,
     Extend,
+    InTheMiddle,
     MarkSent,
     Node,
     Operation,
@@ -108,14 +109,16 @@ class _Path:
         """Give a call what it asks for, where that is here."""
         if now >= self.until:
             return False
-        free = self.free
+        # Taken before it is looked at: a signal handler or a finalizer may come in between, in this very thread, and take some as well. It never
+        # comes within a few lines without a call or an end of a loop; on that all sums of a lease rely.
         for index, amount in enumerate(amounts):
-            if free[index] < amount:
+            self.free[index] -= amount
+            self.flying[index] += amount
+            if self.free[index] < 0:
+                for back, given in enumerate(amounts[: index + 1]):
+                    self.free[back] += given
+                    self.flying[back] -= given
                 return False
-        flying = self.flying
-        for index, amount in enumerate(amounts):
-            free[index] -= amount
-            flying[index] += amount
         self.calls[id] = amounts
         self.given = now
         return True
@@ -141,8 +144,8 @@ class _Path:
 
     def overdue(self, now: int) -> list[str]:
         """Calls that have been in flight for longer than they may hold something."""
-        self.seen = {id: self.seen.get(id, now) for id in self.calls}
-        return [id for id, since in self.seen.items() if now - since >= self.ttl]
+        self.seen = {id: self.seen.get(id, now) for id in list(self.calls)}
+        return [id for id, since in list(self.seen.items()) if now - since >= self.ttl]
 
     def asked(self, now: int) -> None:
         """Count how often."""
@@ -172,11 +175,13 @@ class _Path:
 
     def holds(self, held: Amounts) -> None:
         """The store holds so much for the lease: what is neither with calls nor used is free."""
-        self.free = [a - b - c for a, b, c in zip(held, self.flying, self.used, strict=True)]
+        for index, amount in enumerate(held):
+            self.free[index] = amount - self.flying[index] - self.used[index]
 
     def told(self, used: Amounts) -> None:
         """The store knows of so much that was used."""
-        self.used = [a - b for a, b in zip(self.used, used, strict=True)]
+        for index, amount in enumerate(used):
+            self.used[index] -= amount
 
     def drop(self) -> None:
         """There is no lease any more."""
@@ -345,7 +350,7 @@ class LeasedStore:
         if path is None:  # another thread has ended it
             return UNCHANGED[State.SETTLED]
         if not path.busy.acquire(timeout=_CHANGE_S):  # a signal handler may have come in between
-            raise StoreError("the lease is being changed by another call already")
+            raise InTheMiddle("the lease is being changed by another call already")
         try:  # what is held for it is not handed over meanwhile
             return self._change_alone(path, operation, amounts)
         finally:
@@ -383,7 +388,7 @@ class LeasedStore:
         """How it stands if the store had been told all that this process knows."""
         spent = idle = 0
         keys = {node.key, *node.also}
-        for path in self._paths.values():
+        for path in list(self._paths.values()):
             if path.id:
                 for index, other in enumerate(path.nodes):
                     if other.key in keys:
@@ -424,8 +429,8 @@ class LeasedStore:
                 return self._grow(path, wanted, now)
         with self._lock:
             # Nothing is given away while the store is asked; what comes back meanwhile is put in order after it.
-            kept = tuple(max(0, min(pair)) for pair in zip(path.free, wanted, strict=True))
-            path.free = [0] * len(kept)
+            free, path.free = path.free, [0] * len(wanted)
+            kept = tuple(max(0, min(pair)) for pair in zip(free, wanted, strict=True))
             flying, used = tuple(path.flying), tuple(path.used)
             # The least is what the store holds already, so that it is the same whether or not an answer comes.
             operation = Draw(
@@ -589,9 +594,11 @@ class LeasedStore:
         self._stop = threading.Event()
         try:
             for path in list(self._paths.values()):
-                if path.id or any(path.used):
-                    with path.busy:
+                if (path.id or any(path.used)) and path.busy.acquire(timeout=_CHANGE_S):
+                    try:
                         self._settle_up(path, idle=True)
+                    finally:
+                        path.busy.release()
         finally:
             self.inner.close()
 

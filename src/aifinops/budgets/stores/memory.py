@@ -135,15 +135,17 @@ class MemoryStore:
                 return repeated(self._known(id), Reserve(id, nodes, amounts, now, ttl))
             path = self._paths.get(id_of(nodes))
             accounts = path[1] if path is not None and path[0] is nodes else self._path(nodes)
+            # Held before it is looked at: a signal handler or a finalizer may come in between, in this very thread, and hold as well.
             # `policy.fits`, written out: a call for each node is a third of the whole operation.
             for index, account in enumerate(accounts):
                 limit, amount = nodes[index].limit, amounts[index]
+                account.reserved += amount
                 if limit is not None and amount:
                     taken = account.taken() if account.beside else account.spent + account.reserved
-                    if taken + amount > limit:
+                    if taken > limit:
+                        for back in range(index + 1):
+                            accounts[back].reserved -= amounts[back]
                         return Outcome(None, applied=False, decision=refusal(nodes, accounts, amounts, now))
-            for index, account in enumerate(accounts):
-                account.reserved += amounts[index]
             self._open[id] = nodes, amounts, accounts, now + ttl
         return _NOW_HELD
 
@@ -201,7 +203,7 @@ class MemoryStore:
         crossed: list[Crossing] = []
         late = sorted(
             id
-            for id, one in self._open.items()
+            for id, one in list(self._open.items())
             if (one[3] if type(one) is tuple else one.expires) <= operation.now  # type: ignore[union-attr]
         )
         for id in late:
@@ -257,7 +259,7 @@ class MemoryStore:
         return tuple((self._accounts.get(node.key) or self._unused(node)).balance(node) for node in operation.nodes)
 
     def _all(self, operation: Accounts) -> tuple[tuple[Node, Balance], ...]:
-        nodes = [node for node in self._nodes.values() if operation.budget in (None, node.budget)]
+        nodes = [node for node in list(self._nodes.values()) if operation.budget in (None, node.budget)]
         return tuple(
             (node, self._accounts[node.key].balance(node)) for node in sorted(nodes, key=lambda node: node.key)
         )
@@ -269,7 +271,8 @@ class MemoryStore:
     def _account(self, node: Node) -> Account:
         found = self._accounts.get(node.key)
         if found is None:
-            found = self._accounts[node.key] = self._unused(node)
+            # What comes in between, in this thread, may have made it.
+            found = self._accounts.setdefault(node.key, self._unused(node))
             self._nodes[node.key] = node
             self._beside.pop(node.key, None)
         return found
@@ -295,7 +298,7 @@ class MemoryStore:
         self._nodes.pop(key, None)
 
     def _drop_old_windows(self, before: int) -> None:
-        old = [node for node in self._nodes.values() if 0 < (node.kept or node.until) < before]
+        old = [node for node in list(self._nodes.values()) if 0 < (node.kept or node.until) < before]
         for node in old:
             if not self._accounts[node.key].reserved:
                 for key in (node.key, *node.also):

@@ -12,12 +12,14 @@ replaced and the operation sent once more with the same id and token, by which t
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import os
 import re
 import threading
+import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from importlib import resources
 from typing import Any, NamedTuple, TypeVar, cast
@@ -31,6 +33,7 @@ from aifinops.budgets.stores.base import (
     Draw,
     Extend,
     Forget,
+    Journal,
     MarkSent,
     Node,
     Notes,
@@ -69,8 +72,12 @@ _LATE_NS = 7 * 86_400 * _NS
 """How long the truth about what was forfeited may still come, entries are known, and a window is kept after its end."""
 _TIDY = {"finished": _KEPT_NS, "late": _LATE_NS}
 _TIDY_EVERY = 64
+_SILENT_NS = 8 * 86_400 * _NS
+"""How long the store keeps count of a process that does nothing; after six of these days the process expects it no more."""
+_SILENT_S = 6 * 86_400
 _SWEEP_MOST = 500
 _KNOWN_MOST = 10_000
+_MANY = 2**63
 _ROUNDS = 4  # one for what was lost, one for accounts that are not there, one for a store that is another
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,47}")
 # Codes of errors: https://www.postgresql.org/docs/current/errcodes-appendix.html
@@ -96,11 +103,63 @@ END $make$
 """
 
 
-class _Known(NamedTuple):
-    """The store as this process knows it: which it is, and how far it has counted."""
+class _Known:
+    """The store as this process knows it, since it began or since the last loss.
 
-    epoch: str
-    seen: int
+    Attributes:
+        epoch: which it is. ticks: how many operations were confirmed in each place. reset: how it has ended. heard: of a confirmation last.
+    """
+
+    def __init__(self, epoch: str, ticks: Mapping[int, int]) -> None:
+        self.epoch = epoch
+        self.ticks = dict(ticks)
+        self.reset: StoreReset | None = None
+        self.heard = time.monotonic()
+
+    def confirm(self, place: int, tick: int) -> None:
+        """Of one place, which one operation has at a time."""
+        if tick > self.ticks.get(place, 0):
+            self.ticks[place] = tick
+            self.heard = time.monotonic()
+
+    def has_all_of(self, before: _Known) -> bool:
+        """Whether this is the same store, and nothing of it was lost."""
+        counts = list(before.ticks.items())
+        return self.epoch == before.epoch and all(self.ticks.get(place, 0) >= tick for place, tick in counts)
+
+
+class _Places:
+    """Places in which operations are counted: each for one operation at a time.
+
+    Args:
+        rest_s: how long one is left alone whose operation may still be running.
+
+    Attributes:
+        client: under which the store counts.
+    """
+
+    def __init__(self, rest_s: float) -> None:
+        self.client = os.urandom(8).hex()
+        self._rest_s = rest_s
+        self._idle: list[tuple[int, float]] = []
+        self._numbers = itertools.count(1)
+
+    def take(self) -> int:
+        """One that nobody uses; as few as possible."""
+        idle, now = self._idle, time.monotonic()
+        for _ in range(len(idle)):
+            try:
+                place, ready = idle.pop()  # one step: no lock is needed
+            except IndexError:
+                break
+            if ready <= now:
+                return place
+            idle.insert(0, (place, ready))
+        return next(self._numbers)
+
+    def give(self, place: int, *, done: bool) -> None:
+        """Back again."""
+        self._idle.append((place, 0.0 if done else time.monotonic() + self._rest_s))
 
 
 class _Lost(Exception):
@@ -209,6 +268,9 @@ class PostgresStore:
             self._always["commit"] = synchronous_commit
         self._lock = threading.RLock()
         self._store: _Known | None = None
+        self._places = _Places(timeout_s + 1)
+        self._earlier: list[tuple[str, int]] = []
+        self.journal: Journal | None = None
         self._reserved = 0
         # Nodes that the store has as they are. Keyed by text, held by identity: budgets make theirs once a window.
         self._nodes: dict[str, Node] = {}
@@ -246,6 +308,9 @@ class PostgresStore:
         """In a forked child: new locks and connections. Reservations of the parent stay the parent's."""
         self._lock = threading.RLock()
         self._pool.reset_after_fork()
+        self._store, self._places, self._earlier = None, _Places(self._timeout_s + 1), []
+        if self.journal is not None:
+            self.journal.forget()
 
     def close(self) -> None:
         """Close connections. A later operation opens new ones."""
@@ -269,7 +334,11 @@ class PostgresStore:
 
     def _once(self, operation: Any) -> Steps[Any]:
         reply = yield from self._call(operation)
-        return _KINDS[type(operation)].answer(operation, reply)
+        answer = _KINDS[type(operation)].answer(operation, reply)
+        if self.journal is not None:
+            known, client, place = reply["by"]
+            self.journal.wrote(operation, answer, known, (client, place), reply["tick"])
+        return answer
 
     def _sweep(self, operation: Sweep) -> Steps[Swept]:
         """In parts, so that none takes long. What was done before one fails is told; the rest is left for the next sweep."""
@@ -295,12 +364,10 @@ class PostgresStore:
         again = everything = False
         for _ in range(_ROUNDS):
             try:
-                known = self._store or (yield from self._get_ready())
-                request = (
-                    kind.request(operation) | self._always | {"token": token, "epoch": known.epoch, "seen": known.seen}
-                )
+                known = self._present(self._store) or (yield from self._get_ready())
+                request = kind.request(operation) | self._always | {"token": token, "epoch": known.epoch}
                 described = self._describe(operation, request, everything=everything)
-                reply = yield from self._send(kind.function, request)
+                reply = yield from self._counted(known, kind.function, request)
             except _Lost as error:
                 if again or (error.sent and not kind.repeatable):
                     raise
@@ -315,10 +382,27 @@ class PostgresStore:
             else:
                 if "missing" not in reply:
                     looked = reply.get("applied") or "standing" in reply  # at the nodes; not where the id was known
-                    self._learn(known, reply["tick"], described if looked else ())
+                    self._learn(described if looked else ())
                     return reply
                 everything = True
         raise StoreError(f"{self._who()}: it changes while it is used")
+
+    def _counted(self, known: _Known, function: str, request: dict[str, Any]) -> Steps[dict[str, Any]]:
+        """Send a request with what was confirmed until now; who counted it is in the reply."""
+        places = self._places
+        place, done = places.take(), False
+        try:
+            request |= {"client": places.client, "place": str(place)}
+            reply = yield from self._send(function, request, known)
+            done = True
+        except _Refused:
+            done = True
+            raise
+        finally:
+            places.give(place, done=done)
+        known.confirm(place, reply.get("tick", 0))
+        reply["by"] = known, places.client, place
+        return reply
 
     def _describe(self, operation: Any, request: dict[str, Any], *, everything: bool) -> Sequence[Node]:
         """Add to a request what makes accounts of nodes that the store may not have, or not so."""
@@ -333,16 +417,20 @@ class PostgresStore:
                 request["tidy"] = _TIDY
         return fresh
 
-    def _learn(self, known: _Known, tick: int, described: Sequence[Node]) -> None:
+    def _learn(self, described: Sequence[Node]) -> None:
         if len(self._nodes) > _KNOWN_MOST:
             self._nodes.clear()
         self._nodes.update((node.key, node) for node in described)
-        with self._lock:
-            now = self._store
-            if now is not None and now.epoch == known.epoch and now.seen >= known.seen and tick > now.seen:
-                self._store = _Known(now.epoch, tick)
 
     # --- what is known of the store ---------------------------------------------------------------------------------------
+
+    def _present(self, known: _Known | None) -> _Known | None:
+        if known is not None and time.monotonic() - known.heard > _SILENT_S:
+            # What a store counts for a process that it may have forgotten is no measure: go on as another one.
+            self._earlier += [(self._places.client, place) for place in known.ticks]
+            self._places = _Places(self._timeout_s + 1)
+            self._store = known = _Known(known.epoch, {})
+        return known
 
     def _get_ready(self) -> Steps[_Known]:
         """Make what is missing, and see which store this is."""
@@ -350,39 +438,50 @@ class PostgresStore:
         link = yield from self._take()
         try:
             about = yield from self._about(link)
+            ticks = {}
+            if before is not None and before.epoch == about["epoch"]:
+                text = yield from self._query(link, f"SELECT {self.schema}.counted($1)", self._places.client)
+                ticks = {int(place): tick for place, tick in json.loads(text).items()}
         except BaseException:
             self._pool.drop(link)
             raise
         self._pool.give(link)
-        return self._adopt(before, _Known(about["epoch"], about["tick"]))
+        return self._adopt(before, _Known(about["epoch"], ticks))
 
     def _look_again(self, known: _Known) -> Steps[None]:
         """After the store was found to be another than was thought.
 
         Raises:
-            StoreReset: when this is the first to find that.
+            StoreReset: to the first who finds that, or to each where there is a journal, which has to be put back before.
         """
-        with self._lock:
-            now = self._store
-            if now is not None and (now.epoch != known.epoch or now.seen < known.seen):
-                return  # somebody else has told it already
-        yield from self._get_ready()
+        if self._store is known:
+            yield from self._get_ready()
+        if known.reset is not None and self.journal is not None:
+            raise known.reset
 
     def _adopt(self, before: _Known | None, found: _Known) -> _Known:
         """Go on with what was found, when `before` was known at the time of asking."""
         with self._lock:
             now = self._store
+            if now is not None and (now is not before or found.has_all_of(now)):
+                return now  # somebody else has been here meanwhile, or nothing is missing
             if now is not None:
-                if before is None or now.epoch != before.epoch or now.seen < before.seen:
-                    return now  # somebody else has been here meanwhile
-                if now.epoch == found.epoch and before.seen <= found.seen:
-                    return now
+                now.reset = self._reset(now, found)
+                if self.journal is not None:
+                    self.journal.reset(now.reset)
             self._store = found
             self._nodes.clear()
-        if now is not None:
-            older = now.epoch == found.epoch
-            raise StoreReset(f"{self._who()}: it is {'older than it was' if older else 'a new one'}; what was spent and held may be missing")  # fmt: skip
+        if now is not None and now.reset is not None:
+            raise now.reset
         return found
+
+    def _reset(self, now: _Known, found: _Known) -> StoreReset:
+        older, client = now.epoch == found.epoch, self._places.client
+        survived: dict[Hashable, int] = {(client, place): tick for place, tick in found.ticks.items()}
+        if found.ticks:  # a copy that knows this client was made after all that it did as another one
+            survived.update(dict.fromkeys(self._earlier, _MANY))
+        text = f"{self._who()}: it is {'older than it was' if older else 'a new one'}; what was spent and held may be missing"
+        return StoreReset(text, survived=survived, era=now)
 
     def _about(self, link: Link) -> Steps[dict[str, Any]]:
         try:
@@ -408,8 +507,9 @@ class PostgresStore:
 
     # --- the server -------------------------------------------------------------------------------------------------------
 
-    def _send(self, function: str, request: dict[str, Any]) -> Steps[dict[str, Any]]:
+    def _send(self, function: str, request: dict[str, Any], known: _Known) -> Steps[dict[str, Any]]:
         link = yield from self._take()
+        request["known"] = known.ticks.copy()  # as late as that: of what is confirmed meanwhile nothing may be missing
         try:
             text = yield from self._query(link, f"SELECT {self.schema}.{function}($1::jsonb)", json.dumps(request))
         except _Refused:
@@ -674,7 +774,7 @@ def _refused(driver: Any, result: Result) -> _Refused:
 
 
 def _filled(text: str, schema: str) -> str:
-    return text.replace("{schema}", schema).replace("{version}", str(SCHEMA))
+    return text.replace("{schema}", schema).replace("{version}", str(SCHEMA)).replace("{silent}", str(_SILENT_NS))
 
 
 def _check_name(schema: str) -> None:

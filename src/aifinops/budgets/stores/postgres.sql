@@ -26,8 +26,12 @@ CREATE TABLE {schema}.meta (
 );
 INSERT INTO {schema}.meta (schema, epoch) VALUES ({version}, gen_random_uuid()::text);
 
--- Counts operations. A store that counts less than a process has seen was put back to an older state.
-CREATE SEQUENCE {schema}.tick AS bigint;
+-- Counts the operations of each process, in the transaction of each: a store that counts less than it has confirmed was put back to an older
+-- state, and the count says to which. In several places, so that operations that a process makes at once do not wait for each other.
+CREATE TABLE {schema}.confirmed (
+    client text COLLATE "C", place integer, ticks bigint NOT NULL, due bigint NOT NULL,
+    PRIMARY KEY (client, place)
+) WITH (fillfactor = 40);
 
 -- Figures are numeric: amounts fit a bigint, sums of them need not. Room is left in the pages, so that updates stay in them.
 CREATE TABLE {schema}.account (
@@ -78,24 +82,39 @@ BEGIN
 END $$;
 
 -- The beginning of every operation: how long it waits and commits, and whether this is the store that the caller knows.
+-- The answer is the number of this operation in its place; 0 where it does not write.
 CREATE FUNCTION {schema}.head(request jsonb, writes boolean DEFAULT true) RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
     ignored text := set_config('lock_timeout', request->>'wait', true);
+    known jsonb := request->'known';
     found_epoch text;
-    found_tick bigint;
+    tick bigint := 0;
 BEGIN
     IF request ? 'commit' THEN
         ignored := set_config('synchronous_commit', request->>'commit', true);
     END IF;
+    SELECT meta.epoch INTO found_epoch FROM meta;
     IF writes THEN
-        SELECT meta.epoch, nextval('tick') INTO found_epoch, found_tick FROM meta;
-    ELSE
-        SELECT meta.epoch, tick.last_value + 1 INTO found_epoch, found_tick FROM meta, tick;
+        UPDATE confirmed c SET ticks = c.ticks + 1, due = clock() + {silent}
+        WHERE c.client = request->>'client' AND c.place = (request->>'place')::integer
+        RETURNING c.ticks INTO tick;
+        IF NOT FOUND THEN
+            tick := 1;
+            INSERT INTO confirmed (client, place, ticks, due)
+            VALUES (request->>'client', (request->>'place')::integer, tick, clock() + {silent});
+        END IF;
     END IF;
-    IF found_epoch IS DISTINCT FROM request->>'epoch' OR found_tick <= (request->>'seen')::bigint THEN
+    IF found_epoch IS DISTINCT FROM request->>'epoch'
+        OR writes AND tick <= coalesce((known->>(request->>'place'))::bigint, 0)
+        OR (CASE WHEN writes THEN known - (request->>'place') ELSE known END) <> '{}' AND EXISTS (
+            SELECT FROM jsonb_each_text(known) AS k(place, ticks)
+            LEFT JOIN confirmed c ON c.client = request->>'client' AND c.place = k.place::integer
+            WHERE c.ticks IS NULL OR c.ticks < k.ticks::bigint
+        )
+    THEN
         RAISE EXCEPTION 'not the store that it was' USING ERRCODE = 'AF001';
     END IF;
-    RETURN CASE WHEN writes THEN found_tick ELSE 0 END;
+    RETURN tick;
 END $$;
 
 -- Makes accounts that are not there yet. Never called while a lock is held.
@@ -246,6 +265,7 @@ BEGIN
         ORDER BY r.due LIMIT 256 FOR UPDATE SKIP LOCKED
     );
     DELETE FROM entry WHERE id IN (SELECT e.id FROM entry e WHERE e.due <= now ORDER BY e.due LIMIT 256 FOR UPDATE SKIP LOCKED);
+    DELETE FROM confirmed c WHERE c.client IN (SELECT o.client FROM confirmed o GROUP BY o.client HAVING max(o.due) <= now LIMIT 256);
 END $$;
 
 -- --- operations ----------------------------------------------------------------------------------------------------------
@@ -254,11 +274,16 @@ CREATE FUNCTION {schema}.about() RETURNS jsonb LANGUAGE plpgsql SECURITY DEFINER
 BEGIN
     RETURN (
         SELECT jsonb_build_object(
-            'schema', meta.schema, 'epoch', meta.epoch, 'tick', CASE WHEN tick.is_called THEN tick.last_value ELSE 0 END,
-            'isolation', current_setting('transaction_isolation')
+            'schema', meta.schema, 'epoch', meta.epoch, 'isolation', current_setting('transaction_isolation')
         )
-        FROM meta, tick
+        FROM meta
     );
+END $$;
+
+-- How many operations of a process there are, by place.
+CREATE FUNCTION {schema}.counted(client text) RETURNS jsonb LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, {schema}, pg_temp AS $$
+BEGIN
+    RETURN (SELECT coalesce(jsonb_object_agg(c.place, c.ticks), '{}') FROM confirmed c WHERE c.client = counted.client);
 END $$;
 
 CREATE FUNCTION {schema}.reserve(request jsonb) RETURNS jsonb LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, {schema}, pg_temp AS $$

@@ -42,6 +42,7 @@ from aifinops.budgets.stores.base import (
     Draw,
     Extend,
     Forget,
+    InTheMiddle,
     MarkSent,
     Node,
     Notes,
@@ -58,7 +59,6 @@ from aifinops.budgets.stores.base import (
     Take,
     other_amounts,
 )
-from aifinops.errors import StoreError
 from aifinops.files import Database, Kind
 
 __all__ = ["SCHEMA", "SqliteStore"]
@@ -193,7 +193,7 @@ class SqliteStore:
         with self._file.lock:
             if self._inside:
                 # A signal handler of the application makes a metered call while this very thread is between two statements.
-                raise StoreError(f"budget store {self.path}: this thread is in the middle of another operation")
+                raise InTheMiddle(f"budget store {self.path}: this thread is in the middle of another operation")
             self._inside = True
             try:
                 connection = self._file.connection or self._open()

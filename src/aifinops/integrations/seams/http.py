@@ -346,14 +346,14 @@ def _release(owner: Any) -> None:
             patch.undo()
 
 
-_lock = threading.Lock()
+_lock = threading.RLock()
 _wires: dict[Any, tuple[tuple[Patch, ...], int]] = {}
 """What is patched: a module of httpx, or the class of a client that sends through others -> (patches, how many seams use them)."""
 
 
 def _after_fork() -> None:
     global _lock  # noqa: PLW0603 - the thread that may have held it is not here
-    _lock = threading.Lock()
+    _lock = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_after_fork)

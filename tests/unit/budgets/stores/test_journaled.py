@@ -131,11 +131,13 @@ class Client:
 class Process:
     """One process with a journal."""
 
-    def __init__(self, server: Server, *, recent: int = 4096) -> None:
+    def __init__(self, server: Server, *, recent: int = 4096, quiet_s: float = 0) -> None:
         self.clock = FakeClock(datetime(2026, 11, 30, tzinfo=UTC))
         self.client = Client(server)
         self.resets: list[StoreReset] = []
-        self.store = JournaledStore(self.client, self.clock, on_reset=self.resets.append, recent=recent)
+        self.store = JournaledStore(
+            self.client, self.clock, on_reset=self.resets.append, recent=recent, quiet_s=quiet_s
+        )
         self.count = 0
 
     def do(self, operation: Operation[Any]) -> Any:
@@ -354,6 +356,33 @@ def test_answers_that_never_came(server: Server) -> None:
         assert process.figures == expected
 
 
+def test_others_are_waited_for(server: Server) -> None:
+    """For a moment after a loss nothing more is given of what has a limit, as if others held it: they come and put back theirs."""
+    process, other = Process(server, quiet_s=1.5), Process(server, quiet_s=1.5)
+    lease = process.hold(100)
+    process.spend(200_000)
+    other.spend(700_000)
+    server.lose(0)
+    wanted = Reserve("more", NODES, (300_000,) * 2, NOW, FOREVER)
+    outcome = process.do(wanted)
+    assert not outcome.applied
+    assert outcome.decision.transient
+    (refusal,) = outcome.decision.refusals
+    assert (refusal.index, refusal.balance.spent, refusal.balance.reserved) == (1, 200_000, 800_000)
+    # What is in flight goes on, and what is held in advance does not grow.
+    drawn = process.do(Draw(lease, NODES, 1, (60, 60), (500, 500), (40, 40), NOW, FOREVER))
+    assert (drawn.applied, drawn.decision.transient) == (True, True)
+    assert process.do(Draw(lease, NODES, 2, (10, 10), (30, 30), (30, 30), NOW, FOREVER)).decision is None
+    assert process.settle(lease, 30).applied
+    assert process.hold(5, NODES[:1])  # of what has no limit there is always some
+    other.do(Read(NODES))
+    process.clock.advance(1.5)
+    outcome = process.do(wanted)
+    assert not outcome.decision.transient
+    assert outcome.decision.refusals[0].balance.spent == 900_100
+    assert process.do(Reserve("less", NODES, (90_000,) * 2, NOW, FOREVER)).applied
+
+
 def test_several_processes(server: Server) -> None:
     """Each puts back what is its own, whenever it comes; a copy that has more of one than of another is no matter."""
     chance, processes = random.Random(11), [Process(server) for _ in range(4)]
@@ -417,7 +446,7 @@ def test_windows_that_are_over(server: Server) -> None:
         process.spend(1, node)
     assert len(process.store._sums) > 40
     process.clock.advance(days=2)
-    for _ in range(5):
+    for _ in range(40):
         process.spend(1)
     assert len(process.store._sums) <= 1
 
@@ -428,7 +457,7 @@ def test_sums_are_merged(server: Server, monkeypatch: pytest.MonkeyPatch) -> Non
     process = Process(server, recent=4)
     for _ in range(200):
         process.spend(1)
-    assert sum(map(len, process.store._sums.values())) <= 8
+    assert sum(map(len, process.store._sums.values())) <= 8 + 32
     server.lose(0)
     assert process.figures[1] == (200, 0)
 
@@ -438,11 +467,11 @@ def test_a_hold_that_nobody_ends(server: Server) -> None:
     process = Process(server, recent=4)
     process.hold(70, ttl=10**9)
     process.clock.advance(days=8)
-    for _ in range(5):
+    for _ in range(40):
         process.spend(1)
     assert not process.store._holds
     server.lose(0)
-    assert process.figures[1][0] == 75
+    assert process.figures[1][0] == 110
 
 
 def test_a_credit(server: Server, process: Process) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
+from typing import ClassVar
 
 import pytest
 
@@ -130,6 +132,41 @@ def test_a_signal_handler_may_come_back_in() -> None:
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert Read(NODES).execute(store) == (Balance(100, reserved=7),)
+
+
+class Interrupting(int):
+    """A limit at which, when it is compared with, a signal handler makes a call: the worst moment there is."""
+
+    handler: ClassVar[Callable[[], object] | None] = None
+
+    def __lt__(self, taken: int) -> bool:
+        self.interrupt()
+        return int(self) < taken
+
+    def __ge__(self, taken: int) -> bool:
+        self.interrupt()
+        return int(self) >= taken
+
+    @staticmethod
+    def interrupt() -> None:
+        handler, Interrupting.handler = Interrupting.handler, None
+        if handler is not None:
+            handler()
+
+
+@pytest.mark.parametrize("way", ["reserve", "extend"])
+def test_money_for_one_is_given_to_one_of_two(way: str) -> None:
+    """Also where the second one comes between the look at the limit and the hold of the first, in the same thread."""
+    store = MemoryStore()
+    nodes = (Node("a", 0, "USD", None), Node("b", 0, "USD", Interrupting(10)))
+    if way == "extend":
+        Reserve("first", nodes, (0, 0), 0, DAY).execute(store)
+    Interrupting.handler = lambda: Reserve("handler's", nodes, (10, 10), 0, DAY).execute(store)
+    first: Operation[Outcome] = Reserve("first", nodes, (10, 10), 0, DAY)
+    if way == "extend":
+        first = Extend("first", nodes, 0, DAY, (10, 10))
+    first.execute(store)
+    assert [balance.reserved for balance in Read(nodes).execute(store)] == [10, 10]
 
 
 @pytest.mark.parametrize(
