@@ -131,6 +131,19 @@ class _Track:
             energy_error_j=None if split else energy_error,
         )
 
+    def sources(self, start_ns: int, end_ns: int) -> dict[str, tuple[float, float | None]]:
+        """Busy seconds of a span and their bound by every source that has seen at least half of it."""
+        probe: Probe = self.probe or NullProbe()
+        found: dict[str, tuple[float, float | None]] = {}
+        for name, curve in ((probe.active_source, self.graphics), (probe.busy_source, self.busy)):
+            over = curve.between(start_ns, end_ns).over((end_ns - start_ns) / 1e9)
+            if over is not None:
+                found[name] = over
+        polled = self.polled.between(start_ns, end_ns).over((end_ns - start_ns) / 1e9)
+        if polled is not None:
+            found.setdefault(probe.busy_source, (polled[0], None))
+        return found
+
     def _since_last(self, reading: Reading, value: float | None) -> Stretch | None:
         if value is None or self._last_ns is None or reading.at_ns <= self._last_ns:
             return None
@@ -303,6 +316,15 @@ class Sampler:
             track = self._tracks.get(device.uuid)
             return track.between(start_ns, end_ns) if track is not None and end_ns > start_ns else Measured()
 
+    def sources(self, device: Device, start_ns: int, end_ns: int) -> dict[str, tuple[float, float | None]]:
+        """Busy seconds and their bound by each source that has them, to compare; `between` takes the best."""
+        if os.getpid() != self.pid:
+            return {}
+        self.drain(end_ns)
+        with self._lock:
+            track = self._tracks.get(device.uuid)
+            return track.sources(start_ns, end_ns) if track is not None and end_ns > start_ns else {}
+
     def drain(self, until_ns: int) -> None:
         """See to it that the devices are read once after this moment; a driver that does not answer is not waited for."""
         with self._lock:
@@ -397,6 +419,10 @@ class Watch:
         Call it at the end of a span, not long after: the devices are read then, so that the span ends where it ends.
         """
         return self._sampler.between(device, start_ns, end_ns) if self._open else Measured()
+
+    def sources(self, device: Device, start_ns: int, end_ns: int) -> dict[str, tuple[float, float | None]]:
+        """Busy seconds of a span and their bound by each source that has them, where `between` takes the best: to compare them."""
+        return self._sampler.sources(device, start_ns, end_ns) if self._open else {}
 
     @property
     def cost(self) -> Cost:
