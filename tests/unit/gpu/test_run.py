@@ -60,7 +60,13 @@ def test_without_a_price_the_cost_is_unknown_and_the_hours_are_counted(clock: Fa
     assert (charge.amount, charge.basis) == (None, "unknown")
     assert charge.quantities == {"gpu_seconds": 360}
     used = run.usage()
-    assert (used.allocated_s, used.cost, used.usd_per_hour, used.busy_s, used.idle_cost) == (360, None, None, None, None)
+    assert (used.allocated_s, used.cost, used.usd_per_hour, used.busy_s, used.idle_cost) == (
+        360,
+        None,
+        None,
+        None,
+        None,
+    )
 
 
 def test_usage_tells_what_is_not_charged_yet(clock: FakeClock) -> None:
@@ -146,14 +152,20 @@ def test_a_run_without_room_does_not_begin(clock: FakeClock) -> None:
 
 def test_an_unpriced_device_under_a_money_budget_is_refused_by_name(clock: FakeClock) -> None:
     """A limit in money cannot hold for what has no price: the budget's `unknown` decides."""
-    with af.budget("$1"), pytest.raises(BudgetExceeded, match="Some Prototype"), gpu.track(devices={"Some Prototype": 1}):
+    with (
+        af.budget("$1"),
+        pytest.raises(BudgetExceeded, match="Some Prototype"),
+        gpu.track(devices={"Some Prototype": 1}),
+    ):
         pytest.fail("it has begun")
     with af.budget("$1", unknown="allow") as limit, gpu.track(devices={"Some Prototype": 1}):
         clock.advance(100)
     assert limit.spent == 0
 
 
-def test_throttle_on_held_devices_saves_and_ends_and_never_sleeps(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_throttle_on_held_devices_saves_and_ends_and_never_sleeps(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Waiting would only raise the cost of what is held."""
 
     def slept(*_: object) -> None:
@@ -181,9 +193,15 @@ def test_a_warning_lets_it_go_on(clock: FakeClock) -> None:
     assert limit.spent == Decimal("0.6")
 
 
-def test_the_forecast_knows_cost_and_the_step_at_which_it_ends(clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_forecast_knows_cost_and_the_step_at_which_it_ends(
+    clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
     """A step of two seconds at 0.2 cents a second: a thousand more steps cost four dollars, and a dollar does not last that long."""
-    with af.budget("$1"), run_of(allowance_s=10, total_steps=1000) as run, caplog.at_level(logging.WARNING, "aifinops.gpu"):
+    with (
+        af.budget("$1"),
+        run_of(allowance_s=10, total_steps=1000) as run,
+        caplog.at_level(logging.WARNING, "aifinops.gpu"),
+    ):
         clock.advance(60)
         run.step()
         for _ in range(35):
@@ -234,7 +252,10 @@ def test_a_device_is_paid_for_once_by_the_run_that_took_it_last(clock: FakeClock
             clock.advance(10)
         assert current_run() is outer
         clock.advance(10)
-    by_project = {name: sum(c.quantities["gpu_seconds"] for c in rows() if c.tags.get("project", "") == name) for name in ("", "inner")}
+    by_project = {
+        name: sum(c.quantities["gpu_seconds"] for c in rows() if c.tags.get("project", "") == name)
+        for name in ("", "inner")
+    }
     assert by_project == {"": 50, "inner": 10}
     assert limit.spent == Decimal("0.06") == sum(Decimal(charge.amount or 0) for charge in rows()) / 10**9
 
