@@ -18,7 +18,7 @@ typedef uint32_t u32;
 typedef uint64_t u64;
 
 enum { OK = 0, UNINITIALIZED = 1, INVALID = 2, UNSUPPORTED = 3, NOT_FOUND = 6, TOO_SMALL = 7, LOST = 15 };
-enum { GPUS = 16, SLICES = 16, DEVICES = GPUS + SLICES, LOADS = 4096, PROCESSES = 32, RULES = 128, CALLS = 64, METRICS = 8 };
+enum { HANGS = 100000, GPUS = 16, SLICES = 16, DEVICES = GPUS + SLICES, LOADS = 4096, PROCESSES = 32, RULES = 128, CALLS = 64, METRICS = 8 };
 
 typedef struct { u64 from; double busy, sm, tensor, watts; u64 used; } load_t;
 typedef struct { u32 pid; u64 used; double share; } process_t;
@@ -58,6 +58,7 @@ void fake_reset(u32 gpus) {
     n_gpus = gpus;
     initialised = init_error = 0;
     n_rules = n_calls = 0;
+    memset(calls, 0, sizeof calls);
     for (u32 i = 0; i < gpus; i++) {
         device_t *d = &devices[i];
         d->used = 1;
@@ -81,7 +82,8 @@ void fake_device(u32 i, const char *uuid, const char *name, u64 total, int gpm, 
 }
 void fake_ring(u32 i, u64 period_us, u64 depth) { devices[i].period = period_us; devices[i].depth = depth; }
 void fake_init_error(int code) { init_error = code; }
-/* Any function of this name on this device (-1: on every one) answers with the code; "" is every function, code 0 lifts the rule. */
+/* Any function of this name on this device (-1: on every one) answers with the code; "" is every function, code 0 lifts the rule, and a code
+ * of 100000 and more is the time that it takes to answer: so many milliseconds above it. */
 void fake_error(int device, const char *name, int code) {
     u32 i = 0;
     while (i < n_rules && (rules[i].device != device || strcmp(rules[i].name, name))) i++;
@@ -131,6 +133,15 @@ u64 fake_calls(const char *name) {
     return 0;
 }
 
+/* For programs that know nothing of this: FAKE_GPUS=n are there from the start, FAKE_BUSY=share busy since the epoch with FAKE_WATTS. */
+__attribute__((constructor)) static void from_environment(void) {
+    const char *gpus = getenv("FAKE_GPUS"), *busy = getenv("FAKE_BUSY"), *watts = getenv("FAKE_WATTS");
+    if (!gpus) return;
+    fake_reset((u32)atoi(gpus));
+    double part = busy ? atof(busy) : 0.0;
+    for (u32 i = 0; i < n_gpus; i++) fake_load(i, fake_now() - 60000000u, part, part, part, watts ? atof(watts) : 0.0, 1u << 30);
+}
+
 /* --- the truth ---------------------------------------------------------------------------------------------------------------- */
 
 static double rate(const load_t *l, int which) {
@@ -171,7 +182,11 @@ static int refused(const device_t *d, const char *name) {
     int of = d ? (int)(d - devices) : -1;
     for (u32 i = 0; i < n_rules; i++)
         if (rules[i].code && (rules[i].device == of || rules[i].device == -1) && (!rules[i].name[0] || !strcmp(rules[i].name, name)))
-            return rules[i].code;
+        {
+            if (rules[i].code < HANGS) return rules[i].code;
+            struct timespec t = {(rules[i].code - HANGS) / 1000, (rules[i].code - HANGS) % 1000 * 1000000};
+            nanosleep(&t, NULL);
+        }
     return OK;
 }
 #define ASKED(d) do { int code = refused((d), __func__); if (code) return code; } while (0)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aifinops.gpu.backends.base import Stretch
 
@@ -59,8 +59,6 @@ def from_events(measured: Measured, busy_s: float) -> Measured:
     """`measured`, with the seconds between CUDA events where the driver knows nothing better. They are an upper bound: launch gaps are in."""
     if measured.busy_s is not None:
         return measured
-    from dataclasses import replace
-
     return replace(measured, busy_s=busy_s, busy_source="cuda_event", busy_error_s=None)
 
 
@@ -200,30 +198,17 @@ class Counter:
     """Readings of a counter that grows; where it has fallen, it began again, and what it counted in between is not known."""
 
     def __init__(self) -> None:
-        self._curve: list[tuple[int, int, float]] = []  # from, to, how much more
+        self._pieces: list[tuple[int, int, float]] = []  # from, to, how much more
         self._last: tuple[int, float] | None = None
 
-    def add(self, at_ns: int, value: float) -> None:
-        """Append a reading."""
+    def add(self, at_ns: int, value: float, share: float = 1.0) -> None:
+        """Append a reading; of what came since the one before, `share` is ours."""
         last, self._last = self._last, (at_ns, value)
         if last is None or at_ns <= last[0] or value < last[1]:
             return
-        self._curve.append((last[0], at_ns, value - last[1]))
-        if len(self._curve) > _MOST:
-            older = self._curve[: _MOST // 2]
-            joined = [
-                (first[0], second[1], first[2] + second[2])
-                for first, second in zip(older[::2], older[1::2], strict=True)
-                if first[1] == second[0]
-            ]
-            # A hole must stay a hole: where the two do not touch, both are kept.
-            kept = [
-                piece
-                for first, second in zip(older[::2], older[1::2], strict=True)
-                if first[1] != second[0]
-                for piece in (first, second)
-            ]
-            self._curve[: _MOST // 2] = sorted([*joined, *kept])
+        self._pieces.append((last[0], at_ns, (value - last[1]) * share))
+        if len(self._pieces) > _MOST:
+            self._pieces[: _MOST // 2] = _joined(self._pieces[: _MOST // 2])
 
     def skip(self) -> None:
         """Nothing is known until the reading after the next one."""
@@ -232,8 +217,8 @@ class Counter:
     def between(self, start_ns: int, end_ns: int) -> Amount:
         """How much it grew in a span, as far as that is known; what lies over an end of the span is divided evenly."""
         value = covered = error = 0.0
-        first = bisect.bisect_right(self._curve, start_ns, key=lambda piece: piece[1])
-        for left, right, grown in self._curve[first:]:
+        first = bisect.bisect_right(self._pieces, start_ns, key=lambda piece: piece[1])
+        for left, right, grown in self._pieces[first:]:
             if left >= end_ns:
                 break
             start, end = max(left, start_ns), min(right, end_ns)
@@ -241,3 +226,14 @@ class Counter:
             value, covered = value + grown * part, covered + (end - start) / 1e9
             error += grown * max(part, 1 - part) if part < 1 else 0.0
         return Amount(value, covered, error)
+
+
+def _joined(pieces: list[tuple[int, int, float]]) -> list[tuple[int, int, float]]:
+    """Two by two where they touch: a hole stays a hole."""
+    joined: list[tuple[int, int, float]] = []
+    for number, (start, end, grown) in enumerate(pieces):
+        if number % 2 and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], end, joined[-1][2] + grown)
+        else:
+            joined.append((start, end, grown))
+    return joined

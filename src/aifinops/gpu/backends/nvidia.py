@@ -25,6 +25,9 @@ GPM_APART_NS = 100_000_000
 ROUNDING = 0.005
 """Samples of the ring are whole percents."""
 
+PATIENCE_S = 1.0
+"""How long the list of devices waits for another thread that is in a call of the driver, in seconds."""
+
 _GPU_UTILIZATION = 1  # nvmlSamplingType_t
 _GRAPHICS, _SM, _TENSOR = 1, 2, 5  # nvmlGpmMetricId_t: graphics and compute engine, SMs, any tensor pipe
 _VALUE = {0: "dVal", 1: "uiVal", 2: "ulVal", 3: "ullVal"}  # nvmlValueType_t
@@ -45,7 +48,10 @@ class NvidiaBackend:
 
     def inventory(self) -> Inventory:
         """Ask NVML once; a machine without driver or devices is an answer, not an error, and a lost GPU hides no other."""
-        with self._nvml.lock:
+        # Somebody may be in a call that does not come back: a GPU that has crashed can hold the driver up.
+        if not self._nvml.lock.acquire(timeout=PATIENCE_S):
+            return Inventory(reason="the driver does not answer")
+        try:
             reason = self._nvml.acquire()
             if reason:
                 return Inventory(reason=reason)
@@ -55,6 +61,8 @@ class NvidiaBackend:
                 return Inventory(reason=f"NVML failed: {error}")
             finally:
                 self._nvml.release()
+        finally:
+            self._nvml.lock.release()
 
     def probe(self, device: Device) -> NvidiaProbe | NullProbe:
         """A reader of this device; it holds NVML open until it is closed."""
