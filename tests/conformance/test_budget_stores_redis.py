@@ -162,7 +162,7 @@ def test_what_a_server_lost_is_put_back(start: Callable[..., Server], when: str)
     server.kill()
     server.start()
     for store in stores:
-        store.run(MarkSent("never"))
+        store.run(Read(nodes))
     after = [stores[0].run(Accounts()), stores[0].run(Notes("", NOW))]
     assert after[1] == before[1]
     assert [node for node, _ in after[0]] == [node for node, _ in before[0]]

@@ -423,5 +423,6 @@ def test_gpu_seconds_of_named_devices_are_counted() -> None:
     train()
     (charge,) = rows()
     assert charge.quantities == {"gpu_seconds": 720}
-    assert charge.tags == {"project": "llm-ft"}
+    assert charge.tags["project"] == "llm-ft"
+    assert set(charge.tags) == {"project", "run", "attempt"}
     assert charge.amount is None
