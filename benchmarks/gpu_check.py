@@ -110,6 +110,8 @@ class Bench:
 
             return step
 
+        if self.rehearse:
+            return build(2)
         one = self.kernel_ms(build(1), 5)
         two = self.kernel_ms(build(2), 5)
         return build(max(1, round((step_ms - one) / max(two - one, 0.05)) + 1))
