@@ -101,7 +101,7 @@ def idle(
     elif not found:
         print(f"No GPU time in this ledger since {since}.")
     else:
-        _runs_table(sorted(found, key=lambda one: -one.idle_cost), keys, "")
+        _runs_table(sorted(found, key=lambda one: -(one.idle_cost or 0)), keys, "")
 
 
 @quota_app.callback()
@@ -266,7 +266,7 @@ def _holding_facts(one: Holding, keys: Sequence[str]) -> dict[str, Any]:
         "busy_gpu_hours": _text(_hours(one.busy_s)) if one.measured_s else None,
         "idle_gpu_hours": _text(_hours(one.idle_s)) if one.measured_s else None,
         "unmeasured_gpu_hours": _text(_hours(one.device_s - one.measured_s)),
-        "cost_usd": _text(one.cost), "idle_cost_usd": _text(one.idle_cost) if one.measured_s else None,
+        "cost_usd": _text(one.cost), "idle_cost_usd": _text(one.idle_cost),
         "unpriced_gpu_hours": _text(_hours(one.unpriced_s)), "since": _moment(one.first / _NS), "until": _moment(one.last / _NS),
     }  # fmt: skip
 
@@ -276,7 +276,7 @@ def _hours(seconds: Decimal) -> Decimal:
 
 
 def _text(amount: Decimal | None) -> str | None:
-    return None if amount is None else f"{amount:f}"
+    return None if amount is None else f"{amount.normalize():f}"
 
 
 def _moment(seconds: float) -> str:
@@ -328,7 +328,7 @@ def _runs_table(found: Sequence[Holding], keys: Sequence[str], title: str) -> No
         table.add_row(
             *map(show.key, one.key), show.key(count + ", ".join(sorted(one.models))), f"{one.device_s / _HOUR:,.2f}",
             _share(one.busy_share), f"{one.idle_s / _HOUR:,.2f}" if one.measured_s else "unknown", _usd(one.cost),
-            _usd(one.idle_cost if one.measured_s else None),
+            _usd(one.idle_cost),
         )  # fmt: skip
     out.print(table)
     unpriced = sum((one.unpriced_s for one in found), Decimal(0))

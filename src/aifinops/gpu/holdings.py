@@ -22,7 +22,7 @@ class Holding:
         key: values in the order asked for. device_s: device-seconds allocated, which are what the bill is. first, last: nanoseconds.
         measured_s: the part of them of which somebody knows how busy it was; busy_s: the busy ones of these.
         cost: USD of those with a price; None where none has one. unpriced_s: device-seconds without a price, which are in no cost.
-        idle_cost: USD of what was measured and not busy.
+        idle_cost: USD of what was measured and not busy, of those with a price; None where there is none of both.
         devices: UUIDs seen. models: names of devices, instance types where nobody named a device. runs: tags of runs.
     """
 
@@ -31,7 +31,7 @@ class Holding:
     measured_s: Decimal = Decimal(0)
     busy_s: Decimal = Decimal(0)
     cost: Decimal | None = None
-    idle_cost: Decimal = Decimal(0)
+    idle_cost: Decimal | None = None
     unpriced_s: Decimal = Decimal(0)
     first: int = 0
     last: int = 0
@@ -69,7 +69,7 @@ class Holding:
             self.measured_s += seconds
             self.busy_s += min(busy, seconds)
             if amount is not None:
-                self.idle_cost += amount * max(Decimal(0), 1 - busy / seconds)
+                self.idle_cost = (self.idle_cost or Decimal(0)) + amount * max(Decimal(0), 1 - busy / seconds)
 
 
 def _facts(charge: Charge) -> dict[str, Any]:

@@ -73,15 +73,17 @@ def k8s(quotas: Quotas) -> str:
 def slurm(quotas: Quotas) -> str:
     """Commands for `sacctmgr` (accounts, fair share, QOS) and lines for `slurm.conf`, as one text that says which is which.
 
-    A team's account may hold its hard limit (`GrpTRES`); what is above its nominal quota runs in a QOS that the owner's may pre-empt.
+    A team's account may hold its hard limit (`GrpTRES`). Slurm knows no nominal quota: who comes first is decided by fair share and by the QOS of
+    a priority, of which the higher ones pre-empt the lower.
 
     Raises:
         ConfigurationError: for a name that Slurm cannot have.
     """
     lines = [_HEAD.format(name=quotas.name, form="slurm").rstrip(), "", "# --- sacctmgr: run these once, and again after a change"]  # fmt: skip
-    accounts = [f"cohort_{name}" for name in _cohorts(quotas)]
-    for account in accounts:
-        lines.append(f"sacctmgr --immediate add account {_word(account)} Description='cohort of aifinops'")
+    lines += [
+        f"sacctmgr --immediate add account {_word(f'cohort_{name}')} Description='cohort of aifinops'"
+        for name in _cohorts(quotas)
+    ]
     ranks = sorted(quotas.priorities.items(), key=lambda pair: pair[1])
     lowest = min((rank for _, rank in ranks), default=0)
     for name, rank in ranks:
@@ -108,7 +110,7 @@ def slurm(quotas: Quotas) -> str:
 
 def _cohorts(quotas: Quotas) -> Mapping[str, Mapping[str, int]]:
     """Those that are declared, and those that only teams name."""
-    named = {team.cohort: {} for team in quotas.teams.values() if team.cohort}
+    named: dict[str, Mapping[str, int]] = {team.cohort: {} for team in quotas.teams.values() if team.cohort}
     return {**named, **quotas.cohorts}
 
 
@@ -239,10 +241,10 @@ def _value(item: Any, depth: int) -> str:
 
 
 def _item(item: Any, depth: int) -> str:
-    if isinstance(item, Mapping):
+    if isinstance(item, Mapping) and item:
         inner = _mapping(item, depth + 1)
         return f"{'  ' * depth}- {inner[2 * (depth + 1) :]}"
-    return f"{'  ' * depth}- {_scalar(item)}\n"
+    return f"{'  ' * depth}- {_scalar(item)}\n"  # an empty mapping is `{}` in JSON and in YAML
 
 
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*")
@@ -250,9 +252,16 @@ _SPECIAL = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n
 
 
 def _scalar(item: Any) -> str:
-    if isinstance(item, str):
-        return item if _PLAIN.fullmatch(item) and item.lower() not in _SPECIAL else json.dumps(item)
-    return json.dumps(item)
+    if isinstance(item, str) and not (_PLAIN.fullmatch(item) and item.lower() not in _SPECIAL):
+        # A string of JSON is one of YAML, but for what lies beyond ASCII: there YAML has no pairs of surrogates.
+        return "".join(
+            letter if letter < "\x7f" else _escape(ord(letter)) for letter in json.dumps(item, ensure_ascii=False)
+        )
+    return item if isinstance(item, str) else json.dumps(item)
+
+
+def _escape(point: int) -> str:
+    return f"\\u{point:04x}" if point < 0x10000 else f"\\U{point:08x}"
 
 
 def _key(key: str) -> str:

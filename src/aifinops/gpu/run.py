@@ -371,6 +371,10 @@ class Run:
             if span is not None:
                 metering.end_block_span(span, {}, failed)
 
+    def timed(self, name: str) -> Timed:
+        """`phase` for callbacks, which are told of beginning and end apart; end it with its `end()`."""
+        return Timed(self, name)
+
     def _phase_span(self, name: str) -> Any:
         try:
             engines = runtime.get()
@@ -938,6 +942,22 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.__exit__(kind, error, trace)
+
+
+class Timed:
+    """A phase that has begun."""
+
+    def __init__(self, run: Run, name: str) -> None:
+        self._run = run
+        self._span = run._phase_span(name)
+        run._enter_phase(name)
+
+    def end(self) -> float:
+        """The phase is over; the seconds that it took."""
+        took = self._run._leave_phase()
+        if self._span is not None:
+            metering.end_block_span(self._span, {}, None)
+        return took / _NS
 
 
 def _with_idle(idle: Decimal | None, group: Group, seconds: Decimal, sums: Sums) -> Decimal | None:

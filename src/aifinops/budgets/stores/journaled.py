@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -194,6 +195,7 @@ class JournaledStore:
         return inner if inner.io == "none" else replace(inner, io="blocking")
 
     def _begin(self) -> None:
+        self._pid = os.getpid()
         # Re-entrant: a finalizer or signal handler may come in here in the thread that is in here. Never held while the store is asked.
         self._lock = threading.RLock()
         self._turn = threading.RLock()  # of whoever puts back
@@ -524,6 +526,9 @@ class JournaledStore:
         Raises:
             StoreError: when the store fails; the next operation goes on with what is left.
         """
+        if self._pid != os.getpid():  # forked by somebody who did not tell us
+            self.reset_after_fork()
+            return
         if self._is_putting_back():
             # A finalizer or signal handler in the middle of it: not in between, and to be told later.
             raise StoreError("what the store of a budget has lost is being put back")

@@ -601,7 +601,10 @@ def test_a_forked_child(server: Server, process: Process) -> None:
     process.client.down = lambda operation: "before" if isinstance(operation, Adjust) else ""
     with pytest.raises(StoreError):
         process.do(Read(NODES))
-    process.store._turn.acquire()
+    for lock in (process.store._turn, process.store._lock):
+        other = threading.Thread(target=lock.acquire)  # which is not there in the child
+        other.start()
+        other.join()
     process.store.reset_after_fork()
     process.client.down = lambda operation: ""
     before = len(process.client.asked)
