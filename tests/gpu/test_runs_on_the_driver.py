@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from decimal import Decimal
 
 import pytest
-from nvml_scene import GIB, LOST, FakeNvml
+from nvml_scene import GIB, LOST, UNSUPPORTED, FakeNvml
 
 from aifinops import gpu, runtime
 from aifinops.gpu import sampler
@@ -83,3 +85,94 @@ def test_a_gpu_that_is_lost_is_paid_for_and_does_nothing(machine: FakeNvml) -> N
     assert found.busy_error_s is not None
     assert abs(found.busy_s - 90) <= found.busy_error_s + 1e-6
     assert found.busy_error_s < 1
+
+
+class Stream:
+    """torch with CUDA in use: one stream, whose time is the driver's; work on it takes its time after what was queued before."""
+
+    def __init__(self, clock: FakeNvml) -> None:
+        self.clock = clock
+        self.done_at = 0
+        stream = self
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                self.at = 0
+
+            def record(self) -> None:
+                self.at = max(stream.done_at, clock.monotonic_ns())
+
+            def query(self) -> bool:
+                return self.at <= clock.monotonic_ns()
+
+            def elapsed_time(self, later: Event) -> float:
+                return (later.at - self.at) / 1e6
+
+        self.cuda = types.SimpleNamespace(
+            Event=Event,
+            is_initialized=lambda: True,
+            is_current_stream_capturing=lambda: False,
+            device_count=lambda: 1,
+            get_device_properties=lambda index: types.SimpleNamespace(uuid="a0000000-0000-4000-8000-000000000000"),
+            memory_reserved=lambda index: 0,
+        )
+
+    def queue(self, seconds: float) -> None:
+        self.done_at = max(self.done_at, self.clock.monotonic_ns()) + round(seconds * 1e9)
+
+
+def test_steps_are_timed_on_the_device_where_it_says_nothing_itself(
+    machine: FakeNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No utilisation from the driver: busy is the time between events, an upper bound; the device's stall is its own, an evaluation is neither."""
+    machine.machine(1)
+    machine.device(0, "GPU-a0000000-0000-4000-8000-000000000000", "NVIDIA A100-SXM4-80GB", 80 * GIB, 0, 1)
+    machine.error(0, "nvmlDeviceGetSamples", UNSUPPORTED)
+    stream = Stream(machine)
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(cuda=stream.cuda))
+    with gpu.track("finetune", price="3.60", devices="visible") as run:
+
+        def step() -> None:
+            began = machine.monotonic_ns()
+            machine.advance(0.2)  # loading
+            run.waited(began, machine.monotonic_ns())
+            stream.queue(0.8)
+            machine.advance(0.01)
+            run.optimizer_step()
+            machine.advance(0.79)
+
+        for _ in range(20):
+            step()
+        first = run.usage()
+        with run.phase("eval"):
+            machine.advance(100)
+        for _ in range(20):
+            step()
+        found = run.usage()
+    assert first.busy_source == "cuda_event"
+    assert first.busy_error_s is None
+    # Events begin once CUDA is seen to be in use: at the first look, after the first step.
+    assert first.busy_s == pytest.approx(19 * 0.8)
+    assert first.device_stall_s == pytest.approx(18 * 0.2)
+    assert found.busy_s == pytest.approx(39 * 0.8)
+    assert found.device_stall_s == pytest.approx(37 * 0.2)
+    assert found.idle_cost is None  # an upper bound of busy is a lower bound of idle
+    assert found.allocated_s == 140
+
+
+def test_the_drivers_figure_goes_before_the_events(machine: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With counters of the device, events tell the stall only."""
+    machine.machine(1)
+    machine.from_now(0, 0.5)
+    stream = Stream(machine)
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(cuda=stream.cuda))
+    with gpu.track("finetune", price="3.60", devices="visible") as run:
+        for _ in range(10):
+            run.waited(machine.monotonic_ns(), machine.monotonic_ns())
+            stream.queue(1.0)
+            run.step()
+            machine.advance(1)
+        found = run.usage()
+    assert found.busy_source == "gpm"
+    assert found.busy_s == pytest.approx(5, abs=1e-6)
+    assert found.device_stall_s == pytest.approx(0, abs=1e-9)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import sys
+import types
 from collections.abc import Callable
 
 import pytest
@@ -231,6 +233,39 @@ def test_a_wall_clock_that_is_put_right_moves_no_more_than_one_look(
     assert found.busy_error_s is not None
     assert abs(found.busy_s - 60) <= found.busy_error_s + 1e-6
     assert found.covered == pytest.approx(1, abs=0.02)
+
+
+def test_sources_can_be_compared(fake: FakeNvml, stage: Callable[[], Stage]) -> None:
+    """Each source with its own figure and bound, where `between` takes the best."""
+    fake.from_now(0, 0.5)
+    scene = stage()
+    scene.run(30)
+    device = scene.watch.devices[0]
+    found = scene.watch.sources(device, fake.at(0), fake.at(30))
+    assert found["gpm"] == (pytest.approx(15), pytest.approx(0, abs=1e-6))
+    value, bound = found["nvml_samples"]
+    assert bound is not None
+    assert abs(value - 15) <= bound
+    scene.watch.close()
+    assert scene.watch.sources(device, fake.at(0), fake.at(30)) == {}
+
+
+def test_what_torch_has_reserved_is_asked_of_its_own_number_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By UUID, since torch counts the devices in its own order; None without torch, without CUDA in use, or on a device that it has not."""
+    uuids = ["b", "a"]
+    cuda = types.SimpleNamespace(
+        is_initialized=lambda: True,
+        device_count=lambda: 2,
+        get_device_properties=lambda index: types.SimpleNamespace(uuid=uuids[index]),
+        memory_reserved=lambda index: [GIB, 2 * GIB][index],
+    )
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    assert sampler._reserved(Device(0, "GPU-a", "")) is None
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(cuda=cuda))
+    assert sampler._reserved(Device(0, "GPU-a", "")) == 2 * GIB
+    assert sampler._reserved(Device(0, "GPU-c", "")) is None
+    cuda.is_initialized = lambda: False
+    assert sampler._reserved(Device(0, "GPU-a", "")) is None
 
 
 # --- NVML itself ------------------------------------------------------------------------------------------------------

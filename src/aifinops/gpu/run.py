@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from aifinops.budgets.budget import ActiveBudget
     from aifinops.clock import Clock
     from aifinops.gpu.billing import Held
+    from aifinops.gpu.events import StepEvents
     from aifinops.gpu.journal import Group, Lost
 
 __all__ = ["Run", "track"]
@@ -110,6 +111,7 @@ class Run:
         self._lent: set[str] = set()  # UUIDs that another run of this process pays for at present
         self._groups: list[tuple[Group, list[Held]]] = []
         self._watch: Any = None
+        self._events: StepEvents | None = None
         self._journal: journal.Journal | None = None
         self._board: distributed.StopBoard | None = None
         self._note: dict[str, Any] | None = None
@@ -321,6 +323,8 @@ class Run:
         # The hot path: a clock and a counter.
         now = self._now()
         self.steps += 1
+        if self._events is not None:
+            self._events.leave()
         took = now - self._stepped
         self._stepped = now
         if took > self._longest:
@@ -335,6 +339,8 @@ class Run:
         """The loop has waited for data from one moment to another, of the monotonic clock."""
         if not self._stack:
             self._waited += end - start
+            if self._events is not None:
+                self._events.enter()
 
     @property
     def should_stop(self) -> bool:
@@ -390,6 +396,8 @@ class Run:
         now = self._now()
         if self._stack:
             self._add_phase(now)
+        elif self._events is not None:
+            self._events.pause()
         self._stack.append([name, now, now])
 
     def _leave_phase(self) -> int:
@@ -455,12 +463,21 @@ class Run:
 
     def _work(self, now: int) -> None:
         self._note_pace(now)
+        if self._events is None:
+            self._begin_events()
         if self._prepaid is not None:
             self._prepaid.expect(self._way())
             self._prepaid.tick()
         if now >= self._cut_due:
             self._cut(now)
         self._plan(now)
+
+    def _begin_events(self) -> None:
+        """Once the framework has the device in use. Of several devices in one process its stream tells nothing of the others."""
+        if len(self._held) == 1 and self._held[0].device.uuid:
+            from aifinops.gpu.events import for_device
+
+            self._events = for_device(self._held[0].device)
 
     def _plan(self, now: int) -> None:
         """When to look again."""
@@ -744,7 +761,12 @@ class Run:
                     sums.merge(part)
                     idle = _with_idle(idle, group, Decimal(now - self._from).scaleb(-9), part)
             measured = sums.spans > 0
-            busy = sums.get("busy_s")
+            busy, source = sums.get("busy_s"), sums.source
+            timed = None if self._events is None else self._events.times()
+            if timed is not None and not timed.steps:
+                timed = None
+            if busy is None and timed is not None:  # an upper bound, where the driver knows nothing
+                busy, source = timed.step_s * float(self._held[0].device.share), "cuda_event"
             first = self._groups[0][0] if self._groups else None
             rates = [group.usd(Decimal(3600)) for group, _ in self._groups]
             models: dict[str, int] = {}
@@ -760,7 +782,7 @@ class Run:
                 elapsed_s=(now - self._mono0) / _NS,
                 allocated_s=allocated,
                 busy_s=busy,
-                busy_source=sums.source,
+                busy_source=source,
                 busy_error_s=sums.error if measured else None,
                 sm_active_s=sums.get("sm_active_s"),
                 tensor_active_s=sums.get("tensor_active_s"),
@@ -768,10 +790,11 @@ class Run:
                 energy_j=sums.get("energy_j"),
                 attribution=sums.attribution,
                 stall_s=self._waited / _NS,
+                device_stall_s=None if timed is None else timed.stall_s,
                 steps=self.steps,
                 mfu=self._mfu(allocated),
                 cost=cost,
-                idle_cost=idle if measured and busy is not None else None,
+                idle_cost=idle if measured and sums.get("busy_s") is not None else None,
                 usd_per_hour=sum((one for one in rates if one is not None), Decimal(0))
                 if rates and all(one is not None for one in rates)
                 else None,

@@ -392,7 +392,10 @@ class Sampler:
             _close(closed)
             if self._thread is not threading.current_thread():
                 return
-            self.look()
+            try:
+                self.look()
+            except Exception as error:  # the next look may be better; until then figures are unknown
+                errors.swallow("gpu.sampler.look", error)
             self._wanted.wait(self._cost.interval_s)
 
 

@@ -177,6 +177,7 @@ class NvidiaProbe:
         energy = self._nvml.ask(self._uuid, "nvmlDeviceGetTotalEnergyConsumption") if not self._device.parent else None
         memory = self._nvml.ask(self._uuid, "nvmlDeviceGetMemoryInfo")
         at = clock.monotonic_ns()
+        processes = self._processes()
         return Reading(
             at,
             at - before,
@@ -187,8 +188,9 @@ class NvidiaProbe:
             gpm.get(_TENSOR),
             int(memory.used) if memory else None,
             energy / 1000 if energy is not None else None,
-            self._processes(),
-            self._active(),
+            processes,
+            # Alone there is nothing to tell apart.
+            self._active() if processes is not None and len(processes) > 1 else None,
         )
 
     def _ring(self, clock: Clock) -> tuple[Stretch, ...]:
