@@ -48,8 +48,8 @@ AROUND = {
     + ["tests/unit/cli/test_run.py"],
     "llama-index": [f"{_HERE}llama_index.py"],
     "resources": [f"{_HERE}{name}.py" for name in ("vector_databases", "weaviate", "pgvector", "storage")],
-    "litellm": [f"{_HERE}litellm.py"],
-    "aio": [f"{_HERE}bedrock.py", f"{_HERE}google_genai.py"],
+    "litellm": [f"{_HERE}litellm.py", f"{_HERE}retries.py"],
+    "aio": [f"{_HERE}{name}.py" for name in ("bedrock", "google_genai", "retries", "budget_cut_elsewhere")],
 }
 
 # Held to 95 % of branches; the edges (command line, GPUs, other people's SDKs) have tests of another kind.

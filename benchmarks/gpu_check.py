@@ -20,6 +20,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -29,12 +30,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
+from aifinops import gpu
 from aifinops.clock import SystemClock
 from aifinops.gpu import devices as gpu_devices
 from aifinops.gpu.backends.base import Device
 from aifinops.gpu.events import StepEvents, for_device
 from aifinops.gpu.sampler import Watch, watch
 
+os.environ.setdefault("AIFINOPS_LEDGER", "memory")
 CLOCK = SystemClock()
 PERIOD_S = 0.5  # of a duty cycle
 
@@ -110,6 +113,8 @@ class Bench:
 
             return step
 
+        if self.rehearse:
+            return build(2)
         one = self.kernel_ms(build(1), 5)
         two = self.kernel_ms(build(2), 5)
         return build(max(1, round((step_ms - one) / max(two - one, 0.05)) + 1))
@@ -223,14 +228,27 @@ def small(bench: Bench) -> dict[str, Any]:
 # --- 2. and 3. what it costs, and that it never waits -----------------------------------------------------------------
 
 
+class Meter:
+    """A run with all that it has, and events around each step."""
+
+    def __init__(self, bench: Bench, run: gpu.Run) -> None:
+        self.run = run
+        self.events = for_device(bench.device) or StepEvents(bench.event)
+        self.enter, self.times = self.events.enter, self.events.times
+
+    def leave(self) -> None:
+        self.events.leave()
+        self.run.step()
+
+
 @contextmanager
-def _metered(bench: Bench) -> Iterator[StepEvents]:
-    with watch([bench.device], clock=CLOCK):
-        yield for_device(bench.device) or StepEvents(bench.event)
+def _metered(bench: Bench) -> Iterator[Meter]:
+    with gpu.track("gpu_check", price="3.60", devices=[bench.device]) as run:
+        yield Meter(bench, run)
 
 
 def overhead(bench: Bench) -> Iterator[dict[str, Any]]:
-    """The same steps with and without sampler and events, in turns: per step, in wall and CPU time."""
+    """The same steps with and without a metered run and its events, in turns: per step, in wall and CPU time."""
     for wanted in (5, 20, 100):
         step = bench.training(wanted)
         times = max(3, round(bench.seconds * 1e3 / wanted / 10))
@@ -254,7 +272,7 @@ def overhead(bench: Bench) -> Iterator[dict[str, Any]]:
         }
 
 
-def _timed(bench: Bench, step: Callable[[], Any], times: int, events: StepEvents | None) -> tuple[float, float]:
+def _timed(bench: Bench, step: Callable[[], Any], times: int, events: Meter | None) -> tuple[float, float]:
     step()
     bench.sync()
     wall, cpu = time.perf_counter(), time.process_time()
@@ -578,6 +596,41 @@ def oom(bench: Bench) -> dict[str, Any]:
     return {"raised": said, "busy_s": found.busy_s, "busy_source": found.busy_source}
 
 
+_KILLED = """
+import sys, time, torch
+from aifinops import gpu
+with gpu.track("killed", run_id="gpu-check", price="3.60", devices="visible") as run:
+    data = torch.ones(512, 512, device=sys.argv[1])
+    begun = time.monotonic()
+    while time.monotonic() - begun < float(sys.argv[2]):
+        data @ data
+        run.step()
+        time.sleep(0.01)
+        print(run.steps, flush=True)
+    print("LOST", [(one.attempt, one.steps, str(one.wasted_s), str(one.wasted_usd)) for one in run.lost])
+"""
+
+
+def killed(bench: Bench) -> dict[str, Any]:
+    """SIGKILL in the middle of a run: the next attempt of the same run closes it, with what it held until then."""
+    with tempfile.TemporaryDirectory() as folder:
+        environ = os.environ | {
+            "AIFINOPS_LEDGER": f"sqlite:///{folder}/ledger.db",
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        }
+        command = [sys.executable, "-c", _KILLED, bench.name]
+        with subprocess.Popen([*command, "600"], env=environ, stdout=subprocess.PIPE, text=True) as first:
+            assert first.stdout is not None
+            steps = 0
+            while steps < 300:
+                steps = int(first.stdout.readline())
+            first.kill()
+        second = subprocess.run(
+            [*command, "0.5"], env=environ, capture_output=True, text=True, timeout=120, check=False
+        )
+    return {"killed_after_step": steps, "said": second.stdout.strip().splitlines()[-1:], "errors": second.stderr[-500:]}
+
+
 def _neighbour(ready: Any, go: Any, results: Any, seconds: float, rehearse: bool, part: float) -> None:
     bench = Bench(seconds=seconds, rehearse=rehearse)
     one, two, out = bench.matrices()
@@ -641,6 +694,7 @@ SECTIONS: dict[str, Callable[[Any], Any]] = {
     "profiler": profiler,
     "fork": fork,
     "oom": oom,
+    "killed": killed,
     "neighbours": neighbours,
 }
 DRIVER_ONLY = {"nvml", "energy"}

@@ -8,6 +8,7 @@
     ├─ BudgetExceeded
     │  ├─ ApprovalDenied
     │  ├─ ApprovalPending
+    │  ├─ RunStopped               a run on GPUs has ended at a step, before its limit
     │  ├─ SlotUnavailable          there were no GPUs of the team's quota in time
     │  ├─ StreamCut                a stream was ended where there was no room for more of it
     │  ├─ StoreUnavailable         nobody knows whether there is room
@@ -28,6 +29,7 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
+from typing import Any
 
 __all__ = [
     "AIFinOpsError",
@@ -38,6 +40,7 @@ __all__ = [
     "DecisionFailed",
     "ImpossibleUsage",
     "PricingError",
+    "RunStopped",
     "SlotUnavailable",
     "StoreError",
     "StoreReset",
@@ -219,6 +222,27 @@ class StreamCut(BudgetExceeded):
         return (
             f"budget {self.budget!r}: {self.spent:f} of {self.limit:f} {self.unit} spent{held}; the stream was ended, since there was "
             f"no room for {self.asked:f} more. {self.hint}"
+        ).rstrip()
+
+
+class RunStopped(BudgetExceeded):
+    """A run that pays for its GPUs as it goes has ended at a step: what is left of the budget is no more than a step and a checkpoint take.
+
+    Attributes:
+        step: at whose end, counted from 1.
+    """
+
+    step: int
+
+    def __init__(self, budget: str, *, step: int = 0, **figures: Any) -> None:
+        self.step = step
+        super().__init__(budget, **figures)
+
+    def _text(self) -> str:
+        resets = f" It resets at {self.resets_at.isoformat()}." if self.resets_at else ""
+        return (
+            f"budget {self.budget!r}: {self.spent:f} of {self.limit:f} {self.unit} spent; the run was ended after step {self.step}, while there "
+            f"was still enough to save it.{resets} {self.hint}"
         ).rstrip()
 
 

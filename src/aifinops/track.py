@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 from aifinops import metering, runtime, scope
 from aifinops.budgets.budget import ActiveBudget, Budget
 from aifinops.charges import Charge, Cost, total
-from aifinops.errors import ConfigurationError, swallow
+from aifinops.errors import BudgetExceeded, ConfigurationError, swallow
 from aifinops.meters import define
 from aifinops.reading import Reading
 from aifinops.tags import EMPTY, Tags, make_tags
@@ -148,7 +148,16 @@ class Track(_Block):
         except Exception as failure:  # a block without a span still tracks
             swallow("track.span", failure)
             span = None
-        return span, [_open_resource(kind, spec) for kind, spec in self._resources.items()]
+        windows: list[Any] = []
+        if self._resources:
+            try:
+                with _step(self, (span, windows)):  # they have the tags and the budgets of the block
+                    windows.extend(_open_resource(kind, spec, self.name) for kind, spec in self._resources.items())
+            except BaseException as error:  # no room in a budget: the function does not begin
+                if span is not None:
+                    metering.end_block_span(span, {}, error)
+                raise
+        return span, windows
 
     def _push(self, state: Any) -> Any:
         span = state[0]
@@ -163,7 +172,7 @@ class Track(_Block):
         span, windows = state
         for window in windows:
             with _step(self, state):
-                _close_resource(window)
+                _close_resource(window, error)
         if span is not None:
             try:
                 metering.end_block_span(span, self._aggregates(), error)
@@ -184,22 +193,22 @@ class Track(_Block):
         return values
 
 
-def _open_resource(kind: str, spec: Any) -> Any:
+def _open_resource(kind: str, spec: Any, name: str) -> Any:
     module, _, function = _RESOURCES[kind].partition(":")
     try:
-        return getattr(importlib.import_module(module), function)(spec)
-    except ConfigurationError:
+        return getattr(importlib.import_module(module), function)(spec, name)
+    except (BudgetExceeded, ConfigurationError):
         raise
     except Exception as failure:  # no driver, no device: the block runs, the resource stays unmetered
         swallow(f"track.{kind}_open", failure)
         return None
 
 
-def _close_resource(window: Any) -> None:
+def _close_resource(window: Any, error: BaseException | None) -> None:
     if window is None:
         return
     try:
-        window.close()
+        window.close(error)
     except Exception as failure:  # the block's result is the user's
         swallow("track.resource_close", failure)
 
@@ -541,7 +550,9 @@ def track_cost(
     Args:
         function: given when the decorator is used without parentheses.
         name: of the block and its span; default: the function's qualified name.
-        gpu: `"auto"` also meters the GPUs that this process holds while the function runs.
+        gpu: `"auto"` also meters, and pays from the budgets in force, the GPUs that this process holds while the function runs; a mapping
+            `{"NVIDIA H100 80GB HBM3": 8}` where no driver can be asked; see `aifinops.gpu.track`, whose other arguments
+            `{"devices": "auto", "checkpoint": save}` may have.
         meter: a call of the function is itself one charge of this: `{"searches": 1}`, a quantity or a function of the result. A meter
             that is not known yet is made. Its price is that of `sku` (`register_price`); without one the cost is unknown.
         sku: `"provider/model"` of that charge; default: `custom/` and the name of the block.

@@ -150,11 +150,34 @@ def test_a_device_is_read_once_for_all_who_watch(fake: FakeNvml) -> None:
     assert fake.calls("nvmlInit") == fake.calls("nvmlShutdown")
 
 
-def test_a_span_of_no_length_is_unknown(stage: Callable[[], Stage]) -> None:
-    """And so is one that ends before it begins."""
+def test_a_span_of_no_length_is_nothing(fake: FakeNvml, stage: Callable[[], Stage]) -> None:
+    """It has no seconds, which is known where the device is measured; one that ends before it begins is unknown."""
+    fake.from_now(0, 1.0, sm=1.0, watts=100, used=GIB)
     scene = stage()
-    assert scene.between(5, 5).busy_s is None
+    scene.run(6)
+    found = scene.between(5, 5)
+    assert [found.busy_s, found.sm_active_s, found.energy_j, found.memory_gib_s, found.busy_error_s] == [0.0] * 5
     assert scene.between(5, 4).busy_s is None
+
+
+@pytest.mark.parametrize("gpm", [0, 1])
+def test_a_short_span_is_told_by_the_time_beside_it(fake: FakeNvml, stage: Callable[[], Stage], gpm: int) -> None:
+    """A charge, and 50 ms later somebody asks: the driver has nothing newer, which makes no sum of spans unknown; the bound has it."""
+    for number in (0, 1):
+        fake.device(number, f"GPU-{number}", "NVIDIA H100 80GB HBM3", 80 * GIB, gpm, 1)
+        fake.ring(number, 200_000, 100)
+    fake.from_now(0, 0.8, sm=0.5, watts=100, used=GIB)
+    scene = stage()
+    scene.run(60)
+    fake.advance(0.05)
+    found = scene.between(60, 60.05)
+    assert found.busy_s == pytest.approx(0.8 * 0.05)
+    assert found.busy_error_s == pytest.approx(0.8 * 0.05)
+    assert found.covered == 0
+    assert found.energy_j == pytest.approx(5)
+    assert found.memory_gib_s == pytest.approx(0.05)
+    fake.advance(9.95)
+    assert scene.between(60.05, 70).busy_s == pytest.approx(0.8 * 9.95)
 
 
 def test_who_asks_twice_for_one_moment_reads_once(fake: FakeNvml, stage: Callable[[], Stage]) -> None:

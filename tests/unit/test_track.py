@@ -416,12 +416,13 @@ def test_gpu_seconds_of_named_devices_are_counted() -> None:
     clock = Still()
     runtime.init(ledger="memory", clock=clock)
 
-    @af.track_cost(gpu={"NVIDIA H100 80GB HBM3": 8}, project="llm-ft")
+    @af.track_cost(gpu={"Some Prototype": 8}, project="llm-ft")
     def train() -> None:
         clock.now += 90 * 10**9
 
     train()
     (charge,) = rows()
     assert charge.quantities == {"gpu_seconds": 720}
-    assert charge.tags == {"project": "llm-ft"}
+    assert charge.tags["project"] == "llm-ft"
+    assert set(charge.tags) == {"project", "run", "attempt"}
     assert charge.amount is None

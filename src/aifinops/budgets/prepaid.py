@@ -20,10 +20,12 @@ from decimal import Decimal
 from aifinops.budgets.actions import Change
 from aifinops.budgets.budget import ActiveBudget, is_currency
 from aifinops.budgets.guard import Guard
+from aifinops.budgets.policy import Balance
 from aifinops.budgets.reservations import Reservation
+from aifinops.budgets.stores.base import Node
 from aifinops.budgets.waiting import Wait
 from aifinops.charges import new_id
-from aifinops.errors import BudgetExceeded, StoreUnavailable
+from aifinops.errors import BudgetExceeded, StoreUnavailable, UnknownModel
 
 __all__ = ["Prepaid"]
 
@@ -41,6 +43,7 @@ class Prepaid:
         guard: of the budgets. budgets: outermost first. rate: unit -> amount a second: nano-units of a currency, millionths of a meter.
         slice_s: how much is held in advance, seconds. allowance_s: what a step and a checkpoint take, seconds; longer ones that are seen
             raise it.
+        unpriced: why the rate has no money in it; None when it has.
 
     Attributes:
         error: why there is no more; None as long as there is.
@@ -54,8 +57,10 @@ class Prepaid:
         *,
         slice_s: float = 10.0,
         allowance_s: float = 30.0,
+        unpriced: UnknownModel | None = None,
     ) -> None:
         self.error: BudgetExceeded | None = None
+        self._unpriced = unpriced
         self._guard = guard
         self._clock = guard.clock
         self._budgets = budgets
@@ -78,15 +83,23 @@ class Prepaid:
         """Time that is paid for in advance, nanoseconds; negative when the job has used more."""
         return self._paid_until - self._clock.monotonic_ns()
 
-    def open(self) -> None:
+    @property
+    def due(self) -> int:
+        """When to look next, on the monotonic clock: before that `tick` does nothing."""
+        return self._due
+
+    def open(self, now: int | None = None) -> None:
         """Hold the first slice, and the allowance.
+
+        Args:
+            now: since when it is used, on the monotonic clock; default: this moment.
 
         Raises:
             BudgetExceeded: when a budget has no room for them.
             Wait: as `Guard.reserve`.
         """
         with self._lock:
-            now = self._clock.monotonic_ns()
+            now = self._clock.monotonic_ns() if now is None else now
             self._since = self._paid_at = self._stepped = now
             self._told = dict.fromkeys(self._rate, 0)
             self._begin(now, self._slice + self.allowance)
@@ -102,15 +115,47 @@ class Prepaid:
         """As `step`, in the middle of one: for whoever keeps the lease of a long step alive."""
         return self._look(self._clock.monotonic_ns())
 
+    def expect(self, nanoseconds: int) -> None:
+        """The way to the end of a step may take so long: for whoever times steps himself, and ends some steps after he is told to."""
+        self._longest = max(self._longest, nanoseconds)
+
     def saved(self, seconds: float) -> None:
         """A checkpoint took so long: it is no part of a step, and the allowance has room for another one."""
         self._checkpoint = max(self._checkpoint, int(seconds * _NS))
         self._stepped = self._clock.monotonic_ns()
 
-    def close(self) -> None:
-        """Pay for what was used since the last time, and give back the rest."""
+    def lasts(self) -> float | None:
+        """For how many seconds from now the tightest budget has room, if nobody else spends; None when none limits this in its window.
+
+        Raises:
+            StoreError: when a store fails.
+        """
         with self._lock:
-            used = self._used(self._clock.monotonic_ns())
+            now, wall = self._clock.monotonic_ns(), self._clock.time_ns()
+            ours = dict(zip(self._held.nodes, self._held.amounts, strict=True)) if self._held is not None else {}
+            unpaid = self._used(now)
+            found = [
+                seconds
+                for active in self._budgets
+                for node, balance in zip(active.nodes(wall), self._guard.balances(active).values(), strict=True)
+                if (seconds := self._seconds(node, balance, ours, unpaid)) is not None
+                and not 0 < node.until < wall + seconds * _NS
+            ]
+        return min(found, default=None)
+
+    def _seconds(
+        self, node: Node, balance: Balance, ours: Mapping[Node, int], unpaid: Mapping[str, int]
+    ) -> float | None:
+        amount, of = self._rate.get(node.unit, (0, 1))
+        if not amount or balance.limit is None:
+            return None
+        room = balance.limit - balance.spent - balance.reserved + ours.get(node, 0) - unpaid[node.unit]
+        return max(0, room) * of / amount
+
+    def close(self, now: int | None = None) -> None:
+        """Pay for what was used since the last time, and give back the rest; `now` as in `open`."""
+        with self._lock:
+            used = self._used(self._clock.monotonic_ns() if now is None else now)
             held, self._held = self._held, None
             if held is not None:
                 self._guard.settle(held, used)
@@ -178,7 +223,9 @@ class Prepaid:
         self._paid_until = now
         at, lease = self._clock.time_ns(), self._lease()
         try:
-            self._held = self._guard.reserve(self._budgets, self._amounts(wanted), id=new_id(), at=at, slice_s=lease)
+            self._held = self._guard.reserve(
+                self._budgets, self._amounts(wanted), id=new_id(), at=at, slice_s=lease, unpriced=self._unpriced
+            )
         except Change as change:  # there is nothing smaller than time
             raise change.error from None
         self._paid_until = now + wanted

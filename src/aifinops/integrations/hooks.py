@@ -1,10 +1,10 @@
-"""What `instrument()` hooks besides providers: frameworks, which add tags, and resources, which are charged."""
+"""What `instrument()` hooks besides providers: frameworks, which add tags, training loops, whose steps count, and resources, which are charged."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["FRAMEWORKS", "HOOKS", "RESOURCES", "Hook"]
+__all__ = ["FRAMEWORKS", "HOOKS", "RESOURCES", "TRAINING", "Hook"]
 
 _FRAMEWORKS = "aifinops.integrations.frameworks."
 
@@ -46,6 +46,9 @@ FRAMEWORKS = {
 }
 """Tags only: hooked by `instrument()` without names."""
 
+TRAINING = {"torch": Hook("torch", "torch", (("torch", "aifinops.integrations.training.torch:hook"),))}
+"""Steps and waiting for data: hooked by `instrument()` without names. They are told to the run that is open, else to nobody."""
+
 _RESOURCES = "aifinops.integrations.resources."
 
 
@@ -80,5 +83,5 @@ RESOURCES = {
 }
 """Charged: hooked when they are named. What a program reads from its own database is no surprise in a report then."""
 
-HOOKS = {**FRAMEWORKS, **RESOURCES}
+HOOKS = {**FRAMEWORKS, **TRAINING, **RESOURCES}
 """Everything that can be named."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from aifinops import runtime, scope
 from aifinops.errors import ConfigurationError, swallow
-from aifinops.integrations.hooks import FRAMEWORKS, HOOKS
+from aifinops.integrations.hooks import FRAMEWORKS, HOOKS, TRAINING
 from aifinops.integrations.patching import Patch, Patches
 from aifinops.integrations.provider import Provider
 from aifinops.pricing.match import PROVIDERS as SPELLINGS
@@ -201,7 +201,7 @@ def instrument(*targets: Any) -> None:
 
     Args:
         *targets: names (`"openai"`), client objects (only that client then) or rows of your own; none for all client libraries of
-            models and the frameworks above them, which add tags. Databases and storage (`"pinecone"`, `"s3"`) are charged when they
+            models, the frameworks above them, which add tags, and torch, whose steps count for the run that is open. Databases and storage (`"pinecone"`, `"s3"`) are charged when they
             are named.
 
     Raises:
@@ -215,7 +215,7 @@ def instrument(*targets: Any) -> None:
         _patches.when_imported("threads", "concurrent.futures.thread", _patch_threads)
     if not targets:
         _find_others()
-    for target in targets or (*PROVIDERS, *FRAMEWORKS):
+    for target in targets or (*PROVIDERS, *FRAMEWORKS, *TRAINING):
         if isinstance(target, Provider):
             _instrument_name(_take(target), asked=True)
         elif isinstance(target, str):

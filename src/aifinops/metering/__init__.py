@@ -20,7 +20,7 @@ from aifinops.metering.deferred import drain, enqueue, settle_later
 from aifinops.metering.estimates import ALLOWANCE
 from aifinops.metering.invocation import Invocation, ending, in_flight
 from aifinops.metering.opening import begin, observe, watch
-from aifinops.metering.recording import charge_of, record, record_reading
+from aifinops.metering.recording import charge_of, record, record_held, record_reading
 from aifinops.metering.seen import Charged, charged
 from aifinops.metering.waiting import begin_patiently
 from aifinops.metering.watched import Watched, Watcher
@@ -48,6 +48,7 @@ __all__ = [
     "in_flight",
     "observe",
     "record",
+    "record_held",
     "record_reading",
     "settle_later",
     "watch",

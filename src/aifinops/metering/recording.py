@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,10 @@ from aifinops.usage import quantities
 
 if TYPE_CHECKING:
     from aifinops.charges import Basis
+    from aifinops.scope import Scope
     from aifinops.tags import Tags
 
-__all__ = ["charge_of", "record", "record_reading"]
+__all__ = ["charge_of", "record", "record_held", "record_reading"]
 
 
 def record(
@@ -51,6 +52,36 @@ def record(
     amounts = Amounts.of(_given_cost(cost)) if cost is not None else charging.amounts_for(invocation, reading)
     charge = charging.charge_for(invocation, reading, amounts, "ok", None)
     _post(invocation, charge)
+    return charge
+
+
+def record_held(
+    call: Call,
+    reading: Reading,
+    *,
+    cost: Cost | None,
+    scope: Scope,
+    at: int,
+    duration: int,
+    id: str = "",
+    error: str = "",
+    paid: Collection[str] = (),
+) -> Charge:
+    """Record a stretch of time in which something was held, such as a GPU; from any thread, and after the fact.
+
+    Args:
+        call, reading: what was held, and for how long. cost: as its price says; unknown for None.
+        scope: of whoever held it. at: when the stretch began; duration: nanoseconds. id: of the charge, in place of a new one.
+        error: what ended it, where that was no plain end.
+        paid: keys of the budgets that were paid as it ran (`Prepaid`): nothing is posted to them again.
+    """
+    engines = runtime.get()
+    invocation = Invocation(engines, call, scope, engines.tags(scope))
+    invocation.wall = at
+    amounts = Amounts.of(Cost(None, basis="unknown") if cost is None else cost)
+    charge = charging.charge_for(invocation, reading, amounts, "error" if error else "ok", None)
+    charge = replace(charge, duration=duration, error=error, id=id or charge.id)
+    _post(invocation, charge, error, official=False, paid=paid)
     return charge
 
 
@@ -94,12 +125,14 @@ def _read(
     return invocation, charge
 
 
-def _post(invocation: Invocation, charge: Charge, error: str = "", *, official: bool = True) -> None:
-    """Put a charge that was never reserved into budgets, ledger and metrics."""
+def _post(
+    invocation: Invocation, charge: Charge, error: str = "", *, official: bool = True, paid: Collection[str] = ()
+) -> None:
+    """Put a charge that was never reserved into budgets, ledger and metrics; budgets whose keys are in `paid` have it already."""
     engines = invocation.engines
     busy.on = True
     try:
-        budgets = engines.budgets(invocation.scope, invocation.tags)
+        budgets = [one for one in engines.budgets(invocation.scope, invocation.tags) if one.key not in paid]
         engines.guard.post(budgets, units.actual_amounts(charge), id=charge.id, at=charge.at)
         telling.keep(invocation, charge)
         telling.measure(invocation, charge, error, None, official=official)

@@ -110,6 +110,7 @@ class Metrics:
         self._lock = threading.RLock()
         self._series: dict[tuple[Any, ...], _Series] = {}
         self._waiting: deque[_Waiting] = deque()
+        self._gpu: Counter[tuple[tuple[str, Any], ...]] = Counter()
         self._points = 0
         self._provider: Any = None
         self._get_provider = get_provider
@@ -141,6 +142,18 @@ class Metrics:
         )
         if len(self._waiting) >= BATCH:
             self._add_up()
+
+    def gpu_time(self, charge: Charge, states: Mapping[str, float]) -> None:
+        """Add device time.
+
+        Args:
+            charge: whose time it is. states: `allocated`, `busy`, `idle`, `stall` -> device-seconds; one that is unknown is left out.
+        """
+        self._ready()
+        with self._lock:
+            attributes = tuple(self._find(charge, charge.service).attributes.items())
+            for state, seconds in states.items():
+                self._gpu[(*attributes, (names.GPU_STATE, state))] += seconds  # type: ignore[assignment]  # a sum of floats
 
     def _add_up(self) -> None:
         """Take in what waits. In a batch it costs half of what it does call by call, between the work of the application."""
@@ -196,6 +209,7 @@ class Metrics:
         self._lock = threading.RLock()
         self._series = {}
         self._waiting = deque()
+        self._gpu = Counter()
         self._points = 0
 
     # --- the OpenTelemetry side ---------------------------------------------------------------------------------------
@@ -227,6 +241,12 @@ class Metrics:
         )
         observable(names.METRIC_CALLS, [self._observe_calls], "{call}", "Metered calls")
         observable(names.METRIC_PRICE_MISSING, [self._observe_unpriced], "{call}", "Calls whose price is unknown")
+        observable(
+            names.METRIC_GPU_TIME,
+            [self._observe_gpu],
+            "s",
+            "Device time by state; busy and idle are known for part of it",
+        )
         observable(names.METRIC_LEDGER_DROPPED, [self._observe_dropped], "{record}", "Records that could not be kept")
         observable(
             names.METRIC_FAILURES, [self._observe_failures], "{failure}", "Internal failures that were swallowed"
@@ -294,6 +314,11 @@ class Metrics:
 
     def _observe_unpriced(self, _options: Any) -> Iterable[Any]:
         return [_observation(item.unpriced, item.attributes) for item in self._snapshot() if item.unpriced]
+
+    def _observe_gpu(self, _options: Any) -> Iterable[Any]:
+        with self._lock:
+            found = list(self._gpu.items())
+        return [_observation(seconds, dict(attributes)) for attributes, seconds in found]
 
     def _observe_dropped(self, _options: Any) -> Iterable[Any]:
         return [_observation(self._dropped(), {})]

@@ -74,6 +74,26 @@ EVENT_BUDGET_EXCEEDED = "aifinops.budget.exceeded"
 GPU_COUNT = "aifinops.gpu.count"
 GPU_MODEL = "aifinops.gpu.model"
 GPU_ALLOCATED = "aifinops.gpu.allocated_s"
+GPU_UUIDS = "aifinops.gpu.uuids"
+GPU_BUSY = "aifinops.gpu.busy_s"
+GPU_BUSY_SOURCE = "aifinops.gpu.busy.source"
+GPU_BUSY_ERROR = "aifinops.gpu.busy.error_s"
+GPU_STALL = "aifinops.gpu.stall_s"
+GPU_SM_ACTIVE = "aifinops.gpu.sm_active_s"
+GPU_TENSOR_ACTIVE = "aifinops.gpu.tensor_active_s"
+GPU_MEMORY = "aifinops.gpu.memory_gib_s"
+GPU_ENERGY = "aifinops.gpu.energy_j"
+GPU_MFU = "aifinops.gpu.mfu"
+GPU_ATTRIBUTION = "aifinops.gpu.attribution"
+GPU_STATE = "aifinops.gpu.state"
+GPU_STEPS = "aifinops.gpu.steps"
+GPU_WASTED = "aifinops.gpu.wasted_s"
+GPU_IDLE_COST = "aifinops.cost.idle"
+GPU_RATE = "aifinops.price.usd_per_hour"
+PRICE_AS_OF = "aifinops.price.as_of"
+PRICE_SOURCE = "aifinops.price.source"
+PRICE_TERM = "aifinops.price.term"
+PHASE = "aifinops.phase"
 
 TAGS = {
     "team": "aifinops.team",
@@ -83,6 +103,9 @@ TAGS = {
     "cost_center": "aifinops.cost_center",
     "environment": "aifinops.environment",
     "run": "aifinops.run.id",
+    "attempt": "aifinops.run.attempt",
+    "rank": "aifinops.run.rank",
+    "phase": PHASE,
     "agent": AGENT_NAME,
     "conversation": CONVERSATION_ID,
     "budget_action": BUDGET_ACTION,
@@ -103,6 +126,7 @@ METRIC_TOKENS = "aifinops.tokens"
 METRIC_CALLS = "aifinops.calls"
 METRIC_PRICE_MISSING = "aifinops.price.missing"
 METRIC_LEDGER_DROPPED = "aifinops.ledger.dropped"
+METRIC_GPU_TIME = "aifinops.gpu.time"
 METRIC_FAILURES = "aifinops.internal.failures"
 METRIC_TOKEN_USAGE = "gen_ai.client.token.usage"
 METRIC_DURATION = "gen_ai.client.operation.duration"

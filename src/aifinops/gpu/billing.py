@@ -1,0 +1,193 @@
+"""Which devices a run pays for, at which price, and the charge of a stretch of time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from aifinops import metering, runtime
+from aifinops.charges import Charge, Cost
+from aifinops.errors import ConfigurationError
+from aifinops.gpu import devices as hardware
+from aifinops.gpu import distributed
+from aifinops.gpu.journal import Group, Lost
+from aifinops.gpu.rates import Rate, rate
+from aifinops.gpu.where import Place, place
+from aifinops.reading import Reading
+from aifinops.tags import make_tags, merge
+from aifinops.usage import Sku
+
+if TYPE_CHECKING:
+    from aifinops.runtime import Runtime
+    from aifinops.scope import Scope
+
+__all__ = ["WINDOW_NS", "Held", "charge", "charge_lost", "find_devices", "groups_of", "here"]
+
+WINDOW_NS = 60 * 1_000_000_000
+"""Charges are made once in each such window of wall time, in nanoseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """One device, or one that was only named.
+
+    Attributes:
+        device: what it is; without a UUID where it was only named. unclaimed: held on this machine, and no rank's own.
+    """
+
+    device: hardware.Device
+    unclaimed: bool = False
+
+
+def find_devices(spec: Any, where: distributed.Rank) -> tuple[Held, ...]:
+    """The devices that `spec` names, of which this rank pays for its own.
+
+    Args:
+        spec: `"auto"` for those that this process may use, divided among the ranks of this machine; `"visible"` for all of them,
+            undivided; devices of `aifinops.gpu.devices`; or a mapping of model to count for machines whose driver cannot be asked, divided
+            like `"auto"`. where: which rank this is.
+
+    Raises:
+        ConfigurationError: for anything else.
+    """
+    if spec in ("auto", "rank", "visible"):
+        found = _visible()
+        return _divided(found, where) if spec != "visible" else tuple(map(Held, found))
+    if isinstance(spec, Mapping) and all(type(count) is int and count > 0 for count in spec.values()):
+        named = [hardware.Device(-1, "", str(model)) for model, count in spec.items() for _ in range(count)]
+        return _divided(named, where)
+    if (
+        isinstance(spec, Sequence)
+        and not isinstance(spec, str)
+        and all(isinstance(one, hardware.Device) for one in spec)
+    ):
+        return tuple(map(Held, spec))
+    raise ConfigurationError(
+        f'gpu={spec!r} must be "auto", "visible", devices, or a mapping such as {{"NVIDIA H100 80GB HBM3": 8}}'
+    )
+
+
+def _visible() -> tuple[hardware.Device, ...]:
+    return hardware.held({key: value for key, value in os.environ.items() if key != "LOCAL_RANK"})
+
+
+def _divided(found: Sequence[hardware.Device], where: distributed.Rank) -> tuple[Held, ...]:
+    own, rest = distributed.share(found, where)
+    return (*map(Held, own), *(Held(device, unclaimed=True) for device in rest))
+
+
+def here(engines: Runtime) -> Place:
+    """Where this process runs, with what the settings say."""
+    settings = engines.config
+    return place(allow_network=settings.gpu_metadata, term=settings.gpu_term or "")
+
+
+def groups_of(
+    found: Sequence[Held], where: Place, *, at: int, price: Any = "auto", owner: str = ""
+) -> list[tuple[Group, list[Held]]]:
+    """Devices by price, each group with its members.
+
+    Args:
+        found: the devices. where: the machine. at: wall clock, nanoseconds. price: USD an hour of one device, or `"auto"`.
+        owner: of devices that have no UUID.
+
+    Raises:
+        ConfigurationError: for a price that is none.
+    """
+    made: dict[tuple[Any, ...], list[Held]] = {}
+    for one in found:
+        made.setdefault((one.device.name, one.device.share, one.unclaimed), []).append(one)
+    result = []
+    for (model, share, unclaimed), members in made.items():
+        known = rate(members[0].device, where, at=at, override=None if price == "auto" else price)
+        group = Group(
+            model=model,
+            uuids=tuple(one.device.uuid for one in members if one.device.uuid),
+            held=Decimal(str(share)) * len(members),
+            provider=known.sku.provider,
+            sku=known.sku.model,
+            tier=known.sku.tier,
+            region=known.sku.region,
+            usd_per_hour=known.usd_per_hour,
+            price_id=known.price_id or "",
+            as_of=known.as_of.isoformat() if known.as_of else "",
+            source=known.source,
+            unclaimed=unclaimed,
+            owner=owner,
+        )
+        result.append((group, members))
+    return result
+
+
+def cost_of(group: Group, device_seconds: Decimal) -> Cost:
+    """What so much time of one of a group costs, as its price says."""
+    found = Rate(
+        group.usd_per_hour,
+        source=group.source,
+        as_of=date.fromisoformat(group.as_of) if group.as_of else None,
+        sku=Sku(group.provider, group.sku, "gpu", group.tier, group.region),
+        price_id=group.price_id or None,
+    )
+    return found.cost(device_seconds)
+
+
+def charge(
+    group: Group,
+    scope: Scope,
+    *,
+    key: str,
+    at: int,
+    length: int,
+    part: int = 0,
+    facts: Mapping[str, Any],
+    paid: frozenset[str] = frozenset(),
+    error: str = "",
+) -> Charge:
+    """Record a stretch of time of a group.
+
+    Args:
+        group: what was held. scope: of whoever held it. key: of the run and its attempt. at: when it began; length: nanoseconds.
+        part: number of this charge in its window. facts: what else is known, for the row's `raw`. paid, error: as in `record_held`.
+
+    The charge is known by run, attempt, devices and window: of two processes that pay for the same, the ledger keeps one.
+    """
+    seconds = group.held * Decimal(length).scaleb(-9)
+    if group.unclaimed:
+        scope = replace(scope, tags=merge(scope.tags, make_tags({"phase": "unclaimed"})))
+    call = metering.Call(group.provider, "gpu", group.sku, service="gpu", tier=group.tier)
+    about = {"model": group.model, "uuids": list(group.uuids), **facts}
+    reading = Reading({"gpu_seconds": seconds}, {"gpu": about}, model=group.sku, tier=group.tier, region=group.region)
+    return metering.record_held(
+        call, reading, cost=cost_of(group, seconds), scope=scope, at=at, duration=length,
+        id=_charge_id(group, key, at, part), error=error, paid=paid,
+    )  # fmt: skip
+
+
+def _charge_id(group: Group, key: str, at: int, part: int) -> str:
+    window = at // WINDOW_NS
+    what = ",".join(group.uuids) or f"{group.owner}|{group.model} x {group.held}|{group.unclaimed}"
+    tail = hashlib.blake2b(f"{key}|{what}|{window}|{part}".encode(), digest_size=8).hexdigest()
+    return f"{window * WINDOW_NS:016x}{tail}"
+
+
+def charge_lost(lost: Lost, scope: Scope) -> list[Charge]:
+    """Record what a killed attempt has held after its last charge, up to its last sign of life."""
+    if not lost.rest_ns:
+        return []
+    tags = make_tags({**lost.tags, "phase": "lost"})
+    mine = replace(scope, tags=tags, budgets=(), trackers=())
+    # What it had paid in advance counts as spent when its lease runs out; posting it here would count it twice.
+    paid = frozenset(one.key for one in runtime.get().budgets(mine, tags))
+    facts = {"lost": True, "attempt": lost.attempt, "rank": lost.rank, "wasted_s": str(lost.wasted_s)}
+    return [
+        charge(
+            group, mine, key=f"{lost.run}|{lost.attempt}", at=lost.charged_to, length=lost.rest_ns, part=-1, facts=facts,
+            paid=paid, error="Lost",
+        )
+        for group in lost.groups
+    ]  # fmt: skip

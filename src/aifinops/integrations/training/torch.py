@@ -1,0 +1,110 @@
+"""torch: the global hooks around every optimizer step, and the waiting for a batch of a DataLoader. Nothing else is touched.
+
+They only do something while a run is open (`aifinops.gpu.track`, `@track_cost(gpu=...)`). Hooks are plain functions: one that is excluded from
+`torch.compile` would import its compiler, and hooks on modules break the graphs of compiled models.
+
+An optimizer may call another one inside its step (ZeroRedundancyOptimizer), or the step of its parent class: that is one step, the innermost. A step that raises leaves no
+trace: torch calls the first hook then, and not the second.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from typing import Any
+
+from aifinops.errors import BudgetExceeded, swallow
+from aifinops.gpu.keeper import current_run
+
+__all__ = ["hook"]
+
+
+class _Counted(threading.local):
+    """Steps that this thread has seen, and how many there were when each optimizer began its own."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.begun: dict[int, int] = {}
+
+
+_counted = _Counted()
+_MOST_BEGUN = 1024  # left by steps that raised
+
+
+def _before(optimizer: Any, _args: Any, _kwargs: Any) -> None:
+    counted = _counted
+    if len(counted.begun) > _MOST_BEGUN:
+        counted.begun.clear()
+    counted.begun[id(optimizer)] = counted.steps
+
+
+def _after(optimizer: Any, _args: Any, _kwargs: Any) -> None:
+    counted = _counted
+    steps = counted.steps
+    if counted.begun.pop(id(optimizer), -1) != steps:
+        return  # one inside of it was counted: another optimizer's, or that of the class that its own is made of
+    counted.steps = steps + 1
+    try:
+        run = current_run()
+        if run is not None:
+            run.optimizer_step()
+    except BudgetExceeded:
+        raise
+    except Exception as failure:  # the step is made
+        swallow("torch.step", failure)
+
+
+class _Waiting:
+    """`__next__` of a DataLoader's iterator, timed while a run is open. The same method serves all kinds of loaders."""
+
+    def __init__(self, owner: Any) -> None:
+        self._owner = owner
+        self._original = original = owner.__next__
+
+        @functools.wraps(original)
+        def __next__(iterator: Any) -> Any:
+            run = current_run()
+            if run is None:
+                return original(iterator)
+            now = run.clock.monotonic_ns
+            start = now()
+            batch = original(iterator)
+            run.waited(start, now())
+            return batch
+
+        self._ours = __next__
+        owner.__next__ = __next__
+
+    def undo(self) -> None:
+        """Put the original back, unless somebody has wrapped ours since."""
+        if vars(self._owner).get("__next__") is self._ours:
+            self._owner.__next__ = self._original
+
+
+class _Handle:
+    """A hook of torch that can be taken back."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    def undo(self) -> None:
+        """Take it back."""
+        self._handle.remove()
+
+
+def hook(torch: Any) -> list[Any]:
+    """Install them; called when torch is imported, never before."""
+    del torch
+    from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+    from torch.utils.data import dataloader
+
+    made: list[Any] = []
+    try:
+        made.append(_Handle(register_optimizer_step_pre_hook(_before)))
+        made.append(_Handle(register_optimizer_step_post_hook(_after)))
+        made.append(_Waiting(dataloader._BaseDataLoaderIter))
+    except BaseException:
+        for one in reversed(made):
+            one.undo()
+        raise
+    return made

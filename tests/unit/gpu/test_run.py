@@ -1,0 +1,323 @@
+"""A run on GPUs: exact time, charges by the minute, budgets paid in advance, and an end at a step."""
+
+from __future__ import annotations
+
+import logging
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import aifinops as af
+from aifinops import gpu, runtime
+from aifinops.charges import Charge
+from aifinops.errors import BudgetExceeded, ConfigurationError, RunStopped
+from aifinops.gpu.keeper import current_run
+from aifinops.testing.clock import FakeClock
+
+TWO = {"NVIDIA H100 80GB HBM3": 2}
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_JOB_ID", "TORCHELASTIC_RUN_ID", "JOB_UUID"):
+        monkeypatch.delenv(name, raising=False)
+    clock = FakeClock()
+    runtime.init(ledger="memory", clock=clock)
+    return clock
+
+
+def rows() -> list[Charge]:
+    runtime.get().writer.flush()
+    return sorted(runtime.get().ledger.rows(), key=lambda charge: charge.at)
+
+
+def run_of(**arguments: Any) -> gpu.Run:
+    return gpu.track("finetune", **{"devices": TWO, "price": "3.60", "team": "nlp", **arguments})
+
+
+def test_a_minute_is_a_charge_and_the_time_is_exact(clock: FakeClock) -> None:
+    """Two devices for 150 s at $3.60 an hour: three charges, 300 device-seconds, 30 cents, whatever the steps were."""
+    with run_of() as run:
+        for _ in range(150):
+            clock.advance(1)
+            run.step()
+    charges = rows()
+    assert [charge.quantities["gpu_seconds"] for charge in charges] == [120, 120, 60]
+    assert [charge.amount for charge in charges] == [120_000_000, 120_000_000, 60_000_000]
+    assert {charge.service for charge in charges} == {"gpu"}
+    assert charges[0].tags == {"team": "nlp", "run": run.run_id, "attempt": "1"}
+    assert sum(charge.duration for charge in charges) == 150 * 10**9
+    assert [charge.at + charge.duration for charge in charges[:-1]] == [charge.at for charge in charges[1:]]
+
+
+def test_without_a_price_the_cost_is_unknown_and_the_hours_are_counted(clock: FakeClock) -> None:
+    """Nobody knows what it costs; that it was held is known all the same."""
+    with gpu.track(devices={"Some Prototype": 4}) as run:
+        clock.advance(90)
+    (charge,) = rows()
+    assert (charge.amount, charge.basis) == (None, "unknown")
+    assert charge.quantities == {"gpu_seconds": 360}
+    used = run.usage()
+    assert (used.allocated_s, used.cost, used.usd_per_hour, used.busy_s, used.idle_cost) == (
+        360,
+        None,
+        None,
+        None,
+        None,
+    )
+
+
+def test_usage_tells_what_is_not_charged_yet(clock: FakeClock) -> None:
+    """In the middle of a minute the figures are those of this moment."""
+    with run_of() as run:
+        clock.advance(10)
+        run.step()
+        used = run.usage()
+        assert rows() == []
+        assert (used.allocated_s, used.cost, used.steps) == (20, Decimal("0.02"), 1)
+        assert used.models == TWO
+    assert run.usage().allocated_s == 20
+    clock.advance(10)
+    assert run.usage().allocated_s == 20
+
+
+def test_phases_add_up_to_the_time_of_the_run(clock: FakeClock) -> None:
+    """Startup, steps, waiting for data, evaluation and checkpoints share the wall time without gap or overlap."""
+    with run_of() as run:
+        clock.advance(7)
+        run.step()
+        for _ in range(3):
+            before = clock.monotonic_ns()
+            clock.advance(0.5)
+            run.waited(before, clock.monotonic_ns())
+            clock.advance(1.5)
+            run.step()
+        with run.phase("eval"):
+            clock.advance(3)
+            with run.phase("restore"):
+                clock.advance(1)
+            run.waited(0, 10**9)  # it is evaluation that waits
+        with run.checkpoint():
+            clock.advance(2)
+    phases = run.usage().phases
+    assert phases == {"startup": 7, "data_wait": 1.5, "step": 4.5, "eval": 3, "restore": 1, "checkpoint_save": 2}
+    assert sum(phases.values()) == run.usage().elapsed_s
+    (charge,) = rows()
+    assert charge.raw is not None
+    assert charge.raw["gpu"]["phases"] == phases
+    assert charge.raw["gpu"]["steps"] == 4
+
+
+def test_a_money_budget_ends_the_run_at_a_step_below_its_limit_after_the_checkpoint(clock: FakeClock) -> None:
+    """Two cents in ten seconds, a limit of a dollar: the run is told in time, saves, and ends below the limit; nothing is posted twice."""
+    saved: list[int] = []
+
+    def save() -> None:
+        clock.advance(4)
+        saved.append(run.steps)
+
+    with af.budget("$1") as limit:
+        with pytest.raises(RunStopped) as stopped, run_of(checkpoint=save, allowance_s=10) as run:  # noqa: PT012 - it is the loop that is ended
+            while True:
+                clock.advance(1)
+                run.step()
+        assert saved == [stopped.value.step] == [run.steps]
+        assert Decimal("0.90") < limit.spent <= 1
+        assert limit.spent == sum(Decimal(charge.amount or 0) for charge in rows()) / 10**9
+        assert limit.reserved == 0
+    assert isinstance(stopped.value, BudgetExceeded)
+    assert run.usage().wasted_s == 0
+
+
+def test_gpu_hours_are_a_limit_too_and_need_no_price(clock: FakeClock) -> None:
+    """A quota in GPU-hours ends a run whose price nobody knows."""
+    with af.budget("0.1 gpu_hours") as limit:  # 360 device-seconds, 180 s of two
+        with gpu.track(devices={"Some Prototype": 2}, allowance_s=5) as run:
+            while run.advance():
+                clock.advance(1)
+        assert limit.spent == sum(charge.quantities["gpu_seconds"] for charge in rows())
+    assert 165 <= run.steps <= 180
+    assert run.should_stop
+
+
+def test_a_run_without_room_does_not_begin(clock: FakeClock) -> None:
+    """Where there is not even room for a slice and the way out, the loop is never entered and nothing is charged."""
+    with af.budget("$0.01"), pytest.raises(BudgetExceeded), run_of():
+        pytest.fail("it has begun")
+    assert rows() == []
+    assert current_run() is None
+
+
+def test_an_unpriced_device_under_a_money_budget_is_refused_by_name(clock: FakeClock) -> None:
+    """A limit in money cannot hold for what has no price: the budget's `unknown` decides."""
+    with (
+        af.budget("$1"),
+        pytest.raises(BudgetExceeded, match="Some Prototype"),
+        gpu.track(devices={"Some Prototype": 1}),
+    ):
+        pytest.fail("it has begun")
+    with af.budget("$1", unknown="allow") as limit, gpu.track(devices={"Some Prototype": 1}):
+        clock.advance(100)
+    assert limit.spent == 0
+
+
+def test_throttle_on_held_devices_saves_and_ends_and_never_sleeps(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Waiting would only raise the cost of what is held."""
+
+    def slept(*_: object) -> None:
+        raise AssertionError("it waits")
+
+    saved: list[int] = []
+    with af.budget("$1", per="day", name="daily", on_exceed="throttle"):
+        monkeypatch.setattr("aifinops.budgets.waiting.Ticket.wait", slept)
+        with pytest.raises(RunStopped) as stopped, run_of(checkpoint=lambda: saved.append(1), allowance_s=10) as run:  # noqa: PT012
+            while True:
+                clock.advance(1)
+                run.step()
+        assert saved == [1]
+        assert stopped.value.resets_at is not None
+        with pytest.raises(BudgetExceeded), run_of():
+            pytest.fail("it has begun")
+
+
+def test_a_warning_lets_it_go_on(clock: FakeClock) -> None:
+    """`on_exceed="warn"` counts and does not stop."""
+    with af.budget("$0.10", on_exceed="warn") as limit, run_of() as run:
+        for _ in range(300):
+            clock.advance(1)
+            run.step()
+    assert limit.spent == Decimal("0.6")
+
+
+def test_the_forecast_knows_cost_and_the_step_at_which_it_ends(
+    clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A step of two seconds at 0.2 cents a second: a thousand more steps cost four dollars, and a dollar does not last that long."""
+    with (
+        af.budget("$1"),
+        run_of(allowance_s=10, total_steps=1000) as run,
+        caplog.at_level(logging.WARNING, "aifinops.gpu"),
+    ):
+        clock.advance(60)
+        run.step()
+        for _ in range(35):
+            clock.advance(2)
+            run.step()
+        ahead = run.estimate_remaining()
+        assert ahead.steps == 1000 - run.steps
+        assert ahead.usd_per_step == Decimal("0.004")
+        assert ahead.cost == Decimal("0.004") * ahead.steps
+        assert ahead.lasts_s == pytest.approx((1 - 0.26) / 0.002)
+        assert ahead.ends_before_limit is False
+        assert run.estimate_remaining(200).ends_before_limit is True
+        made = ahead.last_step
+        while run.advance():
+            clock.advance(2)
+    assert abs(run.steps - made) <= 3
+    assert "will be stopped by its budget at about step" in caplog.text
+
+
+def test_without_a_number_of_steps_there_is_no_forecast(clock: FakeClock) -> None:
+    """It says what to type."""
+    with run_of() as run, pytest.raises(ConfigurationError, match="total_steps"):
+        run.estimate_remaining()
+
+
+def test_optimizer_steps_count_until_somebody_counts_himself(clock: FakeClock) -> None:
+    """The hook and `run.step()` in one loop are one step, not two."""
+    with run_of() as run:
+        for _ in range(5):
+            clock.advance(1)
+            run.optimizer_step()
+        assert run.steps == 5
+        for _ in range(3):
+            run.optimizer_step()
+            run.step()
+        assert run.steps == 3
+
+
+def test_a_device_is_paid_for_once_by_the_run_that_took_it_last(clock: FakeClock) -> None:
+    """A run inside of another takes its devices over, with its own tags, and gives them back; nothing is counted twice, budgets included."""
+    from aifinops.gpu.devices import Device
+
+    devices = [Device(0, "GPU-a", "H100"), Device(1, "GPU-b", "H100")]
+    with af.budget("$9") as limit, run_of(devices=devices) as outer:
+        clock.advance(10)
+        with run_of(devices=devices[:1], project="inner") as inner:
+            assert current_run() is inner
+            clock.advance(10)
+        assert current_run() is outer
+        clock.advance(10)
+    by_project = {
+        name: sum(c.quantities["gpu_seconds"] for c in rows() if c.tags.get("project", "") == name)
+        for name in ("", "inner")
+    }
+    assert by_project == {"": 50, "inner": 10}
+    assert limit.spent == Decimal("0.06") == sum(Decimal(charge.amount or 0) for charge in rows()) / 10**9
+
+
+def test_runs_in_other_orders_still_pay_once(clock: FakeClock) -> None:
+    """Two runs of the same device that overlap without one being inside the other: their times add up to the time that passed."""
+    from aifinops.gpu.devices import Device
+
+    first = run_of(devices=[Device(0, "GPU-a", "H100")]).start()
+    clock.advance(10)
+    second = run_of(devices=[Device(0, "GPU-a", "H100")]).start()
+    clock.advance(10)
+    first.close()
+    clock.advance(10)
+    second.close()
+    assert sum(charge.quantities["gpu_seconds"] for charge in rows()) == 30
+
+
+def test_a_run_begins_once(clock: FakeClock) -> None:
+    """A second beginning would pay twice."""
+    with run_of() as run:
+        pass
+    with pytest.raises(ConfigurationError, match="once"):
+        run.start()
+    run.close()
+
+
+def test_switched_off_it_counts_steps_and_nothing_else(clock: FakeClock) -> None:
+    """`enabled=False` leaves no charge and asks no budget."""
+    runtime.init(ledger="memory", clock=clock, enabled=False)
+    with af.budget("$0.000001"), run_of() as run:
+        clock.advance(100)
+        run.step()
+    assert rows() == []
+    assert run.steps == 1
+
+
+def test_the_decorator_pays_from_the_budget_around_it(clock: FakeClock) -> None:
+    """`@track_cost(gpu=...)` is a run: the loop inside is ended at a step, and the charges are those of its block."""
+
+    @af.track_cost(gpu={"devices": TWO, "price": "3.60", "allowance_s": 10}, project="llm-ft")
+    def train() -> None:
+        run = current_run()
+        assert run is not None
+        while True:
+            clock.advance(1)
+            run.step()
+
+    with af.budget("$1") as limit:
+        with pytest.raises(RunStopped):
+            train()
+        assert Decimal("0.9") < limit.spent < 1
+    assert {charge.tags["project"] for charge in rows()} == {"llm-ft"}
+
+
+def test_charges_of_a_run_name_the_device_and_its_price(clock: FakeClock, tmp_path: Path) -> None:
+    """A price of the list has its id, source and day on the charge, and the hours of a known device have a cost."""
+    with gpu.track(devices={"NVIDIA H100 80GB HBM3": 1}):
+        clock.advance(3600)
+    charge = rows()[0]
+    assert charge.amount is not None
+    assert charge.price_id
+    assert charge.price_as_of
+    assert charge.raw is not None
+    assert charge.raw["gpu"]["model"] == "NVIDIA H100 80GB HBM3"
