@@ -9,6 +9,7 @@
     │  ├─ ApprovalDenied
     │  ├─ ApprovalPending
     │  ├─ RunStopped               a run on GPUs has ended at a step, before its limit
+    │  ├─ SlotUnavailable          there were no GPUs of the team's quota in time
     │  ├─ StreamCut                a stream was ended where there was no room for more of it
     │  ├─ StoreUnavailable         nobody knows whether there is room
     │  │  └─ DecisionFailed        since something of ours has failed
@@ -40,6 +41,7 @@ __all__ = [
     "ImpossibleUsage",
     "PricingError",
     "RunStopped",
+    "SlotUnavailable",
     "StoreError",
     "StoreReset",
     "StoreUnavailable",
@@ -187,6 +189,15 @@ class ApprovalDenied(BudgetExceeded):
 
 class ApprovalPending(BudgetExceeded):
     """Somebody was asked and has not answered in time."""
+
+
+class SlotUnavailable(BudgetExceeded):
+    """There were no GPUs of a team's quota in the time that was given; `hint` says what stood in the way."""
+
+    def _text(self) -> str:
+        return (
+            f"no {self.asked:f} GPUs for {self.budget}: {self.reserved:f} of {self.limit:f} are held. Nothing was started. {self.hint}"
+        ).rstrip()
 
 
 class StoreUnavailable(BudgetExceeded):

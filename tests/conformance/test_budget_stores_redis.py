@@ -162,7 +162,7 @@ def test_what_a_server_lost_is_put_back(start: Callable[..., Server], when: str)
     server.kill()
     server.start()
     for store in stores:
-        store.run(MarkSent("never"))
+        store.run(Read(nodes))
     after = [stores[0].run(Accounts()), stores[0].run(Notes("", NOW))]
     assert after[1] == before[1]
     assert [node for node, _ in after[0]] == [node for node, _ in before[0]]
@@ -173,6 +173,39 @@ def test_what_a_server_lost_is_put_back(start: Callable[..., Server], when: str)
         for id in ("early", "late"):
             assert store.run(Settle(f"{id}-{number}", nodes, (1, 1), NOW)).applied
         store.close()
+
+
+@needs_server
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # with threads, which is what this is about
+def test_a_child_of_a_process_that_puts_back(start: Callable[..., Server]) -> None:
+    """Its calls do not wait for the thread that does so in the parent, and it puts back nothing of the parent's; nobody has told it anything."""
+    server = start()
+    with contextlib.closing(JournaledStore(server.store())) as store:
+        for number in range(200):
+            store.run(hold(f"{number}", 10, node()))
+        for round in range(5):
+            server.ask("FLUSHALL")
+            thread = threading.Thread(target=store.run, args=(Read((node(),)),))
+            thread.start()
+            while not store._putting and thread.is_alive():
+                time.sleep(0)
+            child = os.fork()
+            if not child:
+                try:
+                    applied = store.run(hold(f"child-{round}", 0, node())).applied
+                    os._exit(0 if applied and list(store._holds) == [f"child-{round}"] else 1)
+                finally:
+                    os._exit(2)
+            thread.join()
+            until = time.monotonic() + 30
+            while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < until:
+                time.sleep(0.01)
+            if ended == (0, 0):
+                os.kill(child, 9)
+                os.waitpid(child, 0)
+            assert ended == (child, 0)
+            assert store.run(Read((node(),)))[0].reserved == 2000
 
 
 @needs_server

@@ -40,6 +40,7 @@ from aifinops.budgets.guard import Guard, Reservation
 from aifinops.budgets.policy import Balance
 from aifinops.budgets.stores.base import (
     Accounts,
+    Adjust,
     Capabilities,
     Draw,
     Extend,
@@ -169,6 +170,7 @@ class Server:
         self.make = make
         self.store: Any = make()
         self.counts: Counter[int] = Counter()  # operations of each client; lost with everything else
+        self.life = 0
         self.lost: Counter[str] = Counter()
         self._copy: dict[str, Any] = {}
         self._counts_then: Counter[int] = Counter()
@@ -180,9 +182,9 @@ class Server:
         self.world.note(type(operation).__name__, str(answer))
         return answer
 
-    def late(self, client: int, known: int, operation: Operation[Any]) -> None:
-        """It arrives when nobody waits for it any more; where less is known by now than was confirmed before, it is not done."""
-        if self.counts[client] >= known:
+    def late(self, client: int, life: int, operation: Operation[Any]) -> None:
+        """It arrives when nobody waits for it any more; what was on its way to a server that has died never arrives."""
+        if self.life == life:
             self.counts[client] += 1
             with suppress(StoreError):
                 self.run(operation)
@@ -207,6 +209,7 @@ class Server:
             left = after[key][1] if key in after else Balance(None)
             self.lost[key] += max(0, balance.spent - left.spent) + balance.reserved
         self.counts = self._counts_then.copy()
+        self.life += 1
 
 
 class Link:
@@ -262,8 +265,8 @@ class Link:
         return answer
 
     def _again_later(self, operation: Operation[Any]) -> None:
-        client, known = self.process.number, self.confirmed
-        self.world.at(self.world.chance.expovariate(0.3), lambda: self.server.late(client, known, operation))
+        client, life = self.process.number, self.server.life
+        self.world.at(self.world.chance.expovariate(0.3), lambda: self.server.late(client, life, operation))
 
     def _lost(self, count: int) -> None:
         reset = StoreReset("it has lost what it had", survived={self.process.number: count}, era=self.era)
@@ -330,7 +333,7 @@ class Process:
         self.link = Link(self)
         self.told = Told()
         self.store = LeasedStore(
-            JournaledStore(self.link, self.clock, on_reset=self.told.count_reset) if scene.journaled else self.link,
+            scene.journal(self.link, self.clock, on_reset=self.told.count_reset) if scene.journaled else self.link,
             self.clock,
             on_crossed=self.crossed,
             often=scene.often,
@@ -387,6 +390,11 @@ class Process:
         for agent in self.agents.values():
             agent.die()
         self.agents.clear()
+        for line in self.guard._lines:  # what was let through, and is told to nobody now
+            for operation in line.owed:
+                if isinstance(operation, Adjust):
+                    for node, amount in zip(operation.nodes, operation.amounts, strict=True):
+                        self.scene.hidden[node.key] += amount
 
     def _sync(self) -> None:
         with suppress(StoreError):  # as the thread that does it otherwise
@@ -566,9 +574,12 @@ class Call:
     billed: int = 0
     doubtful: int = 0
     keys: tuple[tuple[str, str], ...] = field(init=False)
+    unheld: set[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        nodes = self.reservation.nodes
+        # What is let through while the store is down is held nowhere, and posted when it is over.
+        self.unheld = {node.key for part in self.reservation.unheld for node in part.nodes}
+        nodes = (*self.reservation.nodes, *(node for part in self.reservation.unheld for node in part.nodes))
         self.keys = tuple((node.key, node.unit) for node in nodes)
         self.agent.scene.nodes.update((node.key, node) for node in nodes)
 
@@ -596,7 +607,7 @@ class Scene:
     """One seed: who there is, what goes wrong, and the judge.
 
     Args:
-        seed: of everything. store, guard, serve: others, to see whether the judge finds what is wrong with them.
+        seed: of everything. store, guard, serve, journal: others, to see whether the judge finds what is wrong with them.
     """
 
     def __init__(
@@ -606,8 +617,9 @@ class Scene:
         store: Callable[[], Any] = lambda: MemoryStore(remember=10**6),
         guard: Callable[..., Guard] = Guard,
         serve: Callable[[Link, Operation[Any]], Any] | None = None,
+        journal: Callable[..., Any] = JournaledStore,
     ) -> None:
-        self.seed, self.guard = seed, guard
+        self.seed, self.guard, self.journal = seed, guard, journal
         self.world = World(seed)
         chance = self.world.chance
         self._serve = serve
@@ -633,6 +645,7 @@ class Scene:
         self.grows = chance.choice((0.0, 0.0, 0.1))
         self.full = chance.random() < 0.5
         self.overrun = chance.random() < 0.1
+        self.store_down = "allow" if chance.random() < 0.15 else "deny"
         self.journaled = chance.random() < 0.5
         self.marks = chance.random() < 0.3
         self.large = chance.choice((0.0, 0.02, 0.1))
@@ -642,16 +655,23 @@ class Scene:
 
     def _budgets(self, chance: random.Random) -> dict[str, Budget]:
         limit = self.limit
-        budgets = {"org": _budget("org", limit * chance.choice((2, 3)) // 2, self.max_wait)}
+        budgets = {
+            "org": _budget("org", limit * chance.choice((2, 3)) // 2, self.max_wait, on_store_down=self.store_down)
+        }
         for team in ("red", "blue"):
             requests = chance.choice((None, None, 250))
-            budgets[team] = _budget(team, limit, self.max_wait, requests)
+            budgets[team] = _budget(team, limit, self.max_wait, requests, on_store_down=self.store_down)
         if chance.random() < 0.3:
             each = limit // chance.choice((2, 4))
             for team in ("red", "blue"):
                 name = f"{team} a minute"
                 budgets[name] = _budget(
-                    name, each, self.max_wait, per="minute", on_exceed=chance.choice(("raise", "throttle"))
+                    name,
+                    each,
+                    self.max_wait,
+                    per="minute",
+                    on_exceed=chance.choice(("raise", "throttle")),
+                    on_store_down=self.store_down,
                 )
         return budgets
 
@@ -691,6 +711,8 @@ class Scene:
         self.unknown(call, 0)
         for key, unit in call.keys:
             self.hidden[key] += max(0, call.billed - call.bound) if unit == "USD" else 0
+            if key in call.unheld:  # and nobody will post it
+                self.hidden[key] += min(call.billed, call.bound) if unit == "USD" else MICRO
 
     def settled(self, call: Call) -> None:
         """All is told."""
@@ -742,8 +764,8 @@ class Scene:
 
     def _watch(self) -> None:
         """What was billed is spent or held at every moment: nothing else keeps it from being given again."""
-        accounts = self.server.store._accounts
-        for key, bill in self.bills.items():
+        accounts = self.server.store._accounts if self.store_down == "deny" else None
+        for key, bill in self.bills.items() if accounts is not None else ():
             account = accounts.get(key)
             counted = 0 if account is None else account.spent + account.reserved
             if counted + self.server.lost[key] + self.overruns[key] < bill:
@@ -798,7 +820,10 @@ class Scene:
             process.paused_until = min(process.paused_until, world.now)
             if not process.inside:
                 process.go_on()
-        self._living()[0].look()
+        for process in (
+            self._living()
+        ):  # also who has nothing to do: what it had told a store that lost it is put back when it asks again
+            process.look()
         horizon = world.now + 1800 * SECOND
         while any(process.agents for process in self._living()):
             self._run(1.0)
@@ -828,7 +853,7 @@ class Scene:
             node = self.nodes[key]
             balance = balances[key][1] if key in balances else Balance(node.limit)
             limit, spare = node.limit or 0, self.overruns[key] + lost[key]
-            if bill > limit + spare:
+            if bill > limit + spare and self.store_down == "deny":
                 raise Found(
                     f"OVERSPENT {_name(key)}: the bill is {bill}, {(bill - limit) / limit:.2%} above the limit of {limit}"
                 )
@@ -874,7 +899,7 @@ def _weather(chance: random.Random) -> Weather:
 
     return Weather(
         lost=some(0.1), unanswered=some(0.1), late=some(0.1), twice=some(0.1), refused=some(0.1), kills=some(0.3), pauses=some(0.2),
-        cuts=some(0.2), losses=some(0.1, 0.1), slow=some(0.2), drift=some(0.03), ahead_s=some(2.0),
+        cuts=some(0.2), losses=some(0.1, 0.25), slow=some(0.2), drift=some(0.03), ahead_s=some(2.0),
     )  # fmt: skip
 
 
@@ -890,7 +915,10 @@ def _name(key: str) -> str:
 @contextmanager
 def _patched(world: World) -> Iterator[None]:
     """Ids come from the seed, too."""
-    with mock.patch("aifinops.budgets.stores.leases.new_id", world.new_id):
+    with (
+        mock.patch("aifinops.budgets.stores.leases.new_id", world.new_id),
+        mock.patch("aifinops.budgets.stores.journaled.new_id", world.new_id),
+    ):
         yield
 
 
@@ -951,6 +979,7 @@ BROKEN: dict[str, dict[str, Any]] = {
     "expiry returns the money": {"store": lambda: ExpiryReturns(remember=10**6)},
     "check, then add": {"serve": check_then_add},
     "what is unknown is nothing": {"guard": UnknownIsNothing},
+    "what the store has lost is lost": {"journal": lambda inner, clock, on_reset: inner},
     "a step that comes twice counts twice": {"store": lambda: Forgetful(remember=10**6)},
 }
 """Worlds that are wrong on purpose."""

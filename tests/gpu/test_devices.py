@@ -254,3 +254,18 @@ def test_torch_knows_better(fake: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> 
     devices.forget()
     assert [device.uuid for device in held({})] == ["GPU-fast", "GPU-slow"]
     assert [device.uuid for device in held({"LOCAL_RANK": "1"})] == ["GPU-slow"]
+
+
+def test_the_doctor_tells_slices_and_lost_devices(fake: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`aifinops doctor` has a line for each device, with the share of a slice, and a bad one for a device that has fallen off."""
+    from aifinops.cli.doctor import examine
+
+    cut(fake)
+    devices.forget()
+    fake.error(1, "", LOST)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1")
+    lines = [(found.status, found.text) for found in examine() if found.subject == "GPUs"]
+    assert lines[0] == ("good", "0: NVIDIA H100 80GB HBM3, 80 GiB, driver 580.65.06 (hidden from this process)")
+    assert lines[1] == ("good", "0: NVIDIA H100 80GB HBM3, a slice of 14%, 10 GiB, driver 580.65.06")
+    assert lines[-1][0] == "bad"
+    assert "device 1" in lines[-1][1]

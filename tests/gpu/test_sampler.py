@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import sys
+import types
 from collections.abc import Callable
 
 import pytest
@@ -150,11 +152,34 @@ def test_a_device_is_read_once_for_all_who_watch(fake: FakeNvml) -> None:
     assert fake.calls("nvmlInit") == fake.calls("nvmlShutdown")
 
 
-def test_a_span_of_no_length_is_unknown(stage: Callable[[], Stage]) -> None:
-    """And so is one that ends before it begins."""
+def test_a_span_of_no_length_is_nothing(fake: FakeNvml, stage: Callable[[], Stage]) -> None:
+    """It has no seconds, which is known where the device is measured; one that ends before it begins is unknown."""
+    fake.from_now(0, 1.0, sm=1.0, watts=100, used=GIB)
     scene = stage()
-    assert scene.between(5, 5).busy_s is None
+    scene.run(6)
+    found = scene.between(5, 5)
+    assert [found.busy_s, found.sm_active_s, found.energy_j, found.memory_gib_s, found.busy_error_s] == [0.0] * 5
     assert scene.between(5, 4).busy_s is None
+
+
+@pytest.mark.parametrize("gpm", [0, 1])
+def test_a_short_span_is_told_by_the_time_beside_it(fake: FakeNvml, stage: Callable[[], Stage], gpm: int) -> None:
+    """A charge, and 50 ms later somebody asks: the driver has nothing newer, which makes no sum of spans unknown; the bound has it."""
+    for number in (0, 1):
+        fake.device(number, f"GPU-{number}", "NVIDIA H100 80GB HBM3", 80 * GIB, gpm, 1)
+        fake.ring(number, 200_000, 100)
+    fake.from_now(0, 0.8, sm=0.5, watts=100, used=GIB)
+    scene = stage()
+    scene.run(60)
+    fake.advance(0.05)
+    found = scene.between(60, 60.05)
+    assert found.busy_s == pytest.approx(0.8 * 0.05)
+    assert found.busy_error_s == pytest.approx(0.8 * 0.05)
+    assert found.covered == 0
+    assert found.energy_j == pytest.approx(5)
+    assert found.memory_gib_s == pytest.approx(0.05)
+    fake.advance(9.95)
+    assert scene.between(60.05, 70).busy_s == pytest.approx(0.8 * 9.95)
 
 
 def test_who_asks_twice_for_one_moment_reads_once(fake: FakeNvml, stage: Callable[[], Stage]) -> None:
@@ -208,6 +233,39 @@ def test_a_wall_clock_that_is_put_right_moves_no_more_than_one_look(
     assert found.busy_error_s is not None
     assert abs(found.busy_s - 60) <= found.busy_error_s + 1e-6
     assert found.covered == pytest.approx(1, abs=0.02)
+
+
+def test_sources_can_be_compared(fake: FakeNvml, stage: Callable[[], Stage]) -> None:
+    """Each source with its own figure and bound, where `between` takes the best."""
+    fake.from_now(0, 0.5)
+    scene = stage()
+    scene.run(30)
+    device = scene.watch.devices[0]
+    found = scene.watch.sources(device, fake.at(0), fake.at(30))
+    assert found["gpm"] == (pytest.approx(15), pytest.approx(0, abs=1e-6))
+    value, bound = found["nvml_samples"]
+    assert bound is not None
+    assert abs(value - 15) <= bound
+    scene.watch.close()
+    assert scene.watch.sources(device, fake.at(0), fake.at(30)) == {}
+
+
+def test_what_torch_has_reserved_is_asked_of_its_own_number_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By UUID, since torch counts the devices in its own order; None without torch, without CUDA in use, or on a device that it has not."""
+    uuids = ["b", "a"]
+    cuda = types.SimpleNamespace(
+        is_initialized=lambda: True,
+        device_count=lambda: 2,
+        get_device_properties=lambda index: types.SimpleNamespace(uuid=uuids[index]),
+        memory_reserved=lambda index: [GIB, 2 * GIB][index],
+    )
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    assert sampler._reserved(Device(0, "GPU-a", "")) is None
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(cuda=cuda))
+    assert sampler._reserved(Device(0, "GPU-a", "")) == 2 * GIB
+    assert sampler._reserved(Device(0, "GPU-c", "")) is None
+    cuda.is_initialized = lambda: False
+    assert sampler._reserved(Device(0, "GPU-a", "")) is None
 
 
 # --- NVML itself ------------------------------------------------------------------------------------------------------

@@ -385,6 +385,25 @@ def test_our_own_failure_between_two_tries_changes_nothing(tried: Tried, monkeyp
     assert [charge.status for charge in charges] == ["ok"]
 
 
+def test_one_client_alone() -> None:
+    """`instrument(client)` sees the tries of that client as well, and of no other."""
+    boto3 = pytest.importorskip("boto3")
+    config = pytest.importorskip("botocore.config").Config(
+        retries={"total_max_attempts": 3, "mode": "standard"}, read_timeout=PATIENCE_S
+    )
+    keys = {"aws_access_key_id": "x", "aws_secret_access_key": "x", "region_name": "us-east-1", "config": config}
+    with Late(INSIDE[-1]) as wire, capture_charges() as charges, af.budget("$1000"):
+        wire.late = 1
+        ours, other = (boto3.client("bedrock-runtime", endpoint_url=wire.url, **keys) for _ in range(2))
+        af.instrument(ours)
+        _asked_of_bedrock(ours, "converse")
+        _asked_of_bedrock(other, "converse")
+        ours.close()
+        other.close()
+    assert len(wire.asked) == 3
+    assert [charge.status for charge in charges] == ["error", "ok"]
+
+
 @pytest.mark.skipif(not AIOHTTP, reason="aiohttp is not installed")
 def test_a_try_that_nobody_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """With aiohttp google-genai makes a second try of its own where a connection has ended: that is held for as well."""

@@ -235,14 +235,14 @@ class Guard:
         now = self.clock.time_ns()
         asking = Asking(reservation.id, now, budgets, self._ttl, sent=True)
         for part in reservation.parts:
-            wanted = tuple(
-                max(held, min(amounts.get(node.unit, held), MAX_AMOUNT))
-                for node, held in zip(part.nodes, part.amounts, strict=True)
-            )
+            wanted = _grown(part, amounts)
             try:
                 self._grow(part, wanted, asking)
             except StoreError as error:
                 self._without_store(part, asking, error)
+                part.amounts, part.short = wanted, True
+        for part in reservation.unheld:
+            part.amounts = _grown(part, amounts)
 
     def _grow(self, part: Part, wanted: tuple[int, ...], asking: Asking) -> None:
         line = self._lines.to(part.store)
@@ -255,8 +255,9 @@ class Guard:
                 part.enforced = self.refusals.let_through(part, part.enforced, outcome.decision, asking)
         else:
             raise StoreError("other calls were quicker again and again")
-        if outcome.applied:
-            part.amounts = wanted
+        part.amounts = wanted
+        if not outcome.applied:
+            part.short = True  # its end puts the truth in the place of what counts as spent
 
     def draw(
         self,
@@ -343,6 +344,8 @@ class Guard:
                 amount = actual.get(node.unit)
                 if amount is None or not 0 <= amount <= MAX_AMOUNT:
                     amount = _actual(node.unit, actual)
+                    if amount is None and part.short:
+                        amount = part.amounts[index]
                 truth.append(amount)
                 if amount is not None and amount > part.amounts[index]:
                     over = True
@@ -645,6 +648,11 @@ class Guard:
 def _each(budgets: Sequence[ActiveBudget]) -> Iterable[ActiveBudget]:
     # One budget named twice is one node: held once.
     return budgets if len(budgets) < 2 else {active.key: active for active in budgets}.values()
+
+
+def _grown(part: Part, amounts: Mapping[str, int]) -> tuple[int, ...]:
+    pairs = zip(part.nodes, part.amounts, strict=True)
+    return tuple(max(held, min(amounts.get(node.unit, held), MAX_AMOUNT)) for node, held in pairs)
 
 
 def _meter_bound(unit: str, amounts: Mapping[str, int]) -> int:

@@ -16,14 +16,16 @@ class Part:
 
     Attributes:
         store: where. nodes, amounts: what is held of which, outermost budget first. enforced: the nodes without the limits that were lifted.
+        short: True where the store holds less than that: it was down when the call grew, or what was held had run out.
     """
 
-    __slots__ = ("amounts", "enforced", "nodes", "store")
+    __slots__ = ("amounts", "enforced", "nodes", "short", "store")
 
     def __init__(self, store: Store, nodes: tuple[Node, ...], amounts: tuple[int, ...]) -> None:
         self.store = store
         self.nodes = self.enforced = nodes
         self.amounts = amounts
+        self.short = False
 
 
 class Reservation:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from aifinops.cli import approvals, audit, budgets, prices, rerating, tokens
+from aifinops.cli import approvals, audit, budgets, gpu, prices, rerating, tokens
 from aifinops.errors import ConfigurationError
 
 __all__ = ["app"]
@@ -28,6 +28,7 @@ app.add_typer(prices.app, name="prices")
 app.add_typer(tokens.app, name="tokens")
 app.add_typer(budgets.app, name="budget")
 app.add_typer(audit.app, name="audit")
+app.add_typer(gpu.app, name="gpu")
 app.command()(rerating.rerate)
 
 

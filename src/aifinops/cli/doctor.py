@@ -249,7 +249,10 @@ def _gpus(settings: config.Config) -> Iterator[Finding]:
     for device in seen.devices:
         memory = f", {device.memory / 2**30:.0f} GiB" if device.memory else ""
         hidden = "" if device.uuid in mine else " (hidden from this process)"
-        yield Finding("GPUs", "good", f"{device.index}: {device.name}{memory}, driver {seen.driver}{hidden}")
+        part = f", a slice of {device.share:.0%}" if device.parent else ""
+        yield Finding("GPUs", "good", f"{device.index}: {device.name}{part}{memory}, driver {seen.driver}{hidden}")
+    if seen.reason:  # a device that has fallen off
+        yield Finding("GPUs", "bad", seen.reason)
 
 
 def _failures() -> Iterator[Finding]:

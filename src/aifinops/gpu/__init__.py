@@ -1,4 +1,4 @@
-"""GPU time: which devices this process holds, for how long, at what price, and how much of it was of use.
+"""GPU time and GPU dollars: what this process holds, for how long, at what price, how much of it was of use, and whose turn it is.
 
 Names are loaded when they are first used: importing this touches no device, starts no thread and asks nobody.
 """
@@ -9,12 +9,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from aifinops.gpu.quota import read_quotas
+    from aifinops.gpu.rates import rate
     from aifinops.gpu.run import Run, track
+    from aifinops.gpu.slots import current_slot, slot
     from aifinops.gpu.usage import Forecast, GpuUsage, total
+    from aifinops.gpu.where import place
 
-__all__ = ["Forecast", "GpuUsage", "Run", "total", "track"]
+__all__ = ["Forecast", "GpuUsage", "Run", "current_slot", "place", "rate", "read_quotas", "slot", "total", "track"]
 
-_HOMES = {"Forecast": "usage", "GpuUsage": "usage", "Run": "run", "total": "usage", "track": "run"}
+_HOMES = {
+    "Forecast": "usage",
+    "GpuUsage": "usage",
+    "Run": "run",
+    "current_slot": "slots",
+    "place": "where",
+    "rate": "rates",
+    "read_quotas": "quota",
+    "slot": "slots",
+    "total": "usage",
+    "track": "run",
+}
 
 
 def __getattr__(name: str) -> Any:

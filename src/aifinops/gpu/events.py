@@ -8,6 +8,8 @@ out and the next way in is time that the device waited for the host, if it waite
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,7 +45,7 @@ class StepTimes:
 
 
 class StepEvents:
-    """Times the steps of one device. Used by the thread that runs them.
+    """Times the steps of one device. Marks come from the thread that runs them; any thread may ask for the times.
 
     Args:
         make: makes an event with `record()`, `query()` and `elapsed_time(later)` in milliseconds, as `torch.cuda.Event` has them.
@@ -65,6 +67,7 @@ class StepEvents:
         self._steps = self._dropped = 0
         self._events = 0
         self._broken = False
+        self._thread = 0  # whose marks these are: it alone reads events
 
     def enter(self) -> None:
         """The host begins a step: what it now queues is the step's. With accumulated gradients every micro-batch may call it."""
@@ -74,9 +77,17 @@ class StepEvents:
         """The host has queued all of a step."""
         self._mark("out")
 
+    def pause(self) -> None:
+        """What comes until the next mark is neither step nor stall: an evaluation, a checkpoint."""
+        self._gap()
+
     def times(self) -> StepTimes:
         """What is known by now; asks no more than whether the device has come past an event."""
-        self._resolve(len(self._waiting))
+        if threading.get_ident() == self._thread:
+            try:
+                self._resolve(len(self._waiting))
+            except Exception as error:
+                self._fail(error)
         return StepTimes(self._step_ms / 1e3, self._stall_ms / 1e3, self._steps, self._dropped, self._events)
 
     def _mark(self, kind: Literal["in", "out"]) -> None:
@@ -91,15 +102,23 @@ class StepEvents:
             event = self._free.pop() if self._free else self._make()
             event.record()
         except Exception as error:  # a device that is gone, a stream of another device: never the user's step
-            self._broken = True
             self._skip()
-            errors.swallow("gpu.events", error)
+            self._fail(error)
             return
+        if not self._thread:
+            self._thread = threading.get_ident()
         self._events += 1
         self._waiting.append((kind, event))
 
+    def _fail(self, error: Exception) -> None:
+        self._broken = True
+        errors.swallow("gpu.events", error)
+
     def _skip(self) -> None:
         self._dropped += 1
+        self._gap()
+
+    def _gap(self) -> None:
         if not self._waiting or self._waiting[-1][0] != "gap":
             self._waiting.append(("gap", None))
 
@@ -133,8 +152,6 @@ class StepEvents:
 
 def for_device(device: Device) -> StepEvents | None:
     """Events on the stream that is current when they are recorded; None where the framework that has them is not in use yet."""
-    import sys
-
     make = backends.of(device).event_factory()
     if make is None:
         return None

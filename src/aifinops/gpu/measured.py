@@ -17,6 +17,10 @@ from aifinops.gpu.backends.base import Stretch
 
 __all__ = ["Amount", "Counter", "Curve", "Level", "Measured", "from_events"]
 
+SHORT_S = 1.0
+"""Spans up to this long are told by the time beside them where nothing of them was seen, in seconds."""
+
+_BESIDE_NS = 2_000_000_000
 _MOST = 4096
 """Of how many stretches a curve is made at most; beyond, the older half is told in half as many."""
 
@@ -80,9 +84,7 @@ class Amount:
 
         What was not seen is taken to be as what was; it may have been anything from nothing to all of the time.
         """
-        if seconds <= 0:
-            return 0.0, 0.0
-        if self.covered_s < seconds / 2:
+        if self.covered_s <= 0 or self.covered_s < seconds / 2:
             return None
         missing = max(0.0, seconds - self.covered_s)
         mean = min(1.0, self.value / self.covered_s)
@@ -134,6 +136,23 @@ class Curve:
         if len(self._pieces) > _MOST:
             self._pieces = [*_halved(self._pieces[: _MOST // 2]), *self._pieces[_MOST // 2 :]]
 
+    def over(self, start_ns: int, end_ns: int) -> tuple[float, float] | None:
+        """The integral over a span and its bound; None when it is not known.
+
+        A span of less than a second of which nothing was seen yet, since the driver renews its figures only so often, is taken to be as the
+        time beside it; the bound is that it may have been otherwise.
+        """
+        seconds = (end_ns - start_ns) / 1e9
+        found = self.between(start_ns, end_ns).over(seconds)
+        if found is not None or seconds > SHORT_S or not self._pieces:
+            return found
+        place = bisect.bisect_right(self._pieces, start_ns, key=lambda piece: piece.end)
+        beside = self._pieces[min(place, len(self._pieces) - 1)]
+        if max(beside.start - end_ns, start_ns - beside.end) > _BESIDE_NS:
+            return None
+        mean = beside.value / beside.covered_s
+        return mean * seconds, max(mean, 1 - mean) * seconds
+
     def between(self, start_ns: int, end_ns: int) -> Amount:
         """The integral over a span, as far as it is known."""
         value = covered = error = 0.0
@@ -175,6 +194,11 @@ class Level:
             self._at[: _MOST // 2] = self._at[: _MOST // 2 : 2]
             self._values[: _MOST // 2] = self._values[: _MOST // 2 : 2]
 
+    def last(self, at_ns: int) -> float | None:
+        """The last reading at a moment or before; None where there is none of the two seconds before it."""
+        place = bisect.bisect_right(self._at, at_ns) - 1
+        return self._values[place] if place >= 0 and at_ns - self._at[place] <= _BESIDE_NS else None
+
     def between(self, start_ns: int, end_ns: int) -> Amount:
         """The integral over a span, in value x seconds. Its error is the bound if the amount moved once between two readings."""
         value = covered = error = 0.0
@@ -209,6 +233,11 @@ class Counter:
         self._pieces.append((last[0], at_ns, (value - last[1]) * share))
         if len(self._pieces) > _MOST:
             self._pieces[: _MOST // 2] = _joined(self._pieces[: _MOST // 2])
+
+    @property
+    def counts(self) -> bool:
+        """Whether there is such a counter."""
+        return bool(self._pieces)
 
     def skip(self) -> None:
         """Nothing is known until the reading after the next one."""

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from aifinops.clock import Clock
     from aifinops.errors import BudgetExceeded
     from aifinops.gpu.billing import Held
+    from aifinops.gpu.events import StepEvents, StepTimes
     from aifinops.gpu.journal import Group, Lost
 
 __all__ = ["Run", "track"]
@@ -106,6 +107,7 @@ class Run:
         self._lent: set[str] = set()  # UUIDs that another run of this process pays for at present
         self._groups: list[tuple[Group, list[Held]]] = []
         self._watch: Any = None
+        self._events: StepEvents | None = None
         self._journal: journal.Journal | None = None
         self._span: Any = None
         self._scope = scope.NOTHING
@@ -272,6 +274,8 @@ class Run:
         # The hot path: a clock and a counter.
         now = self._now()
         self.steps += 1
+        if self._events is not None:
+            self._events.leave()
         took = now - self._stepped
         self._stepped = now
         if took > self._longest:
@@ -284,7 +288,10 @@ class Run:
 
     def waited(self, start: int, end: int) -> None:
         """The loop has waited for data from one moment to another, of the monotonic clock."""
-        self._phases.wait(start, end)
+        if not self._phases.inside:
+            self._phases.wait(start, end)
+            if self._events is not None:
+                self._events.enter()
 
     @property
     def should_stop(self) -> bool:
@@ -307,7 +314,7 @@ class Run:
         """Time that is no step: `restore`, `eval`, `checkpoint_save`, `idle`, or a name of your own. In a span of its own."""
         span = self._phase_span(name)
         attached = metering.attach_span(span)
-        self._phases.enter(name, self._now())
+        self._enter_phase(name)
         failed: BaseException | None = None
         try:
             yield
@@ -334,6 +341,11 @@ class Run:
         except Exception as failure:  # a phase without a span
             swallow("gpu.phase_span", failure)
             return None
+
+    def _enter_phase(self, name: str) -> None:
+        if self._events is not None and not self._phases.inside:
+            self._events.pause()
+        self._phases.enter(name, self._now())
 
     def _leave_phase(self) -> int:
         """Nanoseconds that the phase took in all."""
@@ -391,10 +403,19 @@ class Run:
     def _work(self, now: int) -> None:
         if self._phases.first_step is not None:
             self._pace.note(now, self.steps, self._phases.outside)
+        if self._events is None:
+            self._begin_events()
         self._paying.tick(self._ending.way(self._longest, self._pace.step_s))
         if now >= self._cut_due:
             self._cut(now)
             self._plan(now)
+
+    def _begin_events(self) -> None:
+        """Once the framework has the device in use. Of several devices in one process its stream tells nothing of the others."""
+        if len(self._held) == 1 and self._held[0].device.uuid:
+            from aifinops.gpu.events import for_device
+
+            self._events = for_device(self._held[0].device)
 
     def _plan(self, now: int) -> None:
         """When to look again: at each step once it is to end."""
@@ -563,7 +584,11 @@ class Run:
             for one in self._held:
                 models[one.device.name] = models.get(one.device.name, 0) + 1
             price = self._groups[0][0] if self._groups else None
-            busy = sums.get("busy_s")
+            known = busy = sums.get("busy_s")
+            source = sums.source
+            timed = self._timed()
+            if busy is None and timed is not None:  # an upper bound, where the driver knows nothing
+                busy, source = timed.step_s * self._held[0].device.share, "cuda_event"
             return GpuUsage(
                 run=self.run_id,
                 attempt=self.attempt,
@@ -574,7 +599,7 @@ class Run:
                 elapsed_s=(now - self._mono0) / _NS,
                 allocated_s=allocated,
                 busy_s=busy,
-                busy_source=sums.source,
+                busy_source=source,
                 busy_error_s=sums.error if sums.spans else None,
                 sm_active_s=sums.get("sm_active_s"),
                 tensor_active_s=sums.get("tensor_active_s"),
@@ -582,10 +607,11 @@ class Run:
                 energy_j=sums.get("energy_j"),
                 attribution=sums.attribution,
                 stall_s=self._phases.waited / _NS,
+                device_stall_s=None if timed is None else timed.stall_s,
                 steps=self.steps,
                 mfu=self._mfu(allocated),
                 cost=cost,
-                idle_cost=None if busy is None else idle,
+                idle_cost=None if known is None else idle,
                 usd_per_hour=hourly(self._priced),
                 price_as_of=price.as_of if price else "",
                 price_source=price.source if price else "",
@@ -593,6 +619,11 @@ class Run:
                 wasted_cost=None if cost is None else cost - account.saved_cost,
                 phases={name: ns / _NS for name, ns in self._phases.totals(now).items()},
             )
+
+    def _timed(self) -> StepTimes | None:
+        """Steps by events of the device; None where there were none."""
+        timed = None if self._events is None else self._events.times()
+        return timed if timed is not None and timed.steps else None
 
     def _with_open(self, now: int, seconds: Decimal) -> tuple[Sums, Decimal | None]:
         """(measured figures, idle money) with what is not charged yet."""
@@ -743,7 +774,7 @@ class Timed:
     def __init__(self, run: Run, name: str) -> None:
         self._run = run
         self._span = run._phase_span(name)
-        run._phases.enter(name, run._now())
+        run._enter_phase(name)
 
     def end(self) -> float:
         """The phase is over; the seconds that it took."""

@@ -22,7 +22,7 @@ from aifinops.clock import Clock
 from aifinops.gpu import backends
 from aifinops.gpu.backends.base import Backend, Device, Probe, Process, Reading, Stretch
 from aifinops.gpu.backends.null import NullProbe
-from aifinops.gpu.measured import Amount, Counter, Curve, Level, Measured
+from aifinops.gpu.measured import SHORT_S, Counter, Curve, Level, Measured
 
 __all__ = ["Cost", "Sampler", "Watch", "watch"]
 
@@ -107,22 +107,23 @@ class _Track:
         probe: Probe = self.probe or NullProbe()
         seconds = (end_ns - start_ns) / 1e9
         kind, split = self._whose(start_ns, end_ns)
-        source, busy = self._best(probe, start_ns, end_ns, seconds)
-        busy_s, busy_error = busy.over(seconds) or (None, None)
-        sm, tensor = (curve.between(start_ns, end_ns).over(seconds) for curve in (self.sm, self.tensor))
+        source, curve, bounded = self._best(probe, start_ns, end_ns)
+        busy_s, busy_error = curve.over(start_ns, end_ns) or (None, None)
+        seen = curve.between(start_ns, end_ns).covered_s
+        sm, tensor = (one.over(start_ns, end_ns) for one in (self.sm, self.tensor))
         memory_gib_s, memory_error = self._memory(start_ns, end_ns, seconds)
         energy_j, energy_error = self._energy(probe, start_ns, end_ns, seconds)
         known = any(value is not None for value in (busy_s, memory_gib_s, energy_j))
         return Measured(
             busy_s=busy_s,
             busy_source=source if busy_s is not None else "",
-            busy_error_s=None if split or busy.error < 0 else busy_error,
+            busy_error_s=busy_error if bounded and not split else None,
             sm_active_s=sm[0] if sm else None,
             tensor_active_s=tensor[0] if tensor else None,
             memory_gib_s=memory_gib_s,
             energy_j=energy_j,
             attribution=kind if known else "",
-            covered=min(1.0, busy.covered_s / seconds) if busy_s is not None and seconds > 0 else None,
+            covered=min(1.0, seen / seconds) if busy_s is not None and seconds > 0 else None,
             active_source=probe.active_source if sm or tensor else "",
             active_error_s=max(part[1] for part in (sm, tensor) if part) if (sm or tensor) and not split else None,
             memory_source=self._memory_source(probe) if memory_gib_s is not None else "",
@@ -130,6 +131,19 @@ class _Track:
             energy_source=probe.energy_source if energy_j is not None else "",
             energy_error_j=None if split else energy_error,
         )
+
+    def sources(self, start_ns: int, end_ns: int) -> dict[str, tuple[float, float | None]]:
+        """Busy seconds of a span and their bound by every source that has seen at least half of it."""
+        probe: Probe = self.probe or NullProbe()
+        found: dict[str, tuple[float, float | None]] = {}
+        for name, curve in ((probe.active_source, self.graphics), (probe.busy_source, self.busy)):
+            over = curve.over(start_ns, end_ns)
+            if over is not None:
+                found[name] = over
+        polled = self.polled.over(start_ns, end_ns)
+        if polled is not None:
+            found.setdefault(probe.busy_source, (polled[0], None))
+        return found
 
     def _since_last(self, reading: Reading, value: float | None) -> Stretch | None:
         if value is None or self._last_ns is None or reading.at_ns <= self._last_ns:
@@ -144,32 +158,36 @@ class _Track:
                     curve.add(Stretch(self._last_ns, at_ns, 0.0))
         self.lost = True
 
-    def _best(self, probe: Probe, start_ns: int, end_ns: int, seconds: float) -> tuple[str, Amount]:
-        """Hardware counters before samples before polling, among those that have seen nearly all of the span; else what has seen most."""
+    def _best(self, probe: Probe, start_ns: int, end_ns: int) -> tuple[str, Curve, bool]:
+        """Hardware counters before samples before polling, among those that have seen nearly all of the span; else what has seen most.
+
+        And whether its bound is one: what was polled says nothing of the time between.
+        """
         known = [
-            (probe.active_source, self.graphics.between(start_ns, end_ns)),
-            (probe.busy_source, self.busy.between(start_ns, end_ns)),
+            (probe.active_source, self.graphics, True),
+            (probe.busy_source, self.busy, True),
+            (probe.busy_source, self.polled, False),
         ]
-        polled = self.polled.between(start_ns, end_ns)
-        # What was polled says nothing of the time between: no bound is known.
-        known.append((probe.busy_source, Amount(polled.value, polled.covered_s, -1.0)))
-        for source, amount in known:
-            if amount.covered_s >= 0.9 * seconds and amount.covered_s > 0:
-                return source, amount
-        return max(known, key=lambda row: row[1].covered_s)
+        known = [row for row in known if row[1].end_ns is not None] or known
+        seen = [row[1].between(start_ns, end_ns).covered_s for row in known]
+        enough = 0.9 * (end_ns - start_ns) / 1e9
+        return next((row for row, s in zip(known, seen, strict=True) if s >= enough), known[seen.index(max(seen))])
 
     def _memory(self, start_ns: int, end_ns: int, seconds: float) -> tuple[float | None, float | None]:
         amount = self.memory.between(start_ns, end_ns)
         if amount.covered_s <= 0 or amount.covered_s < seconds / 2:
-            return None, None
+            last = self.memory.last(end_ns) if seconds <= SHORT_S else None
+            return (None, None) if last is None else (last * seconds / _GIB, None if seconds else 0.0)
         whole = amount.covered_s >= 0.99 * seconds
         return amount.value / amount.covered_s * seconds / _GIB, amount.error / _GIB if whole else None
 
     def _energy(self, probe: Probe, start_ns: int, end_ns: int, seconds: float) -> tuple[float | None, float | None]:
         """What the counter says, nothing added for what it has not seen; the bound has that, at the device's power limit."""
         amount = self.energy.between(start_ns, end_ns)
-        if amount.covered_s <= 0 or amount.covered_s < seconds / 2:
+        if amount.covered_s < seconds / 2 or not self.energy.counts:
             return None, None
+        if not seconds:
+            return 0.0, 0.0
         if probe.power_limit_w is None:
             return amount.value, None
         unseen = max(0.0, seconds - amount.covered_s) + _ENERGY_LATE_S
@@ -301,7 +319,16 @@ class Sampler:
         self.drain(end_ns)
         with self._lock:
             track = self._tracks.get(device.uuid)
-            return track.between(start_ns, end_ns) if track is not None and end_ns > start_ns else Measured()
+            return track.between(start_ns, end_ns) if track is not None and end_ns >= start_ns else Measured()
+
+    def sources(self, device: Device, start_ns: int, end_ns: int) -> dict[str, tuple[float, float | None]]:
+        """Busy seconds and their bound by each source that has them, to compare; `between` takes the best."""
+        if os.getpid() != self.pid:
+            return {}
+        self.drain(end_ns)
+        with self._lock:
+            track = self._tracks.get(device.uuid)
+            return track.sources(start_ns, end_ns) if track is not None and end_ns >= start_ns else {}
 
     def drain(self, until_ns: int) -> None:
         """See to it that the devices are read once after this moment; a driver that does not answer is not waited for."""
@@ -365,7 +392,10 @@ class Sampler:
             _close(closed)
             if self._thread is not threading.current_thread():
                 return
-            self.look()
+            try:
+                self.look()
+            except Exception as error:  # the next look may be better; until then figures are unknown
+                errors.swallow("gpu.sampler.look", error)
             self._wanted.wait(self._cost.interval_s)
 
 
@@ -397,6 +427,10 @@ class Watch:
         Call it at the end of a span, not long after: the devices are read then, so that the span ends where it ends.
         """
         return self._sampler.between(device, start_ns, end_ns) if self._open else Measured()
+
+    def sources(self, device: Device, start_ns: int, end_ns: int) -> dict[str, tuple[float, float | None]]:
+        """Busy seconds of a span and their bound by each source that has them, where `between` takes the best: to compare them."""
+        return self._sampler.sources(device, start_ns, end_ns) if self._open else {}
 
     @property
     def cost(self) -> Cost:

@@ -78,7 +78,8 @@ class GpuUsage:
         busy_s: at least one kernel ran. busy_source, busy_error_s: how that was measured, and how far it may be off.
         sm_active_s, tensor_active_s: seconds x share of SMs, of tensor cores, that had work.
         memory_gib_s: GiB in use x seconds. energy_j: joules. attribution: whose those figures are: this process's, or the device's.
-        stall_s: time in which this process waited for data.
+        stall_s: time in which this process waited for data. device_stall_s: time in which the device waited for this process between two
+            steps, by events on its stream: 0 where the process runs ahead; None without events, or with several devices.
         steps: optimizer steps. mfu: share of the devices' peak that went into the model, given `flops_per_step` and `peak_flops`.
         cost: USD of what is allocated, None when a price is unknown. idle_cost: of what was not busy. usd_per_hour: at which it runs now.
         price_as_of, price_source: of that price. wasted_s, wasted_cost: since the last checkpoint, of this attempt.
@@ -112,6 +113,7 @@ class GpuUsage:
     wasted_s: Decimal
     wasted_cost: Decimal | None
     phases: Mapping[str, float] = field(default_factory=dict)
+    device_stall_s: float | None = None
 
     @property
     def idle_s(self) -> float | None:
@@ -161,6 +163,7 @@ def total(parts: Iterable[GpuUsage]) -> GpuUsage:
         sum((one.wasted_s for one in found), Decimal(0)),
         _money(one.wasted_cost for one in found),
         phases,
+        _sum(one.device_stall_s for one in found),
     )  # fmt: skip
 
 

@@ -327,3 +327,30 @@ def _always(error: Exception) -> Callable[..., Any]:
         raise error
 
     return run
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_call_that_grows_while_the_store_is_down_counts_as_grown(desk: Desk, held: bool) -> None:
+    """Nobody says what it has cost: it may be all that it was allowed to, also where the store holds less for it, or nothing."""
+    shared = active("$5", name="team", on_store_down="allow")
+    if not held:
+        desk.remote.down = "before"
+    call = desk.reserve(shared, cents=10)
+    desk.remote.down = "before"
+    desk.clock.advance(2)
+    desk.guard.grow(call, [shared], {"USD": 30 * DOLLAR // 100})
+    desk.guard.settle(call, {})
+    desk.remote.down = ""
+    desk.clock.advance(2)
+    assert desk.cents(shared) == (30, 0)
+
+
+def test_a_call_that_grows_after_its_hold_ran_out_counts_as_grown(desk: Desk) -> None:
+    """What was held counts as spent by then; what it may cost more is told with its end."""
+    shared = active("$5", name="team")
+    call = desk.reserve(shared, cents=10)
+    desk.clock.advance(3600)
+    assert desk.guard.sweep() == (call.id,)
+    desk.guard.grow(call, [shared], {"USD": 30 * DOLLAR // 100})
+    desk.guard.settle(call, {})
+    assert desk.cents(shared) == (30, 0)

@@ -24,11 +24,13 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from operator import add
 from typing import Any, NamedTuple, TypeVar
 
 from aifinops.budgets.policy import Decision, Refusal
@@ -140,12 +142,13 @@ class _Sum:
         self.amounts = [0] * len(nodes)
         self.last: dict[Hashable, int] = {}
 
-    def add(self, amounts: Sequence[int], last: Iterable[tuple[Hashable, int]] = ()) -> None:
+    def add(self, amounts: Sequence[int], last: Iterable[Mark] = ()) -> None:
         """One more."""
-        for index, amount in enumerate(amounts):
-            self.amounts[index] += amount
+        self.amounts = list(map(add, self.amounts, amounts))
+        known = self.last
         for row, number in last:
-            self.last[row] = max(number, self.last.get(row, 0))
+            if number > known.get(row, 0):
+                known[row] = number
 
 
 class _Owed(NamedTuple):
@@ -192,6 +195,7 @@ class JournaledStore:
         return inner if inner.io == "none" else replace(inner, io="blocking")
 
     def _begin(self) -> None:
+        self._pid = os.getpid()
         # Re-entrant: a finalizer or signal handler may come in here in the thread that is in here. Never held while the store is asked.
         self._lock = threading.RLock()
         self._turn = threading.RLock()  # of whoever puts back
@@ -317,12 +321,9 @@ class JournaledStore:
         until = self._clock.monotonic_ns() + operation.ttl
         # One that is there already was made by a try of whose answer nobody knows.
         begun = mark if outcome.applied else None
-        self._hold(operation.id, _Hold(operation.nodes, operation.amounts, until, begun, mark))
-
-    def _hold(self, id: str, hold: _Hold) -> None:
-        self._holds[id] = hold
-        if hold.changed is _GONE:
-            self._lost_holds[id] = None
+        self._holds[operation.id] = _Hold(operation.nodes, operation.amounts, until, begun, mark)
+        if mark is _GONE:
+            self._lost_holds[operation.id] = None
 
     def _changed(self, operation: MarkSent | Extend, outcome: Outcome, mark: Mark) -> None:
         hold = self._holds.get(operation.id)
@@ -335,7 +336,8 @@ class JournaledStore:
                 hold.held = operation.amounts
             hold.until = self._clock.monotonic_ns() + operation.ttl
         hold.changed = mark
-        self._hold(operation.id, hold)
+        if mark is _GONE:
+            self._lost_holds[operation.id] = None
 
     def _drawn(self, operation: Draw, outcome: Outcome, mark: Mark) -> None:
         if outcome.state not in _OPEN:
@@ -349,7 +351,8 @@ class JournaledStore:
             hold.held = operation.held if whole else operation.least
             hold.until = self._clock.monotonic_ns() + operation.ttl
             hold.changed = mark
-            self._hold(operation.id, hold)
+            if mark is _GONE:
+                self._lost_holds[operation.id] = None
         self._finish(_Entry(mark, mark, operation, operation.spent))
 
     def _settled(self, operation: Settle, outcome: Outcome, mark: Mark) -> None:
@@ -421,12 +424,15 @@ class JournaledStore:
     def _sum_up(self) -> None:
         """Of those that are kept one by one, put the oldest into sums."""
         fresh: dict[Path, _Sum] = {}
+        one = _Sum(())
         for _ in range(max(1, self._recent_most // 32)):
-            entry = self._recent.popleft()
-            self._posted.pop(entry.operation.id, None)
-            if entry.amounts:
-                nodes = entry.operation.nodes
-                _sum_of(fresh, nodes).add(entry.amounts, [entry.mark])
+            mark, _, operation, amounts = self._recent.popleft()
+            if self._posted:
+                self._posted.pop(operation.id, None)
+            if amounts:
+                if operation.nodes is not one.nodes:
+                    one = _sum_of(fresh, operation.nodes)
+                one.add(amounts, (mark,))
         for path, one in fresh.items():
             self._sums.setdefault(path, []).append(one)
         self._sum_ups += 1
@@ -500,9 +506,8 @@ class JournaledStore:
         for entry in lost:
             self._posted.pop(entry.operation.id, None)
             if entry.since is None or is_known(entry.since):
-                if (
-                    min(entry.amounts, default=0) >= 0
-                ):  # of a credit of which nobody knows whether it is lost it is sure that too much is not too little
+                # Nobody knows whether a credit is lost of which the first answer was: rather too much than too little.
+                if min(entry.amounts, default=0) >= 0:
                     self._owed.append(_Owed(entry.operation, entry.amounts))
             elif entry.amounts:
                 _sum_of(sums, entry.operation.nodes).add(entry.amounts)
@@ -521,6 +526,12 @@ class JournaledStore:
         Raises:
             StoreError: when the store fails; the next operation goes on with what is left.
         """
+        if self._pid != os.getpid():  # forked by somebody who did not tell us
+            self.reset_after_fork()
+            return
+        if self._is_putting_back():
+            # A finalizer or signal handler in the middle of it: not in between, and to be told later.
+            raise StoreError("what the store of a budget has lost is being put back")
         failures = self._failures
         with self._turn:
             if not self._lost:
@@ -543,6 +554,8 @@ class JournaledStore:
                 self._putting = 0
             with self._lock:
                 self._lost = bool(self._lost_holds or self._owed or self._credits or self._lost_notes or self._untold)
+            if not self._lost:
+                logger.info("aifinops: what the store of a budget had lost of this process is put back")
 
     def _is_putting_back(self) -> bool:
         return self._putting == threading.get_ident()
@@ -551,7 +564,10 @@ class JournaledStore:
         while self._untold:
             reset = self._untold.popleft()
             logger.warning("aifinops: %s. What this process has spent and holds there is put back", reset)
-            self._on_reset(reset)
+            try:
+                self._on_reset(reset)
+            except Exception as failure:  # somebody's listener
+                swallow("budgets.on_reset", failure)
 
     def _put_back_holds(self) -> None:
         # Taken out first: it comes in again when it is lost again meanwhile.
@@ -583,15 +599,18 @@ class JournaledStore:
 
     def _put_back_owed(self, left: deque[_Owed]) -> None:
         while left:
-            operation: Any = left[0].operation
-            instead = left[0].instead
+            owed = left.popleft()
+            operation: Any = owed.operation
             try:
                 outcome = operation.execute(self.inner)
-                if outcome.state is None and any(instead):
-                    Adjust(f"{operation.id}~", operation.nodes, instead, self._clock.time_ns()).execute(self.inner)
+                if outcome.state is None and any(owed.instead):
+                    now = self._clock.time_ns()
+                    Adjust(f"{operation.id}~", operation.nodes, owed.instead, now).execute(self.inner)
             except IdInUse:
                 logger.warning("aifinops: what %s had done is known otherwise by the store of a budget", operation.id)
-            left.popleft()
+            except BaseException:
+                left.appendleft(owed)
+                raise
 
     def _put_back_notes(self) -> None:
         while self._lost_notes:

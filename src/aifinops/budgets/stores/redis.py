@@ -207,6 +207,8 @@ class RedisStore:
         if not self._checked:
             yield from self._check(line)
             self._checked = True
+        if self.journal is not None and self._era.count and isinstance(operation, (Read, Accounts, Notes)):
+            yield from self._exchange(line, _NOTHING)  # reading alone does not tell that something was lost
         if isinstance(operation, Read):
             return (yield from self._read(line, operation))
         if isinstance(operation, Accounts):
@@ -546,6 +548,7 @@ _REQUESTS: Mapping[type, Callable[[Any, Tolds], Sequence[str]]] = {
     Take: lambda operation, nodes: ("take", operation.key, str(operation.now)),
 }
 _FILED = frozenset({"reserve", "adjust"})
+_NOTHING = MarkSent("")
 
 
 def _outcome(operation: Any, answer: _Answer) -> Any:

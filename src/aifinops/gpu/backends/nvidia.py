@@ -30,6 +30,7 @@ PATIENCE_S = 1.0
 
 _GPU_UTILIZATION = 1  # nvmlSamplingType_t
 _GRAPHICS, _SM, _TENSOR = 1, 2, 5  # nvmlGpmMetricId_t: graphics and compute engine, SMs, any tensor pipe
+_METRICS = (_GRAPHICS, _SM, _TENSOR)
 _VALUE = {0: "dVal", 1: "uiVal", 2: "ulVal", 3: "ullVal"}  # nvmlValueType_t
 _MIB = 2**20
 
@@ -176,6 +177,7 @@ class NvidiaProbe:
         energy = self._nvml.ask(self._uuid, "nvmlDeviceGetTotalEnergyConsumption") if not self._device.parent else None
         memory = self._nvml.ask(self._uuid, "nvmlDeviceGetMemoryInfo")
         at = clock.monotonic_ns()
+        processes = self._processes()
         return Reading(
             at,
             at - before,
@@ -186,8 +188,9 @@ class NvidiaProbe:
             gpm.get(_TENSOR),
             int(memory.used) if memory else None,
             energy / 1000 if energy is not None else None,
-            self._processes(),
-            self._active(),
+            processes,
+            # Alone there is nothing to tell apart.
+            self._active() if processes is not None and len(processes) > 1 else None,
         )
 
     def _ring(self, clock: Clock) -> tuple[Stretch, ...]:
@@ -195,10 +198,9 @@ class NvidiaProbe:
         if not answer:
             return ()
         kind = _VALUE.get(answer[0], "uiVal")
+        # Each field of a structure of pynvml is dear: it is asked for once.
         rows = [
-            (int(row.timeStamp), float(getattr(row.sampleValue, kind)))
-            for row in answer[1]
-            if row.timeStamp > self._sampled_us
+            (at, float(getattr(row.sampleValue, kind))) for row in answer[1] if (at := row.timeStamp) > self._sampled_us
         ]
         if not rows:
             return ()
@@ -239,7 +241,7 @@ class NvidiaProbe:
             return None if self._nvml.without(self._uuid, "nvmlDeviceGetProcessUtilization") else {}
         fresh = [row for row in rows if row.timeStamp > self._shared_us]
         self._shared_us = max((int(row.timeStamp) for row in fresh), default=self._shared_us)
-        return {int(row.pid): row.smUtil / 100 for row in fresh if row.smUtil <= 100}
+        return {int(row.pid): used / 100 for row in fresh if (used := row.smUtil) <= 100}
 
     def _quietly(self, name: str) -> Any:
         try:
@@ -258,6 +260,7 @@ class _Gpm:
         self._arguments: tuple[Any, ...] = (int(instance),) if device.parent and instance.isdigit() else ()
         self._name = "nvmlGpmMigSampleGet" if device.parent else "nvmlGpmSampleGet"
         self._samples: list[Any] = []
+        self._asked: Any = None
         self._last: tuple[int, int] | None = None
         self._on: bool | None = None
 
@@ -304,12 +307,14 @@ class _Gpm:
 
     def _between(self, last: tuple[int, int], now: tuple[int, int]) -> dict[int, Stretch]:
         module = self._nvml.module
-        asked = module.c_nvmlGpmMetricsGet_t()
-        asked.version = module.NVML_GPM_METRICS_GET_VERSION
-        asked.numMetrics = 3
+        asked = self._asked
+        if asked is None:  # room for some hundred metrics: made once
+            asked = self._asked = module.c_nvmlGpmMetricsGet_t()
+            asked.version = module.NVML_GPM_METRICS_GET_VERSION
+            asked.numMetrics = len(_METRICS)
+            for place, metric in enumerate(_METRICS):
+                asked.metrics[place].metricId = metric
         asked.sample1, asked.sample2 = self._samples
-        for place, metric in enumerate((_GRAPHICS, _SM, _TENSOR)):
-            asked.metrics[place].metricId = metric
         try:
             module.nvmlGpmMetricsGet(asked)
         except module.NVMLError:
@@ -320,9 +325,9 @@ class _Gpm:
             return {}
         doubt = (last[1] - last[0] + now[1] - now[0]) / 2 / (end - start)
         return {
-            row.metricId: Stretch(start, end, row.value / 100, doubt)
-            for row in asked.metrics[:3]
-            if row.nvmlReturn == 0 and 0 <= row.value <= 100.0001
+            metric: Stretch(start, end, value / 100, doubt)
+            for place, metric in enumerate(_METRICS)
+            if (row := asked.metrics[place]).nvmlReturn == 0 and 0 <= (value := row.value) <= 100.0001
         }
 
 

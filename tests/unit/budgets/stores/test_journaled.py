@@ -43,7 +43,7 @@ from aifinops.budgets.stores.journaled import JournaledStore
 from aifinops.budgets.stores.leases import LeasedStore
 from aifinops.budgets.stores.memory import MemoryStore
 from aifinops.budgets.stores.sqlite import SqliteStore
-from aifinops.errors import StoreError, StoreReset
+from aifinops.errors import StoreError, StoreReset, failures, reraise_failures
 from aifinops.testing import check_budget_store
 from aifinops.testing.clock import FakeClock
 
@@ -560,6 +560,39 @@ def test_a_call_between_the_loss_and_what_is_put_back(server: Server, process: P
     assert process.figures[1] == (9, 0)
 
 
+def test_a_finalizer_in_the_middle(server: Server, process: Process) -> None:
+    """What comes in between in the same thread is refused, to be told later, and disturbs nothing."""
+    process.hold(10)
+    for nodes in (NODES, OTHERS, NODES[1:]):
+        process.spend(100, nodes)
+    expected, refused = process.figures, []
+    server.lose(0)
+
+    def interrupt(operation: Operation[Any]) -> str:
+        if process.store._is_putting_back():
+            with pytest.raises(StoreError, match="being put back"):
+                process.do(Read(NODES))
+            refused.append(operation)
+        return ""
+
+    process.client.down = interrupt
+    assert process.figures == expected
+    assert len(refused) >= 4
+
+
+def test_a_listener_that_fails(server: Server, process: Process) -> None:
+    """It is counted, and what was lost is put back all the same."""
+    process.spend(5)
+    server.lose(0)
+    process.store._on_reset = lambda reset: 1 / 0
+    reraise_failures(False)
+    try:
+        assert process.figures[1] == (5, 0)
+    finally:
+        reraise_failures(True)
+    assert failures()["budgets.on_reset"] == 1
+
+
 def test_a_forked_child(server: Server, process: Process) -> None:
     """What the parent has is the parent's, also when it was putting it back."""
     process.hold(10)
@@ -568,7 +601,10 @@ def test_a_forked_child(server: Server, process: Process) -> None:
     process.client.down = lambda operation: "before" if isinstance(operation, Adjust) else ""
     with pytest.raises(StoreError):
         process.do(Read(NODES))
-    process.store._turn.acquire()
+    for lock in (process.store._turn, process.store._lock):
+        other = threading.Thread(target=lock.acquire)  # which is not there in the child
+        other.start()
+        other.join()
     process.store.reset_after_fork()
     process.client.down = lambda operation: ""
     before = len(process.client.asked)

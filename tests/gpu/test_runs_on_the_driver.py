@@ -1,0 +1,178 @@
+"""A whole run on the fake driver: what is paid, what was busy, and what was idle, each of the right devices and to the second."""
+
+from __future__ import annotations
+
+import sys
+import types
+from decimal import Decimal
+
+import pytest
+from nvml_scene import GIB, LOST, UNSUPPORTED, FakeNvml
+
+from aifinops import gpu, runtime
+from aifinops.gpu import sampler
+
+
+@pytest.fixture
+def machine(fake: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
+    """Two GPUs; time is the driver's."""
+    for name in ("RANK", "WORLD_SIZE", "SLURM_JOB_ID", "TORCHELASTIC_RUN_ID", "JOB_UUID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sampler, "PATIENCE_S", 60.0)  # the thread is real, and this machine may be busy
+    runtime.init(ledger="memory", clock=fake)
+    return fake
+
+
+def test_paid_is_what_was_held_and_idle_is_what_was_not_busy(
+    machine: FakeNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One GPU by UUID for a minute at 3.60 an hour, busy for 45 of 60 seconds: six cents, of which a cent and a half for nothing."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a1")
+    machine.from_now(0, 1.0, watts=700)
+    machine.from_now(1, 1.0, sm=0.4, tensor=0.2, watts=400, used=10 * GIB)
+    with gpu.track("finetune", price="3.60", devices="visible") as run:
+        machine.advance(45)
+        run.step()
+        machine.from_now(1, 0.0, used=10 * GIB)
+        machine.advance(15)
+        run.step()
+        found = run.usage()
+    assert found.uuids == ("GPU-a1010101-0000-4000-8000-000000000001",)
+    assert found.allocated_s == 60
+    assert found.busy_s == pytest.approx(45, abs=1e-6)
+    assert found.busy_source == "gpm"
+    assert found.busy_error_s is not None
+    assert found.busy_error_s < 0.01
+    assert found.sm_active_s == pytest.approx(18, abs=1e-6)
+    assert found.tensor_active_s == pytest.approx(9, abs=1e-6)
+    assert found.energy_j == pytest.approx(45 * 400)
+    assert found.memory_gib_s == pytest.approx(600, rel=0.01)
+    assert found.cost == Decimal("0.06")
+    assert found.idle_cost is not None
+    assert float(found.idle_cost) == pytest.approx(0.015)
+
+
+def test_a_slice_pays_for_its_share(machine: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a GPU (3g.40gb) for a minute: half a GPU-minute, and busy half of that; energy is unknown."""
+    place = machine.mig(0, "MIG-22222222-bbbb", 1, 0, 3, 3, 40192 * 2**20)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-22222222-bbbb")
+    machine.from_now(place, 0.5, used=GIB)
+    with gpu.track("finetune", price="3.60", devices="visible") as run:
+        machine.advance(60)
+        run.step()
+        found = run.usage()
+    assert found.allocated_s == 30
+    assert found.busy_s == pytest.approx(15, abs=1e-6)
+    assert found.cost == Decimal("0.03")
+    assert found.energy_j is None
+
+
+def test_a_gpu_that_is_lost_is_paid_for_and_does_nothing(machine: FakeNvml) -> None:
+    """It falls off after half a minute: a minute of two devices is paid, and three of four half minutes were busy."""
+    for one in (0, 1):
+        machine.from_now(one, 1.0)
+    with gpu.track("finetune", price="3.60", devices="visible") as run:
+        machine.advance(30)
+        run.usage()
+        machine.error(0, "", LOST)
+        machine.advance(0.2)
+        run.usage()
+        machine.advance(29.8)
+        run.step()
+        found = run.usage()
+    assert found.allocated_s == 120
+    assert found.busy_s is not None
+    assert found.busy_error_s is not None
+    assert abs(found.busy_s - 90) <= found.busy_error_s + 1e-6
+    assert found.busy_error_s < 1
+
+
+class Stream:
+    """torch with CUDA in use: one stream, whose time is the driver's; work on it takes its time after what was queued before."""
+
+    def __init__(self, clock: FakeNvml) -> None:
+        self.clock = clock
+        self.done_at = 0
+        stream = self
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                self.at = 0
+
+            def record(self) -> None:
+                self.at = max(stream.done_at, clock.monotonic_ns())
+
+            def query(self) -> bool:
+                return self.at <= clock.monotonic_ns()
+
+            def elapsed_time(self, later: Event) -> float:
+                return (later.at - self.at) / 1e6
+
+        self.cuda = types.SimpleNamespace(
+            Event=Event,
+            is_initialized=lambda: True,
+            is_current_stream_capturing=lambda: False,
+            device_count=lambda: 1,
+            get_device_properties=lambda index: types.SimpleNamespace(uuid="a0000000-0000-4000-8000-000000000000"),
+            memory_reserved=lambda index: 0,
+        )
+
+    def queue(self, seconds: float) -> None:
+        self.done_at = max(self.done_at, self.clock.monotonic_ns()) + round(seconds * 1e9)
+
+
+def test_steps_are_timed_on_the_device_where_it_says_nothing_itself(
+    machine: FakeNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No utilisation from the driver: busy is the time between events, an upper bound; the device's stall is its own, an evaluation is neither."""
+    machine.machine(1)
+    machine.device(0, "GPU-a0000000-0000-4000-8000-000000000000", "NVIDIA A100-SXM4-80GB", 80 * GIB, 0, 1)
+    machine.error(0, "nvmlDeviceGetSamples", UNSUPPORTED)
+    stream = Stream(machine)
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(cuda=stream.cuda))
+    with gpu.track("finetune", price="3.60", devices="visible") as run:
+
+        def step() -> None:
+            began = machine.monotonic_ns()
+            machine.advance(0.2)  # loading
+            run.waited(began, machine.monotonic_ns())
+            stream.queue(0.8)
+            machine.advance(0.01)
+            run.optimizer_step()
+            machine.advance(0.79)
+
+        for _ in range(20):
+            step()
+        first = run.usage()
+        with run.phase("eval"):
+            machine.advance(100)
+        for _ in range(20):
+            step()
+        found = run.usage()
+    assert first.busy_source == "cuda_event"
+    assert first.busy_error_s is None
+    # Events begin once CUDA is seen to be in use: at the first look, after the first step.
+    assert first.busy_s == pytest.approx(19 * 0.8)
+    assert first.device_stall_s == pytest.approx(18 * 0.2)
+    assert found.busy_s == pytest.approx(39 * 0.8)
+    assert found.device_stall_s == pytest.approx(37 * 0.2)
+    assert found.idle_cost is None  # an upper bound of busy is a lower bound of idle
+    assert found.allocated_s == 140
+
+
+def test_the_drivers_figure_goes_before_the_events(machine: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With counters of the device, events tell the stall only."""
+    machine.machine(1)
+    machine.from_now(0, 0.5)
+    stream = Stream(machine)
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(cuda=stream.cuda))
+    with gpu.track("finetune", price="3.60", devices="visible") as run:
+        for _ in range(10):
+            run.waited(machine.monotonic_ns(), machine.monotonic_ns())
+            stream.queue(1.0)
+            run.step()
+            machine.advance(1)
+        found = run.usage()
+    assert found.busy_source == "gpm"
+    assert found.busy_s == pytest.approx(5, abs=1e-6)
+    assert found.device_stall_s == pytest.approx(0, abs=1e-9)
