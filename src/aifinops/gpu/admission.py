@@ -136,6 +136,7 @@ class _Pool:
     Attributes:
         held: team -> GPUs that it holds, those that are given to it now among them. kept: team -> GPUs that nobody else may take.
         shares: team -> decayed usage by weight. overdue: team -> who of it has waited beyond patience, the first one first.
+        refused: why the like of a request has to wait as things stand: others that ask for the same need not be looked at again.
     """
 
     def __init__(
@@ -148,10 +149,11 @@ class _Pool:
         now: float,
     ) -> None:
         self.quotas, self.pool, self.shares = quotas, pool, shares
-        self.overdue: dict[str, list[Request]] = {}
+        self.overdue: dict[str, dict[str, Request]] = {}
         for request in sorted(queue, key=lambda request: (request.since, request.id)):
             if now - request.since >= quotas.fair_share.patience_s:
-                self.overdue.setdefault(request.team, []).append(request)
+                self.overdue.setdefault(request.team, {})[request.id] = request
+        self.refused: dict[tuple[str, int, int], str] = {}
         self.holders = [one for one in holders if one.pool == pool]
         self.held: Counter[str] = Counter()
         for one in self.holders:
@@ -184,8 +186,8 @@ class _Pool:
     def admit(self, request: Request) -> None:
         """It has them; what its team has used counts at once."""
         self.held[request.team] += request.gpus
-        if self.is_overdue(request):
-            self.overdue[request.team].remove(request)
+        self.overdue.get(request.team, {}).pop(request.id, None)
+        self.refused.clear()
         fair_share, team = self.quotas.fair_share, self.quotas.teams[request.team]
         self.shares[request.team] += penalised(Usage(), request.gpus, fair_share).gpus / team.weight
 
@@ -200,17 +202,17 @@ class _Pool:
 
         Not where its own team's limit is in the way, and nobody of the team leaves for it: others can do nothing about that.
         """
+        self.refused.clear()
         if asked or not self.limited(request):
             self.kept[request.team] += max(0, request.gpus - sum(one.gpus for one in asked))
 
     def is_overdue(self, request: Request) -> bool:
         """Whether it has waited beyond patience."""
-        return request in self.overdue.get(request.team, ())
+        return request.id in self.overdue.get(request.team, ())
 
     def before(self, request: Request) -> Request | None:
         """Who of its team must not be passed by it: the first that is overdue, where it could have its GPUs or only its team is in the way."""
-        waiting = self.overdue.get(request.team)
-        first = waiting[0] if waiting else request
+        first = next(iter(self.overdue.get(request.team, {}).values()), request)
         if first is request or not (self.limited(first) or first.gpus <= self.room(first)):
             return None
         return first
@@ -256,9 +258,13 @@ def _decided(state: _Pool, queue: Sequence[Request], plan: Plan) -> Plan:
     while left:
         request = left.pop()
         first = state.before(request)
-        if first is not None and first in left:
+        if first is not None and first.id not in waiting:
             left.remove(first)
             left += [request, first]
+            continue
+        kind = (request.team, request.gpus, request.priority)
+        if kind in state.refused and not state.is_overdue(request):
+            waiting[request.id] = state.refused[kind]
             continue
         if first is None and request.gpus <= state.room(request):
             admit.append(request.id)
@@ -271,6 +277,8 @@ def _decided(state: _Pool, queue: Sequence[Request], plan: Plan) -> Plan:
         reclaim += state.ask(request, asked)
         if asked or (within and first is None) or state.is_overdue(request):
             state.keep(request, asked)
+        else:
+            state.refused[kind] = waiting[request.id]
     return Plan((*plan.admit, *admit), (*plan.reclaim, *reclaim), {**plan.waiting, **waiting})
 
 

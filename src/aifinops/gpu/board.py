@@ -31,8 +31,8 @@ from aifinops.gpu.quota import Quotas
 __all__ = ["Board", "Entry", "View"]
 
 _NS = 1_000_000_000
-_MICRO = 1_000_000
-"""Stores count meters in millionths."""
+_UNIT = 1_000_000_000
+"""What a GPU counts in the store, so that `aifinops budget list` shows it as one."""
 _FOREVER = 3650 * 86_400 * _NS
 _LOCK_S = 5.0
 
@@ -253,10 +253,10 @@ class Board:
         hard = self.quotas.hard_limit(entry.team, entry.pool)
         place = f"{self._prefix}{pool.name}"
         nodes = (
-            Node(place, 0, "gpus", pool.gpus * _MICRO, label=f"GPUs {pool.name}"),
-            Node(f"{place}/{entry.team}", 0, "gpus", hard * _MICRO, label=f"GPUs {pool.name} of {entry.team}"),
+            Node(place, 0, "gpus", pool.gpus * _UNIT, label=f"GPUs {pool.name}"),
+            Node(f"{place}/{entry.team}", 0, "gpus", hard * _UNIT, label=f"GPUs {pool.name} of {entry.team}"),
         )
-        return nodes, (entry.gpus * _MICRO,) * 2
+        return nodes, (entry.gpus * _UNIT,) * 2
 
     def _average(self, view: View, team: str) -> Usage:
         """What a team has used until now."""

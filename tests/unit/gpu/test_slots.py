@@ -506,7 +506,7 @@ def test_the_store_and_the_board_agree(moves: list[tuple[str, int, int, str]]) -
         view = board.view()
         noted = sum(one.gpus for one in (*view.holding.values(), *view.dead) if one.since != 0)
         pools = [balance for key, balance in reserved.items() if key.startswith("gpu/lab/h100\x1f")]
-        assert all(balance.reserved <= noted * 1_000_000 for balance in pools)
+        assert all(balance.reserved <= noted * 1_000_000_000 for balance in pools)
     clock.advance(61)
     last = Player(board, Entry.new("nlp", "h100", 8, 0, board.now, 60.0, ""))
     last.look()
