@@ -303,12 +303,12 @@ def test_the_process_with_our_memory_is_ours(
     fake: FakeNvml, stage: Callable[[], Stage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two foreign numbers, and one of them holds what torch here has reserved, and a CUDA context: that one is ours."""
-    from aifinops.gpu import sampler
+    from aifinops.gpu import tracks
 
     fake.process(0, 4_000_001, 21 * GIB, 0.5)
     fake.process(0, 4_000_002, 60 * GIB, 0.5)
     fake.from_now(0, 1.0)
-    monkeypatch.setattr(sampler, "_reserved", lambda device: round(20.6 * GIB))
+    monkeypatch.setattr(tracks, "_reserved", lambda device: round(20.6 * GIB))
     scene = stage()
     scene.run(10)
     found = scene.between(0, 10)

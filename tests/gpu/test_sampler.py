@@ -12,7 +12,7 @@ from nvml_scene import GIB, FakeNvml, Stage
 
 from aifinops import errors, runtime
 from aifinops.clock import Clock
-from aifinops.gpu import nvml, sampler
+from aifinops.gpu import nvml, sampler, tracks
 from aifinops.gpu.backends.base import Device, Reading
 from aifinops.gpu.backends.null import NullBackend, NullProbe
 from aifinops.gpu.backends.nvidia import NvidiaBackend
@@ -260,12 +260,12 @@ def test_what_torch_has_reserved_is_asked_of_its_own_number_of_the_device(monkey
         memory_reserved=lambda index: [GIB, 2 * GIB][index],
     )
     monkeypatch.delitem(sys.modules, "torch", raising=False)
-    assert sampler._reserved(Device(0, "GPU-a", "")) is None
+    assert tracks._reserved(Device(0, "GPU-a", "")) is None
     monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(cuda=cuda))
-    assert sampler._reserved(Device(0, "GPU-a", "")) == 2 * GIB
-    assert sampler._reserved(Device(0, "GPU-c", "")) is None
+    assert tracks._reserved(Device(0, "GPU-a", "")) == 2 * GIB
+    assert tracks._reserved(Device(0, "GPU-c", "")) is None
     cuda.is_initialized = lambda: False
-    assert sampler._reserved(Device(0, "GPU-a", "")) is None
+    assert tracks._reserved(Device(0, "GPU-a", "")) is None
 
 
 # --- NVML itself ------------------------------------------------------------------------------------------------------
