@@ -262,11 +262,14 @@ def _decided(state: _Pool, queue: Sequence[Request], plan: Plan) -> Plan:
             left.remove(first)
             left += [request, first]
             continue
+        if first is not None:
+            waiting[request.id] = "others of its team have waited longer"
+            continue
         kind = (request.team, request.gpus, request.priority)
         if kind in state.refused and not state.is_overdue(request):
             waiting[request.id] = state.refused[kind]
             continue
-        if first is None and request.gpus <= state.room(request):
+        if request.gpus <= state.room(request):
             admit.append(request.id)
             state.admit(request)
             left = _ordered(state, left)  # its team may be beyond its own now
@@ -275,7 +278,7 @@ def _decided(state: _Pool, queue: Sequence[Request], plan: Plan) -> Plan:
         asked = _ask(state, request) if within or _outranks(state, request) else ()
         waiting[request.id] = _reason(state, request, asked)
         reclaim += state.ask(request, asked)
-        if asked or (within and first is None) or state.is_overdue(request):
+        if asked or within or state.is_overdue(request):
             state.keep(request, asked)
         else:
             state.refused[kind] = waiting[request.id]

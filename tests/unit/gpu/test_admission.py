@@ -131,7 +131,8 @@ def test_the_limit_of_a_team_keeps_nothing_from_others() -> None:
     assert plan.admit == ("b",)  # of its own team nobody passes it now
     late = decide(two, [Holder("h", "a", "x", 4)], [replace(one, since=0.0) for one in queue], {}, 2 * HOUR)
     assert late.admit == ("b",)
-    assert "limit of the team" in late.waiting["a-old"]
+    assert "limit of the team" in late.waiting["a-new"]
+    assert late.waiting["a-old"] == "others of its team have waited longer"
 
 
 # --- asking back -------------------------------------------------------------------------------------------------------------
