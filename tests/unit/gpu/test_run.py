@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -321,3 +322,132 @@ def test_charges_of_a_run_name_the_device_and_its_price(clock: FakeClock, tmp_pa
     assert charge.price_as_of
     assert charge.raw is not None
     assert charge.raw["gpu"]["model"] == "NVIDIA H100 80GB HBM3"
+
+
+def test_a_step_that_takes_long_is_paid_for_while_it_lasts(clock: FakeClock) -> None:
+    """What keeps runs pays and holds on in the middle of a step: the lease never runs out, and the end comes at the next step."""
+    with af.budget("$1") as limit, run_of(allowance_s=10) as run:
+        for _ in range(600):
+            clock.advance(1)
+            run.beat()
+        assert limit.spent > Decimal("0.9")
+        assert len(rows()) == 10
+        assert run.should_stop
+        assert run.should_yield()
+        assert not run.advance()
+    assert limit.spent == Decimal(
+        "1.2"
+    )  # the step was longer than anybody could foresee: what it cost is told all the same
+
+
+def test_the_price_is_asked_again_each_hour(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spot prices move: charges from then on have the new one, and so have the budgets."""
+    runtime.init(ledger="memory", clock=clock, gpu_usd_per_hour="3.60")
+    with af.budget("$100") as limit, gpu.track(devices={"X": 1}) as run:
+        for _ in range(60):
+            clock.advance(minutes=1)
+            run.step()
+        monkeypatch.setattr(runtime.get(), "config", replace(runtime.get().config, gpu_usd_per_hour=Decimal("7.20")))
+        for _ in range(10):
+            clock.advance(minutes=1)
+            run.step()
+        assert run.usage().usd_per_hour in {Decimal("3.60"), Decimal("7.20")}
+    assert limit.spent == sum(Decimal(charge.amount or 0) for charge in rows()) / 10**9
+    assert sum(charge.quantities["gpu_seconds"] for charge in rows()) == 4200
+
+
+def test_mfu_is_the_useful_part_of_what_is_paid_for(clock: FakeClock) -> None:
+    """Ten steps of 1e15 in ten seconds of two devices that could do 1e15 a second each."""
+    with run_of(flops_per_step=1e15, peak_flops=1e15) as run:
+        for _ in range(10):
+            clock.advance(1)
+            run.step()
+        assert run.usage().mfu == pytest.approx(0.5)
+
+
+def test_what_is_no_device_or_price_is_said_with_what_to_type(clock: FakeClock) -> None:
+    """Before anything is held."""
+    with pytest.raises(ConfigurationError, match="auto"):
+        gpu.track(devices={"X": 0}).start()
+    with pytest.raises(ConfigurationError, match="price"):
+        gpu.track(devices={"X": 1}, price="cheap").start()
+    with pytest.raises(ConfigurationError, match="slice_s"):
+        gpu.track(slice_s=0)
+
+
+def test_a_slot_that_is_wanted_back_is_a_reason_to_yield(clock: FakeClock) -> None:
+    """Whoever governs the devices may ask for them; the run passes it on."""
+    from aifinops.gpu.slots import current_slot
+
+    class Wanted:
+        def should_yield(self) -> bool:
+            return True
+
+    with run_of() as run:
+        assert not run.should_yield()
+        token = current_slot.set(Wanted())  # type: ignore[arg-type]
+        assert run.should_yield()
+        current_slot.reset(token)
+
+
+def test_a_checkpoint_that_fails_is_the_users_error(clock: FakeClock) -> None:
+    """It is raised as it is; the run is over in any case, and is paid for."""
+
+    def save() -> None:
+        raise OSError("disk full")
+
+    with af.budget("$1") as limit:
+        with pytest.raises(OSError, match="disk full"), run_of(checkpoint=save, allowance_s=10) as run:  # noqa: PT012
+            while True:
+                clock.advance(1)
+                run.step()
+        assert limit.reserved == 0
+    assert not run.is_open
+
+
+def test_the_span_and_the_metrics_of_a_run(clock: FakeClock) -> None:
+    """One span for the run and one for each phase, none for a step; device time by state in a counter."""
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    exporter, reader = InMemorySpanExporter(), InMemoryMetricReader()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    engines = runtime.get()
+    assert engines.spans is not None
+    engines.spans._get_provider = lambda: provider
+    meters = MeterProvider([reader], shutdown_on_exit=False)
+    engines.metrics._get_provider = lambda: meters
+    with pytest.raises(KeyError), run_of() as run:  # noqa: PT012 - what ends it is seen on its span
+        for _ in range(3):
+            clock.advance(1)
+            run.step()
+        with run.phase("eval"):
+            clock.advance(1)
+        raise KeyError
+    spans = {span.name: span for span in exporter.get_finished_spans()}
+    assert set(spans) == {"gpu finetune", "gpu eval"}
+    whole = spans["gpu finetune"]
+    assert whole.attributes is not None
+    assert whole.attributes["aifinops.gpu.allocated_s"] == 8
+    assert whole.attributes["aifinops.cost.total"] == 0.008
+    assert whole.attributes["aifinops.team"] == "nlp"
+    assert whole.attributes["aifinops.phase.eval_s"] == 1
+    assert whole.attributes["error.type"] == "KeyError"
+    assert "aifinops.gpu.busy_s" not in whole.attributes
+    assert spans["gpu eval"].parent is not None
+    assert whole.context is not None
+    assert spans["gpu eval"].parent.span_id == whole.context.span_id
+    data = reader.get_metrics_data()
+    assert data is not None
+    points = {
+        metric.name: [(dict(point.attributes or {}), point.value) for point in metric.data.data_points]
+        for resource in data.resource_metrics for scope in resource.scope_metrics for metric in scope.metrics
+        if metric.name == "aifinops.gpu.time"
+    }  # fmt: skip
+    ((attributes, seconds),) = points["aifinops.gpu.time"]
+    assert (attributes["aifinops.gpu.state"], seconds) == ("allocated", 8)
+    meters.shutdown()
