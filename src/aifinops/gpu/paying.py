@@ -12,6 +12,7 @@ from aifinops.budgets.prepaid import Prepaid
 from aifinops.budgets.stores.base import Store
 from aifinops.budgets.waiting import Wait
 from aifinops.errors import BudgetExceeded, UnknownModel
+from aifinops.metering import undecided
 
 if TYPE_CHECKING:
     from aifinops.budgets.budget import ActiveBudget
@@ -64,6 +65,14 @@ class Paying:
         except Wait as wait:
             wait.ticket.leave()
             raise wait.error from None
+        except BudgetExceeded:
+            raise
+        except (
+            Exception
+        ) as failure:  # a limit holds, whatever fails; where none refuses, charges are posted as they come
+            undecided.judge("gpu.pay", self.budgets, failure)
+            self.keys = frozenset()
+            return
         self._prepaid = prepaid
 
     def _rates(self, groups: Sequence[Group]) -> dict[str, Decimal]:
@@ -81,6 +90,7 @@ class Paying:
             self.open(groups, now)
         except BudgetExceeded as refusal:
             self._refusal = refusal
+            self.keys = frozenset()  # what is held up to that step is posted with its charge
 
     def close(self, now: int) -> None:
         """Pay for what was used, and give back the rest."""

@@ -14,6 +14,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import Token
 from decimal import Decimal
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -139,10 +140,8 @@ class Run:
         if enabled:
             self._close_lost(folder)
         self._scope = self._make_scope()
-        found = billing.find_devices(self._given[0], self.rank)
-        self._held = found if enabled else ()
         self._begin_counting(now)
-        self._make_groups(now)
+        self._find(now, enabled=enabled)
         self._take_devices(now)
         self.is_open = True
         for step in (self._begin_journal, self._begin_watch, self._begin_board, self._begin_span):
@@ -172,6 +171,18 @@ class Run:
         self._paying = Paying(self._scope, self._slice_s, self._allowance_s)
         self._ending = Ending(None, self.rank.rank)
         self._ended: int | None = None
+
+    def _find(self, now: int, *, enabled: bool) -> None:
+        """The devices and their prices; where we fail to find them the loop runs all the same, unmetered."""
+        try:
+            found = billing.find_devices(self._given[0], self.rank)
+            self._held = found if enabled else ()
+            self._make_groups(now)
+        except ConfigurationError:
+            raise
+        except Exception as failure:  # a driver or a setting that nobody has seen
+            self._held, self._groups = (), []
+            swallow("gpu.devices", failure)
 
     def _make_groups(self, now: int) -> None:
         mine = [one for one in self._held if one.device.uuid not in self._lent]
@@ -739,22 +750,31 @@ class Run:
         if mine is not None:
             mine.abandon()
 
+    def attach(self) -> Token[Run | None]:
+        """Steps of this context are its steps; the token for `detach`."""
+        return innermost.set(self)
+
+    @staticmethod
+    def detach(token: Token[Run | None]) -> None:
+        """Undo `attach`."""
+        try:
+            innermost.reset(token)
+        except ValueError:  # left in another context, which is gone
+            innermost.set(None)
+
     # --- as a block ------------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
         self.start()
         token = scope.enter(tags=self._scope.tags, span=self._span)
-        self._entered.append((token, metering.attach_span(self._span), innermost.set(self)))
+        self._entered.append((token, metering.attach_span(self._span), self.attach()))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         token, attached, outer = self._entered.pop()
-        try:
-            innermost.reset(outer)
-        except ValueError:  # left in another context, which is gone
-            innermost.set(None)
+        self.detach(outer)
         metering.detach_span(attached)
         scope.leave(token)
         self.close(error)

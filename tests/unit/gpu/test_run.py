@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import aifinops as af
 from aifinops import gpu, runtime
 from aifinops.charges import Charge
-from aifinops.errors import BudgetExceeded, ConfigurationError, RunStopped
+from aifinops.errors import BudgetExceeded, ConfigurationError, DecisionFailed, RunStopped, failures, reraise_failures
 from aifinops.gpu.keeper import current_run
 from aifinops.testing.clock import FakeClock
 
@@ -451,3 +452,105 @@ def test_the_span_and_the_metrics_of_a_run(clock: FakeClock) -> None:
     ((attributes, seconds),) = points["aifinops.gpu.time"]
     assert (attributes["aifinops.gpu.state"], seconds) == ("allocated", 8)
     meters.shutdown()
+
+
+# --- what fails of ours ----------------------------------------------------------------------------------------------------
+
+
+def broken(*_: object, **__: object) -> None:
+    raise RuntimeError("ours")
+
+
+def test_devices_that_cannot_be_found_leave_the_loop_alone(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs unmetered, and the failure is counted."""
+    reraise_failures(False)
+    monkeypatch.setattr("aifinops.gpu.billing.groups_of", broken)
+    with run_of() as run:
+        clock.advance(70)
+        run.step()
+    assert (run.steps, rows()) == (1, [])
+    assert failures() == {"gpu.devices": 1}
+
+
+@pytest.mark.parametrize("on_store_down", ["deny", "allow"])
+def test_a_budget_that_we_fail_to_ask_holds_all_the_same(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch, on_store_down: str
+) -> None:
+    """Where it may refuse, the run does not begin; where it may not, what it costs is posted as it is charged."""
+    reraise_failures(False)
+    monkeypatch.setattr("aifinops.gpu.paying.Prepaid.open", broken)
+    with af.budget("$1", on_store_down=on_store_down) as limit:
+        if on_store_down == "deny":
+            with pytest.raises(DecisionFailed), run_of():
+                pytest.fail("it has begun")
+        else:
+            with run_of():
+                clock.advance(100)
+        assert limit.spent == (0 if on_store_down == "deny" else Decimal("0.2"))
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "aifinops.gpu.billing.charge", "aifinops.gpu.ending.Ending.judge", "aifinops.gpu.paying.Paying.tick",
+        "aifinops.gpu.phases.Pace.note", "aifinops.gpu.run.Run._begin_span", "aifinops.gpu.run.Run._begin_watch",
+        "aifinops.gpu.paying.Paying.close",
+    ],
+)  # fmt: skip
+def test_nothing_of_ours_that_fails_ends_the_loop(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Each part may fail on its own; the loop is the user's."""
+    reraise_failures(False)
+    with af.budget("$100"):
+        run = run_of()
+        monkeypatch.setattr(place, broken)
+        run.start()
+        for _ in range(130):
+            clock.advance(1)
+            run.step()
+        run.close()
+    assert run.steps == 130
+    assert sum(failures().values()) > 0 or place.endswith("_begin_watch")
+
+
+def test_a_run_that_finds_no_room_when_it_gets_its_device_back_ends_at_its_next_step(clock: FakeClock) -> None:
+    """The run inside has used what there was; what the outer one holds up to its next step is still counted."""
+    from aifinops.gpu.devices import Device
+
+    device = [Device(0, "GPU-a", "H100")]
+    with af.budget("$0.10") as limit, run_of(devices=device, allowance_s=10) as outer:
+        clock.advance(10)
+        with pytest.raises(RunStopped), run_of(devices=device, allowance_s=1, slice_s=1) as inner:  # noqa: PT012
+            while True:
+                clock.advance(1)
+                inner.step()
+        clock.advance(1)
+        assert not outer.advance()
+    assert limit.spent == sum(Decimal(charge.amount or 0) for charge in rows()) / 10**9
+
+
+def test_two_functions_at_once_count_their_own_steps(clock: FakeClock) -> None:
+    """The run of a decorated function is the one of its own thread, though another began later."""
+    seen: dict[str, bool] = {}
+    inside, done = threading.Event(), threading.Event()
+
+    @af.track_cost(gpu={"A": 1})
+    def first() -> None:
+        mine = current_run()
+        thread.start()
+        inside.wait(10)
+        seen["first"] = current_run() is mine
+        done.set()
+
+    @af.track_cost(gpu={"B": 1})
+    def second() -> None:
+        inside.set()
+        done.wait(10)
+        run = current_run()
+        seen["second"] = run is not None and run.usage().models == {"B": 1}
+
+    thread = threading.Thread(target=second)
+    first()
+    thread.join()
+    assert seen == {"first": True, "second": True}
