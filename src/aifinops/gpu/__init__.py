@@ -12,16 +12,30 @@ if TYPE_CHECKING:
     from aifinops.gpu.quota import read_quotas
     from aifinops.gpu.rates import rate
     from aifinops.gpu.run import Run, track
+    from aifinops.gpu.serving import Serving
     from aifinops.gpu.slots import current_slot, slot
     from aifinops.gpu.usage import Forecast, GpuUsage, total
     from aifinops.gpu.where import place
 
-__all__ = ["Forecast", "GpuUsage", "Run", "current_slot", "place", "rate", "read_quotas", "slot", "total", "track"]
+__all__ = [
+    "Forecast",
+    "GpuUsage",
+    "Run",
+    "Serving",
+    "current_slot",
+    "place",
+    "rate",
+    "read_quotas",
+    "slot",
+    "total",
+    "track",
+]
 
 _HOMES = {
     "Forecast": "usage",
     "GpuUsage": "usage",
     "Run": "run",
+    "Serving": "serving",
     "current_slot": "slots",
     "place": "where",
     "rate": "rates",

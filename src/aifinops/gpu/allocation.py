@@ -8,6 +8,7 @@ is idle. NCSA (https://docs.ncsa.illinois.edu/systems/deltaai): a part of a GPU 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Context, Decimal
@@ -108,12 +109,13 @@ def allocate(
         raise ConfigurationError("cost, capacity and hours of an allocation must be 0 or more")
     rest = max(_ZERO, capacity_hours - sum(hours.values(), _ZERO))
     names = list(hours)
-    shares = share_out(cost, [*hours.values(), rest]) if hours or rest else [cost]
+    # Nobody kept anything of nothing: all of it is idle.
+    weights = [*hours.values(), rest] if rest or any(hours.values()) else [*([0] * len(hours)), 1]
+    shares = share_out(cost, weights)
     parts, left = dict(zip(names, shares[:-1], strict=True)), shares[-1]
     if idle == "none" or not names or not any(hours.values()):
         return Split(parts, left, cost)
-    weights = [hours[name] for name in names] if idle == "weighted" else [Decimal(1)] * len(names)
-    more = share_out(left, weights)
+    more = share_out(left, [hours[name] if idle == "weighted" else 1 for name in names])
     return Split({name: parts[name] + extra for name, extra in zip(names, more, strict=True)}, 0, cost)
 
 
@@ -131,9 +133,7 @@ def share_out(amount: int, weights: Sequence[Decimal | int]) -> list[int]:
         raise ConfigurationError(f"weights {[str(weight) for weight in exact]} must be 0 or more, one of them above 0")
     ratios = [weight.as_integer_ratio() for weight in exact]
     # In whole numbers throughout: a weight with many digits must not shift a unit.
-    common = 1
-    for _, below in ratios:
-        common *= below
+    common = math.lcm(*(below for _, below in ratios))
     whole = [above * (common // below) for above, below in ratios]
     total = sum(whole)
     sign, units = (1, amount) if amount >= 0 else (-1, -amount)
