@@ -30,6 +30,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
+import aifinops
 from aifinops import gpu
 from aifinops.clock import SystemClock
 from aifinops.gpu import devices as gpu_devices
@@ -60,6 +61,7 @@ class Bench:
         else:
             torch.cuda.init()
             torch.zeros(1, device="cuda")
+        aifinops.instrument("torch")
 
     @property
     def device(self) -> Device:
@@ -342,7 +344,7 @@ def _captured(bench: Bench) -> dict[str, Any]:
             graph.replay()
             events.leave()
         bench.sync()
-        same = bool(torch.equal(out, model(data)))
+        same = bool(torch.allclose(out, model(data), rtol=1e-4))
         found = events.times()
     return {"same": same, "marks_dropped_while_capturing": inside, "steps": found.steps}
 
@@ -376,7 +378,9 @@ def _compiled(bench: Bench, mode: str) -> dict[str, Any]:
         return found, sum(counters["graph_break"].values())
 
     (without, breaks), (with_it, more) = losses(False), losses(True)
-    return {"same": without == with_it, "graph_breaks": breaks, "graph_breaks_with_it": more, "losses": with_it}
+    # Tuning may choose another kernel the second time.
+    same = all(abs(a - b) <= 1e-3 * abs(a) for a, b in zip(without, with_it, strict=True))
+    return {"same": same, "graph_breaks": breaks, "graph_breaks_with_it": more, "losses": with_it}
 
 
 # --- 5. and 6. the driver itself --------------------------------------------------------------------------------------

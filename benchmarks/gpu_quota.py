@@ -5,7 +5,8 @@
 DIR has `openb_pod_list_default.csv` of alibaba/clusterdata (cluster-trace-gpu-v2023): pods with the GPUs that they asked for and when they ran.
 The trace names no teams. Pods that ask for the same CPU, memory and GPU share are taken to be of one owner, and owners are dealt to four teams so
 that each has about the same GPU hours. Fractions of a GPU are rounded up to one. The priority is that of the QoS. Each team owns a quarter of
-the cluster. A job that is asked to yield needs a minute to save, leaves, and waits again with what is left of it.
+the cluster. A job that is asked to yield needs a minute to save, leaves, and waits again with what is left of it;
+one that has held its GPUs for less than ten minutes is not asked.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def quotas(gpus: int, kind: str) -> Quotas:
     if kind == "half":
         row["borrowing_limit"] = own // 2
     team: dict[str, Any] = {"x": row} if kind == "own" else {"x": row, "cohort": "all"}
-    return read_table({"pools": {"x": gpus}, "teams": dict.fromkeys(TEAMS, team), "fair_share": {"patience_hours": 24}})  # fmt: skip
+    return read_table({"pools": {"x": gpus}, "teams": dict.fromkeys(TEAMS, team), "fair_share": {"patience_hours": 24, "exempt_minutes": 10}})  # fmt: skip
 
 
 class Cluster:

@@ -136,6 +136,7 @@ class _Pool:
     Attributes:
         held: team -> GPUs that it holds, those that are given to it now among them. kept: team -> GPUs that nobody else may take.
         shares: team -> decayed usage by weight. overdue: team -> who of it has waited beyond patience, the first one first.
+        highest: team -> the highest priority that waits. claims: requests for which holders were asked to leave, the highest priority first.
         refused: why the like of a request has to wait as things stand: others that ask for the same need not be looked at again.
     """
 
@@ -148,13 +149,18 @@ class _Pool:
         shares: dict[str, float],
         now: float,
     ) -> None:
-        self.quotas, self.pool, self.shares = quotas, pool, shares
+        self.quotas, self.pool, self.shares, self.now = quotas, pool, shares, now
         self.overdue: dict[str, dict[str, Request]] = {}
         for request in sorted(queue, key=lambda request: (request.since, request.id)):
             if now - request.since >= quotas.fair_share.patience_s:
                 self.overdue.setdefault(request.team, {})[request.id] = request
         self.refused: dict[tuple[str, int, int], str] = {}
         self.holders = [one for one in holders if one.pool == pool]
+        self.highest: dict[str, int] = {}
+        for request in queue:
+            self.highest[request.team] = max(request.priority, self.highest.get(request.team, request.priority))
+        asking = {one.yields_to for one in self.holders}
+        self.claims = sorted((one for one in queue if one.id in asking), key=lambda one: (-one.priority, one.since))
         self.held: Counter[str] = Counter()
         for one in self.holders:
             self.held[one.team] += one.gpus
@@ -187,6 +193,7 @@ class _Pool:
         """It has them; what its team has used counts at once."""
         self.held[request.team] += request.gpus
         self.overdue.get(request.team, {}).pop(request.id, None)
+        self.claims = [one for one in self.claims if one is not request]
         self.refused.clear()
         fair_share, team = self.quotas.fair_share, self.quotas.teams[request.team]
         self.shares[request.team] += penalised(Usage(), request.gpus, fair_share).gpus / team.weight
@@ -210,12 +217,23 @@ class _Pool:
         """Whether it has waited beyond patience."""
         return request.id in self.overdue.get(request.team, ())
 
+    def rank(self, request: Request) -> int:
+        """Its priority; of one that nobody of its team may pass any more, that of the highest which has to wait behind it."""
+        return self.highest.get(request.team, request.priority) if self.is_overdue(request) else request.priority
+
     def before(self, request: Request) -> Request | None:
         """Who of its team must not be passed by it: the first that is overdue, where it could have its GPUs or only its team is in the way."""
         first = next(iter(self.overdue.get(request.team, {}).values()), request)
         if first is request or not (self.limited(first) or first.gpus <= self.room(first)):
             return None
         return first
+
+    def claim(self, request: Request) -> Request | None:
+        """Who of its team is looked at before it, since others were asked to leave for that one, which has a higher priority.
+
+        Without it a small request, of what is the team's own again once they have left, would take their place and be asked to leave in turn.
+        """
+        return next((one for one in self.claims if one.team == request.team and one.priority > request.priority), None)
 
 
 def decide(
@@ -257,10 +275,11 @@ def _decided(state: _Pool, queue: Sequence[Request], plan: Plan) -> Plan:
     left = _ordered(state, queue)
     while left:
         request = left.pop()
-        first = state.before(request)
-        if first is not None and first.id not in waiting:
-            left.remove(first)
-            left += [request, first]
+        first, claim = state.before(request), state.claim(request)
+        ahead = next((one for one in (first, claim) if one is not None and one.id not in waiting), None)
+        if ahead is not None:
+            left.remove(ahead)
+            left += [request, ahead]
             continue
         if first is not None:
             waiting[request.id] = "others of its team have waited longer"
@@ -300,7 +319,8 @@ def _ordered(state: _Pool, queue: Iterable[Request]) -> list[Request]:
 
 def _outranks(state: _Pool, request: Request) -> bool:
     """Whether somebody of its own team holds GPUs for less."""
-    return any(one.team == request.team and one.priority < request.priority for one in state.holders)
+    rank = state.rank(request)
+    return any(one.team == request.team and one.priority < rank for one in state.holders)
 
 
 def _ask(state: _Pool, request: Request) -> Sequence[Holder]:
@@ -337,8 +357,10 @@ def _sooner(state: _Pool, one: Holder, request: Request) -> tuple[object, ...]:
 
 def _may_ask(state: _Pool, one: Holder, request: Request, freed: Mapping[str, int]) -> bool:
     """Of its own team what has a lower priority; of others in its cohort what they borrowed, if the request is within its own quota."""
+    if not one.yields_to and state.now - one.since < state.quotas.fair_share.exempt_s:
+        return False
     if one.team == request.team:
-        return one.priority < request.priority
+        return one.priority < state.rank(request)
     cohort = state.quotas.teams[request.team].cohort
     if not cohort or state.quotas.teams[one.team].cohort != cohort:
         return False

@@ -214,6 +214,9 @@ def _slurm_conf(quotas: Quotas) -> Iterable[str]:
     yield "PriorityWeightQOS=1000000"
     yield "PreemptType=preempt/qos"
     yield "PreemptMode=REQUEUE"
+    if quotas.fair_share.exempt_s:
+        exempt = int(quotas.fair_share.exempt_s)
+        yield f"PreemptExemptTime={exempt // 3600:02d}:{exempt % 3600 // 60:02d}:{exempt % 60:02d}"
     for pool in quotas.pools.values():
         gres = _word(pool.gres or pool.name)
         partition = _word(pool.partition or pool.name)

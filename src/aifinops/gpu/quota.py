@@ -114,11 +114,13 @@ class FairShare:
     Attributes:
         half_life_s: after so long usage counts half. entry_penalty_s: an admission counts at once as so much time of use, so that a burst
             cannot be faster than the counters. patience_s: whoever has waited so long goes first, whatever its priority.
+        exempt_s: nobody is asked to give back what he has held for less; without it jobs that take long to start may never get anywhere.
     """
 
     half_life_s: float = 7 * 86_400.0
     entry_penalty_s: float = 300.0
     patience_s: float = 86_400.0
+    exempt_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,4 +363,5 @@ _SPANS = {
     "half_life_hours": ("half_life_s", lambda hours: hours * 3600),
     "entry_penalty_minutes": ("entry_penalty_s", lambda minutes: minutes * 60),
     "patience_hours": ("patience_s", lambda hours: hours * 3600),
+    "exempt_minutes": ("exempt_s", lambda minutes: minutes * 60),
 }

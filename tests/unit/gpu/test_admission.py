@@ -377,3 +377,39 @@ def test_what_is_given_back_is_for_whom_it_was_asked() -> None:
     one_left = [replace(held[1], yields_to="urgent")]
     assert decide(rules, one_left, queue, {}, 5.0).admit == ()
     assert decide(rules, [], queue, {}, 6.0).admit == ("urgent",)
+
+
+def test_who_has_left_does_not_take_the_place_again() -> None:
+    """What low priorities of a team give back to a large urgent request is kept for it, also where they would be within the team's own."""
+    rules = quotas({"a": 8, "b": 8}, 16)
+    held = [Holder(f"l{n}", "a", "x", 2, 0, float(n)) for n in range(4)] + [Holder("b", "b", "x", 8, 0, 0.0)]
+    large = Request("large", "a", "x", 8, 500, 10.0)
+    plan = decide(rules, held, [large], {}, 10.0)
+    assert [row.holder for row in plan.reclaim] == ["l3", "l2", "l1", "l0"]
+    # One of them has left, and asks to come back.
+    left = [replace(one, yields_to="large") for one in held if one.team == "a" and one.id != "l3"] + [held[-1]]
+    back = Request("l3", "a", "x", 2, 0, 70.0)
+    assert decide(rules, left, [large, back], {}, 70.0).admit == ()
+    assert decide(rules, [held[-1]], [large, back], {}, 80.0).admit == ("large",)
+
+
+def test_nobody_is_asked_before_he_has_got_anywhere() -> None:
+    """A holder is left alone for the exempt time; then he is asked as ever, and one who was asked before stays asked."""
+    rules = quotas({"a": 4, "b": 4}, 8, fair_share={"exempt_minutes": 10})
+    held = [Holder("h", "a", "x", 8, 0, 1000.0)]
+    owner = Request("owner", "b", "x", 4, 0, 1100.0)
+    assert decide(rules, held, [owner], {}, 1599.0).reclaim == ()
+    assert [tuple(row) for row in decide(rules, held, [owner], {}, 1600.0).reclaim] == [("h", "owner")]
+    asked = [replace(held[0], yields_to="owner", since=1590.0)]
+    assert "1 asked to give back 8" in decide(rules, asked, [owner], {}, 1600.0).waiting["owner"]
+
+
+def test_who_may_not_be_passed_has_the_rank_of_those_behind_it() -> None:
+    """An overdue batch request keeps urgent ones of its team waiting no longer than it has to: it asks in their name."""
+    rules = read_table({"pools": {"x": 8}, "teams": {"a": {"x": 8}}, "fair_share": {"patience_hours": 1}})
+    held = [Holder("low", "a", "x", 4, 0), Holder("high", "a", "x", 4, 500)]
+    old, urgent = Request("old", "a", "x", 4, 0, 0.0), Request("urgent", "a", "x", 1, 500, HOUR)
+    assert decide(rules, held, [old], {}, HOUR).reclaim == ()
+    plan = decide(rules, held, [old, urgent], {}, HOUR)
+    assert [tuple(row) for row in plan.reclaim] == [("low", "old")]
+    assert decide(rules, [held[1]], [old, urgent], {}, HOUR).admit == ("old",)
