@@ -11,7 +11,7 @@ from aifinops.budgets.budget import MICRO
 from aifinops.budgets.prepaid import Prepaid
 from aifinops.budgets.stores.base import Store
 from aifinops.budgets.waiting import Wait
-from aifinops.errors import BudgetExceeded, UnknownModel
+from aifinops.errors import BudgetExceeded, StoreError, UnknownModel, swallow
 from aifinops.metering import undecided
 
 if TYPE_CHECKING:
@@ -126,10 +126,14 @@ class Paying:
             self._prepaid.saved(seconds)
 
     def lasts(self) -> tuple[float | None, float]:
-        """(seconds for which the tightest budget has room, None when none limits it; those of them that are kept for the end)."""
+        """(seconds for which the tightest budget has room, None when none limits it or its store does not answer; those kept for the end)."""
         if self._prepaid is None:
             return None, 0.0
-        return self._prepaid.lasts(), self._prepaid.allowance / _NS
+        try:
+            return self._prepaid.lasts(), self._prepaid.allowance / _NS
+        except StoreError as failure:
+            swallow("gpu.lasts", failure)
+            return None, 0.0
 
     def shared_store(self) -> Store | None:
         """A store of one of the budgets that other processes see."""

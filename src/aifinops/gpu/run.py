@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from aifinops import metering, runtime, scope
 from aifinops.charges import new_id
-from aifinops.errors import ConfigurationError, RunStopped, StoreError, swallow
+from aifinops.errors import ConfigurationError, RunStopped, swallow
 from aifinops.gpu import billing, distributed, journal
 from aifinops.gpu.account import Account, hourly, idle_usd
 from aifinops.gpu.ending import Ending, stopped
@@ -532,10 +532,7 @@ class Run:
         """Say once that the budget will end before the run does."""
         if self._warned or self.total_steps is None or not self._paying.budgets:
             return
-        try:
-            ahead = self.estimate_remaining(self.total_steps)
-        except StoreError:
-            return
+        ahead = self.estimate_remaining(self.total_steps)
         if ahead.ends_before_limit is False:
             self._warned = True
             logger.warning(
