@@ -132,6 +132,7 @@ class Run:
         named = self.run_id or distributed.run_id()
         self.run_id = named or new_id()
         self._named = bool(named)
+        self._block = open_runs.block(self.run_id) if named else 0
         folder = journal.folder_beside(path_of(engines.config.ledger))
         enabled = engines.config.enabled
         now = self._mono0 = self._now()
@@ -500,7 +501,7 @@ class Run:
         idle_s, idle = idle_usd(group, seconds, busy)
         about = {**facts, **sums.facts(), **({} if idle is None else {"idle_usd": str(idle)})}
         made = billing.charge(
-            group, self._scope, key=f"{self.run_id}|{self.attempt}", at=at, length=length, part=self._part,
+            group, self._scope, key=f"{self.run_id}|{self.attempt}|{self._block}", at=at, length=length, part=self._part,
             facts=about, paid=self._paying.keys,
         )  # fmt: skip
         self._account.add(allocated, made.cost.amount, idle, sums)

@@ -454,6 +454,17 @@ def test_the_span_and_the_metrics_of_a_run(clock: FakeClock) -> None:
     meters.shutdown()
 
 
+def test_blocks_of_one_run_one_after_the_other_are_all_charged(clock: FakeClock) -> None:
+    """Training and evaluation in two blocks of one minute, with the name of the job: neither is taken for the other."""
+    from aifinops.gpu.devices import Device
+
+    for _ in range(3):
+        with run_of(run_id="job", devices=[Device(0, "GPU-a", "X")]):
+            clock.advance(5)
+    assert [charge.quantities["gpu_seconds"] for charge in rows()] == [5, 5, 5]
+    assert {charge.tags["attempt"] for charge in rows()} == {"1"}
+
+
 # --- what fails of ours ----------------------------------------------------------------------------------------------------
 
 
