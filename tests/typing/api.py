@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any, assert_type
 
 import aifinops as af
+from aifinops import gpu
 
 MOMENT = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -162,6 +163,22 @@ def work(number: int, *, twice: bool = False) -> str:
 
 bound: Callable[..., str] = af.bind(work)
 assert_type(af.bind(work)(1, twice=True), str)
+
+# --- runs on GPUs ----------------------------------------------------------------------------------------------------------
+
+with gpu.track(
+    "finetune", team="nlp", devices={"H100": 2}, price="2.49", checkpoint=lambda: None, total_steps=10
+) as run:
+    assert_type(run, gpu.Run)
+    assert_type(run.step(), None)
+    assert_type(run.advance(), bool)
+    with run.phase("eval"), run.checkpoint():
+        pass
+    assert_type(run.usage(), gpu.GpuUsage)
+    assert_type(run.usage().cost, Decimal | None)
+    assert_type(run.estimate_remaining().ends_before_limit, bool | None)
+    assert_type(gpu.total(run.gather()), gpu.GpuUsage)
+    assert_type(run.error, af.RunStopped | None)
 
 # --- errors and facts ------------------------------------------------------------------------------------------------------
 
