@@ -31,6 +31,9 @@ __all__ = ["WINDOW_NS", "Held", "charge", "charge_lost", "find_devices", "groups
 WINDOW_NS = 60 * 1_000_000_000
 """Charges are made once in each such window of wall time, in nanoseconds."""
 
+_HOUR_NS = 3600 * 1_000_000_000
+_MOST = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Held:
@@ -87,6 +90,31 @@ def here(engines: Runtime) -> Place:
     return place(allow_network=settings.gpu_metadata, term=settings.gpu_term or "")
 
 
+class _Rates:
+    """Prices that were asked already, for an hour and one price book: a function that holds a GPU may be called often."""
+
+    def __init__(self) -> None:
+        self._of: tuple[Any, Any] = (None, None)
+        self._found: dict[tuple[Any, ...], Rate] = {}
+
+    def get(self, engines: Runtime, device: hardware.Device, where: Place, at: int, price: Any) -> Rate:
+        """As `rate`."""
+        of = engines.config, engines.book
+        if of[0] is not self._of[0] or of[1] is not self._of[1]:
+            self._of, self._found = of, {}
+        key = (device.name, device.share, where, at // _HOUR_NS, str(price))
+        known = self._found.get(key)
+        if known is None:
+            known = rate(device, where, at=at, override=None if price == "auto" else price)
+            if len(self._found) > _MOST:
+                self._found = {}
+            self._found[key] = known
+        return known
+
+
+_rates = _Rates()
+
+
 def groups_of(
     found: Sequence[Held], where: Place, *, at: int, price: Any = "auto", owner: str = ""
 ) -> list[tuple[Group, list[Held]]]:
@@ -104,7 +132,7 @@ def groups_of(
         made.setdefault((one.device.name, one.device.share, one.unclaimed), []).append(one)
     result = []
     for (model, share, unclaimed), members in made.items():
-        known = rate(members[0].device, where, at=at, override=None if price == "auto" else price)
+        known = _rates.get(runtime.get(), members[0].device, where, at, price)
         group = Group(
             model=model,
             uuids=tuple(one.device.uuid for one in members if one.device.uuid),

@@ -137,21 +137,18 @@ class Run:
         enabled = engines.config.enabled
         now = self._mono0 = self._now()
         self._wall0 = engines.clock.time_ns()
-        self.attempt = journal.next_attempt(folder, self.run_id, self.rank.rank, self.rank.restart)
+        self.attempt = self.rank.restart + 1
         if enabled:
             self._close_lost(folder)
         self._scope = self._make_scope()
         self._begin_counting(now)
         self._find(now, enabled=enabled)
         self._take_devices(now)
-        self.is_open = True
         for step in (self._begin_journal, self._begin_watch, self._begin_board, self._begin_span):
             try:
                 step(folder)
             except Exception as failure:  # it runs without that part
                 swallow(f"gpu.{step.__name__.strip('_')}", failure)
-        self._plan(now)
-        open_runs.add(self)
         return self
 
     def _make_scope(self) -> scope.Scope:
@@ -207,6 +204,9 @@ class Run:
                 for run in others:
                     run._take_back(mine, now)
                 raise
+            self.is_open = True
+            self._plan(now)
+            open_runs.add(self)
 
     @property
     def _priced(self) -> list[Group]:
@@ -244,8 +244,9 @@ class Run:
         self._span = engines.spans.start_block(f"gpu {self.name}".strip(), values, self._wall0)
 
     def _close_lost(self, folder: Any) -> None:
-        """Write down what processes that were killed have held to their end."""
+        """Which attempt this is; and write down what processes that were killed have held to their end."""
         try:
+            self.attempt = journal.next_attempt(folder, self.run_id, self.rank.rank, self.rank.restart)
             found = journal.lost_attempts(folder, self.run_id, self.rank.rank, self._wall0)
             for one in found:
                 billing.charge_lost(one, scope.current())
