@@ -45,7 +45,7 @@ class Own(torch.optim.Optimizer):
         with torch.no_grad():
             for group in self.param_groups:
                 for parameter in group["params"]:
-                    parameter -= group["lr"] * parameter.grad
+                    parameter.sub_(group["lr"] * parameter.grad)
 
 
 OPTIMIZERS: dict[str, Any] = {
@@ -324,7 +324,9 @@ def test_a_budget_ends_the_loop_at_a_step_after_the_checkpoint() -> None:
     net = model()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with af.budget("$0.0005") as limit:
-        run = gpu.track(devices={"X": 1}, price="3.60", slice_s=0.05, allowance_s=0.05, checkpoint=lambda: saved.append(run.steps))
+        run = gpu.track(
+            devices={"X": 1}, price="3.60", slice_s=0.05, allowance_s=0.05, checkpoint=lambda: saved.append(run.steps)
+        )
         with pytest.raises(RunStopped), run:  # noqa: PT012 - it is the loop that is ended
             while True:
                 threading.Event().wait(0.005)

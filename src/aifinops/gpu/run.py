@@ -11,7 +11,6 @@ Charged is allocated time, which is what the bill is. Busy and idle are told bes
 from __future__ import annotations
 
 import logging
-import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,24 +19,26 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from aifinops import metering, runtime, scope
-from aifinops.budgets.budget import MICRO
-from aifinops.budgets.prepaid import Prepaid
-from aifinops.budgets.waiting import Wait
 from aifinops.charges import new_id
-from aifinops.errors import BudgetExceeded, ConfigurationError, RunStopped, StoreError, UnknownModel, swallow
+from aifinops.errors import ConfigurationError, RunStopped, StoreError, swallow
 from aifinops.gpu import billing, distributed, journal
+from aifinops.gpu.account import Account, hourly, idle_usd
+from aifinops.gpu.ending import Ending, stopped
 from aifinops.gpu.keeper import innermost, open_runs
-from aifinops.gpu.usage import Forecast, GpuUsage, Sums
+from aifinops.gpu.paying import Paying
+from aifinops.gpu.phases import Pace, Phases
+from aifinops.gpu.usage import Forecast, GpuUsage, Sums, span_values
 from aifinops.ledger import path_of
 from aifinops.tags import EMPTY, Tags, make_tags, merge
 from aifinops.telemetry import attributes as span_attributes
 from aifinops.telemetry import names
 
 if TYPE_CHECKING:
-    from aifinops.budgets.budget import ActiveBudget
+    from aifinops.budgets.stores.base import Store
     from aifinops.clock import Clock
+    from aifinops.errors import BudgetExceeded
     from aifinops.gpu.billing import Held
-    from aifinops.gpu.events import StepEvents
+    from aifinops.gpu.events import StepEvents, StepTimes
     from aifinops.gpu.journal import Group, Lost
 
 __all__ = ["Run", "track"]
@@ -47,7 +48,6 @@ logger = logging.getLogger("aifinops.gpu")
 _NS = 1_000_000_000
 _LOOK_NS = 5 * _NS
 _RATES_NS = 3600 * _NS
-_MEMORY_S = 300.0
 _NEVER = 1 << 62
 _LATE_NS = 600 * _NS  # ranks of one launch begin within so long
 
@@ -103,19 +103,12 @@ class Run:
         self._lock = threading.RLock()
         self._now = self.clock.monotonic_ns
         self._due = _NEVER
-        self._prepaid: Prepaid | None = None
-        self._refusal: BudgetExceeded | None = None
-        self._paid: frozenset[str] = frozenset()
-        self._budgets: tuple[ActiveBudget, ...] = ()
         self._held: tuple[Held, ...] = ()
         self._lent: set[str] = set()  # UUIDs that another run of this process pays for at present
         self._groups: list[tuple[Group, list[Held]]] = []
         self._watch: Any = None
         self._events: StepEvents | None = None
         self._journal: journal.Journal | None = None
-        self._board: distributed.StopBoard | None = None
-        self._note: dict[str, Any] | None = None
-        self._board_due = 0
         self._span: Any = None
         self._scope = scope.NOTHING
         self._entered: list[tuple[Any, Any, Any]] = []
@@ -142,9 +135,9 @@ class Run:
         enabled = engines.config.enabled
         now = self._mono0 = self._now()
         self._wall0 = engines.clock.time_ns()
+        self.attempt = journal.next_attempt(folder, self.run_id, self.rank.rank, self.rank.restart)
         if enabled:
             self._close_lost(folder)
-        self.attempt = journal.next_attempt(folder, self.run_id, self.rank.rank, self.rank.restart)
         self._scope = self._make_scope()
         found = billing.find_devices(self._given[0], self.rank)
         self._held = found if enabled else ()
@@ -173,25 +166,11 @@ class Run:
 
     def _begin_counting(self, now: int) -> None:
         self._from, self._part, self._window = now, 0, -1
-        self._stepped = self._looked = now
-        self._longest = 0
-        self._hooked = 0
-        self._first_step: int | None = None
-        self._waited = 0
-        self._explicit: dict[str, int] = {}
-        self._stack: list[list[Any]] = []
-        self._looked_steps = 0
-        self._outside = self._looked_outside = 0  # nanoseconds in phases of their own
-        self._step_s: float | None = None
-        self._device_s = Decimal(0)
-        self._cost: Decimal | None = Decimal(0)
-        self._idle: Decimal | None = Decimal(0)
-        self._sums = Sums()
-        self._saved_at = now
-        self._saved_s, self._saved_cost = Decimal(0), Decimal(0)
-        self._told: dict[str, int] = {}
-        self._told_steps = 0
-        self._rated = now
+        self._stepped = self._rated = now
+        self._longest = self._told_steps = 0
+        self._phases, self._pace, self._account = Phases(now), Pace(now), Account()
+        self._paying = Paying(self._scope, self._slice_s, self._allowance_s)
+        self._ending = Ending(None, self.rank.rank)
         self._ended: int | None = None
 
     def _make_groups(self, now: int) -> None:
@@ -211,51 +190,22 @@ class Run:
         with open_runs.lock:
             others = [run for run in open_runs.runs if run._lend(mine, now)] if mine else []
             try:
-                self._open_budgets(now)
+                self._paying.open(self._priced, now)
             except BaseException:
                 for run in others:
                     run._take_back(mine, now)
                 raise
 
-    def _open_budgets(self, now: int) -> None:
-        """Hold a first slice in every budget that is in force here."""
-        engines = runtime.get()
-        self._budgets = engines.budgets(self._scope, engines.tags(self._scope)) if self._groups else ()
-        self._paid = frozenset(one.key for one in self._budgets)
-        if not self._budgets:
-            return
-        unpriced = next((group for group, _ in self._groups if group.usd_per_hour is None), None)
-        missing = None if unpriced is None else UnknownModel(unpriced.sku or "a GPU", provider=unpriced.provider)
-        prepaid = Prepaid(
-            engines.guard,
-            self._budgets,
-            self._rates(),
-            slice_s=self._slice_s,
-            allowance_s=self._allowance_s,
-            unpriced=missing,
-        )
-        try:
-            prepaid.open(now)
-        except Wait as wait:  # waiting on held devices would only raise their cost
-            wait.ticket.leave()
-            raise wait.error from None
-        self._prepaid = prepaid
-
-    def _rates(self) -> dict[str, Decimal]:
-        """What a second costs: nano-units of money, millionths of `gpu_seconds`."""
-        amounts = {"gpu_seconds": sum((group.held for group, _ in self._groups), Decimal(0)) * MICRO}
-        known = [group for group, _ in self._groups if group.usd_per_hour is not None]
-        lenient = all(one.budget.unknown == "allow" for one in self._budgets)
-        if len(known) == len(self._groups) or (known and lenient):
-            amounts["USD"] = sum((group.usd(Decimal(_NS)) or Decimal(0) for group in known), Decimal(0))
-        return amounts
+    @property
+    def _priced(self) -> list[Group]:
+        return [group for group, _ in self._groups]
 
     def _begin_journal(self, folder: Any) -> None:
         if folder is None or not self._groups:
             return
         self._journal = journal.Journal(
             folder, self.run_id, self.rank.rank, self.attempt, self._wall0,
-            name=self.name, tags=dict(self._scope.tags), groups=[group.to_json() for group, _ in self._groups],
+            name=self.name, tags=dict(self._scope.tags), groups=[group.to_json() for group in self._priced],
         )  # fmt: skip
 
     def _begin_watch(self, _folder: Any) -> None:
@@ -266,11 +216,12 @@ class Run:
             self._watch = watch(devices)
 
     def _begin_board(self, folder: Any) -> None:
-        if self.rank.alone or not self._budgets:
+        if self.rank.alone or not self._paying.budgets:
             return
         key = f"gpu-stop/{self.run_id}/{distributed.launch(self.rank)}"
-        shared = next((one.store for one in self._budgets if one.store.capabilities.shared), None)
-        self._board = distributed.board(shared, folder, key, self._wall0 - _LATE_NS)
+        shared: Store | None = self._paying.shared_store()
+        board = distributed.board(shared, folder, key, self._wall0 - _LATE_NS)
+        self._ending = Ending(board, self.rank.rank)
 
     def _begin_span(self, _folder: Any) -> None:
         engines = runtime.get()
@@ -311,7 +262,7 @@ class Run:
         """`step` for loops that end by themselves: False when it is over. What `checkpoint` is for has been done then."""
         if not self.counts_itself:
             self.counts_itself = True
-            self.steps = self._looked_steps = self._told_steps = 0
+            self.steps = self._told_steps = 0
         return self._count()
 
     def optimizer_step(self) -> None:
@@ -328,8 +279,8 @@ class Run:
         took = now - self._stepped
         self._stepped = now
         if took > self._longest:
-            if self._first_step is None:
-                self._first_step = now
+            if self._phases.first_step is None:
+                self._phases.first_step = now
                 self._due = 0
             else:
                 self._longest = took
@@ -337,16 +288,15 @@ class Run:
 
     def waited(self, start: int, end: int) -> None:
         """The loop has waited for data from one moment to another, of the monotonic clock."""
-        if not self._stack:
-            self._waited += end - start
+        if not self._phases.inside:
+            self._phases.wait(start, end)
             if self._events is not None:
                 self._events.enter()
 
     @property
     def should_stop(self) -> bool:
         """Whether the end of this run is decided: by a budget, at this step or, where several ranks stop together, at one that comes."""
-        prepaid = self._prepaid
-        return self.error is not None or self._note is not None or (prepaid is not None and prepaid.error is not None)
+        return self.error is not None or self._ending.decided or self._paying.refusal is not None
 
     def should_yield(self) -> bool:
         """Whether to save and give the devices back: the end is decided, or whoever governs them wants them for somebody else."""
@@ -393,28 +343,17 @@ class Run:
             return None
 
     def _enter_phase(self, name: str) -> None:
-        now = self._now()
-        if self._stack:
-            self._add_phase(now)
-        elif self._events is not None:
+        if self._events is not None and not self._phases.inside:
             self._events.pause()
-        self._stack.append([name, now, now])
+        self._phases.enter(name, self._now())
 
     def _leave_phase(self) -> int:
         """Nanoseconds that the phase took in all."""
         now = self._now()
-        self._add_phase(now)
-        _, _, began = self._stack.pop()
-        if self._stack:
-            self._stack[-1][1] = now
-        else:
-            self._outside += now - began
+        took = self._phases.leave(now)
+        if not self._phases.inside:
             self._stepped = now  # it is no part of a step
-        return int(now - began)
-
-    def _add_phase(self, now: int) -> None:
-        name, since, _ = self._stack[-1]
-        self._explicit[name] = self._explicit.get(name, 0) + now - since
+        return took
 
     @contextmanager
     def checkpoint(self) -> Iterator[None]:
@@ -432,11 +371,9 @@ class Run:
         """
         with self._lock:
             now = self._now()
-            if self._prepaid is not None and seconds:
-                self._prepaid.saved(seconds)
-            self._saved_at = now
-            self._saved_s, cost = self._so_far(now)
-            self._saved_cost = cost or Decimal(0)
+            if seconds:
+                self._paying.saved(seconds)
+            self._account.save(self._priced, self._uncharged(now))
             if self._journal is not None:
                 self._journal.note(self._wall(now), checkpoint=self._wall(now), step=self.steps)
 
@@ -451,7 +388,9 @@ class Run:
         try:
             with self._lock:
                 self._work(now)
-            refusal = self._verdict(now)
+            step_s = self._pace.step_s or self._longest / _NS
+            refusal = self._ending.judge(now, self.steps, self._paying.refusal, step_s)
+            self._plan(now)
         except Exception as failure:  # the loop is the user's
             self._due = now + _NS
             swallow("gpu.look", failure)
@@ -462,15 +401,14 @@ class Run:
         return False
 
     def _work(self, now: int) -> None:
-        self._note_pace(now)
+        if self._phases.first_step is not None:
+            self._pace.note(now, self.steps, self._phases.outside)
         if self._events is None:
             self._begin_events()
-        if self._prepaid is not None:
-            self._prepaid.expect(self._way())
-            self._prepaid.tick()
+        self._paying.tick(self._ending.way(self._longest, self._pace.step_s))
         if now >= self._cut_due:
             self._cut(now)
-        self._plan(now)
+            self._plan(now)
 
     def _begin_events(self) -> None:
         """Once the framework has the device in use. Of several devices in one process its stream tells nothing of the others."""
@@ -480,90 +418,19 @@ class Run:
             self._events = for_device(self._held[0].device)
 
     def _plan(self, now: int) -> None:
-        """When to look again."""
+        """When to look again: at each step once it is to end."""
         self._cut_due = (
             self._mono0 + (self._wall(self._from) // billing.WINDOW_NS + 1) * billing.WINDOW_NS - self._wall0
         )
-        due = min(now + _LOOK_NS, self._cut_due)
-        if self._prepaid is not None:
-            due = min(due, max(self._prepaid.due, now + _NS // 1000))
-        if self._board is not None:
-            due = min(due, self._board_due)
-        if self.error is not None or self._note is not None or self._refusal is not None or self._ending():
-            due = 0
-        self._due = due
-
-    def _ending(self) -> bool:
-        return self._prepaid is not None and self._prepaid.error is not None
-
-    def _way(self) -> int:
-        """Nanoseconds to the end of a step, or of those that all ranks still make."""
-        if self._board is None or self._step_s is None:
-            return self._longest
-        return self._longest + int(distributed.steps_ahead(self._step_s) * self._step_s * _NS)
-
-    def _note_pace(self, now: int) -> None:
-        made = self.steps - self._looked_steps
-        if self._first_step is None or made <= 0:
-            return
-        passed = (now - self._looked - (self._outside - self._looked_outside)) / _NS
-        first = self._looked_steps == 0
-        self._looked, self._looked_steps, self._looked_outside = now, self.steps, self._outside
-        if first or passed <= 0:  # startup
-            return
-        measured = passed / made
-        if self._step_s is None:
-            self._step_s = measured
-        else:
-            self._step_s += -math.expm1(-passed / _MEMORY_S) * (measured - self._step_s)
-
-    def _verdict(self, now: int) -> BudgetExceeded | None:
-        """Why to stop at this step; None to go on."""
-        refusal = self._refusal
-        if refusal is None and self._prepaid is not None:
-            refusal = self._prepaid.error
-        if self._board is None:
-            return refusal
-        if self._note is None:
-            if refusal is not None:
-                self._note = self._propose(refusal)
-            elif now >= self._board_due:
-                self._board_due = now + distributed.LOOK_NS
-                self._note = distributed.look(self._board)
-            self._plan(now)
-        note = self._note
-        if note is None or self.steps < int(note["step"]):
-            return None
-        if self.steps > int(note["step"]):
-            logger.warning("aifinops: rank %d saw the note to stop after step %s late", self.rank.rank, note["step"])
-        return distributed.stopped(note, self.steps)
-
-    def _propose(self, refusal: BudgetExceeded) -> dict[str, Any] | None:
-        if self._board is None:
-            return None
-        ahead = distributed.steps_ahead(self._step_s or self._longest / _NS)
-        try:
-            return self._board.propose(self.steps + ahead, refusal)
-        except (StoreError, OSError) as failure:  # alone it would leave the others waiting for ever: it is tried again
-            swallow("gpu.stop_note", failure)
-            return None
+        due = min(now + _LOOK_NS, self._cut_due, max(self._paying.due, now + _NS // 1000))
+        if self._ending.together:
+            due = min(due, self._ending.due)
+        self._due = 0 if self.should_stop else due
 
     def _stop(self, refusal: BudgetExceeded) -> None:
         """Save, and let `step` say why."""
         self._due = 0
-        error = RunStopped(
-            refusal.budget,
-            step=self.steps,
-            unit=refusal.unit,
-            limit=refusal.limit,
-            spent=refusal.spent,
-            reserved=refusal.reserved,
-            asked=refusal.asked,
-            resets_at=refusal.resets_at,
-            decision_id=refusal.decision_id,
-            hint=refusal.hint,
-        )
-        error.__cause__ = refusal
+        error = stopped(refusal, self.steps)
         if self._save is not None:
             with self.checkpoint():
                 self._save()
@@ -575,10 +442,9 @@ class Run:
             if not self.is_open:
                 return
             now = self._now()
-            if self._prepaid is not None:
-                self._prepaid.tick()
-                if self._prepaid.error is not None:
-                    self._due = 0
+            self._paying.tick()
+            if self._paying.refusal is not None:
+                self._due = 0
             if self._journal is not None:
                 self._journal.beat(self._wall(now))
             if now >= self._cut_due:
@@ -604,15 +470,14 @@ class Run:
         facts = self._facts(now)
         for group, members in self._groups:
             sums = self._measure(members, start, now)
-            self._sums.merge(sums)
             try:
                 self._charge(group, at, length, sums, facts)
             except Exception as failure:  # the next group is charged all the same
                 swallow("gpu.charge", failure)
         if self._journal is not None:
             self._journal.note(
-                self._wall(now), at=self._wall(now), allocated_s=str(self._device_s), steps=self.steps,
-                groups=[group.to_json() for group, _ in self._groups],
+                self._wall(now), at=self._wall(now), allocated_s=str(self._account.device_s), steps=self.steps,
+                groups=[group.to_json() for group in self._priced],
             )  # fmt: skip
         self._foresee()
         if now - self._rated >= _RATES_NS:
@@ -620,36 +485,25 @@ class Run:
 
     def _charge(self, group: Group, at: int, length: int, sums: Sums, facts: Mapping[str, Any]) -> None:
         seconds = Decimal(length).scaleb(-9)
-        busy = sums.get("busy_s")
-        allocated = group.held * seconds
-        idle_s = None if busy is None else max(Decimal(0), allocated - Decimal(repr(busy)))
-        idle = None if idle_s is None or group.usd_per_hour is None else group.usd_per_hour * idle_s / 3600
-        measured = {name: value for name, value in sums.values.items() if value is not None} if sums.spans else {}
-        more = (
-            {"busy_source": sums.source, "busy_error_s": sums.error, "attribution": sums.attribution}
-            if measured
-            else {}
-        )
-        about = {**facts, **measured, **more, **({} if idle is None else {"idle_usd": str(idle)})}
+        busy, allocated = sums.get("busy_s"), group.held * seconds
+        idle_s, idle = idle_usd(group, seconds, busy)
+        about = {**facts, **sums.facts(), **({} if idle is None else {"idle_usd": str(idle)})}
         made = billing.charge(
             group, self._scope, key=f"{self.run_id}|{self.attempt}", at=at, length=length, part=self._part,
-            facts=about, paid=self._paid,
+            facts=about, paid=self._paying.keys,
         )  # fmt: skip
-        self._device_s += allocated
-        cost = made.cost.amount
-        self._cost = None if cost is None or self._cost is None else self._cost + cost
-        self._idle = None if idle is None or self._idle is None else self._idle + idle
-        states = {"allocated": float(allocated), **({} if busy is None else {"busy": busy, "idle": float(idle_s or 0)})}
-        if "data_wait" in facts.get("phases", {}):
-            states["stall"] = facts["phases"]["data_wait"] * float(group.held)
+        self._account.add(allocated, made.cost.amount, idle, sums)
+        states = {"allocated": float(allocated)}
+        if busy is not None:
+            states |= {"busy": busy, "idle": float(idle_s or 0)}
+        if stall := facts["phases"].get("data_wait"):
+            states["stall"] = stall * float(group.held)
         runtime.get().metrics.gpu_time(made, states)
 
     def _facts(self, now: int) -> dict[str, Any]:
         """Steps and phases since the last charge."""
-        phases = self._phase_ns(now)
-        since = {name: ns - self._told.get(name, 0) for name, ns in phases.items()}
-        steps, self._told, self._told_steps = self.steps - self._told_steps, phases, self.steps
-        return {"steps": steps, "phases": {name: ns / _NS for name, ns in since.items() if ns > 0}}
+        steps, self._told_steps = self.steps - self._told_steps, self.steps
+        return {"steps": steps, "phases": self._phases.news(now)}
 
     def _measure(self, members: list[Held], start: int, end: int) -> Sums:
         sums = Sums()
@@ -665,7 +519,7 @@ class Run:
 
     def _foresee(self) -> None:
         """Say once that the budget will end before the run does."""
-        if self._warned or self.total_steps is None or self._prepaid is None:
+        if self._warned or self.total_steps is None or not self._paying.budgets:
             return
         try:
             ahead = self.estimate_remaining(self.total_steps)
@@ -681,26 +535,21 @@ class Run:
     def _rate_again(self, now: int) -> None:
         """Prices of the spot market move: an hour is long enough."""
         self._rated = now
-        before = [group.usd_per_hour for group, _ in self._groups]
+        before = [group.usd_per_hour for group in self._priced]
         self._make_groups(now)
-        if [group.usd_per_hour for group, _ in self._groups] != before:
+        if [group.usd_per_hour for group in self._priced] != before:
             logger.info("aifinops: the price of run %r has changed", self.name or self.run_id)
             self._reopen(now)
 
     def _reopen(self, now: int) -> None:
-        """Pay at another rate from now on; what was charged so far is closed."""
-        prepaid, self._prepaid = self._prepaid, None
-        if prepaid is not None:
-            prepaid.close(now)
-        try:
-            self._open_budgets(now)
-        except BudgetExceeded as refusal:  # it ends at the next step
-            self._refusal, self._due = refusal, 0
+        self._paying.reopen(self._priced, now)
+        if self._paying.refusal is not None:
+            self._due = 0
 
     def _lend(self, uuids: set[str], now: int) -> bool:
         """Another run of this process pays for these devices from now on; True when some were ours."""
         with self._lock:
-            taken = {uuid for group, _ in self._groups for uuid in group.uuids} & uuids
+            taken = {uuid for group in self._priced for uuid in group.uuids} & uuids
             if taken:
                 self._cut(now)
                 self._lent |= taken
@@ -720,58 +569,26 @@ class Run:
 
     # --- figures ---------------------------------------------------------------------------------------------------------
 
-    def _phase_ns(self, now: int) -> dict[str, int]:
-        phases = dict(self._explicit)
-        if self._stack:
-            name, since, _ = self._stack[-1]
-            phases[name] = phases.get(name, 0) + now - since
-        phases["data_wait"] = phases.get("data_wait", 0) + self._waited
-        rest = now - self._mono0 - sum(phases.values())
-        first = self._first_step
-        if first is None:
-            phases["startup"] = phases.get("startup", 0) + rest
-        else:
-            startup = min(first - self._mono0, rest)
-            phases["startup"], phases["step"] = (
-                phases.get("startup", 0) + startup,
-                phases.get("step", 0) + rest - startup,
-            )
-        return {name: ns for name, ns in phases.items() if ns > 0}
-
-    def _so_far(self, now: int) -> tuple[Decimal, Decimal | None]:
-        """Device-seconds and their cost, with the part that is not charged yet."""
-        seconds = Decimal(now - self._from if self._ended is None else 0).scaleb(-9)
-        held = sum((group.held for group, _ in self._groups), Decimal(0))
-        costs = [group.usd(seconds) for group, _ in self._groups]
-        known = [cost for cost in costs if cost is not None]
-        unknown = self._cost is None or len(known) < len(costs)
-        return self._device_s + held * seconds, None if unknown else (self._cost or Decimal(0)) + sum(known, Decimal(0))
+    def _uncharged(self, now: int) -> Decimal:
+        """Seconds since the last charge."""
+        return Decimal(0) if self._ended is not None else Decimal(now - self._from).scaleb(-9)
 
     def usage(self) -> GpuUsage:
         """What the run has used so far, with what is not charged yet."""
         with self._lock:
             now = self._now() if self._ended is None else self._ended
-            allocated, cost = self._so_far(now)
-            sums = Sums()
-            sums.merge(self._sums)
-            idle = self._idle
-            if self._ended is None:
-                for group, members in self._groups:
-                    part = self._measure(members, self._from, now)
-                    sums.merge(part)
-                    idle = _with_idle(idle, group, Decimal(now - self._from).scaleb(-9), part)
-            measured = sums.spans > 0
-            busy, source = sums.get("busy_s"), sums.source
-            timed = None if self._events is None else self._events.times()
-            if timed is not None and not timed.steps:
-                timed = None
-            if busy is None and timed is not None:  # an upper bound, where the driver knows nothing
-                busy, source = timed.step_s * float(self._held[0].device.share), "cuda_event"
-            first = self._groups[0][0] if self._groups else None
-            rates = [group.usd(Decimal(3600)) for group, _ in self._groups]
+            seconds, account = self._uncharged(now), self._account
+            allocated, cost = account.with_open(self._priced, seconds)
+            sums, idle = self._with_open(now, seconds)
             models: dict[str, int] = {}
             for one in self._held:
                 models[one.device.name] = models.get(one.device.name, 0) + 1
+            price = self._groups[0][0] if self._groups else None
+            known = busy = sums.get("busy_s")
+            source = sums.source
+            timed = self._timed()
+            if busy is None and timed is not None:  # an upper bound, where the driver knows nothing
+                busy, source = timed.step_s * self._held[0].device.share, "cuda_event"
             return GpuUsage(
                 run=self.run_id,
                 attempt=self.attempt,
@@ -783,27 +600,41 @@ class Run:
                 allocated_s=allocated,
                 busy_s=busy,
                 busy_source=source,
-                busy_error_s=sums.error if measured else None,
+                busy_error_s=sums.error if sums.spans else None,
                 sm_active_s=sums.get("sm_active_s"),
                 tensor_active_s=sums.get("tensor_active_s"),
                 memory_gib_s=sums.get("memory_gib_s"),
                 energy_j=sums.get("energy_j"),
                 attribution=sums.attribution,
-                stall_s=self._waited / _NS,
+                stall_s=self._phases.waited / _NS,
                 device_stall_s=None if timed is None else timed.stall_s,
                 steps=self.steps,
                 mfu=self._mfu(allocated),
                 cost=cost,
-                idle_cost=idle if measured and sums.get("busy_s") is not None else None,
-                usd_per_hour=sum((one for one in rates if one is not None), Decimal(0))
-                if rates and all(one is not None for one in rates)
-                else None,
-                price_as_of=first.as_of if first else "",
-                price_source=first.source if first else "",
-                wasted_s=allocated - self._saved_s,
-                wasted_cost=None if cost is None else cost - self._saved_cost,
-                phases={name: ns / _NS for name, ns in self._phase_ns(now).items()},
+                idle_cost=None if known is None else idle,
+                usd_per_hour=hourly(self._priced),
+                price_as_of=price.as_of if price else "",
+                price_source=price.source if price else "",
+                wasted_s=allocated - account.saved_s,
+                wasted_cost=None if cost is None else cost - account.saved_cost,
+                phases={name: ns / _NS for name, ns in self._phases.totals(now).items()},
             )
+
+    def _timed(self) -> StepTimes | None:
+        """Steps by events of the device; None where there were none."""
+        timed = None if self._events is None else self._events.times()
+        return timed if timed is not None and timed.steps else None
+
+    def _with_open(self, now: int, seconds: Decimal) -> tuple[Sums, Decimal | None]:
+        """(measured figures, idle money) with what is not charged yet."""
+        sums, idle = Sums(), self._account.idle
+        sums.merge(self._account.sums)
+        for group, members in self._groups if self._ended is None else ():
+            part = self._measure(members, self._from, now)
+            more = idle_usd(group, seconds, part.get("busy_s"))[1]
+            idle = None if idle is None or more is None else idle + more
+            sums.merge(part)
+        return sums, idle
 
     def _mfu(self, allocated: Decimal) -> float | None:
         """Model FLOPs of this rank by what its devices could do in the time that is paid for."""
@@ -826,29 +657,23 @@ class Run:
             raise ConfigurationError("estimate_remaining() needs total_steps= here or in gpu.track()")
         with self._lock:
             left = max(0, total_steps - self.steps)
-            step_s = self._step_s or self._mean_step_s()
-            rates = [group.usd(Decimal(1)) for group, _ in self._groups]
-            usd = (
-                None
-                if not rates or any(one is None for one in rates)
-                else sum((one or Decimal(0) for one in rates), Decimal(0))
-            )
-            lasts = None if self._prepaid is None else self._prepaid.lasts()
+            step_s = self._pace.step_s or self._mean_step_s()
+            usd = hourly(self._priced, 1)
+            lasts, kept = self._paying.lasts()
         seconds = None if step_s is None else left * step_s
         per_step = None if usd is None or step_s is None else usd * Decimal(repr(step_s))
         fits = None if seconds is None or lasts is None else seconds <= lasts
         last = total_steps
-        if fits is False and step_s and lasts is not None and self._prepaid is not None:
-            last = self.steps + int(max(0.0, lasts - self._prepaid.allowance / _NS) / step_s)
-        return Forecast(
-            left, seconds, per_step, None if per_step is None else per_step * left, lasts, fits, min(last, total_steps)
-        )
+        if fits is False and step_s and lasts is not None:
+            last = min(total_steps, self.steps + int(max(0.0, lasts - kept) / step_s))
+        return Forecast(left, seconds, per_step, None if per_step is None else per_step * left, lasts, fits, last)
 
     def _mean_step_s(self) -> float | None:
         """Before there was a look: the mean since the first step."""
-        if self._first_step is None or self.steps < 2:
+        first = self._phases.first_step
+        if first is None or self.steps < 2:
             return None
-        return (self._stepped - self._first_step - self._outside) / (self.steps - 1) / _NS
+        return (self._stepped - first - self._phases.outside) / (self.steps - 1) / _NS
 
     def gather(self, *, timeout_s: float = 30.0) -> list[GpuUsage]:
         """The usage of every rank, on every rank: to be called on all of them once the loop is over. `aifinops.gpu.total` adds them up."""
@@ -871,7 +696,7 @@ class Run:
             mine = {one.device.uuid for one in self._held if one.device.uuid} - self._lent
             endings: list[tuple[str, Callable[[], object]]] = [
                 ("cut", lambda: self._cut(now)),
-                ("budget", lambda: self._prepaid.close(now) if self._prepaid is not None else None),
+                ("budget", lambda: self._paying.close(now)),
                 ("finish", lambda: self._finish(now)),
                 ("journal", lambda: self._close_journal(now, error)),
                 ("watch", lambda: self._watch.close() if self._watch is not None else None),
@@ -886,7 +711,7 @@ class Run:
             for run in reversed(open_runs.runs):
                 if mine & run._lent:
                     run._take_back(mine & run._lent, now)
-                    mine -= {uuid for group, _ in run._groups for uuid in group.uuids}
+                    mine -= {uuid for group in run._priced for uuid in group.uuids}
 
     def _finish(self, now: int) -> None:
         self._ended = now
@@ -899,33 +724,7 @@ class Run:
     def _end_span(self, error: BaseException | None) -> None:
         if self._span is None:
             return
-        used = self.usage()
-        values: dict[str, Any] = {
-            names.GPU_COUNT: len(self._held),
-            names.GPU_MODEL: ",".join(used.models),
-            names.GPU_UUIDS: list(used.uuids),
-            names.GPU_ALLOCATED: float(used.allocated_s),
-            names.GPU_BUSY: used.busy_s,
-            names.GPU_BUSY_SOURCE: used.busy_source or None,
-            names.GPU_BUSY_ERROR: used.busy_error_s,
-            names.GPU_STALL: used.stall_s,
-            names.GPU_SM_ACTIVE: used.sm_active_s,
-            names.GPU_TENSOR_ACTIVE: used.tensor_active_s,
-            names.GPU_MEMORY: used.memory_gib_s,
-            names.GPU_ENERGY: used.energy_j,
-            names.GPU_MFU: used.mfu,
-            names.GPU_ATTRIBUTION: used.attribution or None,
-            names.GPU_STEPS: used.steps,
-            names.GPU_WASTED: float(used.wasted_s),
-            names.COST_TOTAL: None if used.cost is None else float(used.cost),
-            names.COST_CURRENCY: None if used.cost is None else "USD",
-            names.GPU_IDLE_COST: None if used.idle_cost is None else float(used.idle_cost),
-            names.GPU_RATE: None if used.usd_per_hour is None else float(used.usd_per_hour),
-            names.PRICE_AS_OF: used.price_as_of or None,
-            names.PRICE_SOURCE: used.price_source or None,
-            **{f"{names.PHASE}.{name}_s": seconds for name, seconds in used.phases.items()},
-        }
-        metering.end_block_span(self._span, {key: value for key, value in values.items() if value is not None}, error)
+        metering.end_block_span(self._span, span_values(self.usage(), len(self._held)), error)
 
     def forget(self) -> None:
         """In a forked child: nothing of it is ours."""
@@ -933,7 +732,9 @@ class Run:
         self.is_open = False
         self._due = _NEVER
         self._groups, self._held = [], ()
-        self._prepaid = self._watch = self._board = self._span = None
+        self._watch = self._span = None
+        self._paying.forget()
+        self._ending = Ending(None, 0)
         mine, self._journal = self._journal, None
         if mine is not None:
             mine.abandon()
@@ -981,13 +782,6 @@ class Timed:
         if self._span is not None:
             metering.end_block_span(self._span, {}, None)
         return took / _NS
-
-
-def _with_idle(idle: Decimal | None, group: Group, seconds: Decimal, sums: Sums) -> Decimal | None:
-    busy = sums.get("busy_s")
-    if idle is None or busy is None or group.usd_per_hour is None:
-        return None
-    return idle + group.usd_per_hour * max(Decimal(0), group.held * seconds - Decimal(repr(busy))) / 3600
 
 
 def track(

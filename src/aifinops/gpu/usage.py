@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+from typing import Any
 
 from aifinops.gpu.measured import Measured
+from aifinops.telemetry import names
 
-__all__ = ["Forecast", "GpuUsage", "Sums", "total"]
+__all__ = ["Forecast", "GpuUsage", "Sums", "span_values", "total"]
 
 _FIGURES = ("busy_s", "sm_active_s", "tensor_active_s", "memory_gib_s", "energy_j")
 
@@ -46,6 +48,13 @@ class Sums:
         self.error = None if other.error is None or self.error is None else self.error + other.error
         self.source = _joined(self.source, other.source)
         self.attribution = _joined(self.attribution, other.attribution)
+
+    def facts(self) -> dict[str, Any]:
+        """What is known, for a row of the ledger."""
+        if not self.spans:
+            return {}
+        known = {name: value for name, value in self.values.items() if value is not None}
+        return {**known, "busy_source": self.source, "busy_error_s": self.error, "attribution": self.attribution}
 
     def get(self, name: str) -> float | None:
         """One figure; None where nothing was measured."""
@@ -168,6 +177,36 @@ def _money(values: Iterable[Decimal | None]) -> Decimal | None:
     found = list(values)
     known = [value for value in found if value is not None]
     return sum(known, Decimal(0)) if len(known) == len(found) else None
+
+
+def span_values(used: GpuUsage, devices: int) -> dict[str, Any]:
+    """The attributes of the span of a run; what is unknown has none."""
+    values: dict[str, Any] = {
+        names.GPU_COUNT: devices,
+        names.GPU_MODEL: ",".join(used.models),
+        names.GPU_UUIDS: list(used.uuids),
+        names.GPU_ALLOCATED: float(used.allocated_s),
+        names.GPU_BUSY: used.busy_s,
+        names.GPU_BUSY_SOURCE: used.busy_source or None,
+        names.GPU_BUSY_ERROR: used.busy_error_s,
+        names.GPU_STALL: used.stall_s,
+        names.GPU_SM_ACTIVE: used.sm_active_s,
+        names.GPU_TENSOR_ACTIVE: used.tensor_active_s,
+        names.GPU_MEMORY: used.memory_gib_s,
+        names.GPU_ENERGY: used.energy_j,
+        names.GPU_MFU: used.mfu,
+        names.GPU_ATTRIBUTION: used.attribution or None,
+        names.GPU_STEPS: used.steps,
+        names.GPU_WASTED: float(used.wasted_s),
+        names.COST_TOTAL: None if used.cost is None else float(used.cost),
+        names.COST_CURRENCY: None if used.cost is None else "USD",
+        names.GPU_IDLE_COST: None if used.idle_cost is None else float(used.idle_cost),
+        names.GPU_RATE: None if used.usd_per_hour is None else float(used.usd_per_hour),
+        names.PRICE_AS_OF: used.price_as_of or None,
+        names.PRICE_SOURCE: used.price_source or None,
+        **{f"{names.PHASE_PREFIX}{name}_s": seconds for name, seconds in used.phases.items()},
+    }
+    return {key: value for key, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)

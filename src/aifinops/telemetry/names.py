@@ -92,8 +92,8 @@ GPU_IDLE_COST = "aifinops.cost.idle"
 GPU_RATE = "aifinops.price.usd_per_hour"
 PRICE_AS_OF = "aifinops.price.as_of"
 PRICE_SOURCE = "aifinops.price.source"
-PRICE_TERM = "aifinops.price.term"
 PHASE = "aifinops.phase"
+PHASE_PREFIX = "aifinops.phase."
 
 TAGS = {
     "team": "aifinops.team",

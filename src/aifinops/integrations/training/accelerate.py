@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from accelerate.tracking import GeneralTracker
+from accelerate.tracking import GeneralTracker  # type: ignore[import-not-found, unused-ignore]  # it is not installed where types are checked
 
 from aifinops.gpu.run import Run, track
 

@@ -6,9 +6,9 @@ import sys
 from typing import Any
 
 if "lightning" in sys.modules or "pytorch_lightning" not in sys.modules:
-    from lightning.pytorch.callbacks import Callback
+    from lightning.pytorch.callbacks import Callback  # type: ignore[import-not-found, unused-ignore]  # it is not installed where types are checked
 else:
-    from pytorch_lightning.callbacks import Callback
+    from pytorch_lightning.callbacks import Callback  # type: ignore[import-not-found, unused-ignore]  # it is not installed where types are checked
 
 from aifinops.gpu.run import Run, track
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback  # type: ignore[import-not-found, unused-ignore]  # it is not installed where types are checked
 
 from aifinops.gpu.run import Run, track
 

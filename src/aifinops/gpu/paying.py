@@ -1,0 +1,126 @@
+"""The budgets of a run: paid in advance as long as it holds its devices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from aifinops import runtime
+from aifinops.budgets.budget import MICRO
+from aifinops.budgets.prepaid import Prepaid
+from aifinops.budgets.stores.base import Store
+from aifinops.budgets.waiting import Wait
+from aifinops.errors import BudgetExceeded, UnknownModel
+
+if TYPE_CHECKING:
+    from aifinops.budgets.budget import ActiveBudget
+    from aifinops.gpu.journal import Group
+    from aifinops.scope import Scope
+
+__all__ = ["Paying"]
+
+_NS = 1_000_000_000
+_NEVER = 1 << 62
+
+
+class Paying:
+    """What a run pays its budgets with; it may have none.
+
+    Args:
+        scope: whose budgets. slice_s, allowance_s: as in `Prepaid`.
+
+    Attributes:
+        budgets: in force when it began. keys: theirs; to them no charge of the run is posted again.
+    """
+
+    def __init__(self, scope: Scope, slice_s: float, allowance_s: float) -> None:
+        self.budgets: tuple[ActiveBudget, ...] = ()
+        self.keys: frozenset[str] = frozenset()
+        self._scope = scope
+        self._times = slice_s, allowance_s
+        self._prepaid: Prepaid | None = None
+        self._refusal: BudgetExceeded | None = None
+
+    def open(self, groups: Sequence[Group], now: int) -> None:
+        """Hold a first slice of these devices in every budget.
+
+        Raises:
+            BudgetExceeded: when one has no room for it, at once: waiting on held devices would only raise their cost.
+        """
+        engines = runtime.get()
+        self.budgets = engines.budgets(self._scope, engines.tags(self._scope)) if groups else ()
+        self.keys = frozenset(one.key for one in self.budgets)
+        if not self.budgets:
+            return
+        unpriced = next((group for group in groups if group.usd_per_hour is None), None)
+        why = None if unpriced is None else UnknownModel(unpriced.sku or "a GPU", provider=unpriced.provider)
+        slice_s, allowance_s = self._times
+        prepaid = Prepaid(
+            engines.guard, self.budgets, self._rates(groups), slice_s=slice_s, allowance_s=allowance_s, unpriced=why
+        )
+        try:
+            prepaid.open(now)
+        except Wait as wait:
+            wait.ticket.leave()
+            raise wait.error from None
+        self._prepaid = prepaid
+
+    def _rates(self, groups: Sequence[Group]) -> dict[str, Decimal]:
+        """What a second costs: nano-units of money, millionths of `gpu_seconds`."""
+        amounts = {"gpu_seconds": sum((group.held for group in groups), Decimal(0)) * MICRO}
+        priced = [usd for group in groups if (usd := group.usd(Decimal(_NS))) is not None]
+        if len(priced) == len(groups) or (priced and all(one.budget.unknown == "allow" for one in self.budgets)):
+            amounts["USD"] = sum(priced, Decimal(0))
+        return amounts
+
+    def reopen(self, groups: Sequence[Group], now: int) -> None:
+        """Pay for other devices, or at another price, from now on; without room for it the run ends at its next step."""
+        self.close(now)
+        try:
+            self.open(groups, now)
+        except BudgetExceeded as refusal:
+            self._refusal = refusal
+
+    def close(self, now: int) -> None:
+        """Pay for what was used, and give back the rest."""
+        prepaid, self._prepaid = self._prepaid, None
+        if prepaid is not None:
+            prepaid.close(now)
+
+    def forget(self) -> None:
+        """In a forked child: it is the parent's."""
+        self._prepaid = None
+
+    @property
+    def refusal(self) -> BudgetExceeded | None:
+        """Why there is no more; None as long as there is."""
+        if self._refusal is not None or self._prepaid is None:
+            return self._refusal
+        return self._prepaid.error
+
+    @property
+    def due(self) -> int:
+        """When to look again, on the monotonic clock."""
+        return _NEVER if self._prepaid is None else self._prepaid.due
+
+    def tick(self, way: int = 0) -> None:
+        """Pay, and hold the next slice where it is time for that; `way`: nanoseconds that the end may take."""
+        if self._prepaid is not None:
+            self._prepaid.expect(way)
+            self._prepaid.tick()
+
+    def saved(self, seconds: float) -> None:
+        """A checkpoint took so long: there is to be room for another one."""
+        if self._prepaid is not None:
+            self._prepaid.saved(seconds)
+
+    def lasts(self) -> tuple[float | None, float]:
+        """(seconds for which the tightest budget has room, None when none limits it; those of them that are kept for the end)."""
+        if self._prepaid is None:
+            return None, 0.0
+        return self._prepaid.lasts(), self._prepaid.allowance / _NS
+
+    def shared_store(self) -> Store | None:
+        """A store of one of the budgets that other processes see."""
+        return next((one.store for one in self.budgets if one.store.capabilities.shared), None)

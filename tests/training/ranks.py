@@ -1,0 +1,101 @@
+"""What a rank does in the tests of several: started by torchrun, told what to do by its first argument."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+import aifinops as af
+from aifinops import gpu
+from aifinops.errors import RunStopped
+
+
+def model() -> Any:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 2))
+
+
+def wrapped(kind: str) -> tuple[Any, Any]:
+    net = model()
+    if kind == "fsdp":
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        fully_shard(net, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    else:
+        net = torch.nn.parallel.DistributedDataParallel(net)
+    if kind == "zero":
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+
+        return net, ZeroRedundancyOptimizer(net.parameters(), torch.optim.SGD, lr=0.01)
+    return net, torch.optim.SGD(net.parameters(), lr=0.01)
+
+
+def one_step(net: Any, optimizer: Any) -> None:
+    optimizer.zero_grad()
+    net(torch.ones(4, 8)).pow(2).sum().backward()
+    optimizer.step()
+
+
+def count(kind: str) -> dict[str, Any]:
+    """Five steps, and the usage of all ranks."""
+    net, optimizer = wrapped(kind)
+    with gpu.track("ranks", devices={"X": 3}, price="3.60") as run:
+        for _ in range(5):
+            one_step(net, optimizer)
+        everybody = gpu.total(run.gather())
+    own = run.usage()
+    return {
+        "steps": run.steps,
+        "devices": own.models["X"],
+        "seconds": str(own.allocated_s),
+        "elapsed": own.elapsed_s,
+        "all": everybody.models["X"],
+        "run": run.run_id,
+        "attempt": run.attempt,
+    }
+
+
+def stop(_: str) -> dict[str, Any]:
+    """Steps until the budget that the ranks share ends them."""
+    net, optimizer = wrapped("ddp")
+    saved: list[int] = []
+
+    def save() -> None:
+        dist.barrier()  # as a sharded checkpoint does: alone it would wait for ever
+        saved.append(run.steps)
+
+    with af.budget("$0.04", name="ranks", max_wait=0) as limit:
+        run = gpu.track("ranks", devices={"X": 2}, price="3.60", slice_s=1, allowance_s=2, checkpoint=save)
+        why = ""
+        try:
+            with run:
+                while True:
+                    one_step(net, optimizer)
+                    time.sleep(0.01 if dist.get_rank() else 0.02)
+        except RunStopped as error:
+            why = f"{error.budget} after step {error.step}"
+        dist.barrier()
+        spent = str(limit.spent)
+    return {"steps": run.steps, "saved": saved, "why": why, "spent": spent, "cost": str(run.usage().cost)}
+
+
+def main() -> None:
+    dist.init_process_group("gloo")
+    af.instrument("torch")
+    task, kind, folder = sys.argv[1:4]
+    found = {"count": count, "stop": stop}[task](kind)
+    Path(folder, f"rank{os.environ['RANK']}.json").write_text(json.dumps(found), encoding="utf-8")
+    af.shutdown()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Several ranks by torchrun on gloo: each pays for its own device, and all stop at the same step."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+from aifinops.ledger import open_ledger
+
+
+def torchrun(folder: Path, task: str, kind: str = "ddp", **environment: str) -> list[dict[str, Any]]:
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+        str(Path(__file__).with_name("ranks.py")), task, kind, str(folder),
+    ]  # fmt: skip
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("AIFINOPS_", "SLURM_"))}
+    settings = {"AIFINOPS_LEDGER": str(folder / "ledger.db"), "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run(command, env={**clean, **settings}, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads((folder / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp", "zero"])
+def test_each_rank_pays_for_its_device_and_the_first_for_what_nobody_claims(kind: str, tmp_path: Path) -> None:
+    """Three devices and two ranks: one and one, and the third with the first; five steps on each, also where two optimizers are nested."""
+    first, second = torchrun(tmp_path, "count", kind, AIFINOPS_RUN_ID="run-7")
+    assert (first["steps"], second["steps"]) == (5, 5)
+    assert (first["devices"], second["devices"]) == (2, 1)
+    assert (first["all"], second["all"]) == (3, 3)
+    rows = list(open_ledger(tmp_path / "ledger.db").rows())
+    held = Counter((row.tags["rank"], row.tags.get("phase", "")) for row in rows)
+    assert set(held) == {("0", ""), ("0", "unclaimed"), ("1", "")}
+    assert {row.tags["run"] for row in rows} == {"run-7"}
+    assert Decimal(first["seconds"]) == sum(row.quantities["gpu_seconds"] for row in rows if row.tags["rank"] == "0")
+    assert float(second["seconds"]) == pytest.approx(second["elapsed"], abs=1e-6)
+
+
+def test_two_ranks_stop_at_the_same_step_after_the_checkpoint_and_below_the_limit(tmp_path: Path) -> None:
+    """One budget in a shared store, one step for both: nobody is left waiting in a collective, and what was spent is within the limit."""
+    first, second = torchrun(tmp_path, "stop")
+    assert first["steps"] == second["steps"] > 10
+    assert first["saved"] == second["saved"] == [first["steps"]]
+    assert first["why"] == second["why"] == f"ranks after step {first['steps']}"
+    assert Decimal(first["spent"]) <= Decimal("0.04")
+    rows = list(open_ledger(tmp_path / "ledger.db").rows())
+    assert sum(row.amount or 0 for row in rows) <= 40_000_000
+    assert Decimal(first["cost"]) + Decimal(second["cost"]) == Decimal(sum(row.amount or 0 for row in rows)) / 10**9

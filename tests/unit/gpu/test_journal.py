@@ -1,0 +1,220 @@
+"""What is left of a run that was killed, and the attempt that closes it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+import aifinops as af
+from aifinops import gpu, runtime
+from aifinops.charges import Charge
+from aifinops.gpu import journal
+from aifinops.ledger import open_ledger
+from aifinops.testing.clock import FakeClock
+
+DEVICE = {"devices": {"X": 2}, "price": "3.60"}
+_LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_JOB_ID", "TORCHELASTIC_RUN_ID", "JOB_UUID")
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in _LAUNCHERS:
+        monkeypatch.delenv(name, raising=False)
+
+
+def rows(path: Path) -> list[Charge]:
+    return sorted(open_ledger(path).rows(), key=lambda charge: charge.at)
+
+
+def killed(run: gpu.Run) -> None:
+    """As SIGKILL leaves it: nothing is closed, and the process of the file is gone."""
+    found = run._journal
+    assert found is not None
+    text = found.path.read_text(encoding="utf-8").replace(f'"pid": {os.getpid()}', '"pid": 999999999')
+    seen = found.path.stat().st_mtime_ns
+    found.path.write_text(text, encoding="utf-8")
+    os.utime(found.path, ns=(seen, seen))
+    run.forget()
+    from aifinops.gpu.keeper import open_runs
+
+    open_runs.remove(run)
+
+
+def test_the_next_attempt_charges_what_the_killed_one_held_to_its_last_sign_of_life(tmp_path: Path) -> None:
+    """One minute is in the ledger; of the seconds after it the heartbeat knows, and the next attempt writes them down as lost, once."""
+    ledger, clock = tmp_path / "ledger.db", FakeClock()
+    runtime.init(ledger=ledger, clock=clock)
+    with af.tags(team="nlp"):
+        first = gpu.track("train", run_id="r", **DEVICE).start()
+    for _ in range(75):
+        clock.advance(1)
+        first.step()
+    clock.advance(5)
+    first.beat()
+    clock.advance(4)  # of which nobody knows
+    killed(first)
+    clock.advance(600)
+    with gpu.track("train", run_id="r", **DEVICE) as second:
+        (lost,) = second.lost
+        assert (lost.attempt, lost.steps, lost.checkpoint, second.attempt) == (1, 60, None, 2)
+        assert (lost.wasted_s, lost.wasted_usd) == (160, Decimal("0.16"))
+    found = rows(ledger)
+    assert [charge.quantities["gpu_seconds"] for charge in found] == [120, 40]
+    assert (found[1].status, found[1].error) == ("error", "Lost")
+    assert found[1].tags == {"team": "nlp", "run": "r", "attempt": "1", "phase": "lost"}
+    assert found[1].amount == 40_000_000
+    with gpu.track("train", run_id="r", **DEVICE) as third:
+        assert third.lost == []
+        assert third.attempt == 3
+    assert len(rows(ledger)) == 2
+
+
+def test_a_checkpoint_makes_what_came_before_it_safe(tmp_path: Path) -> None:
+    """Wasted is what comes after the last one, over the charge of a minute and the rest."""
+    ledger, clock = tmp_path / "ledger.db", FakeClock()
+    runtime.init(ledger=ledger, clock=clock)
+    first = gpu.track(run_id="r", **DEVICE).start()
+    for _ in range(50):
+        clock.advance(1)
+        first.step()
+    with first.checkpoint():
+        clock.advance(2)
+    for _ in range(20):
+        clock.advance(1)
+        first.step()
+    assert first.usage().wasted_s == 40
+    first.beat()
+    killed(first)
+    with gpu.track(run_id="r", **DEVICE) as second:
+        assert second.lost[0].wasted_s == 40
+        assert second.lost[0].wasted_usd == Decimal("0.04")
+
+
+def test_runs_that_nobody_comes_back_for_are_closed_by_the_next_one_of_any_name(tmp_path: Path) -> None:
+    """A run without a name of its own has no next attempt."""
+    ledger, clock = tmp_path / "ledger.db", FakeClock()
+    runtime.init(ledger=ledger, clock=clock)
+    first = gpu.track(**DEVICE).start()
+    clock.advance(9)
+    first.beat()
+    killed(first)
+    with gpu.track("other", **DEVICE) as other:
+        assert other.lost == []
+    assert [charge.quantities["gpu_seconds"] for charge in rows(ledger)] == [18]
+
+
+def test_a_run_that_ended_leaves_its_number_and_one_without_a_name_leaves_nothing(tmp_path: Path) -> None:
+    """Files do not pile up."""
+    ledger, clock = tmp_path / "ledger.db", FakeClock()
+    runtime.init(ledger=ledger, clock=clock)
+    for number in (1, 2, 3):
+        with gpu.track(run_id="r", **DEVICE) as run:
+            clock.advance(1)
+            assert run.attempt == number
+    with gpu.track(**DEVICE):
+        clock.advance(1)
+    assert len(list((tmp_path / "ledger.db.runs").iterdir())) == 1
+
+
+def test_a_living_process_of_the_same_run_is_no_lost_one(tmp_path: Path) -> None:
+    """Two processes of one run share the attempt; so their charges for the same device and window are one in the ledger."""
+    from aifinops.gpu.devices import Device
+
+    ledger, clock = tmp_path / "ledger.db", FakeClock()
+    runtime.init(ledger=ledger, clock=clock)
+    shared = {"devices": [Device(0, "GPU-a", "X")], "price": "3.60"}
+    first = gpu.track(run_id="r", **shared).start()
+    folder = journal.folder_beside(ledger)
+    assert journal.lost_attempts(folder, "r", 0, clock.time_ns()) == []
+    assert journal.next_attempt(folder, "r", 0) == 1
+    clock.advance(10)
+    first.close()
+    again = gpu.Run("", run_id="r", **shared).start()
+    again.attempt = 1
+    clock.advance(10)
+    again.close()
+    assert [charge.quantities["gpu_seconds"] for charge in rows(ledger)] == [10]
+
+
+def test_a_line_that_was_cut_off_counts_for_nothing(tmp_path: Path) -> None:
+    """A process may die in the middle of a line; the rest of its file is read."""
+    folder = tmp_path / "runs"
+    made = journal.Journal(folder, "r", 0, 1, 10**18, groups=[], tags={})
+    made.note(10**18 + 5, checkpoint=10**18 + 5, step=7)
+    made.abandon()
+    text = made.path.read_text(encoding="utf-8").replace(f'"pid": {os.getpid()}', '"pid": 999999999')
+    made.path.write_text(text + '{"checkpoint": 99', encoding="utf-8")
+    (lost,) = journal.lost_attempts(folder, "r", 0, 2 * 10**18)
+    assert (lost.checkpoint, lost.steps) == (10**18 + 5, 7)
+
+
+def test_a_forked_child_leaves_the_run_to_its_parent(tmp_path: Path) -> None:
+    """What a child does with the block that it has a copy of is paid for once, by the parent."""
+    ledger = tmp_path / "ledger.db"
+    runtime.init(ledger=ledger)
+    with gpu.track(run_id="r", **DEVICE) as run:
+        child = os.fork()
+        if child == 0:
+            run.step()
+            run.close()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert journal.next_attempt(journal.folder_beside(ledger), "r", 0) == 1
+    assert len(rows(ledger)) == 1
+
+
+_LOOP = """
+import sys, time
+import aifinops as af
+from aifinops import gpu
+from aifinops.gpu import billing
+billing.WINDOW_NS = 10**9  # a minute in a second
+gpu_keeper = __import__("aifinops.gpu.keeper", fromlist=["x"])
+gpu_keeper.BEAT_S = 0.1
+with gpu.track("train", devices={"X": 2}, price="3.60", total_steps=10**6) as run:
+    while True:
+        time.sleep(0.01)
+        run.step()
+        if run.steps == 100:
+            with run.checkpoint():
+                pass
+            print("saved", flush=True)
+"""
+
+
+def test_kill_9_loses_at_most_a_moment_and_the_resumed_run_closes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real process, a real SIGKILL: what it held is in the ledger but for the last beat, and its successor says what was wasted."""
+    ledger = tmp_path / "ledger.db"
+    environment = {**os.environ, "AIFINOPS_LEDGER": str(ledger), "AIFINOPS_RUN_ID": "job-1"}
+    began = time.time()
+    process = subprocess.Popen([sys.executable, "-c", _LOOP], env=environment, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"saved\n"
+    time.sleep(2.5)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    ended = time.time()
+    charged = sum(row.quantities["gpu_seconds"] for row in rows(ledger))
+    assert charged > 2  # already there
+    monkeypatch.setenv("AIFINOPS_RUN_ID", "job-1")
+    runtime.init(ledger=ledger)
+    with gpu.track("train", **DEVICE) as resumed:
+        assert resumed.attempt == 2
+        (lost,) = resumed.lost
+        assert lost.checkpoint is not None
+        assert 4 <= lost.wasted_s <= Decimal(repr(2 * (ended - began)))
+        in_all = sum(row.quantities["gpu_seconds"] for row in rows(ledger) if row.tags["attempt"] == "1")
+    held = Decimal(repr(2 * (lost.last_seen / 1e9 - lost.started / 1e9)))
+    assert abs(in_all - held) < Decimal("0.001")
+    assert ended - lost.last_seen / 1e9 < 2
+    assert [row.error for row in rows(ledger) if row.tags.get("phase") == "lost"] == ["Lost"]
