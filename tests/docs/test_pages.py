@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -110,6 +111,11 @@ def test_the_example_of_a_configuration_file_is_a_valid_one(tmp_path: Path) -> N
     assert told <= known
 
 
+def everything_under(command: Any) -> list[Any]:
+    """A command and those below it, however deep."""
+    return [command, *(found for one in getattr(command, "commands", {}).values() for found in everything_under(one))]
+
+
 @pytest.mark.skipif(importlib.util.find_spec("aifinops.cli") is None, reason="the command line is not written yet")
 def test_every_command_and_option_is_told_about() -> None:
     """Each command has a heading and each of its options a row; the page names no other."""
@@ -123,7 +129,7 @@ def test_every_command_and_option_is_told_about() -> None:
     assert set(re.findall(r"^## `aifinops (\w+)`", text, re.MULTILINE)) == set(commands)
     for name, command in commands.items():
         section = text.split(f"## `aifinops {name}`")[1].split("\n## ")[0]
-        under = [command, *getattr(command, "commands", {}).values()]
+        under = everything_under(command)
         given = {option for one in under for item in one.params for option in item.opts}
         options = {option for option in given if option.startswith("--")} - {"--help"}
         assert set(getattr(command, "commands", ())) == set(re.findall(rf"^\| `{name} (\w+)", section, re.MULTILINE)), (

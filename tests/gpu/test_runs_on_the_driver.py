@@ -10,7 +10,9 @@ import pytest
 from nvml_scene import GIB, LOST, UNSUPPORTED, FakeNvml
 
 from aifinops import gpu, runtime
+from aifinops.budgets.stores.memory import MemoryStore
 from aifinops.gpu import sampler
+from aifinops.gpu.quota import read_table
 
 
 @pytest.fixture
@@ -176,3 +178,22 @@ def test_the_drivers_figure_goes_before_the_events(machine: FakeNvml, monkeypatc
     assert found.busy_source == "gpm"
     assert found.busy_s == pytest.approx(5, abs=1e-6)
     assert found.device_stall_s == pytest.approx(0, abs=1e-9)
+
+
+def test_a_slot_is_told_how_busy_its_gpus_are(machine: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run inside a slot tells it what was measured, for whoever looks at the board, and asks it whether to give the GPUs back."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a1")
+    machine.from_now(1, 0.5)
+    quotas = read_table({"pools": {"h100": 2}, "teams": {"nlp": {"h100": 2}}})
+    with (
+        gpu.slot(team="nlp", gpus=1, quotas=quotas, store=MemoryStore(), lease_s=10**6) as slot,
+        gpu.track("finetune", price="3.60", devices="visible") as run,
+    ):
+        assert not run.should_yield()
+        machine.advance(60)
+        run.step()
+        run.close()
+        slot._yields_to = "somebody"
+        assert run.should_yield()
+        assert slot._entry.held_s == 60
+        assert slot._entry.busy_s == pytest.approx(30, abs=0.1)

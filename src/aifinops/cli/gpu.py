@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from aifinops.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from rich.text import Text
 
@@ -157,6 +159,10 @@ def _board(store: str | None, quotas: str | None, *, needed: bool) -> Board | No
         return None
     rules = quotas_in_force(quotas)
     target = runtime.shared_store(engines.config) if store is None else store
+    if target == "memory" and needed:
+        raise ConfigurationError(
+            "slots in memory are seen by their own process only; name a store: --store /path/to/budgets.db"
+        )
     path = file_of(target)
     if path is not None and not path.exists():
         # Nobody has asked for a slot yet: an empty board, and no file is made by looking.

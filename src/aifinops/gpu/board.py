@@ -16,11 +16,13 @@ board and finds a note that nobody has renewed for its lease releases the reserv
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from decimal import Decimal, InvalidOperation
 
 from aifinops.budgets.stores.base import Extend, Node, Notes, Outcome, Put, Release, Reserve, State, Store, Take
 from aifinops.charges import new_id
@@ -84,9 +86,22 @@ class Entry:
         """From a note; None for one that cannot be read."""
         try:
             table = json.loads(text)
-            return cls(id, **{name: table[name] for name in cls.__slots__ if name in table})
+            found = cls(id, **{name: table[name] for name in cls.__slots__ if name in table})
         except (ValueError, TypeError):
             return None
+        return found if found.sound else None
+
+    @property
+    def sound(self) -> bool:
+        """Whether everything in it is what it has to be: others write these notes, too."""
+        return (
+            all(isinstance(text, str) for text in (self.team, self.pool, self.host, self.name, self.source))
+            and all(_is_number(value) for value in (self.priority, self.since, self.beat, self.lease))
+            and all(value is None or _is_number(value) for value in (self.held_s, self.busy_s))
+            and isinstance(self.gpus, int)
+            and self.gpus > 0
+            and (self.rate is None or _is_decimal(self.rate))
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,9 +292,20 @@ class Board:
         self._store.run(Take(f"{self._prefix}{kind}/{name}", self._clock.time_ns()))
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_decimal(value: object) -> bool:
+    try:
+        return isinstance(value, str) and Decimal(value) >= 0
+    except InvalidOperation:
+        return False
+
+
 def _usage(text: str) -> Usage | None:
     try:
         gpus, at = json.loads(text)
-        return Usage(float(gpus), float(at))
     except (ValueError, TypeError):
         return None
+    return Usage(float(gpus), float(at)) if _is_number(gpus) and _is_number(at) else None

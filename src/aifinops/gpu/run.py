@@ -11,6 +11,7 @@ Charged is allocated time, which is what the bill is. Busy and idle are told bes
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from aifinops.gpu.billing import Held
     from aifinops.gpu.events import StepEvents, StepTimes
     from aifinops.gpu.journal import Group, Lost
+    from aifinops.gpu.slots import Slot
 
 __all__ = ["Run", "track"]
 
@@ -112,6 +114,7 @@ class Run:
         self._journal: journal.Journal | None = None
         self._span: Any = None
         self._scope = scope.NOTHING
+        self._slot: Slot | None = None
         self._entered: list[tuple[Any, Any, Any]] = []
         self._warned = False
 
@@ -141,6 +144,7 @@ class Run:
         if enabled:
             self._close_lost(folder)
         self._scope = self._make_scope()
+        self._slot = _innermost_slot()
         self._begin_counting(now)
         self._find(now, enabled=enabled)
         self._take_devices(now)
@@ -315,12 +319,8 @@ class Run:
         """Whether to save and give the devices back: the end is decided, or whoever governs them wants them for somebody else."""
         if self.should_stop:
             return True
-        try:
-            from aifinops.gpu.slots import current_slot
-        except ImportError:
-            return False
-        slot = current_slot.get()
-        return slot is not None and bool(slot.should_yield())
+        slot = _innermost_slot()
+        return slot is not None and slot.should_yield()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -506,6 +506,8 @@ class Run:
             facts=about, paid=self._paying.keys,
         )  # fmt: skip
         self._account.add(allocated, made.cost.amount, idle, sums)
+        if self._slot is not None:  # for `aifinops gpu top`
+            self._slot.measured(self._account.sums.get("busy_s"), float(self._account.device_s))
         states = {"allocated": float(allocated)}
         if busy is not None:
             states |= {"busy": busy, "idle": float(idle_s or 0)}
@@ -801,6 +803,12 @@ class Timed:
         if self._span is not None:
             metering.end_block_span(self._span, {}, None)
         return took / _NS
+
+
+def _innermost_slot() -> Slot | None:
+    """The slot that this code is in; who never asked for one has none loaded."""
+    slots = sys.modules.get("aifinops.gpu.slots")
+    return None if slots is None else slots.current_slot.get()
 
 
 def track(

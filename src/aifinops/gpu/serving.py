@@ -114,7 +114,7 @@ class Totals:
 
     Attributes:
         uptime_s: wall seconds. busy_s: of these, with at least one request. device_s: uptime x devices, which is what the bill is.
-        cost, idle_cost: USD, None without a price. requests: charged ones. prompt, cached, output: their tokens.
+        requests: charged ones. prompt, cached, output: their tokens. cost: USD, None without a price. idle_cost: of what idled, likewise.
     """
 
     uptime_s: Decimal = Decimal(0)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from contextvars import ContextVar, Token
 from dataclasses import replace
 from datetime import timedelta
@@ -35,6 +36,7 @@ _NS = 1_000_000_000
 _BEATS = 4
 """How often a lease is renewed while it lasts."""
 _SOON_S = 0.05
+_TRIES = 20
 
 current_slot: ContextVar[Slot | None] = ContextVar("aifinops_slot", default=None)
 """The innermost slot of this context."""
@@ -146,7 +148,14 @@ class Slot:
         _keeper.drop(self)
         with self._lock:
             self._left = True
-            self._board.release(self._entry, self._board.view())
+            for _ in range(_TRIES):
+                with self._board.deciding() as mine:
+                    if mine:  # so that nobody else writes at the same time what the team has used
+                        self._board.release(self._entry, self._board.view())
+                        break
+                time.sleep(_SOON_S)
+            else:
+                self._board.release(self._entry)
         _changed.announce()
 
 
@@ -170,7 +179,7 @@ class SlotRequest:
     # --- both colours -----------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Slot:
-        self._began = self._clock.monotonic_ns()
+        self._begin()
         try:
             while not self._attempt():
                 _changed.wait(self._pause())
@@ -188,7 +197,7 @@ class SlotRequest:
     async def __aenter__(self) -> Slot:
         import asyncio
 
-        self._began = self._clock.monotonic_ns()
+        self._begin()
         try:
             while not await asyncio.to_thread(self._attempt):
                 await _changed.await_(self._pause())
@@ -207,6 +216,11 @@ class SlotRequest:
         await asyncio.shield(asyncio.to_thread(self._leave))
 
     # --- what they have in common -----------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        if self._over or self._slot is not None:
+            raise ConfigurationError("a slot is asked for once; write gpu.slot(...) again for another one")
+        self._began = self._clock.monotonic_ns()
 
     def _attempt(self) -> bool:
         """Look at the board, do what is to be done there, and take the GPUs if it is our turn."""
@@ -244,9 +258,11 @@ class SlotRequest:
         if self._entry.id not in plan.admit:
             return False
         held = board.admit(_priced(self._entry, board.quotas), view)
-        if held is not None:
-            self._slot = Slot(board, held)
-        return held is not None
+        if held is None:
+            self._why = "the store holds more than the board shows"
+            return False
+        self._slot = Slot(board, held)
+        return True
 
     def _pause(self) -> float:
         """How long to wait before looking again.

@@ -188,3 +188,6 @@ def test_without_quotas(run: Run, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> 
     status, _, err = run("quota")
     assert status == 2
     assert "AIFINOPS_GPU_QUOTAS" in err
+    status, _, err = run("quota", "--quotas", str(lab.quotas), "--store", "memory")
+    assert status == 2
+    assert "slots in memory are seen by their own process only" in err

@@ -413,3 +413,15 @@ def test_who_may_not_be_passed_has_the_rank_of_those_behind_it() -> None:
     plan = decide(rules, held, [old, urgent], {}, HOUR)
     assert [tuple(row) for row in plan.reclaim] == [("low", "old")]
     assert decide(rules, [held[1]], [old, urgent], {}, HOUR).admit == ("old",)
+
+
+def test_no_more_are_asked_than_it_takes() -> None:
+    """Who was chosen first and is not needed once a larger one is chosen is left alone."""
+    rules = quotas({"a": 8, "b": 8}, 16)
+    held = [
+        Holder("own", "a", "x", 8, 9, 0.0),
+        Holder("small", "a", "x", 2, 0, 2.0),
+        Holder("large", "a", "x", 6, 1, 1.0),
+    ]
+    plan = decide(rules, held, [Request("r", "b", "x", 6)], {}, 10.0)
+    assert [tuple(row) for row in plan.reclaim] == [("large", "r")]

@@ -126,3 +126,9 @@ TREES = st.recursive(
 def test_what_is_written_is_what_is_read(document: dict[str, Any]) -> None:
     """Our YAML is read back by PyYAML as what it was, whatever texts are in it."""
     assert yaml.safe_load(manifests._yaml([document])) == document
+
+
+def test_a_team_without_gpus_may_have_none() -> None:
+    """A namespace of a team that has no quota is closed: without a ResourceQuota it would be open."""
+    rules = read_table({"pools": {"a": 2}, "teams": {"t": {}, "u": {"a": 2}}})
+    assert objects(manifests.k8s(rules))[0]["spec"]["hard"] == {"requests.nvidia.com/gpu": "0"}

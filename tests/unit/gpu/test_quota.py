@@ -101,6 +101,8 @@ WRONG = {
         "pools.a.gpus = 9: write 11 or more, or less nominal quota: promised are t 5, u 4 and 2 shared by cohorts"
     ),
     "[pools.a]\ngpus = 1\n[teams.t]\na = 1\n[fair_share]\nhalf_life = 1": r"no key fair_share.half_life\. Did you mean half_life_hours",
+    "[pools.a]\ngpus = 1\n[cohorts]\nc = 3": r"cohorts.c = 3: write \[cohorts.c\] and below it a = 8",
+    "[pools.a]\ngpus = 1\n[teams]\nt = 3": r"teams.t = 3: write \[teams.t\] and below it a = 8",
     "[teams": "is no valid TOML",
 }
 

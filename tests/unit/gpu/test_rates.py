@@ -175,7 +175,7 @@ EIGHT = {
 
 def test_the_worked_example() -> None:
     """1.065 + 0.365 + 0.166 = 1.60 USD in every hour; 3.99 for a used hour at 40 %, 2.28 at 70 %."""
-    owned = read_owned(EIGHT)
+    owned = read_owned(read_owned(EIGHT))
     assert {name: round(part, 3) for name, part in owned.parts.items()} == {
         "capex": Decimal("1.065"), "upkeep": Decimal("0.365"), "energy": Decimal("0.166"),
     }  # fmt: skip
@@ -216,6 +216,7 @@ def test_owned_without_a_declaration_is_unknown() -> None:
         ({"residual": 2}, "gpu_owned.residual=2"),
         ({"capex": "much"}, "gpu_owned.capex must be a number"),
         ({"as_of": "soon"}, "gpu_owned.as_of='soon'"),
+        ({"models": H100, "years": -1}, "gpu_owned.years=-1"),
         ({"color": "red"}, "gpu_owned needs capex, gpus and years"),
     ],
 )

@@ -26,7 +26,9 @@ MOVES = st.lists(
     ),
     max_size=30,
 )
-NO_LAUNCHER = dict.fromkeys(("RANK", "LOCAL_RANK", "SLURM_PROCID", "SLURM_JOB_ID", "TORCHELASTIC_RUN_ID", "JOB_UUID"), "")
+NO_LAUNCHER = dict.fromkeys(
+    ("RANK", "LOCAL_RANK", "SLURM_PROCID", "SLURM_JOB_ID", "TORCHELASTIC_RUN_ID", "JOB_UUID"), ""
+)
 
 
 class World:

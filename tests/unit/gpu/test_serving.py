@@ -231,3 +231,33 @@ def test_the_price_of_a_token() -> None:
     restarted = per_token(Counters(10**9, 0, 10**9), Counters(1000, 0, 0), Decimal(1))
     assert restarted["prompt"] == 1000
     assert Weights().of(10, 4, 2) == 144
+
+
+def test_our_own_failure_is_not_the_engines(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes wrong in charging is counted, and requests go on."""
+    from aifinops import errors
+
+    errors.reraise_failures(False)
+    with Serving("llama", devices={H100: 1}, price="3.60", window_s=1) as server:
+        monkeypatch.setattr(server, "_record", lambda *_, **__: 1 / 0)
+        with server.request() as one:
+            clock.advance(10)
+            one.tokens(output=1)
+    assert errors.failures()["gpu.serving"] >= 1
+    server.close()  # a second time changes nothing
+    assert server.totals.uptime_s == 10
+    assert server.totals.usd_per_million_tokens is None
+
+
+def test_tokens_have_a_price_together(clock: FakeClock) -> None:
+    """A hundred seconds at 3.60 an hour for a thousand tokens are a hundred dollars a million."""
+    with Serving("llama", devices={H100: 1}, price="3.60") as server, server.request() as one:
+        clock.advance(100)
+        one.tokens(prompt=600, output=400)
+    assert server.totals.usd_per_million_tokens == 100
+
+
+def test_a_counter_that_is_no_number_is_passed_over() -> None:
+    """A page with a broken line still has its others; a counter that is not there counts nothing."""
+    assert read_counters("vllm:prompt_tokens_total x\nvllm:generation_tokens_total 7\n") == Counters(output=7)
+    assert per_token(Counters(), Counters(output=7), Decimal(7))["output"] == 1_000_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -235,6 +236,27 @@ def test_the_users_error_goes_on() -> None:
     with pytest.raises(ZeroDivisionError), slot(team="nlp", quotas=two_teams(), store=store, **QUICK):
         _ = 1 / 0
     assert nothing_is_left(store)
+
+
+def test_a_request_is_used_once() -> None:
+    """A second block of the same request says what to write, rather than waiting for ever."""
+    store = MemoryStore()
+    asked = slot(team="nlp", quotas=two_teams(), store=store, **QUICK)
+    with asked:
+        pass
+    with pytest.raises(ConfigurationError, match=r"write gpu\.slot\(\.\.\.\) again"), asked:
+        pass
+
+
+def test_a_store_that_knows_better() -> None:
+    """Where the store holds what no note tells of, nobody is let in, and the refusal says so."""
+    store = MemoryStore()
+    board = board_of(store)
+    stray = Entry.new("vision", "h100", 6, 0, board.now, 60.0, "")
+    assert board.admit(stray, board.view()) is not None
+    board._take("hold", stray.id)
+    with pytest.raises(SlotUnavailable, match="the store holds more than the board shows"):
+        slot(team="nlp", gpus=4, quotas=two_teams(), store=store, max_wait=0).__enter__()
 
 
 def test_turned_off() -> None:
@@ -524,6 +546,13 @@ def test_a_note_that_cannot_be_read_is_passed_over() -> None:
         store.run(Put(f"gpu/lab/{kind}/{len(text)}", text, 0))
     view = board_of(store).view()
     assert (view.holding, view.waiting, view.usage) == ({}, {}, {})
+    good = Entry.new("nlp", "h100", 1, 0, view.now, 60.0, "").text()
+    for wrong in ('"gpus":"8"', '"gpus":0', '"beat":NaN', '"team":null', '"rate":"cheap"', '"busy_s":"much"'):
+        name = wrong.partition(":")[0]
+        store.run(Put(f"gpu/lab/hold/{name}", re.sub(rf"{name}:[^,}}]+", wrong, good), 0))
+    store.run(Put("gpu/lab/used/nlp", '["a", 1]', 0))
+    view = board_of(store).view()
+    assert (view.holding, view.dead, view.usage) == ({}, (), {})
 
 
 def test_what_a_team_used_counts() -> None:
