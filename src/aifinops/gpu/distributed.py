@@ -98,7 +98,8 @@ def run_id(environ: Mapping[str, str] = os.environ) -> str:
     named = next((value for name in _RUN_VARIABLES if (value := environ.get(name, "").strip()) not in _NO_NAMES), "")
     if named:
         return named[:128]
-    if "TORCHELASTIC_RUN_ID" in environ and environ.get("LOCAL_WORLD_SIZE") == environ.get("WORLD_SIZE"):
+    world = environ.get("WORLD_SIZE", "")
+    if "TORCHELASTIC_RUN_ID" in environ and world and environ.get("LOCAL_WORLD_SIZE") == world:
         return f"torchrun-{os.getppid()}-{environ.get('MASTER_PORT', '')}"
     return ""
 

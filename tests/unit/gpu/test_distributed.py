@@ -67,6 +67,7 @@ def test_ranks_of_a_nameless_torchrun_on_one_machine_share_a_name() -> None:
     one = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2", "MASTER_PORT": "29500"}
     assert distributed.run_id(one).startswith("torchrun-")
     assert distributed.run_id({**one, "WORLD_SIZE": "4"}) == ""
+    assert distributed.run_id({"TORCHELASTIC_RUN_ID": ""}) == ""
 
 
 @pytest.mark.parametrize("devices", range(10))
