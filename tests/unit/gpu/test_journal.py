@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -151,6 +152,31 @@ def test_a_living_process_of_the_same_run_is_no_lost_one(tmp_path: Path) -> None
     clock.advance(10)
     again.close()
     assert [charge.quantities["gpu_seconds"] for charge in rows(ledger)] == [10]
+
+
+def test_of_a_process_on_another_machine_its_heartbeat_tells(tmp_path: Path) -> None:
+    """A shared disk: a fresh heartbeat is a living process, an old one is not."""
+    folder = tmp_path / "runs"
+    now = time.time_ns()
+    made = journal.Journal(folder, "r", 0, 1, now, groups=[], tags={})
+    made.abandon()
+    text = made.path.read_text(encoding="utf-8").replace(socket.gethostname(), "elsewhere")
+    made.path.write_text(text, encoding="utf-8")
+    assert journal.lost_attempts(folder, "r", 0, now) == []
+    assert journal.next_attempt(folder, "r", 0) == 1
+    os.utime(made.path, ns=(now - 60 * 10**9, now - 60 * 10**9))
+    assert journal.next_attempt(folder, "r", 0) == 2
+    (lost,) = journal.lost_attempts(folder, "r", 0, now)
+    assert lost.run == "r"
+    assert journal.lost_attempts(folder, "r", 0, now) == []
+
+
+def test_a_file_that_is_none_of_ours_is_left_alone(tmp_path: Path) -> None:
+    """Whatever lies in the folder, a run begins."""
+    (tmp_path / "x~0~1.jsonl").write_text("{", encoding="utf-8")
+    (tmp_path / "y~0~1.jsonl").write_text("", encoding="utf-8")
+    assert journal.lost_attempts(tmp_path, "r", 0, 1) == []
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_line_that_was_cut_off_counts_for_nothing(tmp_path: Path) -> None:

@@ -345,16 +345,18 @@ def test_the_price_is_asked_again_each_hour(clock: FakeClock, monkeypatch: pytes
     """Spot prices move: charges from then on have the new one, and so have the budgets."""
     runtime.init(ledger="memory", clock=clock, gpu_usd_per_hour="3.60")
     with af.budget("$100") as limit, gpu.track(devices={"X": 1}) as run:
-        for _ in range(60):
+        for _ in range(30):
             clock.advance(minutes=1)
             run.step()
         monkeypatch.setattr(runtime.get(), "config", replace(runtime.get().config, gpu_usd_per_hour=Decimal("7.20")))
-        for _ in range(10):
+        assert run.usage().usd_per_hour == Decimal("3.60")
+        for _ in range(60):
             clock.advance(minutes=1)
             run.step()
-        assert run.usage().usd_per_hour in {Decimal("3.60"), Decimal("7.20")}
+        assert run.usage().usd_per_hour == Decimal("7.20")
     assert limit.spent == sum(Decimal(charge.amount or 0) for charge in rows()) / 10**9
-    assert sum(charge.quantities["gpu_seconds"] for charge in rows()) == 4200
+    assert limit.spent == Decimal("3.60") + Decimal("7.20") / 2
+    assert sum(charge.quantities["gpu_seconds"] for charge in rows()) == 5400
 
 
 def test_mfu_is_the_useful_part_of_what_is_paid_for(clock: FakeClock) -> None:
@@ -463,6 +465,25 @@ def test_blocks_of_one_run_one_after_the_other_are_all_charged(clock: FakeClock)
             clock.advance(5)
     assert [charge.quantities["gpu_seconds"] for charge in rows()] == [5, 5, 5]
     assert {charge.tags["attempt"] for charge in rows()} == {"1"}
+
+
+def test_a_store_that_does_not_answer_says_nothing_about_the_end(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The forecast of time and cost is there all the same."""
+    reraise_failures(False)
+    with af.budget("$1"), run_of() as run:
+        for _ in range(20):
+            clock.advance(1)
+            run.step()
+        monkeypatch.setattr("aifinops.budgets.guard.Guard.balances", _away)
+        ahead = run.estimate_remaining(30)
+    assert (ahead.lasts_s, ahead.ends_before_limit, ahead.last_step) == (None, None, 30)
+    assert ahead.cost == Decimal("0.02")
+
+
+def _away(*_: object) -> None:
+    raise StoreError("away")
 
 
 # --- what fails of ours ----------------------------------------------------------------------------------------------------
