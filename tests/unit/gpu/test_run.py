@@ -14,7 +14,15 @@ import pytest
 import aifinops as af
 from aifinops import gpu, runtime
 from aifinops.charges import Charge
-from aifinops.errors import BudgetExceeded, ConfigurationError, DecisionFailed, RunStopped, failures, reraise_failures
+from aifinops.errors import (
+    BudgetExceeded,
+    ConfigurationError,
+    DecisionFailed,
+    RunStopped,
+    StoreError,
+    failures,
+    reraise_failures,
+)
 from aifinops.gpu.keeper import current_run
 from aifinops.testing.clock import FakeClock
 
