@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -87,11 +88,23 @@ def stop(_: str) -> dict[str, Any]:
     return {"steps": run.steps, "saved": saved, "why": why, "spent": spent, "cost": str(run.usage().cost)}
 
 
+def crash(_: str) -> dict[str, Any]:
+    """The second rank is killed in its first attempt, and with it torchrun ends the other."""
+    net, optimizer = wrapped("ddp")
+    with gpu.track("ranks", devices={"X": 2}, price="3.60") as run:
+        for step in range(200):
+            one_step(net, optimizer)
+            time.sleep(0.02)
+            if step == 150 and run.attempt == 1 and dist.get_rank() == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+    return {"attempt": run.attempt, "steps": run.steps, "lost": [[one.rank, one.attempt] for one in run.lost]}
+
+
 def main() -> None:
     dist.init_process_group("gloo")
     af.instrument("torch")
     task, kind, folder = sys.argv[1:4]
-    found = {"count": count, "stop": stop}[task](kind)
+    found = {"count": count, "stop": stop, "crash": crash}[task](kind)
     Path(folder, f"rank{os.environ['RANK']}.json").write_text(json.dumps(found), encoding="utf-8")
     af.shutdown()
     dist.destroy_process_group()

@@ -18,7 +18,9 @@ pytest.importorskip("torch")
 from aifinops.ledger import open_ledger
 
 
-def torchrun(folder: Path, task: str, kind: str = "ddp", **environment: str) -> list[dict[str, Any]]:
+def torchrun(
+    folder: Path, task: str, kind: str = "ddp", *, fails: bool = False, **environment: str
+) -> list[dict[str, Any]]:
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
         str(Path(__file__).with_name("ranks.py")), task, kind, str(folder),
@@ -26,7 +28,9 @@ def torchrun(folder: Path, task: str, kind: str = "ddp", **environment: str) -> 
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("AIFINOPS_", "SLURM_"))}
     settings = {"AIFINOPS_LEDGER": str(folder / "ledger.db"), "OMP_NUM_THREADS": "1", **environment}
     done = subprocess.run(command, env={**clean, **settings}, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert (done.returncode != 0) == fails, done.stderr[-4000:]
+    if fails:
+        return []
     return [json.loads((folder / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
 
 
@@ -55,3 +59,22 @@ def test_two_ranks_stop_at_the_same_step_after_the_checkpoint_and_below_the_limi
     rows = list(open_ledger(tmp_path / "ledger.db").rows())
     assert sum(row.amount or 0 for row in rows) <= 40_000_000
     assert Decimal(first["cost"]) + Decimal(second["cost"]) == Decimal(sum(row.amount or 0 for row in rows)) / 10**9
+
+
+def test_the_next_attempt_of_a_run_of_several_ranks_closes_the_one_that_was_killed(tmp_path: Path) -> None:
+    """SIGKILL for one rank ends the other as well, by an error or a signal: what both have held is in the ledger, what was killed as lost, once."""
+    torchrun(tmp_path, "crash", fails=True, AIFINOPS_RUN_ID="job")
+    first, second = torchrun(tmp_path, "crash", AIFINOPS_RUN_ID="job")
+    assert (first["attempt"], second["attempt"]) == (2, 2)
+    assert (first["steps"], second["steps"]) == (200, 200)
+    lost = sorted([*first["lost"], *second["lost"]])
+    assert lost in ([[1, 1]], [[0, 1], [1, 1]])
+    rows = list(open_ledger(tmp_path / "ledger.db").rows())
+    assert sorted(int(row.tags["rank"]) for row in rows if row.tags.get("phase") == "lost") == [
+        rank for rank, _ in lost
+    ]
+    for rank in "01":
+        held = sum(
+            row.quantities["gpu_seconds"] for row in rows if (row.tags["rank"], row.tags["attempt"]) == (rank, "1")
+        )
+        assert held > 1
