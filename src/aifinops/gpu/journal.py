@@ -19,7 +19,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -172,39 +172,41 @@ def next_attempt(folder: Path | None, run: str, rank: int, restart: int = 0) -> 
     return max(alive or before + 1, restart + 1)
 
 
-def lost_attempts(folder: Path | None, run: str, rank: int, now: int) -> list[Lost]:
+def lost_attempts(folder: Path | None, run: str, rank: int, now: int) -> Iterator[Lost]:
     """Take over the files of processes that are gone: of this run and rank, and those of other runs that no attempt will come back for.
 
-    Each is given to one caller only: whoever could rename it.
+    Each is given to one caller only, and is closed once he has dealt with it. It stays where it is, for whoever looks for its number.
     """
-    found: list[Lost] = []
     mine = _stem(run, rank)
     for path in _files(folder, "*.jsonl"):
         story = _read(path)
-        if story is None or (story.closed and not path.name.startswith(f"{mine}~")):
+        if story is None:
             continue
         if story.closed:
-            path.unlink(missing_ok=True)  # the attempt that begins now knows its number
-            continue
-        if _alive(story, path):
-            continue
-        seen = _changed(path)
-        taken = path.with_suffix(f".{os.getpid()}")
-        try:
-            path.rename(taken)
-        except OSError:  # somebody else was quicker
-            continue
-        found.append(story.lost(min(seen, now)))
-        _bury(story, taken, path)
-    return found
+            if path.name.startswith(f"{mine}~"):
+                path.unlink(missing_ok=True)  # the attempt that begins now knows its number
+        elif not _alive(story, path):
+            yield from _taken(path, now)
 
 
-def _bury(story: _Story, taken: Path, path: Path) -> None:
-    """Leave a closed file in its place, so that the next attempt has the next number."""
-    with suppress(OSError):
-        with taken.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"closed": 0, "error": "lost"}) + "\n")
-        taken.rename(path)
+def _taken(path: Path, now: int) -> Iterator[Lost]:
+    mark = path.with_suffix(".taken")
+    seen = _changed(path)
+    try:
+        if mark.exists() and time.time_ns() - _changed(mark) > FRESH_NS:  # whoever had it is gone, too
+            mark.unlink(missing_ok=True)
+        os.close(os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    except OSError:  # somebody else was quicker
+        return
+    try:
+        story = _read(path)
+        if story is None or story.closed:
+            return
+        yield story.lost(min(seen, now))
+        with suppress(OSError), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"closed": now, "error": "lost"}) + "\n")
+    finally:
+        mark.unlink(missing_ok=True)
 
 
 # --- reading -----------------------------------------------------------------------------------------------------------------

@@ -251,8 +251,7 @@ class Run:
         """Which attempt this is; and write down what processes that were killed have held to their end."""
         try:
             self.attempt = journal.next_attempt(folder, self.run_id, self.rank.rank, self.rank.restart)
-            found = journal.lost_attempts(folder, self.run_id, self.rank.rank, self._wall0)
-            for one in found:
+            for one in journal.lost_attempts(folder, self.run_id, self.rank.rank, self._wall0):
                 billing.charge_lost(one, scope.current())
                 if one.run == self.run_id:
                     self.lost.append(one)

@@ -143,7 +143,7 @@ def test_a_living_process_of_the_same_run_is_no_lost_one(tmp_path: Path) -> None
     shared = {"devices": [Device(0, "GPU-a", "X")], "price": "3.60"}
     first = gpu.track(run_id="r", **shared).start()
     folder = journal.folder_beside(ledger)
-    assert journal.lost_attempts(folder, "r", 0, clock.time_ns()) == []
+    assert list(journal.lost_attempts(folder, "r", 0, clock.time_ns())) == []
     assert journal.next_attempt(folder, "r", 0) == 1
     clock.advance(10)
     first.close()
@@ -162,20 +162,49 @@ def test_of_a_process_on_another_machine_its_heartbeat_tells(tmp_path: Path) -> 
     made.abandon()
     text = made.path.read_text(encoding="utf-8").replace(socket.gethostname(), "elsewhere")
     made.path.write_text(text, encoding="utf-8")
-    assert journal.lost_attempts(folder, "r", 0, now) == []
+    assert list(journal.lost_attempts(folder, "r", 0, now)) == []
     assert journal.next_attempt(folder, "r", 0) == 1
     os.utime(made.path, ns=(now - 60 * 10**9, now - 60 * 10**9))
     assert journal.next_attempt(folder, "r", 0) == 2
     (lost,) = journal.lost_attempts(folder, "r", 0, now)
     assert lost.run == "r"
-    assert journal.lost_attempts(folder, "r", 0, now) == []
+    assert list(journal.lost_attempts(folder, "r", 0, now)) == []
+
+
+def test_what_somebody_closes_is_his_alone_and_keeps_its_number(tmp_path: Path) -> None:
+    """Ranks that begin at once find the same file: one deals with it, and none of them takes the run for a first attempt meanwhile."""
+    folder, now = tmp_path / "runs", time.time_ns()
+    made = journal.Journal(folder, "r", 1, 1, now, groups=[], tags={})
+    made.abandon()
+    of_another_process(made.path)
+    closing = journal.lost_attempts(folder, "r", 0, now)
+    assert next(closing).rank == 1
+    assert list(journal.lost_attempts(folder, "r", 1, now)) == []
+    assert journal.next_attempt(folder, "r", 1) == 2
+    assert list(closing) == []
+    assert journal.next_attempt(folder, "r", 1) == 2
+    assert list(journal.lost_attempts(folder, "other", 0, now)) == []
+
+
+def test_whoever_dies_while_he_closes_leaves_it_to_the_next(tmp_path: Path) -> None:
+    """His mark is good for half a minute."""
+    folder, now = tmp_path / "runs", time.time_ns()
+    made = journal.Journal(folder, "r", 0, 1, now, groups=[], tags={})
+    made.abandon()
+    of_another_process(made.path)
+    mark = made.path.with_suffix(".taken")
+    mark.touch()
+    assert list(journal.lost_attempts(folder, "r", 0, now)) == []
+    os.utime(mark, ns=(now - 60 * 10**9, now - 60 * 10**9))
+    assert len(list(journal.lost_attempts(folder, "r", 0, now))) == 1
+    assert not mark.exists()
 
 
 def test_a_file_that_is_none_of_ours_is_left_alone(tmp_path: Path) -> None:
     """Whatever lies in the folder, a run begins."""
     (tmp_path / "x~0~1.jsonl").write_text("{", encoding="utf-8")
     (tmp_path / "y~0~1.jsonl").write_text("", encoding="utf-8")
-    assert journal.lost_attempts(tmp_path, "r", 0, 1) == []
+    assert list(journal.lost_attempts(tmp_path, "r", 0, 1)) == []
     assert len(list(tmp_path.iterdir())) == 2
 
 
