@@ -160,11 +160,14 @@ class Track(_Block):
         return span, windows
 
     def _push(self, state: Any) -> Any:
-        span = state[0]
-        return scope.enter(tags=self._tags, tracker=self, span=span), metering.attach_span(span)
+        span, windows = state
+        attached = [(window, window.attach()) for window in windows if window is not None]
+        return scope.enter(tags=self._tags, tracker=self, span=span), metering.attach_span(span), attached
 
     def _pop(self, pushed: Any) -> None:
-        token, attached = pushed
+        token, attached, windows = pushed
+        for window, mine in reversed(windows):
+            window.detach(mine)
         metering.detach_span(attached)
         scope.leave(token)
 

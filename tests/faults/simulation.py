@@ -223,14 +223,15 @@ class Link:
         self.journal: Journal | None = None
         self.confirmed = 0
         self.era = object()
+        self.current: Operation[Any] | None = None
 
     def run(self, operation: Operation[Any]) -> Any:
         self.process.alive()
-        self.process.inside = True
+        self.process.inside, self.current = True, operation
         try:
             return self._carry(operation)
         finally:
-            self.process.inside = False
+            self.process.inside, self.current = False, None
             self.process.go_on()
 
     def _carry(self, operation: Operation[Any]) -> Any:
@@ -390,8 +391,8 @@ class Process:
         for agent in self.agents.values():
             agent.die()
         self.agents.clear()
-        for line in self.guard._lines:  # what was let through, and is told to nobody now
-            for operation in line.owed:
+        for line in self.guard._lines:  # what was let through, and is told to nobody now, or was just about to be
+            for operation in (*line.owed, self.link.current):
                 if isinstance(operation, Adjust):
                     for node, amount in zip(operation.nodes, operation.amounts, strict=True):
                         self.scene.hidden[node.key] += amount

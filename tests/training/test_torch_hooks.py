@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch")
 import aifinops as af  # noqa: E402 - without torch there is nothing to test
 from aifinops import gpu, runtime  # noqa: E402
 from aifinops.errors import RunStopped, reraise_failures  # noqa: E402
+from aifinops.gpu.keeper import current_run  # noqa: E402
 from aifinops.integrations import state  # noqa: E402
 
 
@@ -301,6 +302,51 @@ def test_without_a_run_a_step_is_just_a_step() -> None:
     net = model()
     train(net, torch.optim.SGD(net.parameters(), lr=0.1))
     assert list(runtime.get().ledger.rows()) == []
+
+
+def test_a_process_that_trains_is_a_run_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`instrument("training")`: the first optimizer step outside of every run begins one, without another word; it ends with `uninstrument`."""
+    from aifinops.gpu import billing, devices
+
+    def named(spec: Any, where: Any) -> Any:
+        return (billing.Held(devices.Device(-1, "", "X")),) if spec == "auto" else find(spec, where)
+
+    find = billing.find_devices
+    monkeypatch.setattr(billing, "find_devices", named)
+    af.instrument("torch", "training")
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with gpu.track("explicit", devices={"Y": 1}) as run:
+        train(net, optimizer, 2)
+    assert run.steps == 2
+    assert current_run() is None
+    train(net, optimizer, 3)
+    own = current_run()
+    assert own is not None
+    assert (own.name, own.steps) == ("training", 3)
+    loader = torch.utils.data.DataLoader([1, 2, 3])
+    assert len(list(loader)) == 3
+    af.uninstrument("training")
+    assert not own.is_open
+    train(net, optimizer, 1)
+    assert current_run() is None
+    models = [charge.raw["gpu"]["model"] for charge in runtime.get().ledger.rows() if charge.raw is not None]
+    assert models == ["Y", "X"]
+
+
+def test_hooks_that_two_ask_for_are_installed_once(run: gpu.Run) -> None:
+    """And stay until the last of them asks no longer."""
+    from torch.optim import optimizer as home
+
+    before = len(home._global_optimizer_post_hooks)
+    af.instrument("training")
+    assert len(home._global_optimizer_post_hooks) == before
+    af.uninstrument("torch")
+    net = model()
+    train(net, torch.optim.SGD(net.parameters(), lr=0.1))
+    assert run.steps == 5
+    af.uninstrument("training")
+    assert len(home._global_optimizer_post_hooks) == before - 1
 
 
 def test_a_failure_of_ours_leaves_the_step_alone(run: gpu.Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,6 +165,11 @@ class Lines:
             except StoreError:
                 line.owed.appendleft(operation)
                 return False
+            except Exception:  # it would fail again, for ever
+                raise
+            except BaseException:  # somebody pressed Ctrl-C: nothing is wrong with it
+                line.owed.appendleft(operation)
+                raise
         return True
 
     def pay_debts(self) -> bool:

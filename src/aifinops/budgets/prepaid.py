@@ -132,7 +132,12 @@ class Prepaid:
         """
         with self._lock:
             now, wall = self._clock.monotonic_ns(), self._clock.time_ns()
-            ours = dict(zip(self._held.nodes, self._held.amounts, strict=True)) if self._held is not None else {}
+            held = self._held
+            ours = (
+                {}
+                if held is None
+                else {node.key: amount for node, amount in zip(held.nodes, held.amounts, strict=True)}
+            )
             unpaid = self._used(now)
             found = [
                 seconds
@@ -144,12 +149,12 @@ class Prepaid:
         return min(found, default=None)
 
     def _seconds(
-        self, node: Node, balance: Balance, ours: Mapping[Node, int], unpaid: Mapping[str, int]
+        self, node: Node, balance: Balance, ours: Mapping[str, int], unpaid: Mapping[str, int]
     ) -> float | None:
         amount, of = self._rate.get(node.unit, (0, 1))
         if not amount or balance.limit is None:
             return None
-        room = balance.limit - balance.spent - balance.reserved + ours.get(node, 0) - unpaid[node.unit]
+        room = balance.limit - balance.spent - balance.reserved + ours.get(node.key, 0) - unpaid[node.unit]
         return max(0, room) * of / amount
 
     def close(self, now: int | None = None) -> None:

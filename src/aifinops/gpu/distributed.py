@@ -44,8 +44,8 @@ class Rank:
     """Which of several processes this is.
 
     Attributes:
-        rank, world: of all. local, local_world: of those on this machine. restart: how often the launcher has begun them again.
-        alone: True when nobody said that there are others.
+        rank, world: of all. local, local_world: of those on this machine; a size is 0 when nobody says it.
+        restart: how often the launcher has begun them again. alone: True when nobody said that there are others.
     """
 
     rank: int = 0
@@ -61,18 +61,19 @@ def rank(environ: Mapping[str, str] = os.environ) -> Rank:
     torchrun = _numbers(environ, "RANK", "WORLD_SIZE", "LOCAL_RANK")
     if torchrun is not None:
         number, world, local = torchrun
-        (local_world,) = _numbers(environ, "LOCAL_WORLD_SIZE") or (max(local + 1, 1),)
+        (local_world,) = _numbers(environ, "LOCAL_WORLD_SIZE") or (1 if world == 1 else 0,)
         (restart,) = _numbers(environ, "TORCHELASTIC_RESTART_COUNT") or (0,)
         return Rank(number, world, local, local_world, restart, alone=world == 1)
     slurm = _numbers(environ, "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS")
     if slurm is None:
-        return Rank()
+        only = _numbers(environ, "LOCAL_RANK")  # of a launcher of somebody's own
+        return Rank() if only is None else Rank(only[0], 0, only[0], 0, alone=False)
     number, local, world = slurm
     (restart,) = _numbers(environ, "SLURM_RESTART_COUNT") or (0,)
-    return Rank(number, world, local, _tasks_here(environ, local), restart, alone=world == 1)
+    return Rank(number, world, local, _tasks_here(environ), restart, alone=world == 1)
 
 
-def _tasks_here(environ: Mapping[str, str], local: int) -> int:
+def _tasks_here(environ: Mapping[str, str]) -> int:
     """`SLURM_STEP_TASKS_PER_NODE` is `4(x2),3`: four tasks on each of two nodes, three on the next."""
     node = environ.get("SLURM_NODEID", "0")
     counts: list[int] = []
@@ -81,7 +82,7 @@ def _tasks_here(environ: Mapping[str, str], local: int) -> int:
         if count.isdigit():
             counts += [int(count)] * int(times.rstrip(")") or 1)
     place = int(node) if node.isdigit() else 0
-    return counts[place] if place < len(counts) else local + 1
+    return counts[place] if place < len(counts) else 0
 
 
 def _numbers(environ: Mapping[str, str], *names: str) -> tuple[int, ...] | None:
@@ -117,10 +118,10 @@ def share(devices: Sequence[T], where: Rank) -> tuple[list[T], list[T]]:
     """
     if where.alone:
         return list(devices), []
-    if len(devices) <= 1 and where.local_world > 1 and _own_view():
+    if len(devices) <= 1 and where.local_world != 1 and _own_view():
         return list(devices), []
     own = list(devices[where.local : where.local + 1])
-    return own, list(devices[where.local_world :]) if where.local == 0 else []
+    return own, list(devices[where.local_world :]) if where.local == 0 < where.local_world else []
 
 
 def _own_view(environ: Mapping[str, str] = os.environ) -> bool:

@@ -156,13 +156,16 @@ def folder_beside(ledger: Path | None) -> Path | None:
 
 
 def next_attempt(folder: Path | None, run: str, rank: int, restart: int = 0) -> int:
-    """The number of a new attempt of a run, from 1: one more than the last that has ended. It shares that of one that is still alive."""
+    """The number of a new attempt of a run, from 1: one more than the last that has ended.
+
+    It shares that of one that is still alive, and that of an earlier block of this process.
+    """
     before, alive = 0, 0
     for path in _files(folder, f"{_stem(run, rank)}~*.jsonl"):
         story = _read(path)
         if story is None:
             continue
-        if story.closed or not _alive(story, path):
+        if not _alive(story, path) or (story.closed and int(story.first.get("pid", 0)) != os.getpid()):
             before = max(before, story.attempt)
         else:
             alive = max(alive, story.attempt)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+from collections import Counter
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,13 @@ class _Open:
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._registered = False
+        self._blocks: Counter[str] = Counter()
+
+    def block(self, run_id: str) -> int:
+        """How many runs of that name this process has begun before."""
+        with self.lock:
+            self._blocks[run_id] += 1
+            return self._blocks[run_id] - 1
 
     def add(self, run: Run) -> None:
         """A run has begun."""
@@ -80,6 +88,7 @@ class _Open:
         self.lock = threading.RLock()
         self._wake = threading.Event()
         self._thread = None
+        self._blocks.clear()
         for run in runs:
             run.forget()
 

@@ -11,7 +11,8 @@ from aifinops.budgets.budget import MICRO
 from aifinops.budgets.prepaid import Prepaid
 from aifinops.budgets.stores.base import Store
 from aifinops.budgets.waiting import Wait
-from aifinops.errors import BudgetExceeded, UnknownModel
+from aifinops.errors import BudgetExceeded, StoreError, UnknownModel, swallow
+from aifinops.metering import undecided
 
 if TYPE_CHECKING:
     from aifinops.budgets.budget import ActiveBudget
@@ -64,6 +65,14 @@ class Paying:
         except Wait as wait:
             wait.ticket.leave()
             raise wait.error from None
+        except BudgetExceeded:
+            raise
+        except (
+            Exception
+        ) as failure:  # a limit holds, whatever fails; where none refuses, charges are posted as they come
+            undecided.judge("gpu.pay", self.budgets, failure)
+            self.keys = frozenset()
+            return
         self._prepaid = prepaid
 
     def _rates(self, groups: Sequence[Group]) -> dict[str, Decimal]:
@@ -81,6 +90,7 @@ class Paying:
             self.open(groups, now)
         except BudgetExceeded as refusal:
             self._refusal = refusal
+            self.keys = frozenset()  # what is held up to that step is posted with its charge
 
     def close(self, now: int) -> None:
         """Pay for what was used, and give back the rest."""
@@ -116,10 +126,14 @@ class Paying:
             self._prepaid.saved(seconds)
 
     def lasts(self) -> tuple[float | None, float]:
-        """(seconds for which the tightest budget has room, None when none limits it; those of them that are kept for the end)."""
+        """(seconds for which the tightest budget has room, None when none limits it or its store does not answer; those kept for the end)."""
         if self._prepaid is None:
             return None, 0.0
-        return self._prepaid.lasts(), self._prepaid.allowance / _NS
+        try:
+            return self._prepaid.lasts(), self._prepaid.allowance / _NS
+        except StoreError as failure:
+            swallow("gpu.lasts", failure)
+            return None, 0.0
 
     def shared_store(self) -> Store | None:
         """A store of one of the budgets that other processes see."""

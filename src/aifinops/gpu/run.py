@@ -15,13 +15,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import Token
 from decimal import Decimal
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from aifinops import metering, runtime, scope
 from aifinops.charges import new_id
-from aifinops.errors import ConfigurationError, RunStopped, StoreError, swallow
+from aifinops.errors import ConfigurationError, RunStopped, swallow
 from aifinops.gpu import billing, distributed, journal
 from aifinops.gpu.account import Account, hourly, idle_usd
 from aifinops.gpu.ending import Ending, stopped
@@ -134,6 +135,7 @@ class Run:
         named = self.run_id or distributed.run_id()
         self.run_id = named or new_id()
         self._named = bool(named)
+        self._block = open_runs.block(self.run_id) if named else 0
         folder = journal.folder_beside(path_of(engines.config.ledger))
         enabled = engines.config.enabled
         now = self._mono0 = self._now()
@@ -143,10 +145,8 @@ class Run:
             self._close_lost(folder)
         self._scope = self._make_scope()
         self._slot = _innermost_slot()
-        found = billing.find_devices(self._given[0], self.rank)
-        self._held = found if enabled else ()
         self._begin_counting(now)
-        self._make_groups(now)
+        self._find(now, enabled=enabled)
         self._take_devices(now)
         self.is_open = True
         for step in (self._begin_journal, self._begin_watch, self._begin_board, self._begin_span):
@@ -176,6 +176,18 @@ class Run:
         self._paying = Paying(self._scope, self._slice_s, self._allowance_s)
         self._ending = Ending(None, self.rank.rank)
         self._ended: int | None = None
+
+    def _find(self, now: int, *, enabled: bool) -> None:
+        """The devices and their prices; where we fail to find them the loop runs all the same, unmetered."""
+        try:
+            found = billing.find_devices(self._given[0], self.rank)
+            self._held = found if enabled else ()
+            self._make_groups(now)
+        except ConfigurationError:
+            raise
+        except Exception as failure:  # a driver or a setting that nobody has seen
+            self._held, self._groups = (), []
+            swallow("gpu.devices", failure)
 
     def _make_groups(self, now: int) -> None:
         mine = [one for one in self._held if one.device.uuid not in self._lent]
@@ -489,7 +501,7 @@ class Run:
         idle_s, idle = idle_usd(group, seconds, busy)
         about = {**facts, **sums.facts(), **({} if idle is None else {"idle_usd": str(idle)})}
         made = billing.charge(
-            group, self._scope, key=f"{self.run_id}|{self.attempt}", at=at, length=length, part=self._part,
+            group, self._scope, key=f"{self.run_id}|{self.attempt}|{self._block}", at=at, length=length, part=self._part,
             facts=about, paid=self._paying.keys,
         )  # fmt: skip
         self._account.add(allocated, made.cost.amount, idle, sums)
@@ -523,10 +535,7 @@ class Run:
         """Say once that the budget will end before the run does."""
         if self._warned or self.total_steps is None or not self._paying.budgets:
             return
-        try:
-            ahead = self.estimate_remaining(self.total_steps)
-        except StoreError:
-            return
+        ahead = self.estimate_remaining(self.total_steps)
         if ahead.ends_before_limit is False:
             self._warned = True
             logger.warning(
@@ -741,22 +750,31 @@ class Run:
         if mine is not None:
             mine.abandon()
 
+    def attach(self) -> Token[Run | None]:
+        """Steps of this context are its steps; the token for `detach`."""
+        return innermost.set(self)
+
+    @staticmethod
+    def detach(token: Token[Run | None]) -> None:
+        """Undo `attach`."""
+        try:
+            innermost.reset(token)
+        except ValueError:  # left in another context, which is gone
+            innermost.set(None)
+
     # --- as a block ------------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
         self.start()
         token = scope.enter(tags=self._scope.tags, span=self._span)
-        self._entered.append((token, metering.attach_span(self._span), innermost.set(self)))
+        self._entered.append((token, metering.attach_span(self._span), self.attach()))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         token, attached, outer = self._entered.pop()
-        try:
-            innermost.reset(outer)
-        except ValueError:  # left in another context, which is gone
-            innermost.set(None)
+        self.detach(outer)
         metering.detach_span(attached)
         scope.leave(token)
         self.close(error)

@@ -59,6 +59,7 @@ def _resource(name: str, package: str, *modules: str) -> Hook:
 
 
 RESOURCES = {
+    "training": Hook("torch", "torch", (("torch", "aifinops.integrations.training.torch:hook_runs"),)),
     "pinecone": _resource(
         "pinecone",
         "pinecone",

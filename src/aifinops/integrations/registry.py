@@ -201,8 +201,8 @@ def instrument(*targets: Any) -> None:
 
     Args:
         *targets: names (`"openai"`), client objects (only that client then) or rows of your own; none for all client libraries of
-            models, the frameworks above them, which add tags, and torch, whose steps count for the run that is open. Databases and storage (`"pinecone"`, `"s3"`) are charged when they
-            are named.
+            models, the frameworks above them, which add tags, and torch, whose steps count for the run that is open. Databases, storage
+            and the GPUs of a training process (`"pinecone"`, `"s3"`, `"training"`) are charged when they are named.
 
     Raises:
         ConfigurationError: for an unknown name, a named library that is not installed, or wrong settings.

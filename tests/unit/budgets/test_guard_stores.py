@@ -192,6 +192,26 @@ def test_what_was_spent_meanwhile_is_told_later(desk: Desk, down: str) -> None:
     assert desk.guard.pay_debts()
 
 
+def test_somebody_who_interrupts_the_telling_loses_nothing(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the middle of what is told later: it is told the next time."""
+    budget = ActiveBudget(Budget.parse("$1", name="team"))
+    call = desk.reserve(budget)
+    desk.remote.down = "before"
+    desk.guard.settle(call, {"USD": DOLLAR // 20})
+    desk.remote.down = ""
+    desk.clock.advance(2)
+
+    def interrupted(operation: Operation[Any]) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(desk.remote, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            desk.guard.pay_debts()
+    assert desk.guard.pay_debts()
+    assert desk.cents(budget) == (5, 0)
+
+
 def test_a_store_that_was_emptied_is_asked_again(desk: Desk) -> None:
     """It says so once."""
     shared = active("$1", name="team")

@@ -20,7 +20,7 @@ from aifinops.budgets.stores.base import Operation, Store
 from aifinops.budgets.stores.leases import LeasedStore
 from aifinops.budgets.stores.memory import MemoryStore
 from aifinops.budgets.stores.sqlite import SqliteStore
-from aifinops.errors import BudgetExceeded, StoreError, StoreUnavailable
+from aifinops.errors import BudgetExceeded, StoreError, StoreUnavailable, UnknownModel, UnpricedCall
 from aifinops.testing.clock import FakeClock
 
 DOLLAR = 10**9
@@ -402,3 +402,58 @@ def _run_to_the_end(
     balance = desk.balance(budget)
     assert (balance.spent, balance.reserved) == (spent + used, 0)
     assert balance.spent <= (balance.limit or 0)
+
+
+def test_how_long_the_money_lasts(desk: Desk) -> None:
+    """The tightest budget, with what is held for this job and without what others hold; a window that renews before that is no limit."""
+    money, hours = active("$1"), active("0.01 gpu_hours")  # 100 s, and 36 s of one device
+    job = desk.job(money, hours, rate={**RATE, "gpu_seconds": MICRO})
+    job.open()
+    assert job.lasts() == 36
+    desk.run(job, most=20)
+    assert job.lasts() == 16
+    job.close()
+    alone = desk.job(money)
+    alone.open()
+    assert alone.lasts() == 80
+    desk.guard.post([money], {"USD": 30 * RATE["USD"]}, id="other", at=desk.clock.time_ns())
+    assert alone.lasts() == 50
+    daily = desk.job(active("$1000", per="day", name="daily"))
+    daily.open()
+    assert daily.lasts() is None  # 100,000 s: the day is over before
+    short = desk.job(active("$5", per="day", name="short"))
+    short.open()
+    assert short.lasts() == 500
+
+
+def test_whoever_times_steps_himself_says_how_long_the_way_is(desk: Desk) -> None:
+    """The allowance follows, and a step need not be told of then."""
+    job = desk.job(active("$1"), allowance_s=1)
+    job.open()
+    job.expect(8 * 10**9)
+    assert job.allowance == 8 * 10**9
+    while job.tick():
+        assert job.due >= desk.clock.monotonic_ns()
+        desk.clock.advance(1)
+    assert 7 * 10**9 <= job.left <= 8 * 10**9
+
+
+def test_it_begins_and_ends_at_given_moments(desk: Desk) -> None:
+    """So that what is paid is to the nanosecond what is charged."""
+    budget = active("$1")
+    job = desk.job(budget)
+    began = desk.clock.monotonic_ns()
+    desk.clock.advance(3)
+    job.open(began)
+    desk.clock.advance(4)
+    ended = desk.clock.monotonic_ns()
+    desk.clock.advance(5)
+    job.close(ended)
+    assert desk.balance(budget) == Balance(DOLLAR, spent=7 * RATE["USD"])
+
+
+def test_a_job_without_a_price_is_refused_by_name(desk: Desk) -> None:
+    """The message names what has no price."""
+    job = desk.job(active("$1"), rate={"gpu_seconds": MICRO}, unpriced=UnknownModel("Some Prototype"))
+    with pytest.raises(UnpricedCall, match="Some Prototype"):
+        job.open()

@@ -38,7 +38,9 @@ SRUN = {
         (SRUN, Rank(5, 7, 1, 3, 0, alone=False)),
         ({"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "8"}, Rank()),  # a batch script, which is no step
         ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, Rank(0, 1, 0, 1, 0, alone=True)),
-        ({"RANK": "first", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, Rank()),
+        ({"LOCAL_RANK": "3"}, Rank(3, 0, 3, 0, alone=False)),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, Rank(0, 2, 0, 0, alone=False)),
+        ({"RANK": "first", "WORLD_SIZE": "2"}, Rank()),
     ],
 )
 def test_the_launcher_says_which_rank_this_is(environ: dict[str, str], expected: Rank) -> None:
@@ -89,6 +91,11 @@ def test_a_launcher_that_shows_each_rank_its_own_device_leaves_nothing_to_divide
     """As `srun --gpus-per-task=1` does: the one that rank 3 sees is its own."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-d")
     assert distributed.share(["d"], Rank(3, 4, 3, 4, alone=False)) == (["d"], [])
+
+
+def test_where_nobody_says_how_many_ranks_there_are_nothing_is_left_over() -> None:
+    """Another rank may have it: it is not paid for twice."""
+    assert distributed.share("abc", Rank(0, 0, 0, 0, alone=False)) == (["a"], [])
 
 
 def _store_board(path: Path, since: int) -> StoreBoard:

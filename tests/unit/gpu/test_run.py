@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 import aifinops as af
 from aifinops import gpu, runtime
 from aifinops.charges import Charge
-from aifinops.errors import BudgetExceeded, ConfigurationError, RunStopped
+from aifinops.errors import BudgetExceeded, ConfigurationError, DecisionFailed, RunStopped, failures, reraise_failures
 from aifinops.gpu.keeper import current_run
 from aifinops.testing.clock import FakeClock
 
@@ -321,3 +323,245 @@ def test_charges_of_a_run_name_the_device_and_its_price(clock: FakeClock, tmp_pa
     assert charge.price_as_of
     assert charge.raw is not None
     assert charge.raw["gpu"]["model"] == "NVIDIA H100 80GB HBM3"
+
+
+def test_a_step_that_takes_long_is_paid_for_while_it_lasts(clock: FakeClock) -> None:
+    """What keeps runs pays and holds on in the middle of a step: the lease never runs out, and the end comes at the next step."""
+    with af.budget("$1") as limit, run_of(allowance_s=10) as run:
+        for _ in range(600):
+            clock.advance(1)
+            run.beat()
+        assert limit.spent > Decimal("0.9")
+        assert len(rows()) == 10
+        assert run.should_stop
+        assert run.should_yield()
+        assert not run.advance()
+    assert limit.spent == Decimal(
+        "1.2"
+    )  # the step was longer than anybody could foresee: what it cost is told all the same
+
+
+def test_the_price_is_asked_again_each_hour(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spot prices move: charges from then on have the new one, and so have the budgets."""
+    runtime.init(ledger="memory", clock=clock, gpu_usd_per_hour="3.60")
+    with af.budget("$100") as limit, gpu.track(devices={"X": 1}) as run:
+        for _ in range(60):
+            clock.advance(minutes=1)
+            run.step()
+        monkeypatch.setattr(runtime.get(), "config", replace(runtime.get().config, gpu_usd_per_hour=Decimal("7.20")))
+        for _ in range(10):
+            clock.advance(minutes=1)
+            run.step()
+        assert run.usage().usd_per_hour in {Decimal("3.60"), Decimal("7.20")}
+    assert limit.spent == sum(Decimal(charge.amount or 0) for charge in rows()) / 10**9
+    assert sum(charge.quantities["gpu_seconds"] for charge in rows()) == 4200
+
+
+def test_mfu_is_the_useful_part_of_what_is_paid_for(clock: FakeClock) -> None:
+    """Ten steps of 1e15 in ten seconds of two devices that could do 1e15 a second each."""
+    with run_of(flops_per_step=1e15, peak_flops=1e15) as run:
+        for _ in range(10):
+            clock.advance(1)
+            run.step()
+        assert run.usage().mfu == pytest.approx(0.5)
+
+
+def test_what_is_no_device_or_price_is_said_with_what_to_type(clock: FakeClock) -> None:
+    """Before anything is held."""
+    with pytest.raises(ConfigurationError, match="auto"):
+        gpu.track(devices={"X": 0}).start()
+    with pytest.raises(ConfigurationError, match="price"):
+        gpu.track(devices={"X": 1}, price="cheap").start()
+    with pytest.raises(ConfigurationError, match="slice_s"):
+        gpu.track(slice_s=0)
+
+
+def test_a_slot_that_is_wanted_back_is_a_reason_to_yield(clock: FakeClock) -> None:
+    """Whoever governs the devices may ask for them; the run passes it on."""
+    from aifinops.gpu.slots import current_slot
+
+    class Wanted:
+        def should_yield(self) -> bool:
+            return True
+
+    with run_of() as run:
+        assert not run.should_yield()
+        token = current_slot.set(Wanted())  # type: ignore[arg-type]
+        assert run.should_yield()
+        current_slot.reset(token)
+
+
+def test_a_checkpoint_that_fails_is_the_users_error(clock: FakeClock) -> None:
+    """It is raised as it is; the run is over in any case, and is paid for."""
+
+    def save() -> None:
+        raise OSError("disk full")
+
+    with af.budget("$1") as limit:
+        with pytest.raises(OSError, match="disk full"), run_of(checkpoint=save, allowance_s=10) as run:  # noqa: PT012
+            while True:
+                clock.advance(1)
+                run.step()
+        assert limit.reserved == 0
+    assert not run.is_open
+
+
+def test_the_span_and_the_metrics_of_a_run(clock: FakeClock) -> None:
+    """One span for the run and one for each phase, none for a step; device time by state in a counter."""
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    exporter, reader = InMemorySpanExporter(), InMemoryMetricReader()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    engines = runtime.get()
+    assert engines.spans is not None
+    engines.spans._get_provider = lambda: provider
+    meters = MeterProvider([reader], shutdown_on_exit=False)
+    engines.metrics._get_provider = lambda: meters
+    with pytest.raises(KeyError), run_of() as run:  # noqa: PT012 - what ends it is seen on its span
+        for _ in range(3):
+            clock.advance(1)
+            run.step()
+        with run.phase("eval"):
+            clock.advance(1)
+        raise KeyError
+    spans = {span.name: span for span in exporter.get_finished_spans()}
+    assert set(spans) == {"gpu finetune", "gpu eval"}
+    whole = spans["gpu finetune"]
+    assert whole.attributes is not None
+    assert whole.attributes["aifinops.gpu.allocated_s"] == 8
+    assert whole.attributes["aifinops.cost.total"] == 0.008
+    assert whole.attributes["aifinops.team"] == "nlp"
+    assert whole.attributes["aifinops.phase.eval_s"] == 1
+    assert whole.attributes["error.type"] == "KeyError"
+    assert "aifinops.gpu.busy_s" not in whole.attributes
+    assert spans["gpu eval"].parent is not None
+    assert whole.context is not None
+    assert spans["gpu eval"].parent.span_id == whole.context.span_id
+    data = reader.get_metrics_data()
+    assert data is not None
+    points = {
+        metric.name: [(dict(point.attributes or {}), point.value) for point in metric.data.data_points]
+        for resource in data.resource_metrics for scope in resource.scope_metrics for metric in scope.metrics
+        if metric.name == "aifinops.gpu.time"
+    }  # fmt: skip
+    ((attributes, seconds),) = points["aifinops.gpu.time"]
+    assert (attributes["aifinops.gpu.state"], seconds) == ("allocated", 8)
+    meters.shutdown()
+
+
+def test_blocks_of_one_run_one_after_the_other_are_all_charged(clock: FakeClock) -> None:
+    """Training and evaluation in two blocks of one minute, with the name of the job: neither is taken for the other."""
+    from aifinops.gpu.devices import Device
+
+    for _ in range(3):
+        with run_of(run_id="job", devices=[Device(0, "GPU-a", "X")]):
+            clock.advance(5)
+    assert [charge.quantities["gpu_seconds"] for charge in rows()] == [5, 5, 5]
+    assert {charge.tags["attempt"] for charge in rows()} == {"1"}
+
+
+# --- what fails of ours ----------------------------------------------------------------------------------------------------
+
+
+def broken(*_: object, **__: object) -> None:
+    raise RuntimeError("ours")
+
+
+def test_devices_that_cannot_be_found_leave_the_loop_alone(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs unmetered, and the failure is counted."""
+    reraise_failures(False)
+    monkeypatch.setattr("aifinops.gpu.billing.groups_of", broken)
+    with run_of() as run:
+        clock.advance(70)
+        run.step()
+    assert (run.steps, rows()) == (1, [])
+    assert failures() == {"gpu.devices": 1}
+
+
+@pytest.mark.parametrize("on_store_down", ["deny", "allow"])
+def test_a_budget_that_we_fail_to_ask_holds_all_the_same(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch, on_store_down: str
+) -> None:
+    """Where it may refuse, the run does not begin; where it may not, what it costs is posted as it is charged."""
+    reraise_failures(False)
+    monkeypatch.setattr("aifinops.gpu.paying.Prepaid.open", broken)
+    with af.budget("$1", on_store_down=on_store_down) as limit:
+        if on_store_down == "deny":
+            with pytest.raises(DecisionFailed), run_of():
+                pytest.fail("it has begun")
+        else:
+            with run_of():
+                clock.advance(100)
+        assert limit.spent == (0 if on_store_down == "deny" else Decimal("0.2"))
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "aifinops.gpu.billing.charge", "aifinops.gpu.ending.Ending.judge", "aifinops.gpu.paying.Paying.tick",
+        "aifinops.gpu.phases.Pace.note", "aifinops.gpu.run.Run._begin_span", "aifinops.gpu.run.Run._begin_watch",
+        "aifinops.gpu.paying.Paying.close",
+    ],
+)  # fmt: skip
+def test_nothing_of_ours_that_fails_ends_the_loop(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Each part may fail on its own; the loop is the user's."""
+    reraise_failures(False)
+    with af.budget("$100"):
+        run = run_of()
+        monkeypatch.setattr(place, broken)
+        run.start()
+        for _ in range(130):
+            clock.advance(1)
+            run.step()
+        run.close()
+    assert run.steps == 130
+    assert sum(failures().values()) > 0 or place.endswith("_begin_watch")
+
+
+def test_a_run_that_finds_no_room_when_it_gets_its_device_back_ends_at_its_next_step(clock: FakeClock) -> None:
+    """The run inside has used what there was; what the outer one holds up to its next step is still counted."""
+    from aifinops.gpu.devices import Device
+
+    device = [Device(0, "GPU-a", "H100")]
+    with af.budget("$0.10") as limit, run_of(devices=device, allowance_s=10) as outer:
+        clock.advance(10)
+        with pytest.raises(RunStopped), run_of(devices=device, allowance_s=1, slice_s=1) as inner:  # noqa: PT012
+            while True:
+                clock.advance(1)
+                inner.step()
+        clock.advance(1)
+        assert not outer.advance()
+    assert limit.spent == sum(Decimal(charge.amount or 0) for charge in rows()) / 10**9
+
+
+def test_two_functions_at_once_count_their_own_steps(clock: FakeClock) -> None:
+    """The run of a decorated function is the one of its own thread, though another began later."""
+    seen: dict[str, bool] = {}
+    inside, done = threading.Event(), threading.Event()
+
+    @af.track_cost(gpu={"A": 1})
+    def first() -> None:
+        mine = current_run()
+        thread.start()
+        inside.wait(10)
+        seen["first"] = current_run() is mine
+        done.set()
+
+    @af.track_cost(gpu={"B": 1})
+    def second() -> None:
+        inside.set()
+        done.wait(10)
+        run = current_run()
+        seen["second"] = run is not None and run.usage().models == {"B": 1}
+
+    thread = threading.Thread(target=second)
+    first()
+    thread.join()
+    assert seen == {"first": True, "second": True}

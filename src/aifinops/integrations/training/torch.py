@@ -1,6 +1,7 @@
 """torch: the global hooks around every optimizer step, and the waiting for a batch of a DataLoader. Nothing else is touched.
 
-They only do something while a run is open (`aifinops.gpu.track`, `@track_cost(gpu=...)`). Hooks are plain functions: one that is excluded from
+They only do something while a run is open (`aifinops.gpu.track`, `@track_cost(gpu=...)`), or, for whoever asks for `instrument("training")`, begin
+one at the first optimizer step of a process that has no other, which ends with the process. Hooks are plain functions: one that is excluded from
 `torch.compile` would import its compiler, and hooks on modules break the graphs of compiled models.
 
 An optimizer may call another one inside its step (ZeroRedundancyOptimizer), or the step of its parent class: that is one step, the innermost. A step that raises leaves no
@@ -11,12 +12,15 @@ from __future__ import annotations
 
 import functools
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aifinops.errors import BudgetExceeded, swallow
 from aifinops.gpu.keeper import current_run
 
-__all__ = ["hook"]
+if TYPE_CHECKING:
+    from aifinops.gpu.run import Run
+
+__all__ = ["hook", "hook_runs"]
 
 
 class _Counted(threading.local):
@@ -45,13 +49,50 @@ def _after(optimizer: Any, _args: Any, _kwargs: Any) -> None:
         return  # one inside of it was counted: another optimizer's, or that of the class that its own is made of
     counted.steps = steps + 1
     try:
-        run = current_run()
+        run = current_run() or _process.run()
         if run is not None:
             run.optimizer_step()
     except BudgetExceeded:
         raise
     except Exception as failure:  # the step is made
         swallow("torch.step", failure)
+
+
+class _Process:
+    """The run of a process that trains without saying so; it is begun once."""
+
+    def __init__(self) -> None:
+        self._wanted = False
+        self._lock = threading.Lock()
+        self._run: Run | None = None
+
+    def begin(self) -> _Process:
+        """From now on the next optimizer step outside of every run begins one."""
+        self._wanted = True
+        return self
+
+    def run(self) -> Run | None:
+        """The run; begun here where it is wanted and this process has devices."""
+        if self._wanted and self._is_first():
+            from aifinops.gpu.run import Run
+
+            self._run = Run("training").start()
+        return self._run
+
+    def _is_first(self) -> bool:
+        with self._lock:  # of two threads that step at once
+            wanted, self._wanted = self._wanted, False
+        return wanted
+
+    def undo(self) -> None:
+        """End it."""
+        self._wanted = False
+        run, self._run = self._run, None
+        if run is not None:
+            run.close()
+
+
+_process = _Process()
 
 
 class _Waiting:
@@ -92,9 +133,34 @@ class _Handle:
         self._handle.remove()
 
 
-def hook(torch: Any) -> list[Any]:
-    """Install them; called when torch is imported, never before."""
-    del torch
+class _Hooks:
+    """The hooks, installed once however many ask for them, and taken back with the last."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._made: list[Any] = []
+
+    def take(self) -> _Hooks:
+        """Install them, unless they are."""
+        with self._lock:
+            if not self._users:
+                self._made = _install()
+            self._users += 1
+        return self
+
+    def undo(self) -> None:
+        """One asks no longer."""
+        with self._lock:
+            self._users -= 1
+            while self._made and not self._users:
+                self._made.pop().undo()
+
+
+_hooks = _Hooks()
+
+
+def _install() -> list[Any]:
     from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
     from torch.utils.data import dataloader
 
@@ -108,3 +174,13 @@ def hook(torch: Any) -> list[Any]:
             one.undo()
         raise
     return made
+
+
+def hook(torch: Any) -> list[Any]:
+    """Count steps and waiting; called when torch is imported, never before."""
+    return [_hooks.take()]
+
+
+def hook_runs(torch: Any) -> list[Any]:
+    """As `hook`, and a process that trains is a run by itself."""
+    return [_hooks.take(), _process.begin()]
