@@ -168,7 +168,8 @@ class NvidiaProbe:
     def close(self) -> None:
         """Free the GPM samples and let NVML go."""
         with self._nvml.lock:
-            self._gpm.close()
+            if self._nvml.module is not None:  # else forked: all of it is the parent's
+                self._gpm.close()
             self._nvml.release()
 
     def _read(self, clock: Clock) -> Reading:
