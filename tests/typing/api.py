@@ -198,3 +198,24 @@ except (af.ConfigurationError, af.ImpossibleUsage, af.PricingError, af.StoreErro
 
 usage = af.Usage({"input_tokens": 3}, af.Sku("openai", "gpt-5-mini"))
 facts: list[Any] = [usage, af.Budget, af.ApprovalPending, af.UnpricedCall]
+
+# --- GPUs ----------------------------------------------------------------------------------------------------------------------
+
+with gpu.slot(team="nlp", gpus=8, priority="batch", max_wait=600) as slot:
+    assert_type(slot.should_yield(), bool)
+    assert_type(slot.gpus, int)
+
+
+async def on_gpus() -> None:
+    async with gpu.slot(team="nlp") as held:
+        assert_type(held.lost, bool)
+
+
+with gpu.Serving("llama", devices={"NVIDIA H100 80GB HBM3": 2}, price="2.49", team="platform") as server:
+    with server.request(team="search") as request:
+        request.tokens(prompt=10, output=2)
+    assert_type(server.totals.usd_per_request, Decimal | None)
+
+rate = gpu.rate("NVIDIA H100 80GB HBM3", gpu.place(), at=0)
+assert_type(rate.usd_per_hour, Decimal | None)
+assert_type(rate.cost(3600), af.Cost)

@@ -25,7 +25,7 @@ from servers import POSTGRES, VALKEY, PostgresServer, ValkeyServer
 
 import aifinops as af
 from aifinops import errors, gpu, runtime, scope
-from aifinops.budgets.stores.base import Accounts, Notes, Operation
+from aifinops.budgets.stores.base import Accounts, Notes, Operation, Reserve
 from aifinops.budgets.stores.memory import MemoryStore
 from aifinops.errors import ConfigurationError, SlotUnavailable, StoreError
 from aifinops.gpu.board import Board, Entry
@@ -211,6 +211,61 @@ async def test_a_cancelled_task_leaves_the_queue() -> None:
         assert not board_of(store).view().waiting
         with pytest.raises(SlotUnavailable):
             await slot(team="vision", gpus=4, quotas=quotas, store=store, max_wait=0).__aenter__()
+    assert nothing_is_left(store)
+
+
+class Slow(MemoryStore):
+    """A store that takes its time to reserve."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.go_on = threading.Event(), threading.Event()
+
+    def run(self, operation: Operation[Any]) -> Any:
+        if isinstance(operation, Reserve):
+            self.asked.set()
+            assert self.go_on.wait(SOON_S)
+        return super().run(operation)
+
+
+async def test_a_task_that_is_cancelled_while_it_is_let_in_gives_it_back() -> None:
+    """The store has said yes to a task that is gone: what it was given comes back."""
+    store = Slow()
+    waiting = asyncio.ensure_future(_enter(store, two_teams()))
+    await asyncio.to_thread(store.asked.wait, SOON_S)
+    waiting.cancel()
+    store.go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert nothing_is_left(store)
+
+
+def test_threads_share_what_there_is() -> None:
+    """Many threads at once: never more than there is, everybody gets his turns, and nothing is left."""
+    store, quotas, lock = MemoryStore(), two_teams(), threading.Lock()
+    held: list[int] = []
+    most: list[int] = []
+
+    def work(number: int) -> None:
+        for turn in range(5):
+            gpus = 1 + (number + turn) % 8
+            with slot(
+                team=("nlp", "vision")[number % 2], gpus=gpus, quotas=quotas, store=store, poll_s=0.02, lease_s=60
+            ):
+                with lock:
+                    held.append(gpus)
+                    most.append(sum(held))
+                time.sleep(0.001)
+                with lock:
+                    held.remove(gpus)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(most) == 40
+    assert max(most) <= 8
     assert nothing_is_left(store)
 
 

@@ -284,10 +284,13 @@ class _Gpm:
 
     def close(self) -> None:
         """Free both samples."""
-        for sample in self._samples:
+        module = (
+            self._nvml.module
+        )  # none any more where the session was begun anew meanwhile: the samples went with the old one
+        for sample in self._samples if module is not None else ():
             try:
-                self._nvml.call("nvmlGpmSampleFree", sample)
-            except self._nvml.module.NVMLError:
+                module.nvmlGpmSampleFree(sample)
+            except module.NVMLError:
                 break
         self._samples, self._on = [], False
 
