@@ -22,6 +22,7 @@ class Phases:
         self.waited = self.outside = 0
         self.first_step: int | None = None
         self._began = now
+        self._startup = 0
         self._named: dict[str, int] = {}
         self._open: list[tuple[str, int, int]] = []  # name, counted up to, began
         self._told: dict[str, int] = {}
@@ -47,6 +48,12 @@ class Phases:
         """Whether a phase is open."""
         return bool(self._open)
 
+    def first(self, now: int) -> None:
+        """The first step has ended: startup is over, but for what of it was in phases of their own, or waiting."""
+        if self.first_step is None:
+            self._startup = self.totals(now).get("startup", 0) - self._named.get("startup", 0)
+            self.first_step = now
+
     def wait(self, start: int, end: int) -> None:
         """The loop has waited for data; in a phase of its own it is that phase's time."""
         if not self._open:
@@ -60,7 +67,7 @@ class Phases:
             found[name] = found.get(name, 0) + now - since
         found["data_wait"] = found.get("data_wait", 0) + self.waited
         rest = now - self._began - sum(found.values())
-        startup = rest if self.first_step is None else min(self.first_step - self._began, rest)
+        startup = rest if self.first_step is None else self._startup
         found["startup"] = found.get("startup", 0) + startup
         found["step"] = found.get("step", 0) + rest - startup
         return {name: length for name, length in found.items() if length > 0}

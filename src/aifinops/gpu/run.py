@@ -296,7 +296,7 @@ class Run:
         self._stepped = now
         if took > self._longest:
             if self._phases.first_step is None:
-                self._phases.first_step = now
+                self._phases.first(now)
                 self._due = 0
             else:
                 self._longest = took

@@ -30,7 +30,7 @@ def test_phases_always_add_up_to_the_time_that_passed(doing: list[tuple[str, int
     for what, length in doing:
         before, now = now, now + length
         if what == "step":
-            phases.first_step = phases.first_step or now
+            phases.first(now)
         elif what == "wait":
             phases.wait(before, now)
         elif what == "leave":
@@ -47,6 +47,18 @@ def test_phases_always_add_up_to_the_time_that_passed(doing: list[tuple[str, int
     assert all(length > 0 for length in found.values())
     assert phases.inside == bool(open_)
     assert sum(news.values()) == pytest.approx(now / NS, abs=1e-6)
+
+
+def test_what_is_restored_before_the_first_step_is_no_startup() -> None:
+    """Nor is it taken from the steps that come after it."""
+    phases = Phases(0)
+    phases.enter("restore", 5 * NS)
+    phases.leave(65 * NS)
+    phases.wait(65 * NS, 66 * NS)
+    phases.first(70 * NS)
+    expected = {"restore": 60 * NS, "data_wait": NS, "startup": 9 * NS}
+    assert phases.totals(70 * NS) == expected
+    assert phases.totals(100 * NS) == {**expected, "step": 30 * NS}
 
 
 def test_the_pace_leaves_out_startup_and_phases_of_their_own() -> None:
