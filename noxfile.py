@@ -23,6 +23,7 @@ nox.options.sessions = [
     "tests_openai",
     "tests_older",
     "tests_around",
+    "tests_gpu",
     "providers",
     "docs",
     "examples",
@@ -136,6 +137,13 @@ def tests_around(session: nox.Session, group: str) -> None:
 
 
 @nox.session(python=OLDEST)
+def tests_gpu(session: nox.Session) -> None:
+    """Loops that train with torch, and GPUs on a driver that is made for the tests (it needs a C compiler)."""
+    session.install("-e", ".[test]", *_group("training"))
+    _pytest(session, "tests/training", "tests/gpu", "tests/unit/gpu")
+
+
+@nox.session(python=OLDEST)
 def soak(session: nox.Session) -> None:
     """Many calls, abandoned streams and forks; takes half an hour, so it is run by hand."""
     session.install("-e", ".[test]")
@@ -239,3 +247,5 @@ def bench(session: nox.Session) -> None:
     session.run("python", "benchmarks/run.py", "--envs", str(envs), *session.posargs)
     session.run("python", "benchmarks/stream_layer.py")
     session.run("python", "benchmarks/pricing.py", "--envs", str(envs / "pricing"))
+    session.run("python", "benchmarks/budgets.py", "--envs", str(envs / "budgets"))
+    session.run("python", "benchmarks/gpu_overhead.py")
