@@ -148,12 +148,19 @@ COLOUR = ("sync", "async")[TODAY % 2]
 PART = [name for name in LIBRARIES if ALL or name.partition(" ")[2] == COLOUR]
 
 
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """Failures that are made on purpose are not printed. By itself, so that a test that is skipped half-way leaves the logger as it was."""
+    logging.getLogger("aifinops").setLevel(logging.CRITICAL)
+    yield
+    logging.getLogger("aifinops").setLevel(logging.NOTSET)
+
+
 @pytest.fixture(params=PART)
-def armed(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[Armed]:
+def armed(request: pytest.FixtureRequest, tmp_path: Any, quiet: None) -> Iterator[Armed]:
     library = LIBRARIES[request.param]
     pytest.importorskip(library.needs)
     errors.reraise_failures(False)
-    logging.getLogger("aifinops").setLevel(logging.CRITICAL)
     driver = Driver(library.asynchronous)
     with library.serve() as server:
         made = Armed(library, server, driver)
@@ -165,7 +172,6 @@ def armed(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[Armed]:
         driver.run(shut(made.client, library.asynchronous))
         driver.close()
     passing.finish_open_streams()  # what a broken end has left, which no later test made
-    logging.getLogger("aifinops").setLevel(logging.NOTSET)
     runtime.reset()
     gc.collect()
 
