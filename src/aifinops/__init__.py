@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from aifinops import gpu as gpu
     from aifinops._version import __version__
     from aifinops.budgets.budget import Budget
     from aifinops.charges import Charge, Cost, CostLine
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         ImpossibleUsage,
         PricingError,
         RunStopped,
+        SlotUnavailable,
         StoreError,
         StoreReset,
         StoreUnavailable,
@@ -53,6 +55,7 @@ __all__ = [
     "PricingError",
     "RunStopped",
     "Sku",
+    "SlotUnavailable",
     "SpanPricer",
     "StoreError",
     "StoreReset",
@@ -95,6 +98,7 @@ _HOMES = {
         "ImpossibleUsage",
         "PricingError",
         "RunStopped",
+        "SlotUnavailable",
         "StoreError",
         "StoreReset",
         "StoreUnavailable",
@@ -129,6 +133,8 @@ sys.modules[__name__].__class__ = _Face
 
 
 def __getattr__(name: str) -> Any:
+    if name == "gpu":  # `af.gpu.track(...)`: a module, which binds itself here once it is loaded
+        return import_module(f"{__name__}.gpu")
     home = _HOME_OF.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

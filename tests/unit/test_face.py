@@ -53,8 +53,16 @@ def _seen_by_type_checkers() -> dict[str, str]:
 def test_the_face_shows_its_names_and_nothing_else() -> None:
     """`dir()`, `__all__`, the table of homes and what type checkers see are one and the same list, in order."""
     assert dir(aifinops) == list(aifinops.__all__) == sorted(aifinops.__all__)
-    assert {name: f"aifinops.{home}" for name, home in aifinops._HOME_OF.items()} == _seen_by_type_checkers()
+    seen = _seen_by_type_checkers()
+    assert seen.pop("gpu") == "aifinops"
+    assert {name: f"aifinops.{home}" for name, home in aifinops._HOME_OF.items()} == seen
     assert set(aifinops.__all__) == set(aifinops._HOME_OF)
+
+
+def test_gpus_are_reached_through_the_face() -> None:
+    """`af.gpu` is loaded when somebody asks for it, and touches no library of a driver."""
+    code = "import sys, aifinops as af; print('aifinops.gpu' in sys.modules, af.gpu.track.__name__, 'pynvml' in sys.modules)"
+    assert _in_fresh_interpreter(code).split() == ["False", "track", "False"]
 
 
 @pytest.mark.parametrize("name", aifinops.__all__)
