@@ -547,7 +547,7 @@ class JournaledStore:
                 self._put_back_notes()
             except StoreReset:
                 raise  # there is more to put back, by whoever is next
-            except BaseException:
+            except BaseException:  # whatever it was goes on; those who waited for this turn do not try again at once
                 self._failures += 1
                 raise
             finally:
@@ -577,7 +577,7 @@ class JournaledStore:
             if hold is not None:
                 try:
                     self._again(id, hold)
-                except BaseException:
+                except BaseException:  # also Ctrl-C: it is still to be put back
                     self._lost_holds[id] = None
                     raise
 
@@ -608,7 +608,7 @@ class JournaledStore:
                     Adjust(f"{operation.id}~", operation.nodes, owed.instead, now).execute(self.inner)
             except IdInUse:
                 logger.warning("aifinops: what %s had done is known otherwise by the store of a budget", operation.id)
-            except BaseException:
+            except BaseException:  # likewise
                 left.appendleft(owed)
                 raise
 
@@ -619,7 +619,7 @@ class JournaledStore:
             if known is not None and known[0] is _GONE:
                 try:
                     self._note_again(known[1])
-                except BaseException:
+                except BaseException:  # likewise
                     self._lost_notes[key] = None
                     raise
 

@@ -10,36 +10,27 @@ if "lightning" in sys.modules or "pytorch_lightning" not in sys.modules:
 else:
     from pytorch_lightning.callbacks import Callback  # type: ignore[import-not-found, unused-ignore]  # it is not installed where types are checked
 
-from aifinops.gpu.run import Run, track
+from aifinops.gpu.run import Run
+from aifinops.integrations.training.callback import RunCallback
 
 __all__ = ["CostCallback"]
 
 
-class CostCallback(Callback):  # type: ignore[misc, unused-ignore]  # it has no types where Lightning is not installed
+class CostCallback(RunCallback, Callback):  # type: ignore[misc, unused-ignore]  # it has no types where Lightning is not installed
     """Counts optimizer steps, times validation and checkpoints, and ends the training when a budget does, after the `checkpoint` of the run.
 
     Args:
         run: a run that is open already; without one, one is begun and ended with the training.
         **arguments: of `aifinops.gpu.track`.
-
-    Attributes:
-        run: the run; None before the training begins. Its `error` says why a budget has ended it.
     """
 
     def __init__(self, run: Run | None = None, **arguments: Any) -> None:
-        self.run = run
-        self._arguments = arguments
-        self._own = run is None
+        super().__init__(run, **arguments)
         self._made = 0
-        self._phase: Any = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin."""
-        if self._own:
-            self.run = track(**{"name": "lightning", **self._arguments})
-            self.run.__enter__()
-        run = self._open_run
-        run.counts_itself = True
+        run = self._begin("lightning")
         total = trainer.estimated_stepping_batches
         run.total_steps = int(total) if total not in {float("inf"), -1} else None
         self._made = trainer.global_step
@@ -54,13 +45,11 @@ class CostCallback(Callback):  # type: ignore[misc, unused-ignore]  # it has no 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Validation begins."""
         if self.run is not None and not trainer.sanity_checking:
-            self._phase = self.run.timed("eval")
+            self._enter("eval")
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Validation is over."""
-        phase, self._phase = self._phase, None
-        if phase is not None:
-            phase.end()
+        self._leave()
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
         """A checkpoint is being written."""
@@ -73,14 +62,4 @@ class CostCallback(Callback):  # type: ignore[misc, unused-ignore]  # it has no 
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """End."""
-        self._end(None)
-
-    def _end(self, error: BaseException | None) -> None:
-        if self._own and self.run is not None and self.run.is_open:
-            self.run.__exit__(None if error is None else type(error), error, None)
-
-    @property
-    def _open_run(self) -> Run:
-        if self.run is None:
-            raise RuntimeError("the training has not begun")
-        return self.run
+        self._end()
