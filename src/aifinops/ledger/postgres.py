@@ -53,7 +53,6 @@ _IDLE = 4
 _TIMEOUT_S = 60.0
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,47}")
 _INTEGERS = frozenset({"at", "duration", "amount", "lower", "upper", "stream", *METER_COLUMNS})
-_NULLABLE_SUMS = frozenset(METER_COLUMNS)
 _MORE = ("quantities", "unpriced_quantities")
 # Said where the URL does not say otherwise: a machine that is gone is noticed within half a minute, not after two hours.
 _DEFAULTS = {"connect_timeout": "5", "keepalives_idle": "10", "keepalives_interval": "5", "keepalives_count": "3", "tcp_user_timeout": "20000", "application_name": "aifinops"}  # fmt: skip
@@ -570,11 +569,19 @@ def _where(query: Query, period: tuple[int | None, int | None]) -> Bound:
     return " AND ".join(conditions), bound
 
 
-_PLAIN_SUMS = sums_of_entry("unsure", "({})::int")
+# Widened: the difference of two columns may not fit into one.
+_SURE, _UNSURE = sums_of_entry("({})::int", "({})::numeric")
 _UNPRICED = "unsure AND amount IS NULL AND corrects = ''"
+
+
+def _entry_sum(name: str) -> str:
+    text = _SURE.get(name, name)
+    return f"{text} + CASE WHEN unsure THEN {_UNSURE[name]} ELSE 0 END" if name in _UNSURE else text
+
+
 _ENTRY_SUMS = ", ".join(
     [
-        *(f"{_PLAIN_SUMS.get(name, name)} AS {name}" for name in SUMS),
+        *(f"{_entry_sum(name)} AS {name}" for name in SUMS),
         "quantities::jsonb AS quantities",
         f"CASE WHEN {_UNPRICED} THEN quantities::jsonb END AS unpriced_quantities",
     ]
@@ -596,15 +603,9 @@ def _entries(schema: str, keys: str, where: str, fixed: str = "") -> str:
 
 
 # What a correction takes away from the sums of a cell in which the entry that it corrects was unsure.
-_TAKEN = {
-    "estimated": "-coalesce(amount, 0)",
-    "lower": "coalesce(amount, 0) - coalesce(lower, amount, 0)",
-    "upper": "coalesce(amount, 0) - coalesce(upper, amount, 0)",
-    "open_ends": "-(amount IS NULL AND upper IS NULL)::int",
-    "unpriced": "-(amount IS NULL AND corrects = '')::int",
-    "unpriced_tokens": f"CASE WHEN amount IS NULL AND corrects = '' THEN -({_PLAIN_SUMS['unpriced_tokens'].split('THEN ', 1)[1].removesuffix(' ELSE 0 END')}) ELSE 0 END",
-}
-_TAKEN_SUMS = ", ".join(f"{_TAKEN.get(name, 'NULL' if name in _NULLABLE_SUMS else '0')} AS {name}" for name in SUMS)
+_TAKEN_SUMS = ", ".join(
+    f"{f'-({_UNSURE[name]})' if name in _UNSURE else 'NULL' if name in METER_COLUMNS else '0'} AS {name}" for name in SUMS
+)
 
 
 def _taken(schema: str, keys: str, where: str, mark: str, goal: str = "") -> str:

@@ -66,27 +66,39 @@ TOKENS = " + ".join(f"coalesce({name}, 0)" for name in METER_COLUMNS if name.end
 _INT64 = 2**63 - 1
 
 
-def sums_of_entry(unsure: str, integer: str) -> dict[str, str]:
-    """SQL for each of `SUMS` but the meters, of one entry.
+def sums_of_entry(integer: str, wide: str = "{}") -> tuple[dict[str, str], dict[str, str]]:
+    """SQL for each of `SUMS` but the meters, of one entry: as if it were sure, and what is added to that when it is unsure.
 
     Args:
-        unsure: a condition. integer: turns a condition into 0 or 1, with `{}` in the place of the condition.
+        integer, wide: turn a condition into 0 or 1, and a column into a type with room for differences; `{}` stands for either.
     """
-    unpriced = f"({unsure} AND amount IS NULL AND corrects = '')"
-    return {
+    amount, lower, upper = (
+        wide.format(text) for text in ("coalesce(amount, 0)", "coalesce(lower, amount, 0)", "coalesce(upper, amount, 0)")
+    )
+    unpriced = "amount IS NULL AND corrects = ''"
+    sure = {
         "calls": integer.format("corrects = ''"),
         "corrections": integer.format("corrects <> ''"),
         "errors": integer.format("status = 'error' AND corrects = ''"),
         "known": integer.format("amount IS NOT NULL"),
-        "amount": "coalesce(amount, 0)",
-        "estimated": f"CASE WHEN {unsure} THEN coalesce(amount, 0) ELSE 0 END",
-        "lower": f"CASE WHEN {unsure} THEN coalesce(lower, amount, 0) ELSE coalesce(amount, 0) END",
-        "upper": f"CASE WHEN {unsure} THEN coalesce(upper, amount, 0) ELSE coalesce(amount, 0) END",
-        "open_ends": integer.format(f"{unsure} AND amount IS NULL AND upper IS NULL"),
-        "unpriced": integer.format(unpriced),
-        "unpriced_tokens": f"CASE WHEN {unpriced} THEN {TOKENS} ELSE 0 END",
+        "amount": amount,
+        "estimated": "0",
+        "lower": amount,
+        "upper": amount,
+        "open_ends": "0",
+        "unpriced": "0",
+        "unpriced_tokens": "0",
         "duration": "duration",
     }
+    unsure = {
+        "estimated": amount,
+        "lower": f"{lower} - {amount}",
+        "upper": f"{upper} - {amount}",
+        "open_ends": integer.format("amount IS NULL AND upper IS NULL"),
+        "unpriced": integer.format(unpriced),
+        "unpriced_tokens": f"CASE WHEN {unpriced} THEN {wide.format(TOKENS)} ELSE 0 END",
+    }
+    return sure, unsure
 
 
 def fits(charge: Charge) -> bool:
