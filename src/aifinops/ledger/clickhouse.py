@@ -116,7 +116,7 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE TABLE IF NOT EXISTS {db}.aifinops_hourly (at Int64 CODEC(Delta, ZSTD), build UInt64, "
         + ", ".join(f"{name} LowCardinality(String)" for name in DIMENSIONS)
         + ", "
-        + ", ".join(f"{name} {'Nullable(Int64)' if name in METER_COLUMNS else 'Int128'} CODEC(ZSTD)" for name in SUMS)
+        + ", ".join(f"{name} {'Nullable(Int128)' if name in METER_COLUMNS else 'Int128'} CODEC(ZSTD)" for name in SUMS)
         + ", "
         + ", ".join(_MORE)
         + """) ENGINE = MergeTree
@@ -333,7 +333,7 @@ class ClickHouseLedger:
     def _build(self, hours: Sequence[_Hour]) -> None:
         """Roll some hours up. Their touches were read before, the entries are read now: what comes in between makes the roll-up wrong,
         and is seen by its touch."""
-        build = time.time_ns() * 1000 + int.from_bytes(os.urandom(2), "big") % 1000  # newer ones are greater
+        build = time.time_ns() // 1000 * 1000 + int.from_bytes(os.urandom(2), "big") % 1000  # newer ones are greater
         ranges = _any_of("at", _ranges(hours))
         names = ", ".join(("at", "build", *DIMENSIONS, *SUMS, "names", "values", "odd"))
         keys = ", ".join(f"{_dimension(name)} AS d_{name}" for name in DIMENSIONS)
@@ -465,13 +465,16 @@ _UNPRICED = "amount IS NULL AND corrects = ''"
 
 
 def _zero(name: str) -> str:
-    return "CAST(NULL AS Nullable(Int64))" if name in METER_COLUMNS else "toInt128(0)"
+    return "CAST(NULL AS Nullable(Int128))" if name in METER_COLUMNS else "toInt128(0)"
 
 
-_SURE_SUMS = ", ".join(
-    f"{_SURE[name] if name in _SURE and _SURE[name] != '0' else name if name in METER_COLUMNS else _zero(name)} AS s_{name}"
-    for name in SUMS
-)
+def _sure(name: str) -> str:
+    if name in METER_COLUMNS:
+        return f"toInt128({name})"  # a sum in 64 bits would start over at its end, and not say so
+    return _zero(name) if _SURE[name] == "0" else _SURE[name]
+
+
+_SURE_SUMS = ", ".join(f"{_sure(name)} AS s_{name}" for name in SUMS)
 _UNSURE_SUMS = ", ".join(f"{_UNSURE.get(name, _zero(name))} AS s_{name}" for name in SUMS)
 _CELL_SUMS = ", ".join(f"{name} AS s_{name}" for name in SUMS)
 

@@ -88,7 +88,7 @@ def sums_of_entry(integer: str, wide: str = "{}") -> tuple[dict[str, str], dict[
         "open_ends": "0",
         "unpriced": "0",
         "unpriced_tokens": "0",
-        "duration": "duration",
+        "duration": wide.format("duration"),
     }
     unsure = {
         "estimated": amount,
