@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from aifinops.cli import approvals, audit, budgets, gpu, prices, rerating, tokens
+from aifinops.cli import approvals, audit, budgets, gpu, importing, prices, rerating, tokens
 from aifinops.errors import ConfigurationError
 
 __all__ = ["app"]
@@ -30,6 +30,7 @@ app.add_typer(budgets.app, name="budget")
 app.add_typer(audit.app, name="audit")
 app.add_typer(gpu.app, name="gpu")
 app.command()(rerating.rerate)
+app.command("import")(importing.import_)
 
 
 class Form(StrEnum):
