@@ -185,6 +185,9 @@ HW_VENDOR = "hw.vendor"
 HW_PARENT = "hw.parent"
 HW_GPU_TASK = "hw.gpu.task"
 
+MODALITIES_LATEST = ("text", "image", "audio")
+"""What `gen_ai.usage.*` and `gen_ai.token.modality` tell apart; the rest is `unknown`."""
+
 INFERENCE = frozenset({"chat", "text_completion", "generate_content"})
 """Operations that the conventions call inference; embeddings and the rest have metrics of their own or none."""
 
