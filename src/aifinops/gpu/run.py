@@ -26,10 +26,12 @@ from aifinops.errors import ConfigurationError, RunStopped, swallow
 from aifinops.gpu import billing, distributed, journal
 from aifinops.gpu.account import Account, hourly, idle_usd
 from aifinops.gpu.ending import Ending, stopped
+from aifinops.gpu.idle import IdleAlarm, Stretch, stretches
+from aifinops.gpu.idle import tell as tell_of_idle
 from aifinops.gpu.keeper import innermost, open_runs
 from aifinops.gpu.paying import Paying
 from aifinops.gpu.phases import Pace, Phases
-from aifinops.gpu.usage import Forecast, GpuUsage, Sums, span_values
+from aifinops.gpu.usage import Forecast, GpuUsage, Sums, span_values, sums_of
 from aifinops.ledger import path_of
 from aifinops.tags import EMPTY, Tags, make_tags, merge
 from aifinops.telemetry import attributes as span_attributes
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from aifinops.gpu.billing import Held
     from aifinops.gpu.events import StepEvents, StepTimes
     from aifinops.gpu.journal import Group, Lost
+    from aifinops.gpu.measured import Measured
     from aifinops.gpu.slots import Slot
 
 __all__ = ["Run", "track"]
@@ -79,8 +82,11 @@ class Run:
         total_steps: int | None = None,
         flops_per_step: float | None = None,
         peak_flops: float | None = None,
+        idle_minutes: float | None = None,
         tags: Tags = EMPTY,
     ) -> None:
+        if idle_minutes is not None and idle_minutes < 0:
+            raise ConfigurationError(f"idle_minutes={idle_minutes!r} must be minutes, or 0 for never")
         if slice_s <= 0 or allowance_s < 0:
             raise ConfigurationError(
                 f"slice_s={slice_s!r} must be above 0 and allowance_s={allowance_s!r} no less than 0"
@@ -102,6 +108,7 @@ class Run:
         self._save = checkpoint
         self._slice_s, self._allowance_s = slice_s, allowance_s
         self._flops = flops_per_step, peak_flops
+        self._idle_minutes = idle_minutes
         self._tags = tags
         self._lock = threading.RLock()
         self._now = self.clock.monotonic_ns
@@ -171,6 +178,8 @@ class Run:
         self._longest = self._told_steps = 0
         self._phases, self._pace, self._account = Phases(now), Pace(now), Account()
         self._paying = Paying(self._scope, self._slice_s, self._allowance_s)
+        minutes = runtime.get().config.gpu_idle_minutes if self._idle_minutes is None else self._idle_minutes
+        self._idle = IdleAlarm(60 * minutes)
         self._ending = Ending(None, self.rank.rank)
         self._ended: int | None = None
 
@@ -480,12 +489,15 @@ class Run:
         self._part = self._part + 1 if window == self._window else 0
         self._from, self._window = now, window
         facts = self._facts(now)
+        seen: list[Stretch] = []
         for group, members in self._groups:
-            sums = self._measure(members, start, now)
+            readings = self._readings(members, start, now)
+            seen += stretches(group, members, readings, length / _NS)
             try:
-                self._charge(group, at, length, sums, facts)
+                self._charge(group, at, length, sums_of(members, readings), facts)
             except Exception as failure:  # the next group is charged all the same
                 swallow("gpu.charge", failure)
+        self._look_for_idle(seen)
         if self._journal is not None:
             self._journal.note(
                 self._wall(now), at=self._wall(now), allocated_s=str(self._account.device_s), steps=self.steps,
@@ -519,17 +531,25 @@ class Run:
         steps, self._told_steps = self.steps - self._told_steps, self.steps
         return {"steps": steps, "phases": self._phases.news(now)}
 
-    def _measure(self, members: list[Held], start: int, end: int) -> Sums:
-        sums = Sums()
+    def _readings(self, members: list[Held], start: int, end: int) -> list[Measured | None]:
+        """What each of some devices did; None for one that nobody can ask."""
+        found: list[Measured | None] = []
         for one in members:
-            if self._watch is None or not one.device.uuid:
-                return Sums()
             try:
-                sums.add(self._watch.between(one.device, start, end), one.device.share)
+                known = self._watch is not None and one.device.uuid
+                found.append(self._watch.between(one.device, start, end) if known else None)
             except Exception as failure:  # allocated time needs no driver
                 swallow("gpu.measure", failure)
-                return Sums()
-        return sums
+                found.append(None)
+        return found
+
+    def _look_for_idle(self, found: list[Stretch]) -> None:
+        try:
+            idle = self._idle.note(found)
+            if idle:
+                tell_of_idle(self.name or self.run_id, idle, self._span)
+        except Exception as failure:  # it is only said
+            swallow("gpu.idle", failure)
 
     def _foresee(self) -> None:
         """Say once that the budget will end before the run does."""
@@ -641,7 +661,7 @@ class Run:
         sums, idle = Sums(), self._account.idle
         sums.merge(self._account.sums)
         for group, members in self._groups if self._ended is None else ():
-            part = self._measure(members, self._from, now)
+            part = sums_of(members, self._readings(members, self._from, now))
             more = idle_usd(group, seconds, part.get("busy_s"))[1]
             idle = None if idle is None or more is None else idle + more
             sums.merge(part)
@@ -822,6 +842,7 @@ def track(
     total_steps: int | None = None,
     flops_per_step: float | None = None,
     peak_flops: float | None = None,
+    idle_minutes: float | None = None,
     **tags: object,
 ) -> Run:
     """A run that pays for the GPUs that it holds: `with gpu.track("finetune", team="nlp") as run:`.
@@ -836,6 +857,8 @@ def track(
         slice_s: how much is paid in advance, seconds. allowance_s: what a step and a checkpoint take; longer ones that are seen raise it.
         total_steps: of the whole run, for a warning when the budget will end before it.
         flops_per_step, peak_flops: of the model on this rank, and of one device in a second, for MFU.
+        idle_minutes: after so many minutes in which a device did nothing that is said once, with what it costs; 0 for never; default: the
+            setting `gpu_idle_minutes`, 15.
         **tags: whose cost it is.
 
     Raises:
@@ -843,5 +866,5 @@ def track(
     """
     return Run(
         name, devices=devices, price=price, run_id=run_id, checkpoint=checkpoint, slice_s=slice_s, allowance_s=allowance_s,
-        total_steps=total_steps, flops_per_step=flops_per_step, peak_flops=peak_flops, tags=make_tags(tags),
+        total_steps=total_steps, flops_per_step=flops_per_step, peak_flops=peak_flops, idle_minutes=idle_minutes, tags=make_tags(tags),
     )  # fmt: skip

@@ -384,6 +384,11 @@ def test_what_is_no_device_or_price_is_said_with_what_to_type(clock: FakeClock) 
         gpu.track(devices={"X": 1}, price="cheap").start()
     with pytest.raises(ConfigurationError, match="slice_s"):
         gpu.track(slice_s=0)
+    with pytest.raises(ConfigurationError, match="0 for never"):
+        gpu.track(idle_minutes=-1)
+    for wrong in ("soon", -1, True, float("nan")):
+        with pytest.raises(ConfigurationError, match="write minutes"):
+            runtime.init(ledger="memory", gpu_idle_minutes=wrong)  # type: ignore[arg-type, unused-ignore]  # that is what is tested
 
 
 def test_a_slot_that_is_wanted_back_is_a_reason_to_yield(clock: FakeClock) -> None:
