@@ -29,8 +29,8 @@ from aifinops.gpu.ending import Ending, stopped
 from aifinops.gpu.idle import IdleAlarm, Stretch, stretches
 from aifinops.gpu.idle import tell as tell_of_idle
 from aifinops.gpu.keeper import innermost, open_runs
-from aifinops.gpu.paying import Paying
 from aifinops.gpu.phases import Pace, Phases
+from aifinops.gpu.purse import Purse
 from aifinops.gpu.usage import Forecast, GpuUsage, Sums, span_values, sums_of
 from aifinops.ledger import path_of
 from aifinops.tags import EMPTY, Tags, make_tags, merge
@@ -38,6 +38,7 @@ from aifinops.telemetry import attributes as span_attributes
 from aifinops.telemetry import names
 
 if TYPE_CHECKING:
+    from aifinops.budgets.budget import ActiveBudget
     from aifinops.budgets.stores.base import Store
     from aifinops.clock import Clock
     from aifinops.errors import BudgetExceeded
@@ -177,7 +178,7 @@ class Run:
         self._stepped = self._rated = now
         self._longest = self._told_steps = 0
         self._phases, self._pace, self._account = Phases(now), Pace(now), Account()
-        self._paying = Paying(self._scope, self._slice_s, self._allowance_s)
+        self._purse = Purse(self._scope, self._slice_s, self._allowance_s)
         minutes = runtime.get().config.gpu_idle_minutes if self._idle_minutes is None else self._idle_minutes
         self._idle = IdleAlarm(60 * minutes)
         self._ending = Ending(None, self.rank.rank)
@@ -212,7 +213,7 @@ class Run:
         with open_runs.lock:
             others = [run for run in open_runs.runs if run._lend(mine, now)] if mine else []
             try:
-                self._paying.open(self._priced, now)
+                self._purse.open(self._priced, now)
             except BaseException:
                 for run in others:
                     run._take_back(mine, now)
@@ -241,10 +242,10 @@ class Run:
             self._watch = watch(devices)
 
     def _begin_board(self, folder: Any) -> None:
-        if self.rank.alone or not self._paying.budgets:
+        if self.rank.alone or not self._purse.budgets:
             return
         key = f"gpu-stop/{self.run_id}/{distributed.launch(self.rank)}"
-        shared: Store | None = self._paying.shared_store()
+        shared: Store | None = self._purse.shared_store()
         board = distributed.board(shared, folder, key, self._wall0 - _LATE_NS)
         self._ending = Ending(board, self.rank.rank)
 
@@ -321,7 +322,7 @@ class Run:
     @property
     def should_stop(self) -> bool:
         """Whether the end of this run is decided: by a budget, at this step or, where several ranks stop together, at one that comes."""
-        return self.error is not None or self._ending.decided or self._paying.refusal is not None
+        return self.error is not None or self._ending.decided or self._purse.refusal is not None
 
     def should_yield(self) -> bool:
         """Whether to save and give the devices back: the end is decided, or whoever governs them wants them for somebody else."""
@@ -393,7 +394,7 @@ class Run:
         with self._lock:
             now = self._now()
             if seconds:
-                self._paying.saved(seconds)
+                self._purse.saved(seconds)
             self._account.save(self._priced, self._uncharged(now))
             if self._journal is not None:
                 self._journal.note(self._wall(now), checkpoint=self._wall(now), step=self.steps)
@@ -410,7 +411,7 @@ class Run:
             with self._lock:
                 self._work(now)
             step_s = self._pace.step_s or self._longest / _NS
-            refusal = self._ending.judge(now, self.steps, self._paying.refusal, step_s)
+            refusal = self._ending.judge(now, self.steps, self._purse.refusal, step_s)
             self._plan(now)
         except Exception as failure:  # the loop is the user's
             self._due = now + _NS
@@ -421,12 +422,33 @@ class Run:
         self._stop(refusal)
         return False
 
+    def budget_entered(self, active: ActiveBudget) -> None:
+        """A block with a budget was entered inside of this run: whether it pays for it is seen at the end of the next step."""
+        if self.is_open:
+            self._purse.entered(active, self._now())
+            self._due = 0
+
+    def budget_left(self, active: ActiveBudget) -> None:
+        """A block with a budget was left, in whatever thread: it pays no longer."""
+        with self._lock:
+            if self.is_open:
+                self._purse.left(active, self._now())
+
+    def _take_budgets(self, now: int) -> None:
+        """Pay the budgets, too, that are in force here and were not when the run began."""
+        if self.should_stop:
+            return
+        new = self._purse.take(scope.current().budgets, now, self._mono0)
+        if new and not self._ending.together:
+            self._begin_board(journal.folder_beside(path_of(runtime.get().config.ledger)))
+
     def _work(self, now: int) -> None:
+        self._take_budgets(now)
         if self._phases.first_step is not None:
             self._pace.note(now, self.steps, self._phases.outside)
         if self._events is None:
             self._begin_events()
-        self._paying.tick(self._ending.way(self._longest, self._pace.step_s))
+        self._purse.tick(self._ending.way(self._longest, self._pace.step_s))
         if now >= self._cut_due:
             self._cut(now)
             self._plan(now)
@@ -443,7 +465,7 @@ class Run:
         self._cut_due = (
             self._mono0 + (self._wall(self._from) // billing.WINDOW_NS + 1) * billing.WINDOW_NS - self._wall0
         )
-        due = min(now + _LOOK_NS, self._cut_due, max(self._paying.due, now + _NS // 1000))
+        due = min(now + _LOOK_NS, self._cut_due, max(self._purse.due, now + _NS // 1000))
         if self._ending.together:
             due = min(due, self._ending.due)
         self._due = 0 if self.should_stop else due
@@ -463,8 +485,8 @@ class Run:
             if not self.is_open:
                 return
             now = self._now()
-            self._paying.tick()
-            if self._paying.refusal is not None:
+            self._purse.tick()
+            if self._purse.refusal is not None:
                 self._due = 0
             if self._journal is not None:
                 self._journal.beat(self._wall(now))
@@ -514,7 +536,7 @@ class Run:
         about = {**facts, **sums.facts(), **({} if idle is None else {"idle_usd": str(idle)})}
         made = billing.charge(
             group, self._scope, key=f"{self.run_id}|{self.attempt}|{self._block}", at=at, length=length, part=self._part,
-            facts=about, paid=self._paying.keys,
+            facts=about, paid=self._purse.keys,
         )  # fmt: skip
         self._account.add(allocated, made.cost.amount, idle, sums)
         if self._slot is not None:  # for `aifinops gpu top`
@@ -553,7 +575,7 @@ class Run:
 
     def _foresee(self) -> None:
         """Say once that the budget will end before the run does."""
-        if self._warned or self.total_steps is None or not self._paying.budgets:
+        if self._warned or self.total_steps is None or not self._purse.budgets:
             return
         ahead = self.estimate_remaining(self.total_steps)
         if ahead.ends_before_limit is False:
@@ -573,8 +595,8 @@ class Run:
             self._reopen(now)
 
     def _reopen(self, now: int) -> None:
-        self._paying.reopen(self._priced, now)
-        if self._paying.refusal is not None:
+        self._purse.reopen(self._priced, now)
+        if self._purse.refusal is not None:
             self._due = 0
 
     def _lend(self, uuids: set[str], now: int) -> bool:
@@ -690,7 +712,7 @@ class Run:
             left = max(0, total_steps - self.steps)
             step_s = self._pace.step_s or self._mean_step_s()
             usd = hourly(self._priced, 1)
-            lasts, kept = self._paying.lasts()
+            lasts, kept = self._purse.lasts()
         seconds = None if step_s is None else left * step_s
         per_step = None if usd is None or step_s is None else usd * Decimal(repr(step_s))
         fits = None if seconds is None or lasts is None else seconds <= lasts
@@ -727,7 +749,7 @@ class Run:
             mine = {one.device.uuid for one in self._held if one.device.uuid} - self._lent
             endings: list[tuple[str, Callable[[], object]]] = [
                 ("cut", lambda: self._cut(now)),
-                ("budget", lambda: self._paying.close(now)),
+                ("budget", lambda: self._purse.close(now)),
                 ("finish", lambda: self._finish(now)),
                 ("journal", lambda: self._close_journal(now, error)),
                 ("watch", lambda: self._watch.close() if self._watch is not None else None),
@@ -764,7 +786,7 @@ class Run:
         self._due = _NEVER
         self._groups, self._held = [], ()
         self._watch = self._span = None
-        self._paying.forget()
+        self._purse.forget()
         self._ending = Ending(None, 0)
         mine, self._journal = self._journal, None
         if mine is not None:
