@@ -247,7 +247,15 @@ class BudgetBlock(_Block):
         runtime.get().guard.prepare(self._active)  # wrong settings show here, at set-up, not inside a call
 
     def _push(self, state: Any) -> Any:
-        return scope.enter(budget=self._active)
+        token = scope.enter(budget=self._active)
+        for listener in scope.budget_listeners:
+            listener.budget_entered(self._active)
+        return token
+
+    def _pop(self, pushed: Any) -> None:
+        scope.leave(pushed)
+        for listener in scope.budget_listeners:
+            listener.budget_left(self._active)
 
     @property
     def limit(self) -> Any:
