@@ -197,7 +197,7 @@ class Report:
         uncovered_calls: `committed` calls that no declared capacity covers: what they cost is in no row.
         steps: how the period is cut in the trends of rows; None when they were not asked for, or there were no calls.
         compared: the previous period, nanoseconds since the epoch (from, up to); None when nobody asked.
-        source: where it came from, so that `to_html` can ask for what is missing; None in one that was copied or unpickled.
+        source: where it came from, so that `to_html` can ask for what is missing; None in one that was put together by hand.
     """
 
     by: tuple[str, ...]
@@ -394,7 +394,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a report was made from. It is not carried along when the report is copied or pickled: a ledger belongs to its process.
+    """What a report was made from.
 
     Attributes:
         ledger, since, until, where, now_ns, capacity, sort: as in `report`.
@@ -416,9 +416,6 @@ class Source:
             self.ledger, made.by if by is None else by, self.since, self.until, self.where, self.now_ns, self.capacity,
             compare=made.since_ns is not None, trend=True, sort=self.sort,
         )  # fmt: skip
-
-    def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        return type(None), ()
 
 
 def report(
