@@ -610,8 +610,8 @@ _TAKEN_SUMS = ", ".join(
 
 def _taken(schema: str, keys: str, where: str, mark: str, goal: str = "") -> str:
     """What corrections behind the mark change in the cells before it."""
-    negative = f"""CASE WHEN amount IS NULL AND corrects = '' THEN (
-        SELECT jsonb_object_agg(name, -value::numeric) FROM jsonb_each_text(quantities::jsonb) AS q(name, value)) END"""  # noqa: S608 - only names of ours
+    negative = """CASE WHEN amount IS NULL AND corrects = '' THEN (
+        SELECT jsonb_object_agg(name, -value::numeric) FROM jsonb_each_text(quantities::jsonb) AS q(name, value)) END"""
     named = f"SELECT corrects FROM {schema}.charges WHERE seq > {mark}{goal} AND corrects <> '' AND amount IS NOT NULL"  # noqa: S608 - only names of ours
     return (
         f"SELECT {keys}, {_TAKEN_SUMS}, NULL::jsonb AS quantities, {negative} AS unpriced_quantities FROM {schema}.charges AS entry "  # noqa: S608 - only names of ours; values are bound
