@@ -22,12 +22,23 @@ from typing import Any, NamedTuple
 
 from aifinops.charges import Charge
 from aifinops.errors import ConfigurationError, StoreError
-from aifinops.ledger.base import Capabilities, Group, GroupKey, LedgerInfo, Query, group_keys
+from aifinops.ledger.base import (
+    HOUR_NS,
+    Capabilities,
+    Compaction,
+    Group,
+    GroupKey,
+    LedgerInfo,
+    Progress,
+    Query,
+    Verification,
+    group_keys,
+    verify_rows,
+)
 from aifinops.ledger.clickhouse_link import Link, literal, open_link
 from aifinops.ledger.codec import COLUMNS, METER_COLUMNS, TAG_COLUMNS, charge_of, clean_text, load_quantities, row_of
 from aifinops.ledger.sql import (
     DIMENSIONS,
-    HOUR_NS,
     SUMS,
     Period,
     answered_by_cells,
@@ -51,6 +62,7 @@ TIMEOUT_S = 60.0
 _PAGE = 5000
 _BATCH = 100_000
 _HOURS = 31 * 24
+_RANGES = 8
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 # --- the tables ---------------------------------------------------------------------------------------------------------
@@ -164,18 +176,25 @@ class ClickHouseLedger:
         create: False refuses a database without our tables.
 
     Raises:
-        ConfigurationError: when the tables are of a newer version or not there. StoreError: when the server cannot be reached.
+        ConfigurationError: when the tables are of a newer version or not there.
+        StoreError: when the server cannot be reached and `create` is False; otherwise the first operation tries again.
     """
 
     def __init__(self, link: Link, *, quiet_s: float = QUIET_S, create: bool = True) -> None:
         if not _NAME.fullmatch(link.database):
             raise ConfigurationError(f"{link.database!r} is no name for a database here; use letters, digits and _")
-        self._link = link
+        self._bare = link
         self._db = link.database
         self._quiet_s = quiet_s
         self._lock = threading.RLock()
-        self.capabilities = Capabilities(durable=True, shared=link.shared)
-        self._prepare(create=create)
+        self.capabilities = Capabilities(durable=True, shared=link.shared, verifies=True)
+        self._ready = False
+        try:
+            self._get_ready(create=create)
+        except StoreError:
+            if not create:
+                raise
+            # A server that is away must not keep a program from starting: what it spends waits in the spool.
 
     # --- writing ----------------------------------------------------------------------------------------------------------
 
@@ -300,9 +319,7 @@ class ClickHouseLedger:
             size = 0
         found = int(entries)
         begin, end = (int(first), int(last)) if found else (None, None)
-        return LedgerInfo(
-            self._link.kind, self._link.location, self._version() or 0, found, begin, end, int(size)
-        )
+        return LedgerInfo(self._link.kind, self._link.location, self._version() or 0, found, begin, end, int(size))
 
     # --- roll-ups ---------------------------------------------------------------------------------------------------------
 
@@ -324,7 +341,9 @@ class ClickHouseLedger:
             FROM (SELECT at, sum(times) AS times, sum(mark) AS mark, max(last) AS last FROM {self._db}.aifinops_touches GROUP BY at) AS touched
             LEFT JOIN (SELECT at, build, times, mark FROM {self._db}.aifinops_builds FINAL) AS built ON touched.at = built.at
             ORDER BY touched.at""")  # noqa: S608 - names of ours
-        return [_Hour(int(at), int(times), int(mark), int(build), bool(quiet)) for at, times, mark, build, quiet in rows]
+        return [
+            _Hour(int(at), int(times), int(mark), int(build), bool(quiet)) for at, times, mark, build, quiet in rows
+        ]
 
     def _roll_up(self, hours: Sequence[_Hour]) -> None:
         for start in range(0, len(hours), _HOURS):
@@ -334,7 +353,6 @@ class ClickHouseLedger:
         """Roll some hours up. Their touches were read before, the entries are read now: what comes in between makes the roll-up wrong,
         and is seen by its touch."""
         build = time.time_ns() // 1000 * 1000 + int.from_bytes(os.urandom(2), "big") % 1000  # newer ones are greater
-        ranges = _any_of("at", _ranges(hours))
         names = ", ".join(("at", "build", *DIMENSIONS, *SUMS, "names", "values", "odd"))
         keys = ", ".join(f"{_dimension(name)} AS d_{name}" for name in DIMENSIONS)
         dimensions = ", ".join(f"d_{name}" for name in DIMENSIONS)
@@ -344,52 +362,78 @@ class ClickHouseLedger:
             SELECT hour, {build}, {dimensions}, {sums}, tupleElement(sumMap(q_names, q_values) AS q, 1), tupleElement(q, 2), groupArrayArray(q_odd)
             FROM (
                 SELECT at - at % {HOUR_NS} AS hour, {keys}, {_SURE_SUMS}, names AS q_names, values AS q_values, odd AS q_odd
-                FROM {self._db}.aifinops_charges FINAL WHERE {ranges}
+                FROM {self._db}.aifinops_charges FINAL WHERE {_in(hours)}
             ) GROUP BY hour, {dimensions}
             SETTINGS do_not_merge_across_partitions_select_final = 1""")  # noqa: S608 - names of ours and integers
         rows = "\n".join(f"[{hour.at}, {build}, {hour.times}, {hour.mark}]" for hour in hours)
         self._link.insert(f"{self._db}.aifinops_builds", ("at", "build", "times", "mark"), rows.encode())
 
+    # --- care --------------------------------------------------------------------------------------------------------------
+
+    def compact(self, before_ns: int, *, progress: Progress | None = None) -> Compaction:
+        """Not here.
+
+        Raises:
+            ConfigurationError: always.
+        """
+        raise ConfigurationError("a ledger in ClickHouse cannot be compacted: it packs entries by itself; see docs/how-to/ledgers.md about retention")  # fmt: skip
+
+    def verify(self, *, progress: Progress | None = None) -> Verification:
+        """Whether each entry can be read and its lines add up.
+
+        Raises:
+            StoreError: when the server cannot be read.
+        """
+        return verify_rows(self, progress)
+
     # --- life -------------------------------------------------------------------------------------------------------------
 
-    def _prepare(self, *, create: bool) -> None:
+    @property
+    def _link(self) -> Link:
+        """The way to it, once its tables are known to be there."""
+        if not self._ready:
+            self._get_ready(create=True)
+        return self._bare
+
+    def _get_ready(self, *, create: bool) -> None:
         version = self._version()
         if version is None and not create:
             raise ConfigurationError(
-                f"there is no ledger at {self._link.location}; make the first metered call, or correct AIFINOPS_LEDGER"
+                f"there is no ledger at {self._bare.location}; make the first metered call, or correct AIFINOPS_LEDGER"
             )
         if version is None or version < SCHEMA:
             self._migrate(version or 0)
         elif version > SCHEMA:
             raise ConfigurationError(
-                f"the ledger {self._link.location} has schema {version}; this one knows up to {SCHEMA}: pip install --upgrade aifinops"
+                f"the ledger {self._bare.location} has schema {version}; this one knows up to {SCHEMA}: pip install --upgrade aifinops"
             )
+        self._ready = True
 
     def _version(self) -> int | None:
         """None when it is not there, or is not yet whole."""
         where = f"database = {literal(self._db)} AND name = 'aifinops_schema'"
-        if not self._link.query(f"SELECT name FROM system.tables WHERE {where}"):  # noqa: S608 - a literal
+        if not self._bare.query(f"SELECT name FROM system.tables WHERE {where}"):  # noqa: S608 - a literal
             return None
-        ((version,),) = self._link.query(f"SELECT max(version) FROM {self._db}.aifinops_schema")  # noqa: S608 - names of ours
+        ((version,),) = self._bare.query(f"SELECT max(version) FROM {self._db}.aifinops_schema")  # noqa: S608 - names of ours
         return int(version) or None
 
     def _migrate(self, version: int) -> None:
-        if not self._link.query(f"SELECT name FROM system.databases WHERE name = {literal(self._db)}"):  # noqa: S608 - a literal
-            self._link.command(f"CREATE DATABASE IF NOT EXISTS {self._db}")
-        self._link.command(_VERSIONS.format(db=self._db))
+        if not self._bare.query(f"SELECT name FROM system.databases WHERE name = {literal(self._db)}"):  # noqa: S608 - a literal
+            self._bare.command(f"CREATE DATABASE IF NOT EXISTS {self._db}")
+        self._bare.command(_VERSIONS.format(db=self._db))
         for number, migration in enumerate(_MIGRATIONS[version:], version + 1):
             for statement in migration:
-                self._link.command(statement.format(db=self._db))
-            self._link.insert(f"{self._db}.aifinops_schema", ("version",), f"[{number}]".encode())
+                self._bare.command(statement.format(db=self._db))
+            self._bare.insert(f"{self._db}.aifinops_schema", ("version",), f"[{number}]".encode())
 
     def close(self) -> None:
         """Let go of connections, or of the directory. A later call takes them again."""
-        self._link.close()
+        self._bare.close()
 
     def reset_after_fork(self) -> None:
         """In a forked child: a new lock and no connections."""
         self._lock = threading.RLock()
-        self._link.reset_after_fork()
+        self._bare.reset_after_fork()
 
 
 # --- rows ---------------------------------------------------------------------------------------------------------------
@@ -542,12 +586,12 @@ def _rolled_parts(db: str, query: Query, keys: Sequence[GroupKey], period: Perio
     filters = _where(query, (None, None))
     parts = []
     if rolled:
-        where = f"{_any_of('at', _ranges(rolled))} AND {filters}"
+        where = f"{_in(rolled)} AND {filters}"
         builds = ", ".join(f"({hour.at}, {hour.build})" for hour in rolled)
         cells = f"SELECT {_keys(keys)}, {_CELL_SUMS}, {_SURE_MORE} FROM {db}.aifinops_hourly WHERE (at, build) IN ({builds}) AND {where}"  # noqa: S608 - names of ours and literals
         parts += [cells, _uncertain(db, keys, where)]
     if others:
-        parts.append(_entries(db, keys, f"{_any_of('at', _ranges(others))} AND {filters}"))
+        parts.append(_entries(db, keys, f"{_in(others)} AND {filters}"))
     parts += [_entries(db, keys, _where(query, end)) for end in period.ends]
     return parts
 
@@ -556,19 +600,18 @@ def _within(at: int, period: Period) -> bool:
     return (period.first is None or at >= period.first) and (period.last is None or at < period.last)
 
 
-def _ranges(hours: Sequence[_Hour]) -> list[tuple[int, int]]:
-    """Hours in order, as few ranges."""
-    found: list[tuple[int, int]] = []
+def _in(hours: Sequence[_Hour]) -> str:
+    """SQL: an entry is of one of these hours, which are in order."""
+    ranges: list[tuple[int, int]] = []
     for hour in hours:
-        if found and found[-1][1] == hour.at:
-            found[-1] = (found[-1][0], hour.at + HOUR_NS)
+        if ranges and ranges[-1][1] == hour.at:
+            ranges[-1] = (ranges[-1][0], hour.at + HOUR_NS)
         else:
-            found.append((hour.at, hour.at + HOUR_NS))
-    return found
-
-
-def _any_of(name: str, ranges: Sequence[tuple[int, int]]) -> str:
-    return "(" + " OR ".join(f"({name} >= {start} AND {name} < {end})" for start, end in ranges) + ")"
+            ranges.append((hour.at, hour.at + HOUR_NS))
+    if len(ranges) <= _RANGES:
+        return "(" + " OR ".join(f"(at >= {start} AND at < {end})" for start, end in ranges) + ")"
+    every = ", ".join(str(hour.at) for hour in hours)
+    return f"at >= {ranges[0][0]} AND at < {ranges[-1][1]} AND at - at % {HOUR_NS} IN ({every})"
 
 
 def _summary(parts: Sequence[str], keys: int) -> str:

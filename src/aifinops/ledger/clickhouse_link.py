@@ -140,6 +140,7 @@ class ServerLink:
         self.reset_after_fork()
 
     def reset_after_fork(self) -> None:
+        """In a forked child: a new client; the connections are the parent's."""
         self._lock = threading.RLock()
         self._pid = os.getpid()
         self._client: Any = None
@@ -153,6 +154,11 @@ class ServerLink:
             return self._client
 
     def query(self, select: str) -> list[list[Any]]:
+        """The rows of a SELECT.
+
+        Raises:
+            StoreError: when it fails.
+        """
         settings = {**_READ, "max_execution_time": str(int(self._timeout_s))}
         text = self._safely(
             lambda client: client.raw_query(f"{select} SETTINGS {_settings(settings)}", fmt="JSONCompactEachRow")
@@ -160,6 +166,11 @@ class ServerLink:
         return [json.loads(line) for line in text.split(b"\n") if line]
 
     def insert(self, table: str, columns: Sequence[str], rows: bytes) -> None:
+        """Insert lines of JSON arrays.
+
+        Raises:
+            StoreError: when it fails.
+        """
         settings = {**_WRITE, "max_execution_time": str(int(self._timeout_s))}
         self._safely(
             lambda client: client.raw_insert(
@@ -168,6 +179,11 @@ class ServerLink:
         )
 
     def command(self, statement: str) -> None:
+        """Do something that gives no rows.
+
+        Raises:
+            StoreError: when it fails.
+        """
         self._safely(lambda client: client.command(statement))
 
     def _safely(self, work: Any) -> Any:
@@ -181,6 +197,7 @@ class ServerLink:
             raise StoreError(f"the ledger {self.location}: {said}; look whether the server runs, and whether host, port, user and password in AIFINOPS_LEDGER are right") from error  # fmt: skip
 
     def close(self) -> None:
+        """Let go of what is open. A later statement opens it again."""
         with self._lock:
             client, self._client = self._client, None
         if client is not None and self._pid == os.getpid():
@@ -239,19 +256,35 @@ class EngineLink:
                 raise StoreError(f"the ledger {self.location}: {said}") from error
 
     def query(self, select: str) -> list[list[Any]]:
+        """The rows of a SELECT.
+
+        Raises:
+            StoreError: when it fails.
+        """
         settings = {**_READ, "max_execution_time": str(int(self._timeout_s))}
         text = self._ask(f"{select} SETTINGS {_settings(settings)}", "JSONCompactEachRow")
         return [json.loads(line) for line in text.split("\n") if line]
 
     def insert(self, table: str, columns: Sequence[str], rows: bytes) -> None:
+        """Insert lines of JSON arrays.
+
+        Raises:
+            StoreError: when it fails.
+        """
         settings = _settings({**_WRITE, "max_execution_time": str(int(self._timeout_s))})
         head = f"INSERT INTO {table} ({', '.join(columns)}) SETTINGS {settings} FORMAT JSONCompactEachRow\n"
         self._ask(head + rows.decode())
 
     def command(self, statement: str) -> None:
+        """Do something that gives no rows.
+
+        Raises:
+            StoreError: when it fails.
+        """
         self._ask(statement)
 
     def close(self) -> None:
+        """Let go of what is open. A later statement opens it again."""
         with _engine.lock:
             _engine.users.discard(id(self))
             if not _engine.users and _engine.connection is not None and _engine.pid == os.getpid():
@@ -259,6 +292,7 @@ class EngineLink:
                 _engine.connection, _engine.path = None, None
 
     def reset_after_fork(self) -> None:
+        """In a forked child: a new lock. The engine itself does not outlive a fork, see `_connected`."""
         _engine.lock = threading.RLock()
 
 

@@ -22,12 +22,22 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from aifinops.charges import Charge
 from aifinops.errors import ConfigurationError, StoreError
-from aifinops.ledger.base import Capabilities, Group, GroupKey, LedgerInfo, Query, group_keys
-from aifinops.ledger.codec import COLUMNS, METER_COLUMNS, charge_of, clean_text, row_of
-from aifinops.ledger.sql import (
-    DIMENSION_TAGS,
-    DIMENSIONS,
+from aifinops.ledger.base import (
     HOUR_NS,
+    Capabilities,
+    Compaction,
+    Group,
+    GroupKey,
+    LedgerInfo,
+    Progress,
+    Query,
+    Verification,
+    group_keys,
+    verify_rows,
+)
+from aifinops.ledger.codec import COLUMNS, METER_COLUMNS, TAG_COLUMNS, charge_of, clean_text, row_of
+from aifinops.ledger.sql import (
+    DIMENSIONS,
     SUMS,
     Period,
     answered_by_cells,
@@ -166,10 +176,10 @@ class PostgresLedger:
 
     Raises:
         ConfigurationError: when psycopg is not installed, an argument is wrong, or the tables are of a newer version or not there.
-        StoreError: when the server cannot be reached.
+        StoreError: when the server cannot be reached and `create` is False; otherwise the first operation tries again.
     """
 
-    capabilities = Capabilities(durable=True, shared=True)
+    capabilities = Capabilities(durable=True, shared=True, verifies=True)
 
     def __init__(
         self, dsn: str, *, schema: str = "aifinops_ledger", timeout_s: float = _TIMEOUT_S, create: bool = True
@@ -182,8 +192,14 @@ class PostgresLedger:
         self._dsn = _parse(self._driver, dsn)
         self._timeout_s = timeout_s
         self._lock_key = f"hashtextextended('aifinops ledger {schema}', 0)"
+        self._ready = False
         self._start()
-        self._prepare(create=create)
+        try:
+            self._get_ready(create=create)
+        except StoreError:
+            if not create:
+                raise
+            # A server that is away must not keep a program from starting: what it spends waits in the spool.
 
     def _start(self) -> None:
         # Re-entrant: a finalizer or a signal handler may come in here in the thread that is in here.
@@ -344,11 +360,37 @@ class PostgresLedger:
         mark, goal = row[0], min(upto, row[0] + _STEP)
         connection.execute(_fold_statement(self.schema), {"mark": mark, "goal": goal})
         connection.execute(f"UPDATE {self.schema}.state SET mark = %s", [goal])  # noqa: S608 - only names of ours
-        return goal < upto
+        return bool(goal < upto)
+
+    # --- care --------------------------------------------------------------------------------------------------------------
+
+    def compact(self, before_ns: int, *, progress: Progress | None = None) -> Compaction:
+        """Not here: old months can be moved with `aifinops ledger export` and deleted in the database.
+
+        Raises:
+            ConfigurationError: always.
+        """
+        raise ConfigurationError(
+            "a ledger in PostgreSQL cannot be compacted; its roll-ups are kept anyway, see docs/how-to/ledgers.md"
+        )
+
+    def verify(self, *, progress: Progress | None = None) -> Verification:
+        """Whether each entry can be read and its lines add up. Ids are unique by the table's own rule.
+
+        Raises:
+            StoreError: when the server cannot be read.
+        """
+        return verify_rows(self, progress)
 
     # --- connections ------------------------------------------------------------------------------------------------------
 
     def _run(self, work: Any) -> Any:
+        """Do something on a connection, in tables that are there."""
+        if not self._ready:
+            self._get_ready(create=True)
+        return self._do(work)
+
+    def _do(self, work: Any) -> Any:
         """Do something on a connection; once more when it was lost or the server has rolled it back."""
         for last in (False, False, True):
             try:
@@ -410,23 +452,25 @@ class PostgresLedger:
             hint = "; look whether the server runs, and whether host, port and password in AIFINOPS_LEDGER are right"
         return StoreError(f"the ledger {self.location}: {text}{hint}")
 
-    def _prepare(self, *, create: bool) -> None:
+    def _get_ready(self, *, create: bool) -> None:
         version = self._version()
         if version is None and not create:
             raise ConfigurationError(
                 f"there is no ledger at {self.location}; make the first metered call, or correct AIFINOPS_LEDGER"
             )
         if version is None or version < SCHEMA:
-            self._run(self._migrate)
+            self._do(self._migrate)
             version = self._version()
         if version is not None and version > SCHEMA:
             raise ConfigurationError(
                 f"the ledger {self.location} has schema {version}; this one knows up to {SCHEMA}: pip install --upgrade aifinops"
             )
+        self._ready = True
 
     def _version(self) -> int | None:
         try:
-            ((version,),) = self._read(f"SELECT version FROM {self.schema}.state", [])  # noqa: S608 - only names of ours
+            select = f"SELECT version FROM {self.schema}.state"  # noqa: S608 - only names of ours
+            (version,) = self._do(lambda connection: connection.execute(select).fetchone())
         except StoreError as error:
             if getattr(error.__cause__, "sqlstate", None) in _NOT_THERE:
                 return None
@@ -548,12 +592,9 @@ def _expression(key: GroupKey) -> Bound:
         return "to_char(to_timestamp(at / 1000000000) AT TIME ZONE 'UTC', %s)", [_FORMATS[key.source]]
     if key.kind == "field":
         return key.source, []
-    if key.source in _TAG_COLUMNS:
+    if key.source in TAG_COLUMNS:
         return f"coalesce({key.source}, '')", []
     return "coalesce(tags->>%s, '')", [key.source]
-
-
-_TAG_COLUMNS = frozenset(name for name in COLUMNS if name in (*DIMENSION_TAGS, "customer", "run"))
 
 
 def _where(query: Query, period: tuple[int | None, int | None]) -> Bound:
@@ -604,7 +645,8 @@ def _entries(schema: str, keys: str, where: str, fixed: str = "") -> str:
 
 # What a correction takes away from the sums of a cell in which the entry that it corrects was unsure.
 _TAKEN_SUMS = ", ".join(
-    f"{f'-({_UNSURE[name]})' if name in _UNSURE else 'NULL' if name in METER_COLUMNS else '0'} AS {name}" for name in SUMS
+    f"{f'-({_UNSURE[name]})' if name in _UNSURE else 'NULL' if name in METER_COLUMNS else '0'} AS {name}"
+    for name in SUMS
 )
 
 
@@ -667,7 +709,9 @@ def _summary(schema: str, query: Query, keys: Sequence[GroupKey], period: Period
             where, values = _where(query, end)
             add(_entries(schema, selected, where), values)
     grouping = ", ".join([*names, "currency"])
-    as_text = ", ".join([*SUMS, *(f"{name}::text" for name in _MORE)])  # the driver would read numbers in JSON as floats
+    as_text = ", ".join(
+        [*SUMS, *(f"{name}::text" for name in _MORE)]
+    )  # the driver would read numbers in JSON as floats
     return (
         f"SELECT {grouping}, {as_text} FROM (SELECT {grouping}, {_added(schema)} FROM ({' UNION ALL '.join(text for text, _ in parts)}) AS parts GROUP BY {grouping}) AS sums",  # noqa: S608 - only names of ours; values are bound
         [value for _, values in parts for value in values],

@@ -13,17 +13,14 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from aifinops.charges import Charge
-from aifinops.ledger.base import FIELD_KEYS, Filters, Group, GroupKey, Query, add_quantities
-from aifinops.ledger.codec import METER_COLUMNS, TAG_COLUMNS
+from aifinops.ledger.base import HOUR_NS, ROLLUP_FIELDS, ROLLUP_TAGS, Filters, Group, GroupKey, Query, add_quantities
+from aifinops.ledger.codec import METER_COLUMNS
 from aifinops.usage import Quantity, tokens_total
 
 __all__ = [
     "DIMENSIONS",
-    "DIMENSION_TAGS",
-    "HOUR_NS",
     "SUMS",
     "TOKENS",
-    "UNROLLED",
     "Period",
     "answered_by_cells",
     "fits",
@@ -33,15 +30,8 @@ __all__ = [
     "sums_of_entry",
 ]
 
-HOUR_NS = 3_600_000_000_000
-
-DIMENSION_TAGS = tuple(tag for tag in TAG_COLUMNS if tag not in ("customer", "run"))
-"""Tags of a cell. A customer or a run has few calls an hour: a roll-up by them would be as long as the ledger."""
-
-DIMENSIONS = (*sorted(FIELD_KEYS - {"id", "response_id"}), *DIMENSION_TAGS)
+DIMENSIONS = (*ROLLUP_FIELDS, *ROLLUP_TAGS)
 """What a cell is of, beside its hour; `currency` among them."""
-
-UNROLLED = frozenset({"id", "response_id"})
 
 SUMS = (
     "calls",
@@ -73,7 +63,8 @@ def sums_of_entry(integer: str, wide: str = "{}") -> tuple[dict[str, str], dict[
         integer, wide: turn a condition into 0 or 1, and a column into a type with room for differences; `{}` stands for either.
     """
     amount, lower, upper = (
-        wide.format(text) for text in ("coalesce(amount, 0)", "coalesce(lower, amount, 0)", "coalesce(upper, amount, 0)")
+        wide.format(text)
+        for text in ("coalesce(amount, 0)", "coalesce(lower, amount, 0)", "coalesce(upper, amount, 0)")
     )
     unpriced = "amount IS NULL AND corrects = ''"
     sure = {
@@ -142,7 +133,7 @@ def period_of(query: Query) -> Period:
 def answered_by_cells(keys: Iterable[GroupKey], filters: Filters) -> bool:
     """Whether cells know all that is grouped and filtered by."""
     return all(
-        key.kind == "time" or (key.source in DIMENSION_TAGS if key.kind == "tag" else key.source not in UNROLLED)
+        key.kind == "time" or key.source in (ROLLUP_TAGS if key.kind == "tag" else ROLLUP_FIELDS)
         for key in (*keys, *(key for key, _ in filters))
     )
 
