@@ -183,6 +183,17 @@ def usd_per_hour(value: object) -> Decimal:
     return amount
 
 
+def _minutes(value: object) -> float:
+    if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        try:
+            minutes = float(value)
+        except ValueError:
+            minutes = -1.0
+        if 0 <= minutes < float("inf"):
+            return minutes
+    raise ValueError("write minutes, e.g. 15, or 0 for never")
+
+
 def _term(value: object) -> str:
     return _choice("on_demand", "spot", "reserved", "capacity_block", "owned")(value)
 
@@ -254,6 +265,7 @@ SETTINGS = (
     Setting("stream_usage", "AIFINOPS_STREAM_USAGE", "known", _stream_usage, "Ask for the usage of streams whose caller did not, and hide the answer to that from him: at hosts `known` to take the question (or true), `always`, or `never` (or false)."),
     Setting("gpu_usd_per_hour", "AIFINOPS_GPU_USD_PER_HOUR", None, usd_per_hour, "What an hour of one GPU costs, in USD, whatever the price lists say."),
     Setting("gpu_term", "AIFINOPS_GPU_TERM", None, _term, "On what terms machines are held: `on_demand`, `spot`, `reserved`, `capacity_block` or `owned`; default: what the machine says."),
+    Setting("gpu_idle_minutes", "AIFINOPS_GPU_IDLE_MINUTES", 15.0, _minutes, "After how many minutes a run says that devices which it holds do nothing; 0 for never."),
     Setting("gpu_metadata", "AIFINOPS_GPU_METADATA", False, _flag, "Whether the metadata service of the cloud is asked for the instance type, region and terms, for 0.2 s at most."),
     Setting("gpu_owned", "", None, _table_of('gpu_owned = { capex = "320000", gpus = 8, years = 3 }'), "Hardware of your own, written off: `capex`, `gpus`, `years`, `residual`, `upkeep_per_year`, `kw`, `pue`, `usd_per_kwh`."),
     Setting("gpu_quotas", "AIFINOPS_GPU_QUOTAS", None, _text, "File of the quotas of teams (TOML); see [GPU quotas](../how-to/gpu-quotas.md)."),
@@ -307,6 +319,7 @@ class Config:
     stream_usage: str = "known"
     gpu_usd_per_hour: Decimal | None = None
     gpu_term: str | None = None
+    gpu_idle_minutes: float = 15.0
     gpu_metadata: bool = False
     gpu_owned: Mapping[str, Any] | None = None
     gpu_quotas: str | None = None

@@ -404,6 +404,7 @@ def init(
     egress: bool | None = None,
     gpu_usd_per_hour: Any = None,
     gpu_term: str | None = None,
+    gpu_idle_minutes: float | None = None,
     gpu_metadata: bool | None = None,
     gpu_owned: Mapping[str, Any] | None = None,
     gpu_quotas: str | os.PathLike[str] | None = None,
@@ -424,7 +425,7 @@ def init(
         model_map: which models your own names are, e.g. `{"my-deployment": "gpt-4o"}`.
         tags: tags of everything in this process, e.g. `{"team": "search"}`.
         budgets: standing budgets, each a mapping with the arguments of `budget()` and a `name`; `match` selects by tags.
-        alerts: who is told about soft limits, overruns, forfeits and forecasts: addresses of webhooks, `mailto:` addresses, callables that are
+        alerts: who is told about soft limits, overruns, forfeits, forecasts and idle GPUs: addresses of webhooks, `mailto:` addresses, callables that are
             given an `Alert`. smtp: the server that sends mail, `smtp://user:password@host:587?from=address`.
         otlp: OTLP endpoint; without it `OTEL_EXPORTER_OTLP_*` decides, and without those nothing is exported.
         spans: `"auto"`, `"emit"`, `"enrich"` or `"off"`. dialects: attribute and metric names of backends beside ours, default `("compat",)`.
@@ -436,6 +437,7 @@ def init(
         enabled: False turns metering off. clock: for tests.
         egress: True counts the bytes that storage sends as egress to the internet.
         gpu_usd_per_hour: what an hour of one GPU costs, whatever the price lists say. gpu_term: `"spot"`, `"reserved"`, `"owned"` ...
+        gpu_idle_minutes: after how many minutes a run says that devices which it holds do nothing, default 15; 0 for never.
         gpu_metadata: whether the metadata service of the cloud may be asked where this is. gpu_owned: hardware of your own, written off.
         gpu_quotas: file of the quotas of teams.
         instrument, summary: for programs that run without a line of code, so they are customary in the environment or the file.
@@ -450,7 +452,7 @@ def init(
     arguments = {
         "ledger": ledger, "store": store, "approval_key": approval_key, "prices": prices, "price_folder": price_folder, "model_map": model_map, "tags": tags, "budgets": budgets, "alerts": alerts, "smtp": smtp, "otlp": otlp, "spans": spans,
         "dialects": dialects, "semconv": semconv, "baggage": baggage, "metric_tags": metric_tags, "threads": threads, "stream_usage": stream_usage, "enabled": enabled, "egress": egress,
-        "gpu_usd_per_hour": gpu_usd_per_hour, "gpu_term": gpu_term, "gpu_metadata": gpu_metadata, "gpu_owned": gpu_owned, "gpu_quotas": gpu_quotas,
+        "gpu_usd_per_hour": gpu_usd_per_hour, "gpu_term": gpu_term, "gpu_idle_minutes": gpu_idle_minutes, "gpu_metadata": gpu_metadata, "gpu_owned": gpu_owned, "gpu_quotas": gpu_quotas,
         "instrument": instrument, "summary": summary, **unknown,
     }  # fmt: skip
     return _install(arguments, clock, only_if_missing=False)
