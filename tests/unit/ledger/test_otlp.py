@@ -324,7 +324,7 @@ def test_partial_success(receiver: Receiver, ledger: OtlpLedger, kind: str) -> N
     answer.partial_success.rejected_log_records, answer.partial_success.error_message = 2, "too old"
     content = answer.SerializeToString() if "protobuf" in kind else json.dumps(MessageToDict(answer)).encode()
     receiver.answers.append((200, {"content-type": kind}, content))
-    with pytest.raises(PartlyRefused, match="2 charges were refused: .*too old") as caught:
+    with pytest.raises(PartlyRefused, match=r"2 charges were refused: .*too old") as caught:
         ledger.append_many([example_charge(number) for number in range(3)])
     assert caught.value.count == 2
 
