@@ -17,6 +17,7 @@ from aifinops import _version, config
 from aifinops.clock import Clock, SystemClock
 from aifinops.errors import ConfigurationError, swallow
 from aifinops.tags import EMPTY, Tags, matches, merge
+from aifinops.telemetry import names
 from aifinops.telemetry.content import wanted
 from aifinops.telemetry.setup import Export, set_up
 
@@ -63,6 +64,7 @@ class Runtime:
 
     Attributes:
         config: the settings in force. clock: where time comes from. book: the price lists. policies: standing budgets with their `match`.
+        compat, latest: whether `gen_ai.usage.cost` is put on spans, and whether the newest conventions are followed. schema_url: of those.
         spans: span maker, or None when spans are off. host: from which `Call.host` on a call is a guest under a foreign span.
         metrics: metric sums. export: the OTLP providers that we made.
         capture: True when what is said goes onto spans. learned: what calls of a kind have used.
@@ -79,6 +81,8 @@ class Runtime:
         self.config = settings
         self.clock: Clock = clock or SystemClock()
         self.compat = "compat" in settings.dialects
+        self.latest = settings.semconv == "latest"
+        self.schema_url = names.SCHEMA_URL_LATEST if self.latest else names.SCHEMA_URL
         self.capture = wanted()
         self.host = _HOST[settings.spans]
         self.export = Export()
@@ -119,7 +123,9 @@ class Runtime:
 
         self.policies = tuple(_policy(entry) for entry in self.config.budgets)
         mode = self.config.spans
-        self.spans = None if mode == "off" else Spans(_version.__version__, alone=mode == "emit")
+        self.spans = (
+            None if mode == "off" else Spans(_version.__version__, alone=mode == "emit", schema_url=self.schema_url)
+        )
         self.metrics = Metrics(_version.__version__, self.config.metric_tags, self._dropped)
         self.metrics.full = mode in {"auto", "emit"}
         self.learned = Learned()
@@ -315,7 +321,7 @@ def _event(alert: Alert) -> None:
     """An alert as an event of telemetry."""
     from aifinops.telemetry import events
 
-    events.alert(alert.fields(), alert.text)
+    events.alert(alert.fields(), alert.text, get().schema_url)
 
 
 def _price_files(paths: tuple[str, ...]) -> list[PriceList]:
@@ -365,6 +371,8 @@ def init(
     otlp: str | None = None,
     spans: str | None = None,
     dialects: Any = None,
+    semconv: str | None = None,
+    baggage: bool | None = None,
     metric_tags: Any = None,
     threads: bool | None = None,
     stream_usage: bool | str | None = None,
@@ -372,6 +380,7 @@ def init(
     egress: bool | None = None,
     gpu_usd_per_hour: Any = None,
     gpu_term: str | None = None,
+    gpu_idle_minutes: float | None = None,
     gpu_metadata: bool | None = None,
     gpu_owned: Mapping[str, Any] | None = None,
     gpu_quotas: str | os.PathLike[str] | None = None,
@@ -392,16 +401,19 @@ def init(
         model_map: which models your own names are, e.g. `{"my-deployment": "gpt-4o"}`.
         tags: tags of everything in this process, e.g. `{"team": "search"}`.
         budgets: standing budgets, each a mapping with the arguments of `budget()` and a `name`; `match` selects by tags.
-        alerts: who is told about soft limits, overruns, forfeits and forecasts: addresses of webhooks, `mailto:` addresses, callables that are
+        alerts: who is told about soft limits, overruns, forfeits, forecasts and idle GPUs: addresses of webhooks, `mailto:` addresses, callables that are
             given an `Alert`. smtp: the server that sends mail, `smtp://user:password@host:587?from=address`.
         otlp: OTLP endpoint; without it `OTEL_EXPORTER_OTLP_*` decides, and without those nothing is exported.
-        spans: `"auto"`, `"emit"`, `"enrich"` or `"off"`. dialects: extra attribute names, default `("compat",)`.
+        spans: `"auto"`, `"emit"`, `"enrich"` or `"off"`. dialects: attribute and metric names of backends beside ours, default `("compat",)`.
+        semconv: `"compat"` for the semantic conventions 1.41.1, `"latest"` for those of semantic-conventions-genai.
+        baggage: True takes tags from baggage that callers of this program sent.
         metric_tags: tags that become metric attributes. threads: carry scopes into `ThreadPoolExecutor` threads.
         stream_usage: whether streams are asked for their usage where the caller did not, unseen by him: at hosts that are known to take
             the question (default), `"always"`, or False for never.
         enabled: False turns metering off. clock: for tests.
         egress: True counts the bytes that storage sends as egress to the internet.
         gpu_usd_per_hour: what an hour of one GPU costs, whatever the price lists say. gpu_term: `"spot"`, `"reserved"`, `"owned"` ...
+        gpu_idle_minutes: after how many minutes a run says that devices which it holds do nothing, default 15; 0 for never.
         gpu_metadata: whether the metadata service of the cloud may be asked where this is. gpu_owned: hardware of your own, written off.
         gpu_quotas: file of the quotas of teams.
         instrument, summary: for programs that run without a line of code, so they are customary in the environment or the file.
@@ -415,8 +427,8 @@ def init(
     """
     arguments = {
         "ledger": ledger, "store": store, "approval_key": approval_key, "prices": prices, "price_folder": price_folder, "model_map": model_map, "tags": tags, "budgets": budgets, "alerts": alerts, "smtp": smtp, "otlp": otlp, "spans": spans,
-        "dialects": dialects, "metric_tags": metric_tags, "threads": threads, "stream_usage": stream_usage, "enabled": enabled, "egress": egress,
-        "gpu_usd_per_hour": gpu_usd_per_hour, "gpu_term": gpu_term, "gpu_metadata": gpu_metadata, "gpu_owned": gpu_owned, "gpu_quotas": gpu_quotas,
+        "dialects": dialects, "semconv": semconv, "baggage": baggage, "metric_tags": metric_tags, "threads": threads, "stream_usage": stream_usage, "enabled": enabled, "egress": egress,
+        "gpu_usd_per_hour": gpu_usd_per_hour, "gpu_term": gpu_term, "gpu_idle_minutes": gpu_idle_minutes, "gpu_metadata": gpu_metadata, "gpu_owned": gpu_owned, "gpu_quotas": gpu_quotas,
         "instrument": instrument, "summary": summary, **unknown,
     }  # fmt: skip
     return _install(arguments, clock, only_if_missing=False)
@@ -429,7 +441,7 @@ def _install(arguments: dict[str, Any], clock: Clock | None, *, only_if_missing:
         runtime = Runtime(config.load(arguments), clock)
         if not only_if_missing:
             _ = runtime.writer  # an unreadable ledger is an error now, not in the first call
-        runtime.export = set_up(runtime.config.otlp)
+        runtime.export = set_up(runtime.config.otlp, dialects=runtime.config.dialects)
         old, _state.runtime = _state.runtime, runtime
         if not _state.registered:
             _state.registered = True

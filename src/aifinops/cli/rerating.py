@@ -87,7 +87,7 @@ def rerate(
     """What the calls of a period would have cost under another price list or contract, each at its own moment."""
     from aifinops import runtime
     from aifinops.analytics.reports import period
-    from aifinops.cli.app import filters
+    from aifinops.cli.reporting import filters
     from aifinops.config import load
     from aifinops.ledger import open_ledger
     from aifinops.ledger.base import group_keys

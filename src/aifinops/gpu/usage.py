@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aifinops.gpu.measured import Measured
 from aifinops.telemetry import names
 
-__all__ = ["Forecast", "GpuUsage", "Sums", "span_values", "total"]
+if TYPE_CHECKING:
+    from aifinops.gpu.billing import Held
+
+__all__ = ["Forecast", "GpuUsage", "Sums", "span_values", "sums_of", "total"]
 
 _FIGURES = ("busy_s", "sm_active_s", "tensor_active_s", "memory_gib_s", "energy_j")
 
@@ -59,6 +62,16 @@ class Sums:
     def get(self, name: str) -> float | None:
         """One figure; None where nothing was measured."""
         return self.values[name] if self.spans else None
+
+
+def sums_of(members: Sequence[Held], readings: Sequence[Measured | None]) -> Sums:
+    """The figures of some devices; empty where one of them could not be asked."""
+    sums = Sums()
+    for one, measured in zip(members, readings, strict=True):
+        if measured is None:
+            return Sums()
+        sums.add(measured, one.device.share)
+    return sums
 
 
 def _joined(first: str, second: str) -> str:
@@ -190,6 +203,7 @@ def span_values(used: GpuUsage, devices: int) -> dict[str, Any]:
         names.GPU_BUSY_SOURCE: used.busy_source or None,
         names.GPU_BUSY_ERROR: used.busy_error_s,
         names.GPU_STALL: used.stall_s,
+        names.GPU_DEVICE_STALL: used.device_stall_s,
         names.GPU_SM_ACTIVE: used.sm_active_s,
         names.GPU_TENSOR_ACTIVE: used.tensor_active_s,
         names.GPU_MEMORY: used.memory_gib_s,

@@ -21,17 +21,21 @@ from types import MappingProxyType
 from typing import Any
 
 from aifinops.charges import Charge
-from aifinops.errors import StoreError
+from aifinops.errors import ConfigurationError, StoreError
 from aifinops.files import BUSY_S, Database, Kind
 from aifinops.ledger.base import (
     Capabilities,
+    Compaction,
     Filters,
     Group,
     GroupKey,
     LedgerInfo,
+    Progress,
     Query,
+    Verification,
     add_quantities,
     group_keys,
+    verify_rows,
 )
 from aifinops.ledger.codec import (
     COLUMNS,
@@ -276,6 +280,18 @@ class SqliteLedger:
                 return connection.execute(select, values).fetchall()
         except sqlite3.Error as error:
             raise self._file.failed(error) from error
+
+    def compact(self, before_ns: int, *, progress: Progress | None = None) -> Compaction:
+        """Not in this version of the file.
+
+        Raises:
+            ConfigurationError: always.
+        """
+        raise ConfigurationError(f"{self.path} keeps every entry; it cannot be compacted before {before_ns}")
+
+    def verify(self, *, progress: Progress | None = None) -> Verification:
+        """Whether each entry can be read and its lines add up."""
+        return verify_rows(self, progress)
 
     # --- life ---------------------------------------------------------------------------------------------------------
 

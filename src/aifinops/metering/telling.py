@@ -76,10 +76,13 @@ def _values(invocation: Invocation, charge: Charge, reading: Reading, first: flo
         facts = {**facts, names.FINISH_REASONS: reading.finish_reasons}
     if first is not None:
         facts = {**facts, names.TIME_TO_FIRST_CHUNK: first}
+    body = invocation.call.body
+    asked = body.get("service_tier") if type(body) is dict else None
     if engines.capture:
         facts = {**facts, **_content(invocation.call.body, invocation.said, reading.finish_reasons)}
     try:
-        return span_attributes.inference(charge, facts, compat=engines.compat)
+        tier = asked if isinstance(asked, str) else ""
+        return span_attributes.inference(charge, facts, compat=engines.compat, latest=engines.latest, request_tier=tier)
     except Exception as failure:  # a span without attributes still ends
         swallow("metering.span_attributes", failure)
         return {}
