@@ -28,7 +28,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from aifinops._version import __version__
 from aifinops.charges import Charge
 from aifinops.errors import ConfigurationError, StoreError, swallow
-from aifinops.ledger.base import Capabilities, Group, LedgerInfo, Query
+from aifinops.ledger.base import Capabilities, Compaction, Group, LedgerInfo, Progress, Query, Verification
 from aifinops.ledger.codec import clean_text, dump_json
 from aifinops.ledger.spool import PartlyRefused
 from aifinops.tags import EMPTY
@@ -473,6 +473,22 @@ class OtlpLedger:
     def info(self) -> LedgerInfo:
         """Where to; `entries` are those that this process has sent."""
         return LedgerInfo("otlp", self.location, 1, self.sent, None, None, 0)
+
+    def compact(self, before_ns: int, *, progress: Progress | None = None) -> Compaction:
+        """There is nothing here to compact.
+
+        Raises:
+            ConfigurationError: always.
+        """
+        raise ConfigurationError(f"{self.location} is a receiver: compact the database behind it")
+
+    def verify(self, *, progress: Progress | None = None) -> Verification:
+        """There is nothing here to look through.
+
+        Raises:
+            ConfigurationError: always.
+        """
+        raise ConfigurationError(f"{self.location} is a receiver: verify the database behind it")
 
     def close(self) -> None:
         """Close the connection; a later call opens it again."""

@@ -666,7 +666,9 @@ def _summary(schema: str, query: Query, keys: Sequence[GroupKey], period: Period
             where, values = _where(query, end)
             add(_entries(schema, selected, where), values)
     grouping = ", ".join([*names, "currency"])
-    as_text = ", ".join([*SUMS, *(f"{name}::text" for name in _MORE)])  # the driver would read numbers in JSON as floats
+    as_text = ", ".join(
+        [*SUMS, *(f"{name}::text" for name in _MORE)]
+    )  # the driver would read numbers in JSON as floats
     return (
         f"SELECT {grouping}, {as_text} FROM (SELECT {grouping}, {_added(schema)} FROM ({' UNION ALL '.join(text for text, _ in parts)}) AS parts GROUP BY {grouping}) AS sums",  # noqa: S608 - only names of ours; values are bound
         [value for _, values in parts for value in values],
