@@ -592,17 +592,24 @@ class _Link:
             **_headers(environ),
             **_authorization(self._url),
             "content-type": "application/x-protobuf",
-            **({"content-encoding": "gzip"} if self._zip else {}),
         }
         self._connection: http.client.HTTPConnection | None = None
 
     def post(self, content: bytes) -> _Answer:
-        """Post it.
+        """Post it, compressed unless the other side is known not to understand that.
 
         Raises:
             StoreError: when there is no answer.
         """
-        body = gzip.compress(content, 3) if self._zip else content
+        answer = self._post(gzip.compress(content, 3) if self._zip else content)
+        if self._zip and answer.status in (400, 415):  # every receiver should know gzip, and some do not
+            self._zip = False
+            plain = self._post(content)
+            self._zip = plain.status >= 300
+            return plain
+        return answer
+
+    def _post(self, body: bytes) -> _Answer:
         kept = self._connection is not None
         try:
             try:
@@ -618,7 +625,8 @@ class _Link:
     def _exchange(self, body: bytes) -> _Answer:
         connection = self._connection or self._connect()
         try:
-            connection.request("POST", self._target(), body, self._headers)
+            headers = {**self._headers, "content-encoding": "gzip"} if self._zip else self._headers
+            connection.request("POST", self._target(), body, headers)
             response = connection.getresponse()
             answer = _Answer(response)
         except BaseException:

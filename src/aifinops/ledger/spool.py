@@ -68,6 +68,7 @@ _SUFFIX = ".v1.spool"
 _LOCK = ".lock"
 _HEAD = 17
 _CHUNK = 1 << 19  # bytes that are read for a batch: two batches of ordinary charges, and no request of many megabytes
+_FIRST = 64
 _QUARANTINE = "quarantine.jsonl"
 _FULL_PAUSE_NS = 1_000_000_000
 _READ_S = 30.0
@@ -382,7 +383,8 @@ class Spool:
             segment = source.segments[0]
             active = source is self._own and segment is source.segments[-1]
             end = self._end if active else segment.end
-        lines, place, ended = _lines(segment, end, self._batch)
+        # Few, as long as it is not known whether the target takes anything: a batch that is refused is told apart by halves.
+        lines, place, ended = _lines(segment, end, self._batch if self.delivered else min(self._batch, _FIRST))
         charges = self._charges(lines)
         if charges:
             self._hand_over(charges)
@@ -416,6 +418,16 @@ class Spool:
 
     def _hand_over(self, charges: Sequence[Charge]) -> None:
         """To the target; what it will never take goes into the quarantine, one by one, and the others through."""
+        refused = list(self._refused_of(charges))
+        if refused and not self.delivered:
+            # A wrong address or a receiver of something else refuses all there is: that is no fault of the charges, so they wait.
+            raise StoreError(f"{refused[0][1]} (nothing has been taken so far)")
+        for charge, error in refused:
+            self._quarantine([charge], error)
+            self.refused += 1
+
+    def _refused_of(self, charges: Sequence[Charge]) -> Iterator[tuple[Charge, Exception]]:
+        """Deliver; what is refused is told apart by halves."""
         try:
             self._deliver(charges)
         except StoreError:
@@ -427,11 +439,10 @@ class Spool:
         except Exception as error:
             if len(charges) > 1:
                 middle = len(charges) // 2
-                self._hand_over(charges[:middle])
-                self._hand_over(charges[middle:])
-                return
-            self._quarantine(charges, error)
-            self.refused += 1
+                yield from self._refused_of(charges[:middle])
+                yield from self._refused_of(charges[middle:])
+            else:
+                yield charges[0], error
         else:
             self.delivered += len(charges)
 

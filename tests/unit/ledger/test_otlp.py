@@ -310,11 +310,23 @@ def test_how_things_are_set_up_is_no_fault_of_the_record(receiver: Receiver, led
 
 def test_never(receiver: Receiver, ledger: OtlpLedger) -> None:
     """Other answers of 4xx are about the records."""
-    receiver.answers.append((400, {}, b""))
+    receiver.answers += [(400, {}, b""), (400, {}, b"")]
     with pytest.raises(Refused, match="400"):
         ledger.append(example_charge(1))
     with pytest.raises(Refused, match="no form"):
         ledger.append(example_charge(1, at=-1))
+
+
+def test_a_receiver_that_does_not_know_gzip(receiver: Receiver, ledger: OtlpLedger) -> None:
+    """It is asked again without, and from then on."""
+    receiver.answers.append((400, {}, b""))
+    ledger.append(example_charge(1))
+    ledger.append(example_charge(2))
+    assert ["Content-Encoding" in headers or "content-encoding" in headers for _, headers in receiver.headers] == [
+        True,
+        False,
+        False,
+    ]
 
 
 @pytest.mark.parametrize("kind", ["application/x-protobuf", "application/json"])
