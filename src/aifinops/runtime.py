@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from aifinops.pricing.learned import Learned
     from aifinops.pricing.lists import PriceList
     from aifinops.scope import Scope
-    from aifinops.telemetry.metrics import Metrics
+    from aifinops.telemetry.metrics import BudgetState, Metrics
     from aifinops.telemetry.spans import Spans
 
 __all__ = [
@@ -128,7 +128,15 @@ class Runtime:
         self.spans = (
             None if mode == "off" else Spans(_version.__version__, alone=mode == "emit", schema_url=self.schema_url)
         )
-        self.metrics = Metrics(_version.__version__, self.config.metric_tags, self._dropped)
+        self.metrics = Metrics(
+            _version.__version__,
+            self.config.metric_tags,
+            self._dropped,
+            dialects=self.config.dialects,
+            latest=self.latest,
+            budgets=self._budget_states,
+            decisions=self._decisions,
+        )
         self.metrics.full = mode in {"auto", "emit"}
         self.learned = Learned()
         told = sinks(self.config.alerts, self.config.smtp)
@@ -273,6 +281,22 @@ class Runtime:
             self.guard.reset_after_fork()
         if self._writer is not None:
             self._writer.reset_after_fork()
+
+    def _budget_states(self, most: int) -> list[BudgetState]:
+        """How budgets with a name stand, for the gauges; a standing one also where nothing was asked of it yet."""
+        if "guard" not in self.__dict__:
+            return []
+        from aifinops.budgets.figures import states
+        from aifinops.telemetry.metrics import BudgetState
+
+        return [BudgetState(*figures) for figures in states(self.guard, self.policies, most)]
+
+    def _decisions(self) -> dict[tuple[str, str], int]:
+        if "guard" not in self.__dict__:
+            return {}
+        from aifinops.budgets.figures import by_name
+
+        return by_name(self.guard.witness.decisions())
 
     def _dropped(self) -> int:
         return 0 if self._writer is None else self._writer.dropped
