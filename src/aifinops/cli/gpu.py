@@ -119,6 +119,7 @@ def quota(context: typer.Context, store: StoreName = None, quotas: QuotaFile = N
         _print_json(rows)
     else:
         _quota_table(board.quotas, rows)
+        _left_behind(board, view)
 
 
 @quota_app.command()
@@ -131,6 +132,21 @@ def check(file: Annotated[str, typer.Argument(metavar="FILE", help="The quota fi
         own = sum(rules.quota(team, pool.name).nominal for team in rules.teams)
         shared = sum(of.get(pool.name, 0) for of in rules.cohorts.values())
         print(f"{pool.name}: {pool.gpus} GPUs, {own} of teams, {shared} shared, {pool.gpus - own - shared} nobody's")
+
+
+@quota_app.command()
+def free(
+    slot: Annotated[str, typer.Argument(metavar="ID", help="The id of the slot.")],
+    store: StoreName = None,
+    quotas: QuotaFile = None,
+    force: Annotated[bool, typer.Option("--force", help="Take it also from a process that is alive.")] = False,
+) -> None:
+    """Give back the GPUs of a slot whose process is gone and that nobody else gives back: its team is no longer in the file, or its note is lost."""
+    board = _board(store, quotas, needed=True)
+    assert board is not None  # noqa: S101 - it was needed
+    found = board.free(slot, force=force)
+    whose = "" if found is None else f" of team {found.team}: {found.gpus} GPUs of {found.pool}"
+    print(f"Freed slot {slot}{whose}.")
 
 
 @quota_app.command()
@@ -367,6 +383,25 @@ def _quota_table(rules: Quotas, rows: Sequence[Mapping[str, Any]]) -> None:
     out.print(table)
     days = rules.fair_share.half_life_s / 86_400
     out.print(f"usage: GPUs on the average, with a half-life of {days:g} days", style="dim")
+
+
+def _left_behind(board: Board, view: View) -> None:
+    """What somebody has to see to: slots that nobody renews, and reservations that nobody knows."""
+    from aifinops.cli import show
+
+    out = show.console()
+    for one in view.dead:
+        out.print(
+            f"slot {show.key(one.id)} of team {show.key(one.team)}, {one.gpus} GPUs of {show.key(one.pool)}: no sign of life for "
+            f"{_span(view.now - one.beat)}. Whoever asks for GPUs next gives them back, or: aifinops gpu quota free {show.key(one.id)}",
+            style="yellow", soft_wrap=True,
+        )  # fmt: skip
+    for (team, pool), gpus in board.unaccounted(view).items():
+        out.print(
+            f"{gpus} GPUs of {show.key(pool)} are reserved for team {show.key(team)} by a slot of which nothing is known. If that stays so: aifinops gpu "
+            "quota free ID, with the id that its process has logged",
+            style="yellow", soft_wrap=True,
+        )  # fmt: skip
 
 
 def _share(share: float | Decimal | None) -> Text:

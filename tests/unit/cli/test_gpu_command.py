@@ -12,6 +12,7 @@ import pytest
 
 import aifinops as af
 from aifinops import runtime
+from aifinops.budgets.stores.base import Node, Read, Take
 from aifinops.charges import Charge, new_id
 from aifinops.cli import main
 from aifinops.gpu.board import Board
@@ -71,6 +72,12 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     made = Lab(tmp_path)
     monkeypatch.setenv("AIFINOPS_LEDGER", str(made.ledger))
     return made
+
+
+def reserved(lab: Lab) -> int:
+    """GPUs of the pool that the store counts as taken."""
+    [balance] = runtime.get().store_at(str(lab.store)).run(Read((Node("gpu/lab/h100", 0, "gpus", None),)))
+    return balance.reserved // 10**9
 
 
 @pytest.fixture
@@ -165,6 +172,58 @@ def test_quota(run: Run, lab: Lab) -> None:
         assert rows[2][:6] == ["h100", "vision", "4", "0", "2", "8"]
         [nlp, vision] = json.loads(run("quota", "--store", str(lab.store), "--json")[1])
         assert (nlp["held"], nlp["borrowed"], vision["available"], vision["nominal"]) == (6, 2, 2, 4)
+
+
+def test_a_slot_is_freed_by_hand_when_its_process_is_gone(run: Run, lab: Lab) -> None:
+    """Never while it is alive, but for `--force`; also where the team is no longer in the file, where nobody else would give it back."""
+    where = ("--store", str(lab.store))
+    with slot(team="nlp", gpus=6, quotas=str(lab.quotas), store=str(lab.store), lease_s=100) as held:
+        status, _, err = run("quota", "free", held.id, *where)
+        assert status == 2
+        assert "is alive" in err
+        assert "--force" in err
+        assert reserved(lab) == 6
+        lab.clock.advance(101)
+        lab.quotas.write_text(QUOTAS.replace("teams.nlp", "teams.speech"))
+        out = run("quota", *where)[1]
+        assert f"slot {held.id} of team nlp, 6 GPUs of h100: no sign of life for 101 s" in out
+        assert run("quota", "free", held.id, *where)[1] == f"Freed slot {held.id} of team nlp: 6 GPUs of h100.\n"
+        assert reserved(lab) == 0
+        assert held.id not in run("quota", *where)[1]
+        held._beat()
+        assert held.lost
+    status, _, err = run("quota", "free", held.id, *where)
+    assert status == 2
+    assert "no slot" in err
+
+
+def test_a_slot_whose_note_is_lost_is_freed_by_the_id_that_was_logged(
+    run: Run, lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The reservation alone is left: `quota` says that there is one, and the id of the log frees it, and no other."""
+    where = ("--store", str(lab.store))
+    caplog.set_level("INFO", "aifinops.gpu")
+    mine = {"quotas": str(lab.quotas), "store": str(lab.store), "lease_s": 10**6}
+    with slot(team="nlp", gpus=2, **mine) as held, slot(team="vision", gpus=3, **mine):
+        assert "reserved for" not in run("quota", *where)[1]
+        store = runtime.get().store_at(str(lab.store))
+        assert store.run(Take(f"gpu/lab/hold/{held.id}", lab.clock.time_ns())) is not None
+        assert "2 GPUs of h100 are reserved for team nlp by a slot of which nothing is known" in run("quota", *where)[1]
+        assert f"slot {held.id}: team 'nlp' holds 2 GPUs of h100" in caplog.text
+        assert run("quota", "free", held.id, *where)[1] == f"Freed slot {held.id}.\n"
+        assert reserved(lab) == 3
+        assert "reserved for" not in run("quota", *where)[1]
+
+
+def test_a_living_slot_is_taken_by_force_only(run: Run, lab: Lab) -> None:
+    """Its process learns that it is lost, and is asked to leave."""
+    with slot(team="nlp", gpus=2, quotas=str(lab.quotas), store=str(lab.store), lease_s=10**6) as held:
+        assert run("quota", "free", held.id, "--store", str(lab.store), "--force")[0] == 0
+        assert reserved(lab) == 0
+        held._beat()
+        assert held.lost
+        assert held.should_yield()
+    assert reserved(lab) == 0
 
 
 def test_check_and_export(run: Run, lab: Lab, tmp_path: Path) -> None:
