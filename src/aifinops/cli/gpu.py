@@ -71,14 +71,14 @@ def top(
         _print_json({
             "slots": [] if view is None else [_slot_facts(one, view) for one in view.holding.values()],
             "waiting": [] if view is None else [_slot_facts(one, view) for one in view.waiting.values()],
-            "runs": [_holding_facts(one, ("team", "run")) for one in runs],
+            "runs": [{"name": _names(one) or None, **_holding_facts(one, ("team", "run"))} for one in runs],
             "devices": devices,
         })  # fmt: skip
         return
     if view is not None and (view.holding or view.waiting):
         _slots_table(view)
     if runs:
-        _runs_table(runs, ("team", "run"), "Runs of the last minutes")
+        _runs_table(runs, ("team", "run"), "Runs of the last minutes", named=True)
     if devices:
         _devices_table(devices)
     if not (runs or devices or (view is not None and (view.holding or view.waiting))):
@@ -338,17 +338,21 @@ def _slots_table(view: View) -> None:
     show.console().print(table)
 
 
-def _runs_table(found: Sequence[Holding], keys: Sequence[str], title: str) -> None:
+def _names(one: Holding) -> str:
+    return ", ".join(sorted(one.names))
+
+
+def _runs_table(found: Sequence[Holding], keys: Sequence[str], title: str, *, named: bool = False) -> None:
     from aifinops.cli import show
 
     out = show.console()
     if title:
         out.print(f"\n{title}", style="bold")
-    table = _table({**dict.fromkeys(keys, False), "devices": False, "GPU-h": True, "busy": True, "idle GPU-h": True, "cost": True, "idle cost": True})  # fmt: skip
+    table = _table({**({"name": False} if named else {}), **dict.fromkeys(keys, False), "devices": False, "GPU-h": True, "busy": True, "idle GPU-h": True, "cost": True, "idle cost": True})  # fmt: skip
     for one in found:
         count = f"{len(one.devices)} x " if one.devices else ""
         table.add_row(
-            *map(show.key, one.key), show.key(count + ", ".join(sorted(one.models))), f"{one.device_s / _HOUR:,.2f}",
+            *([show.key(_names(one))] if named else []), *map(show.key, one.key), show.key(count + ", ".join(sorted(one.models))), f"{one.device_s / _HOUR:,.2f}",
             _share(one.busy_share), f"{one.idle_s / _HOUR:,.2f}" if one.measured_s else "unknown", _usd(one.cost),
             _usd(one.idle_cost),
         )  # fmt: skip

@@ -540,6 +540,8 @@ class Run:
         busy, allocated = sums.get("busy_s"), group.held * seconds
         idle_s, idle = idle_usd(group, seconds, busy)
         about = {**facts, **sums.facts(), **({} if idle is None else {"idle_usd": str(idle)})}
+        if self.name:
+            about["name"] = self.name
         made = billing.charge(
             group, self._scope, key=f"{self.run_id}|{self.attempt}|{self._block}", at=at, length=length, part=self._part,
             facts=about, paid=self._purse.keys,

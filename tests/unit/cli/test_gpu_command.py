@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import aifinops as af
-from aifinops import runtime
+from aifinops import gpu, runtime
 from aifinops.budgets.stores.base import Node, Read, Take
 from aifinops.charges import Charge, new_id
 from aifinops.cli import main
@@ -132,11 +132,27 @@ def test_top(run: Run, lab: Lab) -> None:
 
 def test_top_has_the_runs_of_the_last_minutes(run: Run, lab: Lab) -> None:
     """A run without a slot is seen by its charges; one that made none for three minutes is over."""
-    lab.charge("nlp", 1, 480, 480_000_000, 120.0)
-    lab.charge("old", 30, 480, 480_000_000, 480.0)
+    lab.charge("nlp", 1, 480, 480_000_000, 120.0, name="finetune llama")
+    lab.charge("old", 30, 480, 480_000_000, 480.0, name="ancient")
+    lab.charge("dark", 1, 480, 480_000_000, None)
     out = run("top", "--watch", "0")[1]
-    assert "run-nlp" in out
+    rows = {line.split()[0]: line.split() for line in out.splitlines() if line.strip()}
+    assert rows["finetune"][:4] == ["finetune", "llama", "nlp", "run-nlp"]
     assert "run-old" not in out
+    assert "ancient" not in out
+    facts = {row["run"]: row["name"] for row in json.loads(run("top", "--watch", "0", "--json")[1])["runs"]}
+    assert facts == {"run-nlp": "finetune llama", "run-dark": None}
+
+
+def test_top_has_the_name_of_a_run_that_holds_devices(run: Run, lab: Lab) -> None:
+    """It comes with the charges of the run itself."""
+    with gpu.track("finetune", team="nlp", devices={"NVIDIA H100 80GB HBM3": 2}):
+        lab.clock.advance(90)
+    with gpu.track(devices={"NVIDIA H100 80GB HBM3": 2}):
+        lab.clock.advance(30)
+    runtime.get().writer.flush()
+    names = [row["name"] for row in json.loads(run("top", "--watch", "0", "--json")[1])["runs"]]
+    assert sorted(names, key=str) == [None, "finetune"]
 
 
 def test_idle(run: Run, lab: Lab) -> None:
@@ -207,6 +223,8 @@ def test_a_slot_whose_note_is_lost_is_freed_by_the_id_that_was_logged(
     with slot(team="nlp", gpus=2, **mine) as held, slot(team="vision", gpus=3, **mine):
         assert "reserved for" not in run("quota", *where)[1]
         store = runtime.get().store_at(str(lab.store))
+        with held._lock:  # its process is gone: it renews nothing any more
+            held._left = True
         assert store.run(Take(f"gpu/lab/hold/{held.id}", lab.clock.time_ns())) is not None
         assert "2 GPUs of h100 are reserved for team nlp by a slot of which nothing is known" in run("quota", *where)[1]
         assert f"slot {held.id}: team 'nlp' holds 2 GPUs of h100" in caplog.text
