@@ -44,7 +44,7 @@ def import_(
 ) -> None:  # fmt: skip
     """Read exports of OpenAI, Anthropic, LiteLLM and Langfuse, span dumps and plain tables into the ledger, each row once."""
     from aifinops import runtime
-    from aifinops.cli.app import filters
+    from aifinops.cli.reporting import filters
     from aifinops.config import load
     from aifinops.importing import import_files
     from aifinops.ledger import open_ledger

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,38 +24,35 @@ from typing import Any
 from aifinops.charges import Charge
 from aifinops.errors import ConfigurationError, StoreError
 from aifinops.files import BUSY_S, Database, Kind
+from aifinops.ledger import rollups
 from aifinops.ledger.base import (
     Capabilities,
     Compaction,
-    Filters,
     Group,
-    GroupKey,
     LedgerInfo,
     Progress,
     Query,
     Verification,
-    add_quantities,
     group_keys,
     verify_rows,
 )
 from aifinops.ledger.codec import (
     COLUMNS,
     METER_COLUMNS,
-    TAG_COLUMNS,
     charge_of,
     clean_text,
-    dump_quantities,
-    load_quantities,
     packed,
     row_of,
 )
 from aifinops.ledger.journal import AVAILABLE, Foreign, Journal, journals
-from aifinops.usage import Quantity, tokens_total
 
 __all__ = ["SCHEMA", "SqliteLedger"]
 
-SCHEMA = 1
-"""Version of the tables, kept in `PRAGMA user_version`."""
+SCHEMA = 2
+"""Version of the tables, kept in `PRAGMA user_version`. 1 had the table of charges alone, which is still the same."""
+
+ROWS = 1
+"""Version of what is in a journal."""
 
 _PAGE = 1000
 
@@ -72,18 +70,30 @@ def _column(name: str) -> str:
     return f"{name} {'INTEGER' if name in _INTEGERS else 'TEXT'}"
 
 
-_TABLES = (
+_CHARGES = (
     # Not WITHOUT ROWID: it saves a page a write, but a row above a quarter of a page (a long raw answer) costs it three.
     f"CREATE TABLE charges ({', '.join(map(_column, COLUMNS))})",
     "CREATE INDEX charges_at ON charges (at)",
     "CREATE INDEX charges_corrects ON charges (corrects) WHERE corrects <> ''",
 )
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    ((pages,),) = connection.execute("PRAGMA page_count")
+    if not pages:  # a new file: compaction can make it smaller, then
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    connection.execute("PRAGMA temp_store = MEMORY")
+    rollups.add_functions(connection)
+
+
 _KIND = Kind(
     what="ledger",
     first="make the first metered call",
     application=0x41494650,  # "AIFP"
     schema=SCHEMA,
-    tables=_TABLES,
+    tables=(*_CHARGES, *rollups.TABLES),
+    migrations=MappingProxyType({1: rollups.TABLES}),
+    prepare=_prepare,
     sqlite=(3, 30, 0),  # aggregate FILTER
     elsewhere='AIFINOPS_LEDGER=/path/to/ledger.db, init(ledger="/path/to/ledger.db"), or "memory"',
     memory='keep charges in memory: AIFINOPS_LEDGER="memory"',
@@ -92,7 +102,11 @@ _NAMES = ", ".join(COLUMNS)
 # Not INSERT OR IGNORE: that would also swallow entries that break another rule.
 _INSERT = f"INSERT INTO charges ({_NAMES}) VALUES ({', '.join('?' * len(COLUMNS))}) ON CONFLICT (id) DO NOTHING"  # noqa: S608 - only names of ours; values are bound
 
-_TIME_FORMATS = {"month": "%Y-%m", "day": "%Y-%m-%d", "hour": "%Y-%m-%dT%H"}
+_COUNTS = f"""SELECT coalesce(sum(calls + corrections) FILTER (WHERE grain = {rollups.DAY}), 0),
+    coalesce(sum(calls + corrections) FILTER (WHERE grain = {rollups.GONE}), 0) FROM rollups WHERE grain IN ({rollups.DAY}, {rollups.GONE})"""  # noqa: S608 - numbers of ours
+
+MOST_AT_ONCE = 200_000
+"""Entries that a report rolls up before it reads, about a second's work; it reads row by row what is left."""
 
 
 class SqliteLedger:
@@ -112,7 +126,7 @@ class SqliteLedger:
         self._file = Database(path, _KIND, create=create, timeout_s=timeout_s)
         self.path = self._file.path
         self._spool = self.path.with_name(f"{self.path.name}-spool")
-        self._journal = Journal(self._spool, SCHEMA)
+        self._journal = Journal(self._spool, ROWS)
         self._file.in_child = self._journal.abandon
         self._fold_at = FOLD
 
@@ -175,7 +189,7 @@ class SqliteLedger:
     def _absorb(self) -> None:
         """Put everybody's journals into the tables, before they are read."""
         self._fold()
-        for path in journals(self._spool, SCHEMA):
+        for path in journals(self._spool, ROWS):
             if not self._journal.owns(path):
                 self._absorb_foreign(path)
 
@@ -217,7 +231,7 @@ class SqliteLedger:
         Raises:
             ConfigurationError: for a wrong key. StoreError: when the file cannot be read.
         """
-        where, values = _where(query, query.filters())
+        where, values = rollups.where_of(query, query.filters())
         return self._pages(query, where, values)
 
     def _pages(self, query: Query, where: str, values: list[Any]) -> Iterator[Charge]:
@@ -236,26 +250,28 @@ class SqliteLedger:
             left = None if left is None else left - size
 
     def summarize(self, query: Query = Query(), by: Sequence[str] = ()) -> list[Group]:  # noqa: B008 - frozen
-        """Sums per key and currency, added up by SQLite.
+        """Sums per key and currency, added up by SQLite: from roll-ups as far as those go, and from rows for the rest.
 
         Raises:
-            ConfigurationError: for a wrong key. StoreError: when the file cannot be read.
+            ConfigurationError: for a wrong key, or for what compacted days do not tell any more.
+            StoreError: when the file cannot be read.
         """
-        keys = group_keys(by)
-        where, values = _where(query, query.filters())
-        expressions = [_expression(key) for key in keys]
-        values = [value for _, bound in expressions for value in bound] + values
-        rows = self._sums([text for text, _ in expressions], where, values)
-        return sorted((_group(row, len(keys)) for row in rows), key=lambda group: (group.key, group.currency))
+        keys, filters = group_keys(by), query.filters()
+        self._absorb()
+        self._catch_up()
+        with self._reading() as connection:
+            return rollups.summarize(connection, query, keys, filters)
 
-    def _sums(self, keys: list[str], where: str, values: list[Any]) -> list[tuple[Any, ...]]:
+    def _catch_up(self) -> None:
+        """Roll up what a report would have to read row by row, but no more than takes a second."""
         try:
-            return self._read(_summary(keys, where, "sum"), values)
-        except StoreError as error:
-            # Beyond 9.2 billion units of a currency SQLite's own sum gives up; the slow one is exact at any size.
-            if "integer overflow" not in str(error):
-                raise
-            return self._read(_summary(keys, where, "exact_sum"), values)
+            with self._file.lock:
+                connection = self._file.connection or self._file.open()
+                left = rollups.behind(connection, rollups.State.of(connection))
+                for _ in range(min(left, MOST_AT_ONCE) // rollups.BATCH):
+                    rollups.roll_up(connection)
+        except (sqlite3.Error, StoreError):
+            pass  # a locked or full file: reports are right without
 
     def info(self) -> LedgerInfo:
         """Path, schema, entries, period and bytes on disk (with the write-ahead log).
@@ -263,23 +279,44 @@ class SqliteLedger:
         Raises:
             StoreError: when the file cannot be read.
         """
-        ((entries,),) = self._read("SELECT count(*) FROM charges", [])
-        ((first,),) = self._read("SELECT min(at) FROM charges", [])  # apart, so that each is one step in the index
-        ((last,),) = self._read("SELECT max(at) FROM charges", [])
-        ((schema,),) = self._read("PRAGMA user_version", [])
+        self._absorb()
+        with self._reading() as connection:
+            state = rollups.State.of(connection)
+            # Apart, so that each is one step in the index; rows that are rolled up are counted there already.
+            ((first,),) = connection.execute("SELECT min(at) FROM charges")
+            ((last,),) = connection.execute("SELECT max(at) FROM charges")
+            ((behind,),) = connection.execute("SELECT count(*) FROM charges WHERE rowid > ?", (state.rolled or 0,))
+            ((rolled, gone),) = connection.execute(_COUNTS)
+            ((schema,),) = connection.execute("PRAGMA user_version")
         parts = [self.path, self.path.with_name(f"{self.path.name}-wal")]
-        size = sum(part.stat().st_size for part in parts if part.exists())
-        return LedgerInfo("sqlite", str(self.path), schema, entries, first, last, size)
+        return LedgerInfo(
+            "sqlite",
+            str(self.path),
+            schema,
+            behind + (rolled if state.rolled is not None else gone),
+            min((at for at in (first, state.first_at) if at is not None), default=None),
+            max((at for at in (last, state.last_at) if at is not None), default=None),
+            sum(part.stat().st_size for part in parts if part.exists()),
+            gone,
+            state.until,
+            behind,
+        )
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """One view of the file, for as long as it takes."""
+        try:
+            with self._file.reading() as connection:
+                rollups.add_functions(connection)
+                connection.execute("BEGIN")
+                yield connection
+        except sqlite3.Error as error:
+            raise self._file.failed(error) from error
 
     def _read(self, select: str, values: list[Any]) -> list[tuple[Any, ...]]:
         self._absorb()
-        try:
-            with self._file.reading() as connection:
-                connection.create_aggregate("quantity_sum", 1, _QuantitySum)
-                connection.create_aggregate("exact_sum", 1, _ExactSum)
-                return connection.execute(select, values).fetchall()
-        except sqlite3.Error as error:
-            raise self._file.failed(error) from error
+        with self._reading() as connection:
+            return connection.execute(select, values).fetchall()
 
     def compact(self, before_ns: int, *, progress: Progress | None = None) -> Compaction:
         """Not in this version of the file.
@@ -341,129 +378,3 @@ def _insert_all(connection: sqlite3.Connection, rows: Sequence[Sequence[Any]]) -
             connection.execute("ROLLBACK")
         raise
     return connection.total_changes - before
-
-
-# --- asking -----------------------------------------------------------------------------------------------------------
-
-
-def _expression(key: GroupKey) -> tuple[str, list[str]]:
-    """SQL for a key and the values bound in it. Names come from our own tables, what the user wrote is bound."""
-    if key.kind == "time":
-        return "strftime(?, at / 1000000000, 'unixepoch')", [_TIME_FORMATS[key.source]]
-    if key.kind == "field":
-        return key.source, []
-    if key.source in TAG_COLUMNS:
-        return f"coalesce({key.source}, '')", []
-    return "coalesce(json_extract(tags, ?), '')", [f'$."{key.source}"']
-
-
-def _where(query: Query, filters: Filters) -> tuple[str, list[Any]]:
-    conditions, bound = ["1"], list[Any]()
-    for value, operator in ((query.since_ns, ">="), (query.until_ns, "<")):
-        if value is not None:
-            conditions.append(f"at {operator} ?")
-            bound.append(value)
-    for key, values in filters:
-        text, own = _expression(key)
-        conditions.append(f"{text} IN ({', '.join('?' * len(values))})")
-        bound += [*own, *values]
-    return " AND ".join(conditions), bound
-
-
-_UNSURE = """CASE WHEN amount IS NULL OR basis = 'estimated' THEN NOT EXISTS (
-    SELECT 1 FROM charges AS fix WHERE fix.corrects <> '' AND fix.corrects = charges.id AND fix.amount IS NOT NULL
-) ELSE 0 END"""
-_UNPRICED = "unsure AND amount IS NULL AND corrects = ''"
-_TOKENS = " + ".join(f"coalesce({name}, 0)" for name in METER_COLUMNS if name.endswith("_tokens"))
-
-# What is added up, in the order in which `_group` reads it: summed expressions, then others.
-_SUMMED = (
-    "corrects = ''",
-    "corrects <> ''",
-    "status = 'error' AND corrects = ''",
-    "amount",
-    "CASE WHEN unsure AND amount IS NOT NULL THEN amount ELSE 0 END",
-    "CASE WHEN unsure THEN coalesce(lower, amount, 0) ELSE coalesce(amount, 0) END",
-    "CASE WHEN unsure THEN coalesce(upper, amount, 0) ELSE coalesce(amount, 0) END",
-    _UNPRICED,
-    f"CASE WHEN {_UNPRICED} THEN {_TOKENS} ELSE 0 END",
-    "duration",
-    *METER_COLUMNS,
-)
-_OTHERS = (
-    "count(amount)",
-    "count(*) FILTER (WHERE unsure AND amount IS NULL AND upper IS NULL)",
-    "quantity_sum(quantities) FILTER (WHERE quantities IS NOT NULL)",
-    f"quantity_sum(quantities) FILTER (WHERE quantities IS NOT NULL AND {_UNPRICED})",
-)
-
-
-def _summary(keys: list[str], where: str, summing: str) -> str:
-    names = [f"k{place}" for place in range(len(keys))]
-    inner = "".join(f"{text} AS {name}, " for text, name in zip(keys, names, strict=True))
-    grouping = ", ".join([*names, "currency"])
-    sums = ", ".join([*(f"{summing}({text})" for text in _SUMMED), *_OTHERS])
-    return (
-        f"SELECT {grouping}, {sums} "  # noqa: S608 - only names of ours; values are bound
-        f"FROM (SELECT {inner}*, {_UNSURE} AS unsure FROM charges WHERE {where}) GROUP BY {grouping}"
-    )
-
-
-def _group(row: Sequence[Any], keys: int) -> Group:
-    key, currency, values = tuple(row[:keys]), row[keys], row[keys + 1 :]
-    sums, (known, open_ends, more, unpriced_more) = values[: len(_SUMMED)], values[len(_SUMMED) :]
-    meters = sums[-len(METER_COLUMNS) :]
-    calls, corrections, errors, amount, estimated, lower, upper, unpriced, unpriced_tokens, duration = (
-        int(value or 0) for value in sums[: -len(METER_COLUMNS)]
-    )
-    return Group(
-        key=key,
-        currency=currency,
-        calls=calls,
-        corrections=corrections,
-        errors=errors,
-        amount=amount if known else None,
-        estimated=estimated,
-        lower=lower,
-        upper=None if open_ends else upper,
-        unpriced_calls=unpriced,
-        unpriced_tokens=unpriced_tokens + (tokens_total(load_quantities(unpriced_more)) if unpriced_more else 0),
-        quantities=_meters(meters, more),
-        duration=duration,
-    )
-
-
-def _meters(columns: Sequence[Any], more: str | None) -> MappingProxyType[str, Quantity]:
-    found: dict[str, Quantity] = {
-        name: int(value) for name, value in zip(METER_COLUMNS, columns, strict=True) if value is not None
-    }
-    if more:
-        add_quantities(found, load_quantities(more))
-    return MappingProxyType(found)
-
-
-class _QuantitySum:
-    """Aggregate for the JSON column of meters: exact sums by meter, as JSON again."""
-
-    def __init__(self) -> None:
-        self._total: dict[str, Quantity] = {}
-
-    def step(self, text: Any) -> None:
-        add_quantities(self._total, load_quantities(text))
-
-    def finalize(self) -> Any:
-        return dump_quantities(self._total) if self._total else None
-
-
-class _ExactSum:
-    """`sum` without the limit of 64 bits; the result is text, since SQLite has no larger integers."""
-
-    def __init__(self) -> None:
-        self._total: int | None = None
-
-    def step(self, value: Any) -> None:
-        if value is not None:
-            self._total = (self._total or 0) + value
-
-    def finalize(self) -> Any:
-        return None if self._total is None else str(self._total)

@@ -205,11 +205,11 @@ def _costs(attributes: Mapping[str, Any]) -> dict[str, Any]:
     found = {"cost.total": total, "cost.currency": currency, "cost.source": attributes.get(names.COST_SOURCE)}
     if currency != "USD":
         return found
-    parts = {part: attributes.get(names.COST_PREFIX + part) for part in _COSTS}
+    parts: dict[str, Any] = {part: attributes.get(names.COST_PREFIX + part) for part in _COSTS}
     found["usd.total"] = total
     if all(parts[part] is None for part in ("input", "output", "cache_read", "cache_write")):
         return found  # the provider told a sum: of its parts nothing is known
-    inputs = [parts[part] for part in ("input", "cache_read", "cache_write") if parts[part] is not None]
+    inputs: list[float] = [parts[part] for part in ("input", "cache_read", "cache_write") if parts[part] is not None]
     found |= {
         "usd.fresh": parts["input"], "usd.cache_read": parts["cache_read"], "usd.cache_write": parts["cache_write"],
         "usd.prompt": round(sum(inputs), 9) if inputs else None, "usd.output": parts["output"], "usd.reasoning": parts["reasoning"],

@@ -19,7 +19,7 @@ ENV = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 def files(path: Path) -> list[Path]:
-    return journal.journals(path.with_name(f"{path.name}-spool"), sqlite.SCHEMA)
+    return journal.journals(path.with_name(f"{path.name}-spool"), sqlite.ROWS)
 
 
 def test_an_entry_is_in_the_journal_first_and_every_reader_finds_it(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_journal_of_another_schema_is_left_alone(tmp_path: Path) -> None:
     ledger = SqliteLedger(path)
     spool = path.with_name(f"{path.name}-spool")
     spool.mkdir()
-    others = [spool / "1-abc.v99.2.journal", spool / f"1-abc.v{sqlite.SCHEMA}.1.journal"]
+    others = [spool / "1-abc.v99.2.journal", spool / f"1-abc.v{sqlite.ROWS}.1.journal"]
     for other in others:
         other.write_text("[]\n")
     assert ledger.info().entries == 0

@@ -34,7 +34,14 @@ def span_of(*, compat: bool = False, latest: bool = False, **changed: Any) -> di
     return attributes.inference(Charge(**{**CHARGE, **changed}), {}, compat=compat, latest=latest)
 
 
-LANGFUSE_USAGE = {"input": 400, "input_cached_tokens": 500, "input_cache_creation": 100, "output": 80, "output_reasoning_tokens": 120, "total": 1200}
+LANGFUSE_USAGE = {
+    "input": 400,
+    "input_cached_tokens": 500,
+    "input_cache_creation": 100,
+    "output": 80,
+    "output_reasoning_tokens": 120,
+    "total": 1200,
+}
 ROWS: dict[str, dict[str, Any]] = {
     "compat": {"gen_ai.usage.cost": 0.0053},
     "otel-cost": {"gen_ai.usage.cost.amount": 0.0053, "gen_ai.usage.cost.currency": "USD", "gen_ai.usage.cost.source": "local"},
@@ -83,7 +90,10 @@ MONEY = ("cost", "_usd")
 
 def read(values: dict[str, Any]) -> dict[str, Any]:
     """With JSON texts as the objects that they are."""
-    return {key: json.loads(value) if isinstance(value, str) and value[:1] == "{" else value for key, value in values.items()}
+    return {
+        key: json.loads(value) if isinstance(value, str) and value[:1] == "{" else value
+        for key, value in values.items()
+    }
 
 
 def added(span: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -145,7 +155,12 @@ def test_otel_cost_takes_the_scalar_away() -> None:
 
 def test_strict_leaves_the_conventions_and_ours() -> None:
     """What others and dialects have put on the span of a call is not exported; what is no call is left alone."""
-    foreign = {"llm.token_count.prompt": 1, "traceloop.span.kind": "llm", "gen_ai.usage.total_tokens": 3, "http.request.method": "POST"}
+    foreign = {
+        "llm.token_count.prompt": 1,
+        "traceloop.span.kind": "llm",
+        "gen_ai.usage.total_tokens": 3,
+        "http.request.method": "POST",
+    }
     span = {**span_of(compat=True), **foreign}
     assert dialects.spoken(span, ["strict"]) == {**span_of(), "http.request.method": "POST"}
     assert dialects.spoken(foreign, ["strict"]) is None
@@ -169,7 +184,10 @@ def test_strict_knows_the_names_of_the_conventions() -> None:
 
 def test_an_embedding_is_told_as_one() -> None:
     """It has no tokens out, and a kind of its own."""
-    got = added(span_of(operation="embeddings", quantities={"input_tokens": 9}, lines=(("input_tokens", 5_300_000),)), "openinference")
+    got = added(
+        span_of(operation="embeddings", quantities={"input_tokens": 9}, lines=(("input_tokens", 5_300_000),)),
+        "openinference",
+    )
     assert got["openinference.span.kind"] == "EMBEDDING"
     assert got["llm.token_count.total"] == 9
     assert "llm.token_count.completion" not in got
