@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from aifinops.errors import ConfigurationError
 from aifinops.ledger.base import Ledger
 
 if TYPE_CHECKING:
     from aifinops.charges import Charge
+    from aifinops.ledger.spool import Spooled
 
 __all__ = ["Journey", "default_path", "open_ledger", "path_of", "spool_folder"]
 
@@ -84,7 +85,7 @@ def open_ledger(
             )
         from aifinops.ledger.copies import Copied
 
-        return Copied(open_ledger(where, create=create, journey=journey), copies)
+        return Copied(open_ledger(where, create=create, journey=journey), cast("Spooled", copies))
     text = os.fspath(where) if where is not None else str(default_path())
     if not text.strip():
         raise ConfigurationError(f"ledger {where!r} is no path; write {_FORMS}")
