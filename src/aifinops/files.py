@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Protocol
 
 from aifinops.errors import ConfigurationError, StoreError
 
@@ -272,6 +273,22 @@ def _use_wal(connection: sqlite3.Connection) -> None:
             time.sleep(BUSY_S / 100)
 
 
+class Held(Protocol):
+    """What a fork must not find in the middle of something."""
+
+    def stop(self) -> None:
+        """Nobody is in here any more, until `go_on`."""
+        ...
+
+    def go_on(self) -> None:
+        """After `stop`."""
+        ...
+
+    def reset_after_fork(self) -> None:
+        """In the child: begin afresh."""
+        ...
+
+
 class _Forks:
     """Closes every file before a fork, so that the child inherits no SQLite state.
 
@@ -285,12 +302,12 @@ class _Forks:
         self._lock = threading.RLock()
         self.opening = threading.RLock()
         """Held while a file is opened: one that is new is not known here yet. Whoever holds it takes no other lock of a file."""
-        self._open: weakref.WeakSet[Database] = weakref.WeakSet()
-        self._stopped: list[Database] = []
+        self._open: weakref.WeakSet[Held] = weakref.WeakSet()
+        self._stopped: list[Held] = []
         self._abandoned: list[sqlite3.Connection] = []
         self._registered = False
 
-    def watch(self, database: Database) -> None:
+    def watch(self, database: Held) -> None:
         """Close it before every fork."""
         with self._lock:
             self._open.add(database)

@@ -247,7 +247,15 @@ class BudgetBlock(_Block):
         runtime.get().guard.prepare(self._active)  # wrong settings show here, at set-up, not inside a call
 
     def _push(self, state: Any) -> Any:
-        return scope.enter(budget=self._active)
+        token = scope.enter(budget=self._active)
+        for listener in scope.budget_listeners:
+            listener.budget_entered(self._active)
+        return token
+
+    def _pop(self, pushed: Any) -> None:
+        scope.leave(pushed)
+        for listener in scope.budget_listeners:
+            listener.budget_left(self._active)
 
     @property
     def limit(self) -> Any:
@@ -696,8 +704,13 @@ def report(
     by: str | Sequence[str] = ("model",),
     since: Moment | None = None,
     until: Moment | None = None,
-    where: Mapping[str, str] | None = None,
+    where: Mapping[str, str | Sequence[str]] | None = None,
     amortised: bool = False,
+    *,
+    compare: bool = False,
+    trend: bool = False,
+    top: int | None = None,
+    sort: str = "cost",
 ) -> Report:
     """Spend by tags, model or time: `report(by=["team", "model"], since="7d")`.
 
@@ -706,9 +719,14 @@ def report(
         where: only charges with these values.
         amortised: spread what is paid for by the hour (`[[provisioned]]` and `[[commitments]]` of your price lists) over the calls that
             it served: rows have `.amortised` and `.effective`, and what nobody used is a row of its own.
+        compare: set each row beside the period of the same length before: `.previous`, `.change`, `.change_share`, `.state`.
+        trend: what was spent step by step: `.trend`, one point for each of `Report.steps`.
+        top: so many rows at most, all others in one. sort: what comes first: `cost`, `calls`, `tokens`, `change`, `per_call`,
+            `per_1k_tokens`, `unpriced` or `name`.
 
     Returns:
-        Rows with `.total`, `.to_json()`, `.to_csv()`, `.assert_under("$1")`. Unpriced calls are shown apart.
+        Rows with `.total`, `.to_json()`, `.to_csv()`, `.to_html()`, `.assert_under("$1")`. Unpriced calls are shown apart. A notebook
+        shows it as a table.
 
     Raises:
         ConfigurationError: for a time or a key that cannot be read.
@@ -721,4 +739,7 @@ def report(
     keys = [part.strip() for part in by.split(",")] if isinstance(by, str) else list(by)
     capacity = engines.book.capacity if amortised else None
     now = engines.clock.time_ns()
-    return make(engines.ledger, by=keys, since=since, until=until, where=where, now_ns=now, capacity=capacity)
+    return make(
+        engines.ledger, by=keys, since=since, until=until, where=where, now_ns=now, capacity=capacity, compare=compare, trend=trend,
+        top=top, sort=sort,
+    )  # fmt: skip

@@ -49,9 +49,10 @@ def test_each_rank_pays_for_its_device_and_the_first_for_what_nobody_claims(kind
     assert float(second["seconds"]) == pytest.approx(second["elapsed"], abs=1e-6)
 
 
-def test_two_ranks_stop_at_the_same_step_after_the_checkpoint_and_below_the_limit(tmp_path: Path) -> None:
-    """One budget in a shared store, one step for both: nobody is left waiting in a collective, and what was spent is within the limit."""
-    first, second = torchrun(tmp_path, "stop")
+@pytest.mark.parametrize("where", ["around", "inside"])
+def test_two_ranks_stop_at_the_same_step_after_the_checkpoint_and_below_the_limit(where: str, tmp_path: Path) -> None:
+    """One budget in a shared store, one step for both, also where it begins inside of the run: nobody is left waiting in a collective, and what was spent is within the limit."""
+    first, second = torchrun(tmp_path, "stop", where)
     assert first["steps"] == second["steps"] > 10
     assert first["saved"] == second["saved"] == [first["steps"]]
     assert first["why"] == second["why"] == f"ranks after step {first['steps']}"

@@ -71,14 +71,14 @@ def top(
         _print_json({
             "slots": [] if view is None else [_slot_facts(one, view) for one in view.holding.values()],
             "waiting": [] if view is None else [_slot_facts(one, view) for one in view.waiting.values()],
-            "runs": [_holding_facts(one, ("team", "run")) for one in runs],
+            "runs": [{"name": _names(one) or None, **_holding_facts(one, ("team", "run"))} for one in runs],
             "devices": devices,
         })  # fmt: skip
         return
     if view is not None and (view.holding or view.waiting):
         _slots_table(view)
     if runs:
-        _runs_table(runs, ("team", "run"), "Runs of the last minutes")
+        _runs_table(runs, ("team", "run"), "Runs of the last minutes", named=True)
     if devices:
         _devices_table(devices)
     if not (runs or devices or (view is not None and (view.holding or view.waiting))):
@@ -119,6 +119,7 @@ def quota(context: typer.Context, store: StoreName = None, quotas: QuotaFile = N
         _print_json(rows)
     else:
         _quota_table(board.quotas, rows)
+        _left_behind(board, view)
 
 
 @quota_app.command()
@@ -131,6 +132,21 @@ def check(file: Annotated[str, typer.Argument(metavar="FILE", help="The quota fi
         own = sum(rules.quota(team, pool.name).nominal for team in rules.teams)
         shared = sum(of.get(pool.name, 0) for of in rules.cohorts.values())
         print(f"{pool.name}: {pool.gpus} GPUs, {own} of teams, {shared} shared, {pool.gpus - own - shared} nobody's")
+
+
+@quota_app.command()
+def free(
+    slot: Annotated[str, typer.Argument(metavar="ID", help="The id of the slot.")],
+    store: StoreName = None,
+    quotas: QuotaFile = None,
+    force: Annotated[bool, typer.Option("--force", help="Take it also from a process that is alive.")] = False,
+) -> None:
+    """Give back the GPUs of a slot whose process is gone and that nobody else gives back: its team is no longer in the file, or its note is lost."""
+    board = _board(store, quotas, needed=True)
+    assert board is not None  # noqa: S101 - it was needed
+    found = board.free(slot, force=force)
+    whose = "" if found is None else f" of team {found.team}: {found.gpus} GPUs of {found.pool}"
+    print(f"Freed slot {slot}{whose}.")
 
 
 @quota_app.command()
@@ -322,17 +338,21 @@ def _slots_table(view: View) -> None:
     show.console().print(table)
 
 
-def _runs_table(found: Sequence[Holding], keys: Sequence[str], title: str) -> None:
+def _names(one: Holding) -> str:
+    return ", ".join(sorted(one.names))
+
+
+def _runs_table(found: Sequence[Holding], keys: Sequence[str], title: str, *, named: bool = False) -> None:
     from aifinops.cli import show
 
     out = show.console()
     if title:
         out.print(f"\n{title}", style="bold")
-    table = _table({**dict.fromkeys(keys, False), "devices": False, "GPU-h": True, "busy": True, "idle GPU-h": True, "cost": True, "idle cost": True})  # fmt: skip
+    table = _table({**({"name": False} if named else {}), **dict.fromkeys(keys, False), "devices": False, "GPU-h": True, "busy": True, "idle GPU-h": True, "cost": True, "idle cost": True})  # fmt: skip
     for one in found:
         count = f"{len(one.devices)} x " if one.devices else ""
         table.add_row(
-            *map(show.key, one.key), show.key(count + ", ".join(sorted(one.models))), f"{one.device_s / _HOUR:,.2f}",
+            *([show.key(_names(one))] if named else []), *map(show.key, one.key), show.key(count + ", ".join(sorted(one.models))), f"{one.device_s / _HOUR:,.2f}",
             _share(one.busy_share), f"{one.idle_s / _HOUR:,.2f}" if one.measured_s else "unknown", _usd(one.cost),
             _usd(one.idle_cost),
         )  # fmt: skip
@@ -367,6 +387,25 @@ def _quota_table(rules: Quotas, rows: Sequence[Mapping[str, Any]]) -> None:
     out.print(table)
     days = rules.fair_share.half_life_s / 86_400
     out.print(f"usage: GPUs on the average, with a half-life of {days:g} days", style="dim")
+
+
+def _left_behind(board: Board, view: View) -> None:
+    """What somebody has to see to: slots that nobody renews, and reservations that nobody knows."""
+    from aifinops.cli import show
+
+    out = show.console()
+    for one in view.dead:
+        out.print(
+            f"slot {show.key(one.id)} of team {show.key(one.team)}, {one.gpus} GPUs of {show.key(one.pool)}: no sign of life for "
+            f"{_span(view.now - one.beat)}. Whoever asks for GPUs next gives them back, or: aifinops gpu quota free {show.key(one.id)}",
+            style="yellow", soft_wrap=True,
+        )  # fmt: skip
+    for (team, pool), gpus in board.unaccounted(view).items():
+        out.print(
+            f"{gpus} GPUs of {show.key(pool)} are reserved for team {show.key(team)} by a slot of which nothing is known. If that stays so: aifinops gpu "
+            "quota free ID, with the id that its process has logged",
+            style="yellow", soft_wrap=True,
+        )  # fmt: skip
 
 
 def _share(share: float | Decimal | None) -> Text:

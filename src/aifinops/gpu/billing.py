@@ -211,7 +211,13 @@ def charge_lost(lost: Lost, scope: Scope) -> list[Charge]:
     mine = replace(scope, tags=tags, budgets=(), trackers=())
     # What it had paid in advance counts as spent when its lease runs out; posting it here would count it twice.
     paid = frozenset(one.key for one in runtime.get().budgets(mine, tags))
-    facts = {"lost": True, "attempt": lost.attempt, "rank": lost.rank, "wasted_s": str(lost.wasted_s)}
+    facts = {
+        **({"name": lost.name} if lost.name else {}),
+        "lost": True,
+        "attempt": lost.attempt,
+        "rank": lost.rank,
+        "wasted_s": str(lost.wasted_s),
+    }
     return [
         charge(
             group, mine, key=f"{lost.run}|{lost.attempt}", at=lost.charged_to, length=lost.rest_ns, part=-1, facts=facts,

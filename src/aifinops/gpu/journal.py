@@ -88,7 +88,7 @@ class Lost:
     """An attempt that was killed.
 
     Attributes:
-        run, attempt, rank: which. started, last_seen: wall clock, nanoseconds.
+        run, attempt, rank, name: which. started, last_seen: wall clock, nanoseconds.
         steps: that it is known to have made. checkpoint: when it last saved, None for never.
         charged_to: until when it is in the ledger. groups: what it held from then on. tags: whose it was.
         wasted_s: device-seconds since the checkpoint. wasted_usd: what they cost; None when a price is unknown.
@@ -106,6 +106,7 @@ class Lost:
     tags: Mapping[str, str] = field(default_factory=dict)
     wasted_s: Decimal = Decimal(0)
     wasted_usd: Decimal | None = Decimal(0)
+    name: str = ""
 
     @property
     def rest_ns(self) -> int:
@@ -244,6 +245,7 @@ class _Story:
             tags=dict(self.first.get("tags", {})),
             wasted_s=seconds,
             wasted_usd=usd,
+            name=str(self.first.get("name", "")),
         )
 
     def _between(self, start: int, end: int) -> tuple[Decimal, Decimal | None]:

@@ -24,6 +24,7 @@ __all__ = [
     "TAG_COLUMNS",
     "charge_of",
     "clean_text",
+    "dump_json",
     "dump_quantities",
     "line_of",
     "load_quantities",
@@ -117,6 +118,8 @@ def _encoder() -> Callable[[Any], str]:
 
 _PROBE = [None, True, 1, 0.5, "é\n", {"a": {"b": [Decimal(1)]}}]
 _dump = _encoder()
+dump_json = _dump
+"""Compact JSON of whatever a provider's answer holds."""
 
 
 _values = attrgetter(*PLAIN_COLUMNS, "stream", "tags", "quantities")

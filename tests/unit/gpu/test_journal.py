@@ -74,6 +74,7 @@ def test_the_next_attempt_charges_what_the_killed_one_held_to_its_last_sign_of_l
     found = rows(ledger)
     assert [charge.quantities["gpu_seconds"] for charge in found] == [120, 40]
     assert (found[1].status, found[1].error) == ("error", "Lost")
+    assert [charge.raw["gpu"]["name"] for charge in found if charge.raw is not None] == ["train", "train"]
     assert found[1].tags == {"team": "nlp", "run": "r", "attempt": "1", "phase": "lost"}
     assert found[1].amount == 40_000_000
     assert second._journal is not None

@@ -75,7 +75,7 @@ def test_only_the_user_may_read_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "where", ["postgres://u:secret@h/db", "sqlite://", "sqlite:///", "redis://x", "http://a/b", " "]
+    "where", ["mysql://u:secret@h/db", "sqlite://", "sqlite:///", "redis://x", "http://a/b", " "]
 )
 def test_an_unknown_kind_is_refused_without_its_password(where: str) -> None:
     """The error says what to write and shows no secret."""
