@@ -148,7 +148,5 @@ def test_a_generator_has_it_in_its_own_code_only() -> None:
         yield header()
         yield header()
 
-    found = []
-    for inside in steps():
-        found.append((inside, header()))
+    found = [(inside, header()) for inside in steps()]
     assert found == [("aifinops.team=search", "")] * 2
