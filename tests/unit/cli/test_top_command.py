@@ -103,7 +103,7 @@ lab      house-llama   unknown  $0.00    $0.00  $0.00      1  ·········
 
 budget  window                limit  spent   held    left  share              rate  lasts
 search  per day              $10.00  $7.00  $1.50   $1.50  ███████     70%  $0.58/h  5 h
-words   per day  3.00M output_tokens  1.00M      0   2.00M  ███▎        33%  83,323/h  to the end
+words   per day  3.00M output_tokens  1.00M      0   2.00M  ███▍        33%  83,276/h  to the end
 """
 
 
