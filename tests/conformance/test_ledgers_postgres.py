@@ -302,7 +302,7 @@ def test_a_role_with_few_rights_is_enough(dsn: str, make: Callable[..., Postgres
         reader._fold()
         assert mark(dsn, reader) == 0
         agree(reader, charges)
-        with pytest.raises(StoreError, match="permission denied.*setup_sql"):
+        with pytest.raises(StoreError, match=r"permission denied.*setup_sql"):
             reader.append(example_charge(1000))
         writer._fold()
         assert mark(dsn, writer) == 30
