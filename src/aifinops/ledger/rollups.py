@@ -38,6 +38,7 @@ from aifinops.usage import Quantity, tokens_total
 __all__ = [
     "BATCH",
     "DAY",
+    "DIMENSIONS",
     "GONE",
     "HOUR",
     "SUMS",
@@ -48,6 +49,7 @@ __all__ = [
     "by_dimension",
     "fill_batch",
     "forget_rollups",
+    "joined",
     "pour_batch",
     "remember",
     "roll_up",
@@ -62,6 +64,7 @@ BATCH = 5_000
 """Entries that are rolled up in one transaction."""
 
 DIMENSIONS = (*ROLLUP_FIELDS, *ROLLUP_TAGS)
+"""What roll-ups are kept by, beside the time."""
 
 _UNSURE = """CASE WHEN amount IS NULL OR basis = 'estimated' THEN NOT EXISTS (
     SELECT 1 FROM charges AS fix WHERE fix.corrects <> '' AND fix.corrects = charges.id AND fix.amount IS NOT NULL{until}
@@ -295,6 +298,7 @@ def fill_batch(connection: sqlite3.Connection, where: str, until: int, *, settli
     except sqlite3.OperationalError as error:
         if "integer overflow" not in str(error):
             raise
+        connection.execute("DELETE FROM batch")  # groups before the one that failed are in it
         connection.execute(f"INSERT INTO batch {by_dimension(where, 'exact_sum', until)}")
     if settling is not None:
         connection.execute(f"INSERT INTO batch {_settled(_BATCH_KEYS, '1', settling, until)}")
@@ -416,12 +420,12 @@ def _of_rollup(key: GroupKey) -> _Part:
 
 
 class _Question(NamedTuple):
-    """What is asked, and up to which row roll-ups may answer."""
+    """What is asked, and what roll-ups may answer."""
 
     query: Query
     keys: tuple[GroupKey, ...]
     filters: Filters
-    rolled: int
+    state: State
 
     def by(self, expression: Callable[[GroupKey], _Part]) -> _Keys:
         parts = [expression(key) for key in self.keys]
@@ -432,14 +436,19 @@ class _Question(NamedTuple):
         since, until = self.query.since_ns, self.query.until_ns
         first = None if since is None else -start_of(-since, HOUR_NS)
         last = None if until is None else start_of(until, HOUR_NS)
-        if not self.rolled or not self._served or (first is not None and last is not None and first >= last):
+        rolled = self.state.rolled
+        empty = first is not None and last is not None and first >= last
+        if empty or not self._served or (not rolled and self.state.until is None):
             yield self._rows(total, since, until)
             return
-        yield self._rows(total, since, until, f"rowid > {self.rolled}")
+        yield self._rows(total, since, until, f"rowid > {rolled or 0}")
         if first != since:
-            yield self._rows(total, since, first, f"+rowid <= {self.rolled}")
+            yield self._rows(total, since, first, f"+rowid <= {rolled or 0}")
         if last != until:
-            yield self._rows(total, last, until, f"+rowid <= {self.rolled}")
+            yield self._rows(total, last, until, f"+rowid <= {rolled or 0}")
+        if rolled is None:  # the mark is lost: only what is in no row is sure to be right
+            yield self._rollups(total, GONE, first, last)
+            return
         yield self._doubt(first, last)
         yield from (self._rollups(total, grain, begin, end) for grain, begin, end in self._grains(first, last))
 
@@ -472,7 +481,7 @@ class _Question(NamedTuple):
     def _doubt(self, since: int | None, until: int | None) -> _Part:
         keys = self.by(_of_row)
         where, bound = _all([*_period("at", since, until), *_conditions(self.filters, _of_row)])
-        return _settled(keys, where, self.rolled), [*keys.bound, *bound]
+        return _settled(keys, where, self.state.rolled or 0), [*keys.bound, *bound]
 
     def _rollups(self, total: str, grain: int, since: int | None, until: int | None) -> _Part:
         keys = self.by(_of_rollup)
@@ -499,37 +508,39 @@ def summarize(
     """
     state = State.of(connection)
     check_compacted(query, keys, state.first, state.until)
-    question = _Question(query, keys, filters, state.rolled or 0)
+    question = _Question(query, keys, filters, state)
     width = len(keys) + 1
     try:
         sums = _merged(_answers(connection, question, "sum"), width)
-        exact = not any(float in map(type, row) for row in sums.values())
-    except sqlite3.OperationalError as error:
+    except (sqlite3.OperationalError, OverflowError) as error:
         if "integer overflow" not in str(error):
             raise
-        exact = False
-    if not exact:  # beyond 9.2 billion units of a currency; the slow sum is exact at any size
+        # Beyond 9.2 billion units of a currency; the slow sum is exact at any size.
         sums = _merged(_answers(connection, question, "exact_sum"), width)
     return [_group(place[:-1], place[-1], sums[place]) for place in sorted(sums)]
 
 
 def _answers(connection: sqlite3.Connection, question: _Question, total: str) -> Iterator[Row]:
     for select, values in question.pieces(total):
-        yield from connection.execute(select, values)
+        for row in connection.execute(select, values):
+            if float in map(type, row):  # a roll-up beyond 64 bits is text, of which `sum` makes a float
+                raise OverflowError("integer overflow")
+            yield row
 
 
 def _merged(rows: Iterable[Row], width: int) -> dict[Row, Row]:
     found: dict[Row, Row] = {}
     for row in rows:
         place, values = row[:width], row[width:]
-        found[place] = _both(found[place], values) if place in found else values
+        found[place] = joined(found[place], values) if place in found else values
     return found
 
 
 _COUNT = len(_NUMBERS)
 
 
-def _both(one: Row, other: Row) -> Row:
+def joined(one: Row, other: Row) -> Row:
+    """`SUMS` of two, added up."""
     numbers = (
         second if first is None else first if second is None else int(first) + int(second)
         for first, second in zip(one[:_COUNT], other[:_COUNT], strict=True)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,10 +23,11 @@ from types import MappingProxyType
 from typing import Any
 
 from aifinops.charges import Charge
-from aifinops.errors import ConfigurationError, StoreError
+from aifinops.errors import StoreError
 from aifinops.files import BUSY_S, Database, Kind
-from aifinops.ledger import rollups
+from aifinops.ledger import compaction, rollups, verification
 from aifinops.ledger.base import (
+    DAY_NS,
     Capabilities,
     Compaction,
     Group,
@@ -34,7 +36,7 @@ from aifinops.ledger.base import (
     Query,
     Verification,
     group_keys,
-    verify_rows,
+    start_of,
 )
 from aifinops.ledger.codec import (
     COLUMNS,
@@ -55,6 +57,9 @@ ROWS = 1
 """Version of what is in a journal."""
 
 _PAGE = 1000
+
+_PAUSE_S = 0.002
+"""Between two steps of a compaction, seconds: for who waits for the file."""
 
 _INT64 = 2**63 - 1
 
@@ -120,7 +125,7 @@ class SqliteLedger:
         ConfigurationError: naming the path, when it cannot be opened, is no ledger or is of a newer schema.
     """
 
-    capabilities = Capabilities(durable=True, shared=True)
+    capabilities = Capabilities(durable=True, shared=True, compacts=True, verifies=True)
 
     def __init__(self, path: str | os.PathLike[str], *, create: bool = True, timeout_s: float = BUSY_S) -> None:
         self._file = Database(path, _KIND, create=create, timeout_s=timeout_s)
@@ -318,17 +323,95 @@ class SqliteLedger:
         with self._reading() as connection:
             return connection.execute(select, values).fetchall()
 
-    def compact(self, before_ns: int, *, progress: Progress | None = None) -> Compaction:
-        """Not in this version of the file.
+    # --- keeping ------------------------------------------------------------------------------------------------------
+
+    def migrate(self, *, progress: Progress | None = None) -> int:
+        """Roll up everything that is not rolled up yet, such as the entries of an older version's file; how many there were.
 
         Raises:
-            ConfigurationError: always.
+            StoreError: when the file cannot be written.
         """
-        raise ConfigurationError(f"{self.path} keeps every entry; it cannot be compacted before {before_ns}")
+        self._absorb()
+        done = 0
+        with self._reading() as connection:
+            total = rollups.behind(connection, rollups.State.of(connection))
+        step = rollups.BATCH
+        while step == rollups.BATCH:  # a smaller one is the last: what comes meanwhile is for the next time
+            step = self._roll_up()
+            done += step
+            if progress is not None:
+                progress(done, max(done, total))
+        return done
+
+    def _roll_up(self) -> int:
+        with self._file.lock:
+            try:
+                return rollups.roll_up(self._file.connection or self._file.open())
+            except sqlite3.Error as error:
+                raise self._file.failed(error) from error
+
+    def compact(self, before_ns: int, *, progress: Progress | None = None) -> Compaction:
+        """Turn sure entries of whole days (UTC) before a moment into daily roll-ups; see `aifinops.ledger.base.Ledger`.
+
+        Each step is a transaction of a thousand entries. A file that an earlier version has made keeps its size: new entries fill it.
+
+        Raises:
+            StoreError: when the file cannot be written.
+        """
+        until = start_of(before_ns, DAY_NS)
+        self.migrate()
+        before, old = self._used(), self._older(until)
+        run = compaction.Run(self._writing, until)
+        for _ in run.steps():
+            if progress is not None:
+                progress(run.entries, old)
+            time.sleep(_PAUSE_S)
+        while self._shrink():
+            time.sleep(_PAUSE_S)
+        return Compaction(run.entries, self._older(until), run.since, until, max(0, before - self._used()))
+
+    def _older(self, until: int) -> int:
+        ((count,),) = self._read("SELECT count(*) FROM charges WHERE at < ?", [until])
+        return int(count)
+
+    def _used(self) -> int:
+        with self._reading() as connection:
+            pages, free, size = (
+                connection.execute(f"PRAGMA {name}").fetchone()[0]
+                for name in ("page_count", "freelist_count", "page_size")
+            )
+        return int((pages - free) * size)
+
+    def _shrink(self) -> bool:
+        with self._file.lock:
+            try:
+                return compaction.shrink(self._file.connection or self._file.open())
+            except sqlite3.Error as error:
+                raise self._file.failed(error) from error
+
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction of its own."""
+        with self._file.lock:
+            connection = self._file.connection or self._file.open()
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                yield connection
+                connection.execute("COMMIT")
+            except sqlite3.Error as error:
+                raise self._file.failed(error) from error
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
 
     def verify(self, *, progress: Progress | None = None) -> Verification:
-        """Whether each entry can be read and its lines add up."""
-        return verify_rows(self, progress)
+        """SQLite's own check, every entry, and roll-ups against entries; see `aifinops.ledger.base.Ledger`.
+
+        Raises:
+            StoreError: when the file cannot be read at all.
+        """
+        self._absorb()
+        with self._reading() as connection:
+            return verification.verify(connection, progress)
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
