@@ -178,10 +178,10 @@ def fill_postgres(ledger: Any, rows: int) -> int:
         ({models})[1 + n * 7919 % 6], 'gpt-5-2025-08-07', 'chatcmpl-' || n, 'llm', '', '', 1250 * (n * 31 % 4000), 'USD',
         CASE WHEN n % 50 = 0 THEN 'estimated' ELSE 'priced' END, 1250 * (n * 31 % 4000), 1250 * (n * 31 % 4000), 'list/openai/gpt', '2025-11-01', 'list 1', 'ok', '',
         lpad(to_hex(n), 32, '0'), lpad(to_hex(n), 16, '0'), '', 0, ({teams})[1 + n * 104729 % 12], 'rerank', n * 31 % 4000, 200, 300,
-        '[["input_tokens",5000]]', '{{"prompt_tokens":1200,"completion_tokens":300,"prompt_tokens_details":{{"cached_tokens":200}}}}' FROM generate_series({{start}}::bigint, {{end}}) AS n"""
+        '[["input_tokens",5000]]', '{{"prompt_tokens":1200,"completion_tokens":300,"prompt_tokens_details":{{"cached_tokens":200}}}}' FROM generate_series(<start>::bigint, <end>) AS n"""
     for start in range(0, rows, 500_000):
         end = min(rows, start + 500_000) - 1
-        ledger._run(lambda connection, start=start, end=end: connection.execute(f"INSERT INTO {ledger.schema}.charges ({columns}) {select.format(start=start, end=end)}"))  # fmt: skip
+        ledger._run(lambda connection, start=start, end=end: connection.execute(f"INSERT INTO {ledger.schema}.charges ({columns}) {select.replace("<start>", str(start)).replace("<end>", str(end))}"))  # fmt: skip
     ledger._run(lambda connection: connection.execute(f"ANALYZE {ledger.schema}.charges"))
     return sum(1250 * (number * 31 % 4000) for number in range(rows))
 
