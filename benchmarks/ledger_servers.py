@@ -84,7 +84,9 @@ def write(ledger: Any, entries: Sequence[Charge], batch: int) -> None:
         ledger.append_many(entries[start : start + batch])
 
 
-def work_in_process(make: Callable[..., Any], where: Any, number: int, count: int, batch: int, ready: Any, results: Any) -> None:
+def work_in_process(
+    make: Callable[..., Any], where: Any, number: int, count: int, batch: int, ready: Any, results: Any
+) -> None:
     ledger = make(where)
     entries = list(charges(count, first=(number + 1) * 10**12, seed=number))
     ready.wait()
@@ -168,7 +170,6 @@ def reports(name: str, ledger: Any, total: int, rows: int) -> None:
 # What `charges` makes, as SQL: so many entries cannot be made one by one in a minute.
 
 
-
 def fill_postgres(ledger: Any, rows: int) -> int:
     step = DAYS * 86_400_000_000_000 // rows
     teams = "ARRAY[" + ",".join(f"'{team}'" for team in TEAMS) + "]"
@@ -181,7 +182,8 @@ def fill_postgres(ledger: Any, rows: int) -> int:
         '[["input_tokens",5000]]', '{{"prompt_tokens":1200,"completion_tokens":300,"prompt_tokens_details":{{"cached_tokens":200}}}}' FROM generate_series(<start>::bigint, <end>) AS n"""
     for start in range(0, rows, 500_000):
         end = min(rows, start + 500_000) - 1
-        ledger._run(lambda connection, start=start, end=end: connection.execute(f"INSERT INTO {ledger.schema}.charges ({columns}) {select.replace("<start>", str(start)).replace("<end>", str(end))}"))  # fmt: skip
+        statement = f"INSERT INTO {ledger.schema}.charges ({columns}) {select}".replace("<start>", str(start)).replace("<end>", str(end))  # fmt: skip
+        ledger._run(lambda connection, statement=statement: connection.execute(statement))
     ledger._run(lambda connection: connection.execute(f"ANALYZE {ledger.schema}.charges"))
     return sum(1250 * (number * 31 % 4000) for number in range(rows))
 
