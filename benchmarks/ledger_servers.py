@@ -37,15 +37,16 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 START = 1_760_000_000_000_000_000 // 86_400_000_000_000 * 86_400_000_000_000
 DAYS = 30
+HOUR = 3_600_000_000_000
 TEAMS = [f"team-{number}" for number in range(12)]
 MODELS = ["gpt-5", "gpt-5-mini", "gpt-5-nano", "claude-sonnet-4-5", "claude-haiku-4-5", "gemini-2.5-flash"]
 BY = ("team", "model", "day")
 
 
-def charges(count: int, first: int = 0, seed: int = 0) -> Iterator[Charge]:
+def charges(count: int, first: int = 0, seed: int = 0, span_ns: int = DAYS * 86_400_000_000_000) -> Iterator[Charge]:
     """Entries of a service: spread over 30 days, 12 teams, 6 models, one in fifty estimated."""
     source = random.Random(seed)
-    step = DAYS * 86_400_000_000_000 // max(1, count)
+    step = span_ns // max(1, count)
     raw = {"prompt_tokens": 1200, "completion_tokens": 300, "prompt_tokens_details": {"cached_tokens": 200}}
     pick, integer = source.choice, source.randrange
     for number in range(count):
@@ -88,7 +89,7 @@ def work_in_process(
     make: Callable[..., Any], where: Any, number: int, count: int, batch: int, ready: Any, results: Any
 ) -> None:
     ledger = make(where)
-    entries = list(charges(count, first=(number + 1) * 10**12, seed=number))
+    entries = list(charges(count, first=(number + 1) * 10**12, seed=number, span_ns=HOUR))  # as they come: newest last
     ready.wait()
     begun = time.perf_counter()
     write(ledger, entries, batch)
@@ -128,7 +129,7 @@ def in_processes(make: Any, place: Any, writers: int, own: int, batch: int) -> f
 
 
 def in_threads(make: Any, place: Any, writers: int, own: int, batch: int) -> float:
-    entries = [list(charges(own, first=(number + 1) * 10**12, seed=number)) for number in range(writers)]
+    entries = [list(charges(own, first=(number + 1) * 10**12, seed=number, span_ns=HOUR)) for number in range(writers)]
     ledger = make(place)
     threads = [threading.Thread(target=write, args=(ledger, one, batch)) for one in entries]
     begun = time.perf_counter()
@@ -203,8 +204,6 @@ def fill_clickhouse(ledger: Any, rows: int) -> int:
             FROM (SELECT toInt64(number) AS n FROM numbers({start}, {end - start}))""")
     return sum(1250 * (number * 31 % 4000) for number in range(rows))
 
-
-HOUR = 3_600_000_000_000
 
 # --- the ledgers --------------------------------------------------------------------------------------------------------
 
@@ -297,9 +296,9 @@ def fill_and_report(name: str, ledger: Any, rows: int) -> None:
 
 def _raw_parts(ledger: Any) -> list[str]:
     from aifinops.ledger.base import group_keys
-    from aifinops.ledger.clickhouse import _entries
+    from aifinops.ledger.clickhouse import _entries, _keys
 
-    return [_entries(ledger._source, group_keys(BY), "1")]
+    return [_entries(ledger._source, _keys(group_keys(BY)), "1")]
 
 
 class Endless(MemoryLedger):
