@@ -223,5 +223,5 @@ def test_records_of_our_own_come_back_whole(bring: Bring) -> None:
     again, _ = bring([document])
     assert outcome.formats.popitem()[1] == "records"
     assert sorted(charges, key=lambda one: one.id) == sorted(sent, key=lambda one: one.id)
-    assert [place for _, place, _ in outcome.malformed] == ["line 1, record 42"]
+    assert [place for _, place, _ in outcome.malformed] == ["item 1, record 42"]
     assert (outcome.left, again.written) == ({"log records that are no costs": 1}, 0)
