@@ -52,7 +52,17 @@ STREAMS = (
     Stream("support", "triage", "openai", "gpt-5-nano", 60, (38_000, 0, 2_400)),
     Stream("search", "rerank", "anthropic", "claude-haiku-4-5", 30, (44_000, 120_000, 3_800), 1.1),
     Stream("search", "embeddings", "openai", "text-embedding-3-large", 24, (480_000, 0, 0), operation="embeddings"),
-    Stream("assistant", "agent", "anthropic", "claude-sonnet-4-5", 17, (52_000, 260_000, 14_000), 1.7, spike=47, estimated=0.06),
+    Stream(
+        "assistant",
+        "agent",
+        "anthropic",
+        "claude-sonnet-4-5",
+        17,
+        (52_000, 260_000, 14_000),
+        1.7,
+        spike=47,
+        estimated=0.06,
+    ),
     Stream("assistant", "voice notes", "google", "gemini-2.5-flash", 22, (90_000, 30_000, 8_000), start=34),
     Stream("research", "evals", "openai", "gpt-5", 7, (70_000, 10_000, 30_000), 0.8, estimated=0.1),
     Stream("research", "evals", "local", "house-llama-70b", 5, (40_000, 0, 12_000), start=38),
@@ -103,7 +113,16 @@ def _call(source: random.Random, stream: Stream, at: datetime) -> Charge:
         assert amounts.amount is not None
         amounts = amounts._replace(basis="estimated", lower=amounts.amount * 6 // 10, upper=amounts.amount * 15 // 10)
     tags = {"team": stream.team, "feature": stream.feature}
-    return _charge(stream.provider, stream.operation, stream.model, at, quantities, amounts, tags, duration=int(source.uniform(0.5, 9) * 1e9))
+    return _charge(
+        stream.provider,
+        stream.operation,
+        stream.model,
+        at,
+        quantities,
+        amounts,
+        tags,
+        duration=int(source.uniform(0.5, 9) * 1e9),
+    )
 
 
 def _training(now: datetime) -> Iterator[Charge]:
@@ -112,7 +131,9 @@ def _training(now: datetime) -> Iterator[Charge]:
         quantities = {"gpu_seconds": Decimal(hours * 3600)}
         cost = price("H100-SXM", provider="runpod", at=at, gpu_seconds=Decimal(hours * 3600))
         tags = {"team": "research", "feature": "fine-tuning", "run": f"ft-{day}"}
-        yield _charge("runpod", "train", "H100-SXM", at, quantities, Amounts.of(cost), tags, service="gpu", duration=_HOUR)
+        yield _charge(
+            "runpod", "train", "H100-SXM", at, quantities, Amounts.of(cost), tags, service="gpu", duration=_HOUR
+        )
 
 
 def _charge(provider, operation, model, at, quantities, amounts, tags, **more) -> Charge:  # type: ignore[no-untyped-def] # all of `Charge`

@@ -238,7 +238,11 @@ class Runtime:
         return self.writer.ledger
 
     def tags(self, scope: Scope) -> Tags:
-        """Process-wide tags with those of the scope over them."""
+        """Process-wide tags, over them those that callers sent (where that is asked for), over all those of the scope."""
+        if self.config.baggage:
+            from aifinops.telemetry import baggage
+
+            return merge(merge(self.config.tags, baggage.read()), scope.tags)
         return merge(self.config.tags, scope.tags)
 
     def budgets(self, scope: Scope, tags: Tags) -> tuple[ActiveBudget, ...]:

@@ -40,7 +40,7 @@ def attributes() -> set[str]:
 
 
 def asked(expression: str) -> set[str]:
-    return {found for found in _ASKED.findall(re.sub(r'"\$[a-z]+"', '""', expression))}
+    return set(_ASKED.findall(re.sub(r'"\$[a-z]+"', '""', expression)))
 
 
 def expressions(board: dict[str, Any]) -> Iterator[str]:

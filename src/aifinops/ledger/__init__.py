@@ -13,6 +13,7 @@ from aifinops.ledger.base import Ledger
 
 if TYPE_CHECKING:
     from aifinops.charges import Charge
+    from aifinops.ledger.spool import Spooled
 
 __all__ = ["Journey", "default_path", "open_ledger", "path_of", "spool_folder"]
 
@@ -84,7 +85,7 @@ def open_ledger(
             )
         from aifinops.ledger.copies import Copied
 
-        return Copied(open_ledger(where, create=create, journey=journey), copies)
+        return Copied(open_ledger(where, create=create, journey=journey), _spooled(*copies, journey))
     text = os.fspath(where) if where is not None else str(default_path())
     if not text.strip():
         raise ConfigurationError(f"ledger {where!r} is no path; write {_FORMS}")
@@ -94,31 +95,31 @@ def open_ledger(
         return MemoryLedger()
     elsewhere = _elsewhere(text, journey, create=create)
     if elsewhere is not None:
-        return elsewhere
+        # Who only reads wants to know at once that a server is away; what only sends has nothing but its spool.
+        return elsewhere[0] if not create and _scheme(text) in _SERVERS else _spooled(*elsewhere, journey)
     from aifinops.ledger.sqlite import SqliteLedger
 
     return SqliteLedger(_path(text), create=create)
 
 
-def _elsewhere(text: str, journey: Journey, *, create: bool) -> Ledger | None:
-    """The ledger at a URL behind its spool; None for what lies in memory or in a file."""
+def _elsewhere(text: str, journey: Journey, *, create: bool) -> tuple[Ledger, str] | None:
+    """The ledger at a URL and where it is, without secrets; None for what lies in memory or in a file."""
     from importlib import import_module
 
-    from aifinops.ledger.spool import MAX_BYTES, Spooled
-
-    ledger: Ledger
     module = _SERVERS.get(_scheme(text))
     if module is not None:
-        ledger, location = import_module(module).open_url(text, create=create), _masked(text)
-        if not create:
-            return ledger
-    elif _scheme(text) in _OTLP:
+        return import_module(module).open_url(text, create=create), _masked(text)
+    if _scheme(text) in _OTLP:
         from aifinops.ledger.otlp import OtlpLedger
 
-        ledger = target = OtlpLedger(text, beside=journey.beside, schema_url=journey.schema_url)
-        location = target.location
-    else:
-        return None
+        target = OtlpLedger(text, beside=journey.beside, schema_url=journey.schema_url)
+        return target, target.location
+    return None
+
+
+def _spooled(ledger: Ledger, location: str, journey: Journey) -> Spooled:
+    from aifinops.ledger.spool import MAX_BYTES, Spooled
+
     return Spooled(ledger, spool_folder(location, journey.spool), max_bytes=journey.max_bytes or MAX_BYTES)
 
 

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -193,9 +194,14 @@ class PostgresLedger:
         self._timeout_s = timeout_s
         self._lock_key = f"hashtextextended('aifinops ledger {schema}', 0)"
         self._ready = False
+        self._idle: list[Any] = []
         self._start()
+        weakref.finalize(self, _close_all, self._idle, os.getpid())
         try:
             self._get_ready(create=create)
+        except ConfigurationError:
+            self.close()
+            raise
         except StoreError:
             if not create:
                 raise
@@ -205,7 +211,6 @@ class PostgresLedger:
         # Re-entrant: a finalizer or a signal handler may come in here in the thread that is in here.
         self._lock = threading.RLock()
         self._pid = os.getpid()
-        self._idle: list[Any] = []
         self._unfolded = 0
 
     @property
@@ -498,13 +503,12 @@ class PostgresLedger:
         if self._pid != os.getpid():
             self.reset_after_fork()
         with self._lock:
-            idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
+            _close_all(self._idle, self._pid)
 
     def reset_after_fork(self) -> None:
         """In a forked child: a new lock and no connections; those are the parent's, whose sessions must not be ended from here."""
-        inherited = self._idle
+        inherited = self._idle[:]
+        self._idle.clear()
         self._start()
         for connection in inherited:
             with suppress(Exception):  # it was closed in the parent already
@@ -514,6 +518,16 @@ class PostgresLedger:
 
 _abandoned: list[Any] = []
 """Connections of a parent process. Even closing one would tell the server to end the parent's session."""
+
+
+def _close_all(connections: list[Any], pid: int) -> None:
+    """Close connections that this process has opened."""
+    while connections:
+        connection = connections.pop()
+        if pid == os.getpid():
+            connection.close()
+        else:
+            _abandoned.append(connection)
 
 
 # --- text ---------------------------------------------------------------------------------------------------------------

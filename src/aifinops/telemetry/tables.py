@@ -19,7 +19,7 @@ class Attribute(NamedTuple):
     """One attribute, or several that are told of together.
 
     Attributes:
-        where: table of the reference page: `call`, `block`, `gpu`, `budget event`, `metric`.
+        where: table of the reference page: `call`, `block`, `gpu`, `idle event`, `budget event`, `metric`.
         names: as emitted; one that ends in `*` stands for all that begin so. type: of the value.
         unit: UCUM, empty for none. when: what has to be so for it to be there. source: whose name it is. text: meaning.
     """
@@ -82,7 +82,7 @@ ATTRIBUTES = tuple(
         ),
         ("call", (names.TIME_TO_FIRST_CHUNK,), "double", "s", "a stream", SEMCONV, "from the request to the first piece"),
         ("call", (names.OPENAI_REQUEST_TIER,), "string", "", "the request to OpenAI names one other than `auto`", SEMCONV, "the tier that was asked for"),
-        ("call", (names.OPENAI_SERVICE_TIER,), "string", "", "OpenAI served another than the standard one", SEMCONV, "the tier that decides the price"),
+        ("call", (names.OPENAI_SERVICE_TIER,), "string", "", "OpenAI; the answer says it", SEMCONV, "the tier that decides the price"),
         ("call", (names.OPENAI_API_TYPE,), "string", "", "OpenAI", SEMCONV, "`chat_completions`, `responses`"),
         ("call", (names.AZURE_NAMESPACE,), "string", "", "Azure", SEMCONV, "`Microsoft.CognitiveServices`"),
         ("call", (names.COST_TOTAL,), "double", "currency", _COST, OWN, "what the call has cost"),
@@ -124,7 +124,9 @@ ATTRIBUTES = tuple(
         ("gpu", (names.GPU_MEMORY,), "double", "GiB.s", "measured", OWN, "memory over time"),
         ("gpu", (names.GPU_ENERGY,), "double", "J", "measured", OWN, "energy"),
         ("gpu", (names.GPU_ATTRIBUTION,), "string", "", "measured", OWN, "whose the measured figures are"),
-        ("gpu", (names.GPU_STALL, names.GPU_WASTED), "double", "s", "always", OWN, "waiting for data; device-seconds since the last checkpoint"),
+        ("gpu", (names.GPU_STALL,), "double", "s", "always", OWN, "the loop waited for data"),
+        ("gpu", (names.GPU_DEVICE_STALL,), "double", "s", "measured by events", OWN, "the device waited for the loop between two steps"),
+        ("gpu", (names.GPU_WASTED,), "double", "s", "always", OWN, "device-seconds since the last checkpoint"),
         ("gpu", (names.COST_TOTAL, names.GPU_IDLE_COST), "double", "currency", _COST, OWN, "what was allocated cost, and what of it was not busy"),
         ("gpu", (names.COST_CURRENCY,), "string", "", _COST, OWN, "ISO 4217"),
         ("gpu", (names.GPU_RATE,), "double", "USD/h", _COST, OWN, "of all devices of the run"),
@@ -133,6 +135,7 @@ ATTRIBUTES = tuple(
         ("gpu", (names.TAGS["run"], names.TAGS["attempt"], names.TAGS["rank"]), "string", "", "always", OWN, "which run, attempt and rank"),
         ("gpu", (names.PHASE,), "string", "", "the span of a phase", OWN, "which phase"),
         ("budget event", (names.BUDGET_PREFIX + "*",), "string", "", "an alert", OWN, "kind, budget, unit, limit, spent, share, amount, seconds, resets_at, text"),
+        ("idle event", (names.GPU_IDLE_PREFIX + "*",), "string", "", "a device does nothing", OWN, "run, devices, seconds, amount (of an hour), unit, text, kind"),
         ("metric", (names.COST_KIND,), "string", "", "always", OWN, "`llm`, `gpu`, `storage`, `vector` or another service"),
         ("metric", (names.COST_COMPONENT,), "string", "", "`aifinops.cost`", OWN, "`input`, `output`, `cache_read`, `cache_write`, `tools`, `gpu`, `other`"),
         ("metric", (names.OWN_TOKEN_TYPE,), "string", "", "`aifinops.tokens`", OWN, "`input_fresh`, `cache_read`, `cache_write`, `output`, `reasoning`; disjoint but for the last, which is part of the output"),

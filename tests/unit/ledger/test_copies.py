@@ -10,7 +10,7 @@ import pytest
 
 from aifinops import config, runtime
 from aifinops.errors import ConfigurationError, StoreError
-from aifinops.ledger import Journey, open_ledger, path_of, spool_folder
+from aifinops.ledger import Journey, default_path, open_ledger, path_of, spool_folder
 from aifinops.ledger.copies import Copied
 from aifinops.ledger.memory import MemoryLedger
 from aifinops.ledger.otlp import OtlpLedger
@@ -82,8 +82,8 @@ def test_a_ledger_elsewhere_is_behind_a_spool(tmp_path: Path) -> None:
     assert folders.pop().parent == tmp_path
     assert all(isinstance(ledger, Spooled) and isinstance(ledger.target, OtlpLedger) for ledger in ledgers)
     assert spool_folder("http://a/v1/logs") != spool_folder("http://b/v1/logs")
-    assert path_of("otlp://127.0.0.1") is None
-    assert path_of("otlp") is None
+    assert path_of("otlp://127.0.0.1") == default_path(), "what else belongs to it is on this machine"
+    assert path_of("otlp") == default_path()
     assert list(tmp_path.iterdir()) == []
 
 
