@@ -209,9 +209,9 @@ GPU = Board(
                   "Busy time of the time that is held; where it cannot be measured it is in neither."),
             Panel("Cost an hour", "stat", _q(f"sum(rate({_GPU_COST}[$__rate_interval])) * 3600"), _MONEY, 6),
             Panel("Of it idle", "stat", _q(
-                f"3600 * sum(rate({_GPU_COST}[$__rate_interval]) * on (aifinops_team, gen_ai_request_model) group_left"
-                f" (sum by (aifinops_team, gen_ai_request_model) (rate({_gpu('idle')}[$__rate_interval]))"
-                f" / sum by (aifinops_team, gen_ai_request_model) (rate({_gpu('allocated')}[$__rate_interval]))))"), _MONEY, 6,
+                f"3600 * sum(sum by (aifinops_team, gen_ai_request_model) (rate({_GPU_COST}[$__rate_interval]))"
+                f" * sum by (aifinops_team, gen_ai_request_model) (rate({_gpu('idle')}[$__rate_interval]))"
+                f" / sum by (aifinops_team, gen_ai_request_model) (rate({_gpu('allocated')}[$__rate_interval])))"), _MONEY, 6,
                 warn=((0, "green"), (10, "orange"))),
         )),
         ("Over time", (
