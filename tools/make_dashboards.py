@@ -290,7 +290,7 @@ def _variable(name: str) -> Any:
 
     label, query = _VARIABLES[name]
     found = (
-        dashboard.QueryVariable(name).label(label).query(query).datasource(models.DataSourceRef(**{"type_val": "prometheus", "uid": "${source}"}))
+        dashboard.QueryVariable(name).label(label).query(query).datasource(models.DataSourceRef(type_val="prometheus", uid="${source}"))
         .refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED).sort(models.VariableSort.ALPHABETICAL_ASC)
     )  # fmt: skip
     if name == "currency":  # one at a time: sums over currencies mean nothing
@@ -314,7 +314,7 @@ def _panel(panel: Panel) -> Any:
     if panel.decimals is not None:
         found = found.decimals(panel.decimals)
     if panel.warn:
-        steps = [models.Threshold(value=None if not level else level, color=colour) for level, colour in panel.warn]
+        steps = [models.Threshold(value=level or None, color=colour) for level, colour in panel.warn]
         found = found.thresholds(builders.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(steps))
     for number, query in enumerate(panel.queries):
         target = (

@@ -41,7 +41,8 @@ def main() -> None:
             work(client, turn)
         time.sleep(0.15)
     client.close()
-    print("worked", flush=True)
+    sys.stdout.write("worked\n")
+    sys.stdout.flush()
     sys.stdin.read()
     af.shutdown()
 

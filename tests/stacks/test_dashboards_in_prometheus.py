@@ -19,15 +19,15 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("opentelemetry.exporter.prometheus", reason="pip install --group receivers")
-PROMETHEUS = shutil.which("prometheus")
-if PROMETHEUS is None:
-    pytest.skip("prometheus is not installed (Debian: apt install prometheus)", allow_module_level=True)
-
 import aifinops
 from aifinops.ledger.sqlite import SqliteLedger
 from aifinops.money import NANO
 from aifinops.testing import FakeProvider
+
+pytest.importorskip("opentelemetry.exporter.prometheus", reason="pip install --group receivers")
+PROMETHEUS = shutil.which("prometheus")
+if PROMETHEUS is None:
+    pytest.skip("prometheus is not installed (Debian: apt install prometheus)", allow_module_level=True)
 
 FOLDER = Path(__file__).parents[2] / "dashboards"
 BOARDS = sorted((FOLDER / "grafana").glob("*.json"))
