@@ -15,15 +15,18 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import struct
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import chain, islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from aifinops.charges import Charge
-from aifinops.errors import StoreError
+from aifinops.errors import StoreError, swallow
 from aifinops.files import BUSY_S, Database, Kind
 from aifinops.ledger import compaction, rollups, verification
 from aifinops.ledger.base import (
@@ -43,7 +46,7 @@ from aifinops.ledger.codec import (
     METER_COLUMNS,
     charge_of,
     clean_text,
-    packed,
+    frozen,
     row_of,
 )
 from aifinops.ledger.journal import AVAILABLE, Foreign, Journal, journals
@@ -61,10 +64,16 @@ _PAGE = 1000
 _PAUSE_S = 0.002
 """Between two steps of a compaction, seconds: for who waits for the file."""
 
-_INT64 = 2**63 - 1
-
-FOLD = 100
+FOLD = 500
 """Entries in the journal before they are put into the tables."""
+
+AT_ONCE = 2_000
+"""Entries that are put into the tables in one transaction."""
+
+MOST_WAITING = 50_000
+"""Entries in the journal at which the caller puts them into the tables itself, because it is faster than the thread that should."""
+
+_NUMBERS = struct.Struct("<5q")
 
 _INTEGERS = frozenset({"at", "duration", "amount", "lower", "upper", "stream", *METER_COLUMNS})
 
@@ -104,8 +113,18 @@ _KIND = Kind(
     memory='keep charges in memory: AIFINOPS_LEDGER="memory"',
 )
 _NAMES = ", ".join(COLUMNS)
-# Not INSERT OR IGNORE: that would also swallow entries that break another rule.
-_INSERT = f"INSERT INTO charges ({_NAMES}) VALUES ({', '.join('?' * len(COLUMNS))}) ON CONFLICT (id) DO NOTHING"  # noqa: S608 - only names of ours; values are bound
+
+_TOGETHER = 32_766 // len(COLUMNS) // 4 if sqlite3.sqlite_version_info >= (3, 32) else 999 // len(COLUMNS)
+"""Rows in one statement. https://www.sqlite.org/limits.html#max_variable_number: 32,766 values, 999 before version 3.32."""
+
+
+def _statement(rows: int) -> str:
+    values = f"({', '.join('?' * len(COLUMNS))})"
+    # Not INSERT OR IGNORE: that would also swallow entries that break another rule.
+    return f"INSERT INTO charges ({_NAMES}) VALUES {', '.join([values] * rows)} ON CONFLICT (id) DO NOTHING"  # noqa: S608 - only names of ours; values are bound
+
+
+_INSERT, _INSERT_TOGETHER = _statement(1), _statement(_TOGETHER)
 
 _COUNTS = f"""SELECT coalesce(sum(calls + corrections) FILTER (WHERE grain = {rollups.DAY}), 0),
     coalesce(sum(calls + corrections) FILTER (WHERE grain = {rollups.GONE}), 0) FROM rollups WHERE grain IN ({rollups.DAY}, {rollups.GONE})"""  # noqa: S608 - numbers of ours
@@ -131,9 +150,21 @@ class SqliteLedger:
         self._file = Database(path, _KIND, create=create, timeout_s=timeout_s)
         self.path = self._file.path
         self._spool = self.path.with_name(f"{self.path.name}-spool")
-        self._journal = Journal(self._spool, ROWS)
-        self._file.in_child = self._journal.abandon
-        self._fold_at = FOLD
+        # Entries go into the first while the second is put into the tables.
+        self._journals = [Journal(self._spool, ROWS), Journal(self._spool, ROWS)]
+        self._file.in_child = self._in_child
+        self._renew()
+
+    def _renew(self) -> None:
+        self._fold_at, self._wait_at, self._unrolled = FOLD, MOST_WAITING, 0
+        self._folding = False
+        # Taken inside the file's lock or alone, never around it. Re-entrant, as that one is.
+        self._turn = threading.RLock()
+
+    def _in_child(self) -> None:
+        self._renew()
+        for journal in self._journals:
+            journal.abandon()
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
@@ -160,42 +191,89 @@ class SqliteLedger:
         if not AVAILABLE:
             self.append(charge)
             return
-        if not _fits(charge):
-            raise OverflowError(f"charge {charge.id} has a number beyond 64 bits")  # it would stand before all others
-        entry = packed(charge)
-        with self._file.lock:
+        try:
+            _NUMBERS.pack(charge.at, charge.duration, charge.amount or 0, charge.lower or 0, charge.upper or 0)
+        except struct.error:  # it would stand before all others
+            raise OverflowError(f"charge {charge.id} has a number beyond 64 bits") from None
+        entry = frozen(charge)
+        with self._turn:
             try:
-                self._journal.append(entry)
+                self._journals[0].append(entry)
             except OSError as error:
                 raise self._file.failed(error) from error
-            if self._journal.entries >= self._fold_at:
+            waiting = self._journals[0].entries
+        if waiting >= self._fold_at:
+            self._have_it_folded(waiting)
+
+    def _have_it_folded(self, waiting: int) -> None:
+        """Have a thread put the journal into the tables; when that cannot keep up, do it here, so that the caller slows down."""
+        if waiting >= self._wait_at:
+            self._fold_or_wait()
+            return
+        with self._turn:
+            if self._folding:
+                return
+            self._folding = True
+        try:
+            threading.Thread(target=self._keep_folding, name="aifinops-ledger", daemon=True).start()
+        except RuntimeError:  # no thread to be had, at the end of the interpreter for one
+            self._folding = False
+            self._fold_or_wait()
+
+    def _keep_folding(self) -> None:
+        try:
+            while True:
                 self._fold_or_wait()
+                with self._turn:
+                    if self._journals[0].entries < self._fold_at:
+                        self._folding = False
+                        return
+        except Exception as error:
+            self._folding = False
+            swallow("ledger.fold", error)
 
     def _fold_or_wait(self) -> None:
         try:
             self._fold()
         except StoreError:
             # The entries are safe where they are; a file that is locked or full is tried again some entries later.
-            self._fold_at = self._journal.entries + FOLD
+            waiting = self._journals[0].entries
+            self._fold_at, self._wait_at = waiting + FOLD, waiting + MOST_WAITING
 
     def _fold(self) -> None:
-        """Put this process's journal into the tables."""
-        if not self._journal.entries:
-            return
-        with self._file.lock:
-            connection = self._file.connection or self._file.open()
-            try:
-                _insert_all(connection, self._journal.read())
-                self._journal.clear()
-            except (sqlite3.Error, OSError) as error:
-                raise self._file.failed(error) from error
-            self._fold_at = FOLD
+        """Put this process's journals into the tables."""
+        for _ in range(2):  # one that could not be put there earlier comes before the one in use
+            with self._file.lock:
+                with self._turn:
+                    if not self._journals[1].entries:
+                        self._journals.reverse()
+                    full = self._journals[1]
+                if full.entries:
+                    self._put(full)
+            if not self._journals[0].entries:
+                break
+
+    def _put(self, full: Journal) -> None:
+        connection = self._file.connection or self._file.open()
+        rows = full.read()
+        try:
+            while part := list(islice(rows, AT_ONCE)):
+                _insert_all(connection, part)
+                self._unrolled += len(part)
+            full.clear()
+        except (sqlite3.Error, OSError) as error:
+            raise self._file.failed(error) from error
+        self._fold_at, self._wait_at = FOLD, MOST_WAITING
+        with suppress(sqlite3.OperationalError):  # a locked or full file: reports are right without
+            while self._unrolled >= rollups.BATCH:
+                self._unrolled -= rollups.BATCH
+                rollups.roll_up(connection)
 
     def _absorb(self) -> None:
         """Put everybody's journals into the tables, before they are read."""
         self._fold()
         for path in journals(self._spool, ROWS):
-            if not self._journal.owns(path):
+            if not any(own.owns(path) for own in self._journals):
                 self._absorb_foreign(path)
 
     def _absorb_foreign(self, path: Path) -> None:
@@ -269,14 +347,14 @@ class SqliteLedger:
 
     def _catch_up(self) -> None:
         """Roll up what a report would have to read row by row, but no more than takes a second."""
-        try:
-            with self._file.lock:
-                connection = self._file.connection or self._file.open()
-                left = rollups.behind(connection, rollups.State.of(connection))
-                for _ in range(min(left, MOST_AT_ONCE) // rollups.BATCH):
-                    rollups.roll_up(connection)
-        except (sqlite3.Error, StoreError):
-            pass  # a locked or full file: reports are right without
+        with (
+            suppress(sqlite3.OperationalError, StoreError),
+            self._file.lock,
+        ):  # a locked or full file: reports are right without
+            connection = self._file.connection or self._file.open()
+            left = rollups.behind(connection, rollups.State.of(connection))
+            for _ in range(min(left, MOST_AT_ONCE) // rollups.BATCH):
+                rollups.roll_up(connection)
 
     def info(self) -> LedgerInfo:
         """Path, schema, entries, period and bytes on disk (with the write-ahead log).
@@ -322,6 +400,11 @@ class SqliteLedger:
         self._absorb()
         with self._reading() as connection:
             return connection.execute(select, values).fetchall()
+
+    @property
+    def migrated_from(self) -> int:
+        """Schema of the file when it was opened, 0 when it was not there."""
+        return self._file.found or 0
 
     # --- keeping ------------------------------------------------------------------------------------------------------
 
@@ -425,19 +508,13 @@ class SqliteLedger:
             try:
                 self._fold()
             finally:
-                self._journal.close()
+                for journal in self._journals:
+                    journal.close()
             self._file.close()
 
     def reset_after_fork(self) -> None:
         """In a forked child: fresh locks; the connection was closed before the fork and opens again when needed."""
         self._file.reset_after_fork()
-
-
-def _fits(charge: Charge) -> bool:
-    return all(
-        value is None or -_INT64 <= value <= _INT64
-        for value in (charge.at, charge.duration, charge.amount, charge.lower, charge.upper)
-    )
 
 
 def _insert(connection: sqlite3.Connection, row: tuple[Any, ...]) -> bool:
@@ -452,12 +529,21 @@ def _insert_all(connection: sqlite3.Connection, rows: Sequence[Sequence[Any]]) -
     connection.execute("BEGIN IMMEDIATE")
     try:
         try:
-            connection.executemany(_INSERT, rows)
+            _insert_rows(connection, rows)
         except UnicodeEncodeError:
-            connection.executemany(_INSERT, map(clean_text, rows))  # those that are in already are ignored
+            _insert_rows(connection, list(map(clean_text, rows)))  # those that are in already are ignored
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:  # some errors, a full disk for one, have rolled back already
             connection.execute("ROLLBACK")
         raise
     return connection.total_changes - before
+
+
+def _insert_rows(connection: sqlite3.Connection, rows: Sequence[Sequence[Any]]) -> None:
+    # Python gives up its lock for each statement, and may wait five milliseconds until it has it again where another thread computes.
+    # https://docs.python.org/3/library/sys.html#sys.setswitchinterval: so, as many rows in a statement as go.
+    whole = len(rows) // _TOGETHER * _TOGETHER
+    for start in range(0, whole, _TOGETHER):
+        connection.execute(_INSERT_TOGETHER, list(chain.from_iterable(rows[start : start + _TOGETHER])))
+    connection.executemany(_INSERT, rows[whole:])
