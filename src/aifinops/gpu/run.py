@@ -156,13 +156,22 @@ class Run:
         self._slot = _innermost_slot()
         self._begin_counting(now)
         self._find(now, enabled=enabled)
-        self._take_devices(now)
-        for step in (self._begin_journal, self._begin_watch, self._begin_board, self._begin_span):
-            try:
-                step(folder)
-            except Exception as failure:  # it runs without that part
-                swallow(f"gpu.{step.__name__.strip('_')}", failure)
+        self._attempt_all(folder, self._begin_journal)  # before anything is held of a budget
+        try:
+            self._take_devices(now)
+        except BaseException:
+            if self._journal is not None:
+                self._journal.close(self._wall0, keep=False)
+            raise
+        self._attempt_all(folder, self._begin_watch, self._begin_board, self._begin_span)
         return self
+
+    def _attempt_all(self, folder: Any, *parts: Callable[[Any], None]) -> None:
+        for part in parts:
+            try:
+                part(folder)
+            except Exception as failure:  # it runs without that part
+                swallow(f"gpu.{part.__name__.strip('_')}", failure)
 
     def _make_scope(self) -> scope.Scope:
         own: dict[str, object] = {"run": self.run_id, "attempt": self.attempt}
@@ -214,7 +223,7 @@ class Run:
         with open_runs.lock:
             others = [run for run in open_runs.runs if run._lend(mine, now)] if mine else []
             try:
-                self._purse.open(self._priced, now)
+                self._purse.open(self._priced, now, self._journal)
             except BaseException:
                 for run in others:
                     run._take_back(mine, now)
@@ -264,6 +273,7 @@ class Run:
             self.attempt = journal.next_attempt(folder, self.run_id, self.rank.rank, self.rank.restart)
             for one in journal.lost_attempts(folder, self.run_id, self.rank.rank, self._wall0):
                 billing.charge_lost(one, scope.current())
+                billing.settle_lost(one, scope.current())
                 if one.run == self.run_id:
                     self.lost.append(one)
                 usd = "" if one.wasted_usd is None else f", {one.wasted_usd:.4f} USD"

@@ -18,7 +18,8 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
+from urllib.parse import parse_qsl, urlsplit
 
 from aifinops.charges import Charge
 from aifinops.errors import ConfigurationError, StoreError
@@ -28,6 +29,7 @@ from aifinops.ledger.base import (
     Compaction,
     Group,
     GroupKey,
+    Ledger,
     LedgerInfo,
     Progress,
     Query,
@@ -50,7 +52,7 @@ from aifinops.ledger.sql import (
 )
 from aifinops.usage import Quantity
 
-__all__ = ["QUIET_S", "SCHEMA", "ClickHouseLedger", "open_url"]
+__all__ = ["QUIET_S", "SCHEMA", "ClickHouseLedger", "ClickHouseView", "open_url"]
 
 SCHEMA = 1
 """Version of the tables."""
@@ -138,24 +140,32 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
 )
 assert len(_MIGRATIONS) == SCHEMA  # noqa: S101 - one for each version
+_TABLE = "aifinops_charges"
 _VERSIONS = "CREATE TABLE IF NOT EXISTS {db}.aifinops_schema (version UInt32, since DateTime DEFAULT now()) ENGINE = MergeTree ORDER BY version"
 
 
 # --- the ledger ---------------------------------------------------------------------------------------------------------
 
 
-def open_url(url: str, *, create: bool = True) -> ClickHouseLedger:
+def open_url(url: str, *, create: bool = True) -> ClickHouseLedger | ClickHouseView:
     """A ledger from one text.
 
     Args:
         url: `clickhouse://user:password@host:8123/database`, `clickhouses://` for TLS, or `chdb:///directory?database=name`.
+            With `?view=name` it is a view over a collector's tables, which can only be read.
         create: False refuses a database without our tables.
 
     Raises:
         ConfigurationError: when it cannot be read, its driver is not installed, or the tables are of a newer version or not there.
         StoreError: when the server cannot be reached.
     """
-    return ClickHouseLedger(open_link(url, TIMEOUT_S), create=create)
+    view = dict(parse_qsl(urlsplit(url).query)).get("view")
+    if view is not None and create:
+        raise ConfigurationError(
+            f"the view {view!r} can only be read: aifinops report --ledger, or open_ledger(..., create=False)"
+        )
+    link = open_link(url, TIMEOUT_S)
+    return ClickHouseLedger(link, create=create) if view is None else ClickHouseView(link, view)
 
 
 class _Hour(NamedTuple):
@@ -168,7 +178,146 @@ class _Hour(NamedTuple):
     quiet: bool
 
 
-class ClickHouseLedger:
+class _Reader:
+    """What can be asked of a table or view with our columns, entry by entry.
+
+    Args:
+        link: the way to it. source: its name, with `FINAL` where it may have an entry twice.
+    """
+
+    def __init__(self, link: Link, source: str) -> None:
+        if not _NAME.fullmatch(link.database):
+            raise ConfigurationError(f"{link.database!r} is no name for a database here; use letters, digits and _")
+        self._bare = link
+        self._db = link.database
+        self._source = f"{link.database}.{source}"
+
+    @property
+    def _link(self) -> Link:
+        """The way to it, once it is known to be there."""
+        return self._bare
+
+    def rows(self, query: Query = Query()) -> Iterator[Charge]:  # noqa: B008 - frozen, so one default can serve all calls
+        """The entries that match, by time and then by id; read a page at a time, so that memory stays flat.
+
+        Raises:
+            ConfigurationError: for a wrong key. StoreError: when the server cannot be read.
+        """
+        return self._pages(query, _where(query, (query.since_ns, query.until_ns)))
+
+    def _pages(self, query: Query, where: str) -> Iterator[Charge]:
+        sign, order = ("<", "DESC") if query.newest_first else (">", "ASC")
+        left = query.limit
+        after = ""
+        while left is None or left > 0:
+            size = _PAGE if left is None else min(left, _PAGE)
+            page = self._link.query(
+                f"SELECT {', '.join(COLUMNS)} FROM {self._source} WHERE {where}{after} "  # noqa: S608 - names of ours and literals
+                f"ORDER BY at {order}, id {order} LIMIT {size}"
+            )
+            yield from map(_charge_of, page)
+            if len(page) < size:
+                return
+            at, last = int(page[-1][1]), literal(page[-1][0])
+            after = f" AND at {sign}= {at} AND (at, id) {sign} ({at}, {last})"  # the first lets it skip what was before
+            left = None if left is None else left - size
+
+    def verify(self, *, progress: Progress | None = None) -> Verification:
+        """Whether each entry can be read and its lines add up.
+
+        Raises:
+            StoreError: when the server cannot be read.
+        """
+        return verify_rows(cast("Ledger", self), progress)
+
+    def close(self) -> None:
+        """Let go of connections, or of the directory. A later call takes them again."""
+        self._bare.close()
+
+    def _asked(self, parts: Sequence[str], keys: int) -> list[Group]:
+        rows = self._link.query(_summary(parts, keys)) if parts else []
+        return sorted((_group(row, keys) for row in rows), key=lambda group: (group.key, group.currency))
+
+    def _span(self) -> tuple[int, int | None, int | None]:
+        """How many entries, and the first and last moment."""
+        ((entries, first, last),) = self._link.query(f"SELECT count(), min(at), max(at) FROM {self._source}")  # noqa: S608 - names of ours
+        return (int(entries), int(first), int(last)) if int(entries) else (0, None, None)
+
+
+class ClickHouseView(_Reader):
+    """A view over what an OpenTelemetry Collector has written (see `aifinops.ledger.otel_views`), as a ledger that can only be read.
+
+    Args:
+        link: the way to the collector's database. view: name of the view.
+
+    Raises:
+        ConfigurationError: when the name is none. StoreError: when the view cannot be read.
+    """
+
+    def __init__(self, link: Link, view: str) -> None:
+        if not _NAME.fullmatch(view):
+            raise ConfigurationError(f"view={view!r} is no name of a view here; use letters, digits and _")
+        super().__init__(link, view)
+        self.capabilities = Capabilities(durable=True, shared=link.shared, verifies=True)
+        where = f"database = {literal(self._db)} AND name = {literal(view)}"
+        if not link.query(f"SELECT name FROM system.tables WHERE {where}"):  # noqa: S608 - literals
+            raise ConfigurationError(f"there is no view {view!r} at {link.location}; make it with what aifinops ledger sql --otel prints")  # fmt: skip
+
+    def append(self, charge: Charge) -> bool:
+        """Not here.
+
+        Raises:
+            StoreError: always.
+        """
+        raise StoreError(f"{self._bare.location} is read from a collector's tables; send charges to the collector: AIFINOPS_LEDGER=otlp://collector:4318")  # fmt: skip
+
+    def enqueue(self, charge: Charge) -> None:
+        """Not here.
+
+        Raises:
+            StoreError: always.
+        """
+        self.append(charge)
+
+    def append_many(self, charges: Sequence[Charge]) -> int:
+        """Not here, but for nothing.
+
+        Raises:
+            StoreError: for any charge.
+        """
+        return sum(map(self.append, charges))
+
+    def summarize(self, query: Query = Query(), by: Sequence[str] = ()) -> list[Group]:  # noqa: B008 - frozen
+        """Sums per key and currency, added up by ClickHouse entry by entry.
+
+        Raises:
+            ConfigurationError: for a wrong key. StoreError: when the server cannot be read.
+        """
+        keys = group_keys(by)
+        return self._asked([_entries(self._source, keys, _where(query, (query.since_ns, query.until_ns)))], len(keys))
+
+    def info(self) -> LedgerInfo:
+        """Where and how much.
+
+        Raises:
+            StoreError: when the server cannot be read.
+        """
+        return LedgerInfo(f"{self._bare.kind} view", self._bare.location, SCHEMA, *self._span(), 0)
+
+    def compact(self, before_ns: int, *, progress: Progress | None = None) -> Compaction:
+        """Not here.
+
+        Raises:
+            ConfigurationError: always.
+        """
+        raise ConfigurationError("a collector's tables cannot be compacted from here; its exporter has a setting ttl")
+
+    def reset_after_fork(self) -> None:
+        """In a forked child: no connections."""
+        self._bare.reset_after_fork()
+
+
+class ClickHouseLedger(_Reader):
     """Charges in tables of a ClickHouse database (`aifinops_...`), which are made where they are not there.
 
     Args:
@@ -181,10 +330,7 @@ class ClickHouseLedger:
     """
 
     def __init__(self, link: Link, *, quiet_s: float = QUIET_S, create: bool = True) -> None:
-        if not _NAME.fullmatch(link.database):
-            raise ConfigurationError(f"{link.database!r} is no name for a database here; use letters, digits and _")
-        self._bare = link
-        self._db = link.database
+        super().__init__(link, f"{_TABLE} FINAL")
         self._quiet_s = quiet_s
         self._lock = threading.RLock()
         self.capabilities = Capabilities(durable=True, shared=link.shared, verifies=True)
@@ -253,32 +399,7 @@ class ClickHouseLedger:
         rows = "\n".join(f"[{at}, 1, {mark}]" for at in hours)
         self._link.insert(f"{self._db}.aifinops_touches", ("at", "times", "mark"), rows.encode())
 
-    # --- reading ----------------------------------------------------------------------------------------------------------
-
-    def rows(self, query: Query = Query()) -> Iterator[Charge]:  # noqa: B008 - frozen, so one default can serve all calls
-        """The entries that match, by time and then by id; read a page at a time, so that memory stays flat.
-
-        Raises:
-            ConfigurationError: for a wrong key. StoreError: when the server cannot be read.
-        """
-        return self._pages(query, _where(query, (query.since_ns, query.until_ns)))
-
-    def _pages(self, query: Query, where: str) -> Iterator[Charge]:
-        sign, order = ("<", "DESC") if query.newest_first else (">", "ASC")
-        left = query.limit
-        after = ""
-        while left is None or left > 0:
-            size = _PAGE if left is None else min(left, _PAGE)
-            page = self._link.query(
-                f"SELECT {', '.join(COLUMNS)} FROM {self._db}.aifinops_charges FINAL WHERE {where}{after} "  # noqa: S608 - names of ours and literals
-                f"ORDER BY at {order}, id {order} LIMIT {size}"
-            )
-            yield from map(_charge_of, page)
-            if len(page) < size:
-                return
-            at, last = int(page[-1][1]), literal(page[-1][0])
-            after = f" AND at {sign}= {at} AND (at, id) {sign} ({at}, {last})"  # the first lets it skip what was before
-            left = None if left is None else left - size
+    # --- adding up --------------------------------------------------------------------------------------------------------
 
     def summarize(self, query: Query = Query(), by: Sequence[str] = ()) -> list[Group]:  # noqa: B008 - frozen
         """Sums per key and currency, added up by ClickHouse: from hourly roll-ups where these have all that is asked for.
@@ -291,16 +412,14 @@ class ClickHouseLedger:
         if any(not values for _, values in filters):
             return []  # no value is allowed, so that nothing matches
         period = period_of(query)
-        parts = [_entries(self._db, keys, _where(query, (query.since_ns, query.until_ns)))]
+        parts = [_entries(self._source, keys, _where(query, (query.since_ns, query.until_ns)))]
         if period.whole and answered_by_cells(keys, filters):
             hours = [hour for hour in self._hours() if _within(hour.at, period)]
             if any(not hour.build and hour.quiet for hour in hours):
                 self._roll_up([hour for hour in hours if not hour.build and hour.quiet])
                 hours = [hour for hour in self._hours() if _within(hour.at, period)]
             parts = _rolled_parts(self._db, query, keys, period, hours)
-        rows = self._link.query(_summary(parts, len(keys))) if parts else []
-        groups = (_group(row, len(keys)) for row in rows)
-        return sorted(groups, key=lambda group: (group.key, group.currency))
+        return self._asked(parts, len(keys))
 
     def info(self) -> LedgerInfo:
         """Where, schema, entries, period and bytes on disk (0 where `system.parts` must not be read).
@@ -308,18 +427,14 @@ class ClickHouseLedger:
         Raises:
             StoreError: when the server cannot be read.
         """
-        ((entries, first, last),) = self._link.query(
-            f"SELECT count(), min(at), max(at) FROM {self._db}.aifinops_charges FINAL"  # noqa: S608 - names of ours
-        )
         try:
             ((size,),) = self._link.query(
                 f"SELECT sum(bytes_on_disk) FROM system.parts WHERE active AND database = {literal(self._db)} AND startsWith(table, 'aifinops_')"  # noqa: S608 - a literal
             )
         except StoreError:
             size = 0
-        found = int(entries)
-        begin, end = (int(first), int(last)) if found else (None, None)
-        return LedgerInfo(self._link.kind, self._link.location, self._version() or 0, found, begin, end, int(size))
+        entries, first, last = self._span()
+        return LedgerInfo(self._link.kind, self._link.location, self._version() or 0, entries, first, last, int(size))
 
     # --- roll-ups ---------------------------------------------------------------------------------------------------------
 
@@ -378,14 +493,6 @@ class ClickHouseLedger:
         """
         raise ConfigurationError("a ledger in ClickHouse cannot be compacted: it packs entries by itself; see docs/how-to/ledgers.md about retention")  # fmt: skip
 
-    def verify(self, *, progress: Progress | None = None) -> Verification:
-        """Whether each entry can be read and its lines add up.
-
-        Raises:
-            StoreError: when the server cannot be read.
-        """
-        return verify_rows(self, progress)
-
     # --- life -------------------------------------------------------------------------------------------------------------
 
     @property
@@ -425,10 +532,6 @@ class ClickHouseLedger:
             for statement in migration:
                 self._bare.command(statement.format(db=self._db))
             self._bare.insert(f"{self._db}.aifinops_schema", ("version",), f"[{number}]".encode())
-
-    def close(self) -> None:
-        """Let go of connections, or of the directory. A later call takes them again."""
-        self._bare.close()
 
     def reset_after_fork(self) -> None:
         """In a forked child: a new lock and no connections."""
@@ -564,23 +667,29 @@ _UNSURE_MORE = (
 )
 
 
-def _entries(db: str, keys: Sequence[GroupKey], where: str) -> str:
-    """The sums of entries one by one."""
-    sure = f"SELECT {_keys(keys)}, {_SURE_SUMS}, {_SURE_MORE} FROM {db}.aifinops_charges FINAL WHERE {where}"  # noqa: S608 - names of ours and literals
-    return f"{sure} UNION ALL {_uncertain(db, keys, where)}"
+def _entries(source: str, keys: Sequence[GroupKey], where: str) -> str:
+    """The sums of entries one by one.
+
+    Args:
+        source: the table, with `FINAL` where it may have an entry twice. keys: by which. where: which.
+    """
+    sure = f"SELECT {_keys(keys)}, {_SURE_SUMS}, {_SURE_MORE} FROM {source} WHERE {where}"  # noqa: S608 - names of ours and literals
+    return f"{sure} UNION ALL {_uncertain(source, keys, where)}"
 
 
-def _uncertain(db: str, keys: Sequence[GroupKey], where: str) -> str:
+def _uncertain(source: str, keys: Sequence[GroupKey], where: str) -> str:
     """What unsure entries add to the sums of entries that were all taken for sure."""
-    fixes = f"SELECT corrects FROM {db}.aifinops_charges WHERE corrects <> '' AND amount IS NOT NULL"  # noqa: S608 - names of ours
+    every = source.removesuffix(" FINAL")  # a correction that is there twice corrects no more than once
+    fixes = f"SELECT corrects FROM {every} WHERE corrects <> '' AND amount IS NOT NULL"  # noqa: S608 - names of ours
     return (
-        f"SELECT {_keys(keys)}, {_UNSURE_SUMS}, {_UNSURE_MORE} FROM {db}.aifinops_charges FINAL "  # noqa: S608 - names of ours and literals
+        f"SELECT {_keys(keys)}, {_UNSURE_SUMS}, {_UNSURE_MORE} FROM {source} "  # noqa: S608 - names of ours and literals
         f"WHERE uncertain AND id NOT IN ({fixes}) AND {where}"
     )
 
 
 def _rolled_parts(db: str, query: Query, keys: Sequence[GroupKey], period: Period, hours: Sequence[_Hour]) -> list[str]:
     """What to add up: cells of the hours that have a right roll-up, entries of the others and of the ends."""
+    source = f"{db}.{_TABLE} FINAL"
     rolled = [hour for hour in hours if hour.build]
     others = [hour for hour in hours if not hour.build]
     filters = _where(query, (None, None))
@@ -589,10 +698,10 @@ def _rolled_parts(db: str, query: Query, keys: Sequence[GroupKey], period: Perio
         where = f"{_in(rolled)} AND {filters}"
         builds = ", ".join(f"({hour.at}, {hour.build})" for hour in rolled)
         cells = f"SELECT {_keys(keys)}, {_CELL_SUMS}, {_SURE_MORE} FROM {db}.aifinops_hourly WHERE (at, build) IN ({builds}) AND {where}"  # noqa: S608 - names of ours and literals
-        parts += [cells, _uncertain(db, keys, where)]
+        parts += [cells, _uncertain(source, keys, where)]
     if others:
-        parts.append(_entries(db, keys, f"{_in(others)} AND {filters}"))
-    parts += [_entries(db, keys, _where(query, end)) for end in period.ends]
+        parts.append(_entries(source, keys, f"{_in(others)} AND {filters}"))
+    parts += [_entries(source, keys, _where(query, end)) for end in period.ends]
     return parts
 
 

@@ -16,8 +16,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from aifinops.ledger.memory import MemoryLedger
+from aifinops.ledger.otlp import export_request
 from aifinops.money import from_nanos
-from aifinops.testing.ledger import example_charge
+from aifinops.testing.ledger import example_charge, random_charges
 
 Bring = Callable[..., Any]
 
@@ -146,6 +147,19 @@ def test_a_spend_log_of_litellm_is_priced_by_us_and_keeps_their_amount(bring: Br
     assert charge.tags == {"team": "search", "user": "u1", "customer": "acme", "feature": "rerank", "import": "litellm"}
 
 
+def test_litellm_tells_parts_beside_the_usage_object_too(bring: Bring) -> None:
+    """As its 1.110 writes them: metadata is text, the parts are under `additional_usage_values`, and a cached count stands there twice."""
+    more = {"prompt_tokens_details": {"cached_tokens": 400, "audio_tokens": None}, "completion_tokens_details": {"reasoning_tokens": 50},
+            "cache_read_input_tokens": 400}  # fmt: skip
+    _, (charge,) = bring([{**_LOG, "metadata": json.dumps({"additional_usage_values": more})}])
+    assert charge.quantities == {
+        "input_tokens": 600,
+        "cache_read_tokens": 400,
+        "output_tokens": 150,
+        "reasoning_tokens": 50,
+    }
+
+
 def test_their_amount_counts_where_we_have_no_price_or_are_told_so(bring: Bring) -> None:
     """It is an estimate then, of which the upper bound is open."""
     unknown = {**_LOG, "request_id": "r2", "model": "our-own", "custom_llm_provider": "hosted_vllm"}
@@ -206,3 +220,21 @@ def test_the_export_to_blob_storage_has_other_names(bring: Bring) -> None:
     _, (charge,) = bring([row])
     assert (charge.at, charge.duration) == (1793527200 * 10**9, 2_500_000_000)
     assert from_nanos(charge.amount) == _AMOUNT
+
+
+def test_records_of_our_own_come_back_whole(bring: Bring) -> None:
+    """What was sent as log records and kept by a collector is the same entry again, once, beside records of others and a broken one."""
+    from google.protobuf.json_format import MessageToDict
+
+    sent = random_charges(7, 40)
+    document = MessageToDict(export_request(sent))
+    records = document["resourceLogs"][0]["scopeLogs"][0]["logRecords"]
+    broken = json.loads(json.dumps(records[0]))
+    broken["attributes"] = [one for one in broken["attributes"] if one["key"] != "aifinops.record.duration"]
+    records += [{"timeUnixNano": "1", "body": {"stringValue": "somebody else's"}}, broken]
+    outcome, charges = bring([document])
+    again, _ = bring([document])
+    assert outcome.formats.popitem()[1] == "records"
+    assert sorted(charges, key=lambda one: one.id) == sorted(sent, key=lambda one: one.id)
+    assert [place for _, place, _ in outcome.malformed] == ["item 1, record 42"]
+    assert (outcome.left, again.written) == ({"log records that are no costs": 1}, 0)

@@ -179,7 +179,7 @@ def test_the_limit_holds_for_the_last_test_and_for_what_is_unknown(suite: pytest
     suite.makepyfile(f"import aifinops as af\ndef test_1(): {UNPRICED}")
     result = ran(suite, "--cost-limit", "$0.10")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.stdout.fnmatch_lines(["*1 call has no price (house-llama)*"])
+    result.stdout.fnmatch_lines(["*1 call without a price (house-llama)*"])
     assert ran(suite, "--cost-limit", "$0.10", "--cost-allow-unpriced").ret == pytest.ExitCode.OK
 
 
