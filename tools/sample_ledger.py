@@ -14,11 +14,15 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
+from aifinops.budgets.budget import ActiveBudget, Budget
+from aifinops.budgets.guard import Guard
+from aifinops.budgets.stores.sqlite import SqliteStore
 from aifinops.charges import Amounts, Charge
 from aifinops.clock import to_ns
 from aifinops.ledger import open_ledger
 from aifinops.quote import price
 from aifinops.tags import make_tags
+from aifinops.testing import FakeClock
 
 NOW = datetime(2026, 11, 30, 14, 30, tzinfo=UTC)
 DAYS = 60
@@ -138,6 +142,31 @@ def _charge(provider, operation, model, at, quantities, amounts, tags, **more) -
         currency=amounts.currency, basis=amounts.basis, lower=amounts.lower, upper=amounts.upper, lines=amounts.lines,
         price_id=amounts.price_id, price_as_of=amounts.as_of, price_source=amounts.source, tags=make_tags(tags), **more,
     )  # fmt: skip
+
+
+BUDGETS = (
+    ("assistant", "$550", "month", "526.29", "1.40"),
+    ("search", "$150", "month", "100.53", "0"),
+    ("support", "$60", "month", "53.00", "0.22"),
+    ("evals tokens", "3M output_tokens", "day", "1.1", "0"),
+)
+"""Name, limit, window, spent, held by calls in flight; in the unit of the limit, of tokens in millions."""
+
+
+def write_budgets(path: str | Path, now: datetime = NOW) -> None:
+    """Write a store in which these budgets stand so."""
+    clock = FakeClock(now)
+    store = SqliteStore(path)
+    guard = Guard(store, clock)
+    for name, limit, per, spent, held in BUDGETS:
+        active = ActiveBudget(Budget.parse(limit, name=name, per=per, max_wait=0))
+        unit, scale = ("USD", 10**9) if limit.startswith("$") else ("output_tokens", 10**12)
+        for number, amount in enumerate((spent, held)):
+            steps = int(Decimal(amount) * scale)
+            reserved = guard.reserve([active], {unit: steps}, id=f"{name}-{number}", at=clock.time_ns()) if steps else None
+            if number == 0:
+                guard.settle(reserved, {unit: steps})
+    store.close()
 
 
 if __name__ == "__main__":

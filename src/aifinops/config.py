@@ -50,6 +50,19 @@ def _text(value: object) -> str:
     return str(value)
 
 
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+_LEAST_BYTES = 4 << 20
+
+
+def _bytes(value: object) -> int:
+    text = str(value).strip().upper()
+    digits = text.rstrip("BGIKM ")
+    unit = _UNITS.get(text[len(digits) :].strip())
+    if isinstance(value, bool) or not digits.isdecimal() or unit is None or int(digits) * unit < _LEAST_BYTES:
+        raise ValueError('write bytes, 4 MiB at least: 500000000, "500 MB" or "2 GiB"')
+    return int(digits) * unit
+
+
 def _names(value: object) -> tuple[str, ...]:
     parts = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, (list, tuple, set, frozenset)) or not all(
@@ -242,7 +255,10 @@ class Setting:
 
 SETTINGS = (
     Setting("enabled", "AIFINOPS_ENABLED", True, _flag, "False turns metering off; budgets in force refuse nothing then."),
-    Setting("ledger", "AIFINOPS_LEDGER", None, _text, "Path or URL of the ledger: `memory`, a file, `sqlite:///file`."),
+    Setting("ledger", "AIFINOPS_LEDGER", None, _text, "Path or URL of the ledger: `memory`, a file, `sqlite:///file`, `otlp://collector:4318`."),
+    Setting("copy_to", "AIFINOPS_COPY_TO", None, _text, "URL of a ledger elsewhere that is given a copy of every charge: `otlp://collector:4318`, or `otlp` for the endpoint of the standard variables."),
+    Setting("spool", "AIFINOPS_SPOOL", None, _text, "Folder of charges on their way to a ledger elsewhere; default: `spool` in the user's data directory."),
+    Setting("spool_bytes", "AIFINOPS_SPOOL_BYTES", None, _bytes, "The most that they may take there, such as `2 GiB`; what does not fit is dropped and counted. Default: 1 GiB."),
     Setting("store", "AIFINOPS_STORE", None, _text, "Where balances of named budgets live: `memory`, a file, `sqlite:///file`, or the URL of a Valkey, Redis or PostgreSQL server; default: `budgets.db` beside the ledger."),
     Setting("approval_key", "AIFINOPS_APPROVAL_KEY", None, _text, "File of the key that signs approvals, made with mode 0600 when there is none; default: `approvals.key` beside the ledger."),
     Setting("prices", "AIFINOPS_PRICES", (), _names, "Price lists and contracts of your own (TOML, JSON or YAML), asked before the bundled one."),
@@ -297,6 +313,9 @@ class Config:
 
     enabled: bool = True
     ledger: str | None = None
+    copy_to: str | None = None
+    spool: str | None = None
+    spool_bytes: int | None = None
     store: str | None = None
     approval_key: str | None = None
     prices: tuple[str, ...] = ()

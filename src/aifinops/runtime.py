@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from aifinops.budgets.budget import ActiveBudget
     from aifinops.budgets.guard import Guard
     from aifinops.budgets.stores.base import Store
+    from aifinops.charges import Charge
     from aifinops.ledger.base import Ledger
     from aifinops.ledger.writer import Writer
     from aifinops.pricing.book import PriceBook
@@ -43,6 +44,7 @@ __all__ = [
     "get",
     "init",
     "on_flush",
+    "open_ledger",
     "register_price",
     "reset",
     "shared_store",
@@ -225,10 +227,9 @@ class Runtime:
         if self._writer is None:
             with self._lock:
                 if self._writer is None:
-                    from aifinops.ledger import open_ledger
                     from aifinops.ledger.writer import Writer
 
-                    self._writer = Writer(open_ledger(self.config.ledger))
+                    self._writer = Writer(open_ledger(self.config))
         return self._writer
 
     @property
@@ -254,7 +255,7 @@ class Runtime:
 
     def flush(self, timeout_s: float) -> bool:
         """Write what waits and push out telemetry; True when nothing is left behind."""
-        written = self._writer is None or self._writer.flush()
+        written = self._writer is None or self._writer.flush(timeout_s)
         began = self.clock.monotonic_ns()
         told = "guard" not in self.__dict__ or self.guard.flush()
         sent = self.export.flush(timeout_s)
@@ -315,6 +316,30 @@ def _policy(entry: Any) -> ActiveBudget:
     if budget.name is None:
         raise ConfigurationError(f'budget {dict(entry)!r} has no name; a standing budget needs one (name = "search")')
     return ActiveBudget(budget)
+
+
+def open_ledger(settings: config.Config, *, create: bool = True) -> Ledger:
+    """The ledger of these settings, with what its log records say besides a charge, and with its copies.
+
+    Args:
+        settings: where it is. create: False refuses a file that is not there.
+
+    Raises:
+        ConfigurationError: naming the path and what to type, when it cannot be opened.
+    """
+    from aifinops import ledger
+
+    latest, compat = settings.semconv == "latest", "compat" in settings.dialects
+
+    def beside(charge: Charge) -> Mapping[str, Any]:
+        return inference(charge, {}, compat=compat, latest=latest)
+
+    from aifinops.telemetry.attributes import inference
+
+    journey = ledger.Journey(
+        settings.spool, settings.spool_bytes, beside, names.SCHEMA_URL_LATEST if latest else names.SCHEMA_URL
+    )
+    return ledger.open_ledger(settings.ledger, create=create, journey=journey, copy_to=settings.copy_to)
 
 
 def shared_store(settings: config.Config) -> str:
@@ -387,6 +412,9 @@ def get() -> Runtime:
 def init(
     *,
     ledger: str | os.PathLike[str] | None = None,
+    copy_to: str | None = None,
+    spool: str | os.PathLike[str] | None = None,
+    spool_bytes: int | str | None = None,
     store: str | os.PathLike[str] | None = None,
     approval_key: str | os.PathLike[str] | None = None,
     prices: Any = None,
@@ -420,7 +448,9 @@ def init(
     """Set up this process. Optional: without it the environment and the configuration file decide.
 
     Args:
-        ledger: `"memory"`, a file, or `sqlite:///file`; default: `ledger.db` in the user's data directory.
+        ledger: `"memory"`, a file, `sqlite:///file`, or `otlp://collector:4318`; default: `ledger.db` in the user's data directory.
+        copy_to: a ledger elsewhere that is given a copy of every charge, `otlp://collector:4318`.
+        spool: folder of charges on their way to a ledger elsewhere. spool_bytes: the most that they may take there, such as `"2 GiB"`.
         store: where balances of named budgets live: `"memory"`, a file, `sqlite:///file`, or the URL of a Valkey, Redis or PostgreSQL
             server; default: `budgets.db` beside the ledger.
         approval_key: file of the key that signs approvals, made when there is none; default: `approvals.key` beside the ledger.
@@ -454,7 +484,7 @@ def init(
         ConfigurationError: naming the value, the place and what to type; nothing is applied then.
     """
     arguments = {
-        "ledger": ledger, "store": store, "approval_key": approval_key, "prices": prices, "price_folder": price_folder, "model_map": model_map, "tags": tags, "budgets": budgets, "alerts": alerts, "smtp": smtp, "otlp": otlp, "spans": spans,
+        "ledger": ledger, "copy_to": copy_to, "spool": spool, "spool_bytes": spool_bytes, "store": store, "approval_key": approval_key, "prices": prices, "price_folder": price_folder, "model_map": model_map, "tags": tags, "budgets": budgets, "alerts": alerts, "smtp": smtp, "otlp": otlp, "spans": spans,
         "dialects": dialects, "semconv": semconv, "baggage": baggage, "metric_tags": metric_tags, "threads": threads, "stream_usage": stream_usage, "enabled": enabled, "egress": egress,
         "gpu_usd_per_hour": gpu_usd_per_hour, "gpu_term": gpu_term, "gpu_idle_minutes": gpu_idle_minutes, "gpu_metadata": gpu_metadata, "gpu_owned": gpu_owned, "gpu_quotas": gpu_quotas,
         "instrument": instrument, "summary": summary, **unknown,

@@ -92,15 +92,19 @@ def stop(kind: str) -> dict[str, Any]:
 
 
 def crash(_: str) -> dict[str, Any]:
-    """The second rank is killed in its first attempt, and with it torchrun ends the other."""
+    """The second rank is killed in its first attempt, and with it torchrun ends the other. A budget that they share pays for both."""
     net, optimizer = wrapped("ddp")
-    with gpu.track("ranks", devices={"X": 2}, price="3.60") as run:
-        for step in range(200):
-            one_step(net, optimizer)
-            time.sleep(0.02)
-            if step == 150 and run.attempt == 1 and dist.get_rank() == 1:
-                os.kill(os.getpid(), signal.SIGKILL)
-    return {"attempt": run.attempt, "steps": run.steps, "lost": [[one.rank, one.attempt] for one in run.lost]}
+    with af.budget("$100", name="ranks") as limit:
+        with gpu.track("ranks", devices={"X": 2}, price="3.60", slice_s=1) as run:
+            for step in range(200):
+                one_step(net, optimizer)
+                time.sleep(0.02)
+                if step == 150 and run.attempt == 1 and dist.get_rank() == 1:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        dist.barrier()
+        spent, reserved = str(limit.spent), str(limit.reserved)
+    lost = [[one.rank, one.attempt] for one in run.lost]
+    return {"attempt": run.attempt, "steps": run.steps, "lost": lost, "spent": spent, "reserved": reserved}
 
 
 def main() -> None:

@@ -384,7 +384,7 @@ class Report:
             name = f"idle {dearest.idle}" if dearest.idle else f"{dearest.others} others"
         most = f" (most by {name}: {dearest.effective:f})" if name and dearest.effective is not None else ""
         part = f", {spent.estimated:f} of it estimated" if spent.estimated else ""
-        return [f"{amount:f} {currency} in {spent.calls} calls is above {limit:f} {currency}{part}{most}"]
+        return [f"{amount:f} {currency} in {_calls(spent.calls)} is above {limit:f} {currency}{part}{most}"]
 
     def __str__(self) -> str:
         lines = _table(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -71,7 +72,8 @@ def spark(values: Sequence[Decimal | None], *, blocks: bool = True, width: int =
     highest = max((value for value in sums if value is not None), default=Decimal(0))
     marks, nothing = (_HEIGHTS, "·") if blocks else (_ASCII_HEIGHTS, "_")
     return "".join(
-        "?" if value is None else nothing if value <= 0 else marks[min(7, int(value * 8 / highest))] for value in sums
+        "?" if value is None else nothing if value <= 0 else marks[max(0, math.ceil(value * 8 / highest) - 1)]
+        for value in sums
     )
 
 

@@ -18,6 +18,7 @@ from aifinops.metering import undecided
 
 if TYPE_CHECKING:
     from aifinops.budgets.budget import ActiveBudget
+    from aifinops.budgets.prepaid import HoldLog
     from aifinops.gpu.journal import Group
     from aifinops.runtime import Runtime
     from aifinops.scope import Scope
@@ -35,6 +36,7 @@ class Paying:
         slice_s, allowance_s: as in `Prepaid`. scope: whose budgets; without one: `budgets`.
 
     Attributes:
+        log: as in `Prepaid`, from the next `open` on.
         budgets: in force when it began. keys: theirs; to them no charge of the run is posted again.
     """
 
@@ -43,6 +45,7 @@ class Paying:
     ) -> None:
         self.budgets = budgets
         self.keys: frozenset[str] = frozenset()
+        self.log: HoldLog | None = None
         self._scope = scope
         self._given = budgets
         self._times = slice_s, allowance_s
@@ -64,8 +67,8 @@ class Paying:
         why = None if unpriced is None else UnknownModel(unpriced.sku or "a GPU", provider=unpriced.provider)
         slice_s, allowance_s = self._times
         prepaid = Prepaid(
-            engines.guard, self.budgets, self._rates(groups), slice_s=slice_s, allowance_s=allowance_s, unpriced=why
-        )
+            engines.guard, self.budgets, self._rates(groups), slice_s=slice_s, allowance_s=allowance_s, unpriced=why, log=self.log,
+        )  # fmt: skip
         try:
             prepaid.open(now)
         except Wait as wait:

@@ -20,6 +20,7 @@ from aifinops.gpu.paying import Paying
 
 if TYPE_CHECKING:
     from aifinops.budgets.budget import ActiveBudget
+    from aifinops.budgets.prepaid import HoldLog
     from aifinops.budgets.stores.base import Store
     from aifinops.errors import BudgetExceeded
     from aifinops.gpu.journal import Group
@@ -69,9 +70,10 @@ class Purse:
         """Of those that are paid in advance and in force around the run: no charge is posted to them again."""
         return self._own.keys
 
-    def open(self, groups: Sequence[Group], now: int) -> None:
-        """Hold a first slice of these devices; raises `BudgetExceeded` like `Paying.open`."""
+    def open(self, groups: Sequence[Group], now: int, log: HoldLog | None = None) -> None:
+        """Hold a first slice of these devices; raises `BudgetExceeded` like `Paying.open`. `log`: as in `Prepaid`."""
         self._groups = groups
+        self._own.log = log
         self._own.open(groups, now)
 
     def reopen(self, groups: Sequence[Group], now: int) -> None:
@@ -148,6 +150,7 @@ class Purse:
         for active in new:
             one = _Inner(Paying(*self._times, budgets=(active,)), max(self._entered.get(active.key, now), since))
             self._inner[active.key] = one
+            one.paying.log = self._own.log
             # What it has used by now is asked for with the first slice.
             one.paying.reopen(self._groups, one.since)
         return bool(new)

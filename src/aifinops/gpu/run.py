@@ -29,6 +29,7 @@ from aifinops.gpu.ending import Ending, stopped
 from aifinops.gpu.idle import IdleAlarm, Stretch, stretches
 from aifinops.gpu.idle import tell as tell_of_idle
 from aifinops.gpu.keeper import innermost, open_runs
+from aifinops.gpu.peaks import Flops, peak_given
 from aifinops.gpu.phases import Pace, Phases
 from aifinops.gpu.purse import Purse
 from aifinops.gpu.usage import Forecast, GpuUsage, Sums, span_values, sums_of
@@ -82,7 +83,7 @@ class Run:
         allowance_s: float = 30.0,
         total_steps: int | None = None,
         flops_per_step: float | None = None,
-        peak_flops: float | None = None,
+        peak_flops: float | str | None = None,
         idle_minutes: float | None = None,
         tags: Tags = EMPTY,
     ) -> None:
@@ -108,7 +109,7 @@ class Run:
         self._given = devices, price
         self._save = checkpoint
         self._slice_s, self._allowance_s = slice_s, allowance_s
-        self._flops = flops_per_step, peak_flops
+        self._flops = Flops(flops_per_step, peak_given(peak_flops))
         self._idle_minutes = idle_minutes
         self._tags = tags
         self._lock = threading.RLock()
@@ -155,13 +156,22 @@ class Run:
         self._slot = _innermost_slot()
         self._begin_counting(now)
         self._find(now, enabled=enabled)
-        self._take_devices(now)
-        for step in (self._begin_journal, self._begin_watch, self._begin_board, self._begin_span):
-            try:
-                step(folder)
-            except Exception as failure:  # it runs without that part
-                swallow(f"gpu.{step.__name__.strip('_')}", failure)
+        self._attempt_all(folder, self._begin_journal)  # before anything is held of a budget
+        try:
+            self._take_devices(now)
+        except BaseException:
+            if self._journal is not None:
+                self._journal.close(self._wall0, keep=False)
+            raise
+        self._attempt_all(folder, self._begin_watch, self._begin_board, self._begin_span)
         return self
+
+    def _attempt_all(self, folder: Any, *parts: Callable[[Any], None]) -> None:
+        for part in parts:
+            try:
+                part(folder)
+            except Exception as failure:  # it runs without that part
+                swallow(f"gpu.{part.__name__.strip('_')}", failure)
 
     def _make_scope(self) -> scope.Scope:
         own: dict[str, object] = {"run": self.run_id, "attempt": self.attempt}
@@ -213,7 +223,7 @@ class Run:
         with open_runs.lock:
             others = [run for run in open_runs.runs if run._lend(mine, now)] if mine else []
             try:
-                self._purse.open(self._priced, now)
+                self._purse.open(self._priced, now, self._journal)
             except BaseException:
                 for run in others:
                     run._take_back(mine, now)
@@ -263,6 +273,7 @@ class Run:
             self.attempt = journal.next_attempt(folder, self.run_id, self.rank.rank, self.rank.restart)
             for one in journal.lost_attempts(folder, self.run_id, self.rank.rank, self._wall0):
                 billing.charge_lost(one, scope.current())
+                billing.settle_lost(one, scope.current())
                 if one.run == self.run_id:
                     self.lost.append(one)
                 usd = "" if one.wasted_usd is None else f", {one.wasted_usd:.4f} USD"
@@ -275,20 +286,25 @@ class Run:
 
     # --- while it runs ---------------------------------------------------------------------------------------------------
 
-    def step(self) -> None:
+    def step(self, *, flops: float | None = None) -> None:
         """A step has ended.
+
+        Args:
+            flops: of the model in this step on this rank, for MFU; default: `flops_per_step`.
 
         Raises:
             RunStopped: when the budget has no more room than it takes to end here. Before that the checkpoint callback was called.
         """
-        if not self.advance() and self.error is not None:
+        if not self.advance(flops=flops) and self.error is not None:
             raise self.error
 
-    def advance(self) -> bool:
+    def advance(self, *, flops: float | None = None) -> bool:
         """`step` for loops that end by themselves: False when it is over. What `checkpoint` is for has been done then."""
         if not self.counts_itself:
             self.counts_itself = True
             self.steps = self._told_steps = 0
+        if flops is not None:
+            self._flops.add(flops)
         return self._count()
 
     def optimizer_step(self) -> None:
@@ -534,6 +550,8 @@ class Run:
         busy, allocated = sums.get("busy_s"), group.held * seconds
         idle_s, idle = idle_usd(group, seconds, busy)
         about = {**facts, **sums.facts(), **({} if idle is None else {"idle_usd": str(idle)})}
+        if self.name:
+            about["name"] = self.name
         made = billing.charge(
             group, self._scope, key=f"{self.run_id}|{self.attempt}|{self._block}", at=at, length=length, part=self._part,
             facts=about, paid=self._purse.keys,
@@ -662,7 +680,7 @@ class Run:
                 stall_s=self._phases.waited / _NS,
                 device_stall_s=None if timed is None else timed.stall_s,
                 steps=self.steps,
-                mfu=self._mfu(allocated),
+                mfu=self._flops.mfu(self.steps, allocated, self._held),
                 cost=cost,
                 idle_cost=None if known is None else idle,
                 usd_per_hour=hourly(self._priced),
@@ -688,13 +706,6 @@ class Run:
             idle = None if idle is None or more is None else idle + more
             sums.merge(part)
         return sums, idle
-
-    def _mfu(self, allocated: Decimal) -> float | None:
-        """Model FLOPs of this rank by what its devices could do in the time that is paid for."""
-        per_step, peak = self._flops
-        if not per_step or not peak or not allocated:
-            return None
-        return per_step * self.steps / (float(allocated) * peak)
 
     def estimate_remaining(self, total_steps: int | None = None) -> Forecast:
         """Where the run ends if it goes on as it did lately: a moving average over five minutes of what a step takes and costs.
@@ -863,7 +874,7 @@ def track(
     allowance_s: float = 30.0,
     total_steps: int | None = None,
     flops_per_step: float | None = None,
-    peak_flops: float | None = None,
+    peak_flops: float | str | None = None,
     idle_minutes: float | None = None,
     **tags: object,
 ) -> Run:
@@ -878,7 +889,9 @@ def track(
         checkpoint: called when a budget ends the run, before `RunStopped` is raised; on every rank, at the same step.
         slice_s: how much is paid in advance, seconds. allowance_s: what a step and a checkpoint take; longer ones that are seen raise it.
         total_steps: of the whole run, for a warning when the budget will end before it.
-        flops_per_step, peak_flops: of the model on this rank, and of one device in a second, for MFU.
+        flops_per_step: of the model on this rank, for MFU; where steps differ, say it to each: `run.step(flops=...)`.
+        peak_flops: of one device in a second, or the precision (`"bf16"`, `"fp16"`, `"tf32"`, `"fp8"`) whose figure `aifinops.gpu.peaks`
+            has; default: BF16, FP16 where there is none.
         idle_minutes: after so many minutes in which a device did nothing that is said once, with what it costs; 0 for never; default: the
             setting `gpu_idle_minutes`, 15.
         **tags: whose cost it is.

@@ -93,7 +93,8 @@ class GpuUsage:
         memory_gib_s: GiB in use x seconds. energy_j: joules. attribution: whose those figures are: this process's, or the device's.
         stall_s: time in which this process waited for data. device_stall_s: time in which the device waited for this process between two
             steps, by events on its stream: 0 where the process runs ahead; None without events, or with several devices.
-        steps: optimizer steps. mfu: share of the devices' peak that went into the model, given `flops_per_step` and `peak_flops`.
+        steps: optimizer steps. mfu: share of the devices' peak that went into the model, given `flops_per_step` or `step(flops=...)`, and a
+            model whose peak is known.
         cost: USD of what is allocated, None when a price is unknown. idle_cost: of what was not busy. usd_per_hour: at which it runs now.
         price_as_of, price_source: of that price. wasted_s, wasted_cost: since the last checkpoint, of this attempt.
         phases: `startup`, `data_wait`, `step`, `checkpoint_save`, `restore`, `eval`, `idle`, ... -> seconds of this process.

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from aifinops.errors import ConfigurationError
-from aifinops.importing import gateways, organisations
+from aifinops.importing import gateways, organisations, ours
 from aifinops.importing.records import Left, Malformed, Record
 from aifinops.importing.sources import Source
 from aifinops.importing.spans import Spans, spans
@@ -70,6 +70,8 @@ _TABLE = (
          organisations.buckets, organisations.anthropic_costs, totals=True),
     Form("litellm", "spend logs of LiteLLM", gateways.is_litellm, record=gateways.litellm),
     Form("langfuse", "observations of Langfuse", gateways.is_langfuse, record=gateways.langfuse),
+    Form("records", "records of aifinops itself: OTLP/JSON logs, as a collector's file exporter writes them",
+         lambda row: bool({"resourceLogs", "resource_logs"} & row.keys()), ours.logs, ours.charge),
     Form("spans", "spans with gen_ai.* attributes (OTLP/JSON, or one a line)",
          lambda row: bool({"attributes", "resourceSpans", "resource_spans"} & row.keys()), spans),
     Form("table", "a row a call: CSV, or JSON lines with the same names", lambda row: True),
@@ -102,7 +104,7 @@ def form_of(source: Source) -> Form:
 
 
 def _parts(form: Form, value: Row) -> Iterator[tuple[str, Row]]:
-    if form.name == "spans":
+    if form.name in {"spans", "records"}:
         return iter([("", value)])  # by its outside: a file of spans need not begin with a call
     return form.parts(value)
 

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -22,12 +23,22 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from aifinops.charges import Charge
 from aifinops.errors import ConfigurationError, StoreError
-from aifinops.ledger.base import Capabilities, Group, GroupKey, LedgerInfo, Query, group_keys
-from aifinops.ledger.codec import COLUMNS, METER_COLUMNS, charge_of, clean_text, row_of
-from aifinops.ledger.sql import (
-    DIMENSION_TAGS,
-    DIMENSIONS,
+from aifinops.ledger.base import (
     HOUR_NS,
+    Capabilities,
+    Compaction,
+    Group,
+    GroupKey,
+    LedgerInfo,
+    Progress,
+    Query,
+    Verification,
+    group_keys,
+    verify_rows,
+)
+from aifinops.ledger.codec import COLUMNS, METER_COLUMNS, TAG_COLUMNS, charge_of, clean_text, row_of
+from aifinops.ledger.sql import (
+    DIMENSIONS,
     SUMS,
     Period,
     answered_by_cells,
@@ -53,7 +64,6 @@ _IDLE = 4
 _TIMEOUT_S = 60.0
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,47}")
 _INTEGERS = frozenset({"at", "duration", "amount", "lower", "upper", "stream", *METER_COLUMNS})
-_NULLABLE_SUMS = frozenset(METER_COLUMNS)
 _MORE = ("quantities", "unpriced_quantities")
 # Said where the URL does not say otherwise: a machine that is gone is noticed within half a minute, not after two hours.
 _DEFAULTS = {"connect_timeout": "5", "keepalives_idle": "10", "keepalives_interval": "5", "keepalives_count": "3", "tcp_user_timeout": "20000", "application_name": "aifinops"}  # fmt: skip
@@ -167,10 +177,10 @@ class PostgresLedger:
 
     Raises:
         ConfigurationError: when psycopg is not installed, an argument is wrong, or the tables are of a newer version or not there.
-        StoreError: when the server cannot be reached.
+        StoreError: when the server cannot be reached and `create` is False; otherwise the first operation tries again.
     """
 
-    capabilities = Capabilities(durable=True, shared=True)
+    capabilities = Capabilities(durable=True, shared=True, verifies=True)
 
     def __init__(
         self, dsn: str, *, schema: str = "aifinops_ledger", timeout_s: float = _TIMEOUT_S, create: bool = True
@@ -183,14 +193,24 @@ class PostgresLedger:
         self._dsn = _parse(self._driver, dsn)
         self._timeout_s = timeout_s
         self._lock_key = f"hashtextextended('aifinops ledger {schema}', 0)"
+        self._ready = False
+        self._idle: list[Any] = []
         self._start()
-        self._prepare(create=create)
+        weakref.finalize(self, _close_all, self._idle, os.getpid())
+        try:
+            self._get_ready(create=create)
+        except ConfigurationError:
+            self.close()
+            raise
+        except StoreError:
+            if not create:
+                raise
+            # A server that is away must not keep a program from starting: what it spends waits in the spool.
 
     def _start(self) -> None:
         # Re-entrant: a finalizer or a signal handler may come in here in the thread that is in here.
         self._lock = threading.RLock()
         self._pid = os.getpid()
-        self._idle: list[Any] = []
         self._unfolded = 0
 
     @property
@@ -345,11 +365,37 @@ class PostgresLedger:
         mark, goal = row[0], min(upto, row[0] + _STEP)
         connection.execute(_fold_statement(self.schema), {"mark": mark, "goal": goal})
         connection.execute(f"UPDATE {self.schema}.state SET mark = %s", [goal])  # noqa: S608 - only names of ours
-        return goal < upto
+        return bool(goal < upto)
+
+    # --- care --------------------------------------------------------------------------------------------------------------
+
+    def compact(self, before_ns: int, *, progress: Progress | None = None) -> Compaction:
+        """Not here: old months can be moved with `aifinops ledger export` and deleted in the database.
+
+        Raises:
+            ConfigurationError: always.
+        """
+        raise ConfigurationError(
+            "a ledger in PostgreSQL cannot be compacted; its roll-ups are kept anyway, see docs/how-to/ledgers.md"
+        )
+
+    def verify(self, *, progress: Progress | None = None) -> Verification:
+        """Whether each entry can be read and its lines add up. Ids are unique by the table's own rule.
+
+        Raises:
+            StoreError: when the server cannot be read.
+        """
+        return verify_rows(self, progress)
 
     # --- connections ------------------------------------------------------------------------------------------------------
 
     def _run(self, work: Any) -> Any:
+        """Do something on a connection, in tables that are there."""
+        if not self._ready:
+            self._get_ready(create=True)
+        return self._do(work)
+
+    def _do(self, work: Any) -> Any:
         """Do something on a connection; once more when it was lost or the server has rolled it back."""
         for last in (False, False, True):
             try:
@@ -411,23 +457,25 @@ class PostgresLedger:
             hint = "; look whether the server runs, and whether host, port and password in AIFINOPS_LEDGER are right"
         return StoreError(f"the ledger {self.location}: {text}{hint}")
 
-    def _prepare(self, *, create: bool) -> None:
+    def _get_ready(self, *, create: bool) -> None:
         version = self._version()
         if version is None and not create:
             raise ConfigurationError(
                 f"there is no ledger at {self.location}; make the first metered call, or correct AIFINOPS_LEDGER"
             )
         if version is None or version < SCHEMA:
-            self._run(self._migrate)
+            self._do(self._migrate)
             version = self._version()
         if version is not None and version > SCHEMA:
             raise ConfigurationError(
                 f"the ledger {self.location} has schema {version}; this one knows up to {SCHEMA}: pip install --upgrade aifinops"
             )
+        self._ready = True
 
     def _version(self) -> int | None:
         try:
-            ((version,),) = self._read(f"SELECT version FROM {self.schema}.state", [])  # noqa: S608 - only names of ours
+            select = f"SELECT version FROM {self.schema}.state"  # noqa: S608 - only names of ours
+            (version,) = self._do(lambda connection: connection.execute(select).fetchone())
         except StoreError as error:
             if getattr(error.__cause__, "sqlstate", None) in _NOT_THERE:
                 return None
@@ -455,13 +503,12 @@ class PostgresLedger:
         if self._pid != os.getpid():
             self.reset_after_fork()
         with self._lock:
-            idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
+            _close_all(self._idle, self._pid)
 
     def reset_after_fork(self) -> None:
         """In a forked child: a new lock and no connections; those are the parent's, whose sessions must not be ended from here."""
-        inherited = self._idle
+        inherited = self._idle[:]
+        self._idle.clear()
         self._start()
         for connection in inherited:
             with suppress(Exception):  # it was closed in the parent already
@@ -471,6 +518,16 @@ class PostgresLedger:
 
 _abandoned: list[Any] = []
 """Connections of a parent process. Even closing one would tell the server to end the parent's session."""
+
+
+def _close_all(connections: list[Any], pid: int) -> None:
+    """Close connections that this process has opened."""
+    while connections:
+        connection = connections.pop()
+        if pid == os.getpid():
+            connection.close()
+        else:
+            _abandoned.append(connection)
 
 
 # --- text ---------------------------------------------------------------------------------------------------------------
@@ -549,12 +606,9 @@ def _expression(key: GroupKey) -> Bound:
         return "to_char(to_timestamp(at / 1000000000) AT TIME ZONE 'UTC', %s)", [_FORMATS[key.source]]
     if key.kind == "field":
         return key.source, []
-    if key.source in _TAG_COLUMNS:
+    if key.source in TAG_COLUMNS:
         return f"coalesce({key.source}, '')", []
     return "coalesce(tags->>%s, '')", [key.source]
-
-
-_TAG_COLUMNS = frozenset(name for name in COLUMNS if name in (*DIMENSION_TAGS, "customer", "run"))
 
 
 def _where(query: Query, period: tuple[int | None, int | None]) -> Bound:
@@ -570,11 +624,19 @@ def _where(query: Query, period: tuple[int | None, int | None]) -> Bound:
     return " AND ".join(conditions), bound
 
 
-_PLAIN_SUMS = sums_of_entry("unsure", "({})::int")
+# Widened: the difference of two columns may not fit into one.
+_SURE, _UNSURE = sums_of_entry("({})::int", "({})::numeric")
 _UNPRICED = "unsure AND amount IS NULL AND corrects = ''"
+
+
+def _entry_sum(name: str) -> str:
+    text = _SURE.get(name, name)
+    return f"{text} + CASE WHEN unsure THEN {_UNSURE[name]} ELSE 0 END" if name in _UNSURE else text
+
+
 _ENTRY_SUMS = ", ".join(
     [
-        *(f"{_PLAIN_SUMS.get(name, name)} AS {name}" for name in SUMS),
+        *(f"{_entry_sum(name)} AS {name}" for name in SUMS),
         "quantities::jsonb AS quantities",
         f"CASE WHEN {_UNPRICED} THEN quantities::jsonb END AS unpriced_quantities",
     ]
@@ -596,15 +658,10 @@ def _entries(schema: str, keys: str, where: str, fixed: str = "") -> str:
 
 
 # What a correction takes away from the sums of a cell in which the entry that it corrects was unsure.
-_TAKEN = {
-    "estimated": "-coalesce(amount, 0)",
-    "lower": "coalesce(amount, 0) - coalesce(lower, amount, 0)",
-    "upper": "coalesce(amount, 0) - coalesce(upper, amount, 0)",
-    "open_ends": "-(amount IS NULL AND upper IS NULL)::int",
-    "unpriced": "-(amount IS NULL AND corrects = '')::int",
-    "unpriced_tokens": f"CASE WHEN amount IS NULL AND corrects = '' THEN -({_PLAIN_SUMS['unpriced_tokens'].split('THEN ', 1)[1].removesuffix(' ELSE 0 END')}) ELSE 0 END",
-}
-_TAKEN_SUMS = ", ".join(f"{_TAKEN.get(name, 'NULL' if name in _NULLABLE_SUMS else '0')} AS {name}" for name in SUMS)
+_TAKEN_SUMS = ", ".join(
+    f"{f'-({_UNSURE[name]})' if name in _UNSURE else 'NULL' if name in METER_COLUMNS else '0'} AS {name}"
+    for name in SUMS
+)
 
 
 def _taken(schema: str, keys: str, where: str, mark: str, goal: str = "") -> str:

@@ -24,7 +24,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -32,7 +32,16 @@ from zlib import crc32
 from aifinops.charges import Charge
 from aifinops.errors import StoreError, swallow
 from aifinops.files import forks
-from aifinops.ledger.base import Capabilities, Group, Ledger, LedgerInfo, Query
+from aifinops.ledger.base import (
+    Capabilities,
+    Compaction,
+    Group,
+    Ledger,
+    LedgerInfo,
+    Progress,
+    Query,
+    Verification,
+)
 from aifinops.ledger.codec import charge_of, line_of, packed, row_of_line
 
 try:
@@ -59,6 +68,7 @@ _SUFFIX = ".v1.spool"
 _LOCK = ".lock"
 _HEAD = 17
 _CHUNK = 1 << 19  # bytes that are read for a batch: two batches of ordinary charges, and no request of many megabytes
+_FIRST = 64
 _QUARANTINE = "quarantine.jsonl"
 _FULL_PAUSE_NS = 1_000_000_000
 _READ_S = 30.0
@@ -216,7 +226,7 @@ class Spool:
             own = self._own or self._begin()
             if _bytes_in(self.folder) + size > self._max_bytes:
                 self._full_until = now + _FULL_PAUSE_NS
-                self._say(
+                self.say(
                     "full",
                     f"{self.folder} holds {self._max_bytes:,} bytes that wait for the ledger; charges are lost, and counted, until there is room",
                 )
@@ -312,7 +322,7 @@ class Spool:
         if told is not None:
             self._retry_at = now + int(told * 1e9)
         self.trouble = str(error)
-        self._say("down", f"{error}; charges wait in {self.folder} and are delivered when it is back")
+        self.say("down", f"{error}; charges wait in {self.folder} and are delivered when it is back")
 
     def _tell(self, *, answered: int = 0, failed: int = 0) -> None:
         with self._changed:
@@ -373,7 +383,8 @@ class Spool:
             segment = source.segments[0]
             active = source is self._own and segment is source.segments[-1]
             end = self._end if active else segment.end
-        lines, place, ended = _lines(segment, end, self._batch)
+        # Few, as long as it is not known whether the target takes anything: a batch that is refused is told apart by halves.
+        lines, place, ended = _lines(segment, end, self._batch if self.delivered else min(self._batch, _FIRST))
         charges = self._charges(lines)
         if charges:
             self._hand_over(charges)
@@ -402,11 +413,21 @@ class Spool:
                 found.append(charge)
             else:
                 self.damaged += 1
-                self._say("damaged", f"an entry in {self.folder} is damaged and is left out")
+                self.say("damaged", f"an entry in {self.folder} is damaged and is left out")
         return found
 
     def _hand_over(self, charges: Sequence[Charge]) -> None:
         """To the target; what it will never take goes into the quarantine, one by one, and the others through."""
+        refused = list(self._refused_of(charges))
+        if refused and not self.delivered:
+            # A wrong address or a receiver of something else refuses all there is: that is no fault of the charges, so they wait.
+            raise StoreError(f"{refused[0][1]} (nothing has been taken so far)")
+        for charge, error in refused:
+            self._quarantine([charge], error)
+            self.refused += 1
+
+    def _refused_of(self, charges: Sequence[Charge]) -> Iterator[tuple[Charge, Exception]]:
+        """Deliver; what is refused is told apart by halves."""
         try:
             self._deliver(charges)
         except StoreError:
@@ -418,11 +439,10 @@ class Spool:
         except Exception as error:
             if len(charges) > 1:
                 middle = len(charges) // 2
-                self._hand_over(charges[:middle])
-                self._hand_over(charges[middle:])
-                return
-            self._quarantine(charges, error)
-            self.refused += 1
+                yield from self._refused_of(charges[:middle])
+                yield from self._refused_of(charges[middle:])
+            else:
+                yield charges[0], error
         else:
             self.delivered += len(charges)
 
@@ -437,7 +457,7 @@ class Spool:
                 data = data[os.write(file, data) :]
         finally:
             os.close(file)
-        self._say(
+        self.say(
             "refused",
             f"the ledger refuses charges ({error}); they are kept in {path}, and further ones are only counted",
         )
@@ -510,7 +530,9 @@ class Spool:
                 source.release()
             self._map = None
             self._end = self._size = 0
-            self._put = self._settled = 0
+            waiting, self._put, self._settled = self.pending, 0, 0
+        if waiting:
+            self.say("left", f"{waiting} charges wait in {self.folder}; the next process that uses it delivers them")
         with suppress(OSError):  # it was never made, or there is something in it
             self.folder.rmdir()
         return done
@@ -539,7 +561,8 @@ class Spool:
                     os.close(source.lock)  # of a lock that the parent holds as well, it stays
         self._forget()
 
-    def _say(self, topic: str, text: str) -> None:
+    def say(self, topic: str, text: str) -> None:
+        """Log a warning, once a topic."""
         if topic not in self._said:
             self._said.add(topic)
             logger.warning("aifinops: %s", text)
@@ -690,10 +713,9 @@ class Spooled:
 
     @property
     def capabilities(self) -> Capabilities:
-        """Durable from `enqueue` on, and as shared as the target."""
-        return Capabilities(
-            durable=AVAILABLE or self.target.capabilities.durable, shared=self.target.capabilities.shared
-        )
+        """Those of the target, and durable from `enqueue` on."""
+        own = self.target.capabilities
+        return replace(own, durable=AVAILABLE or own.durable)
 
     @property
     def dropped(self) -> int:
@@ -760,6 +782,24 @@ class Spooled:
         """
         self._catch_up(everybodys=True)
         return self.target.info()
+
+    def compact(self, before_ns: int, *, progress: Progress | None = None) -> Compaction:
+        """Compact the target, after what is waiting has been delivered.
+
+        Raises:
+            ConfigurationError: when it cannot do it. StoreError: when it cannot be written.
+        """
+        self._catch_up(everybodys=True)
+        return self.target.compact(before_ns, progress=progress)
+
+    def verify(self, *, progress: Progress | None = None) -> Verification:
+        """Look through the target, after what is waiting has been delivered.
+
+        Raises:
+            ConfigurationError: when it cannot do it. StoreError: when it cannot be read.
+        """
+        self._catch_up(everybodys=True)
+        return self.target.verify(progress=progress)
 
     def _catch_up(self, *, everybodys: bool = False) -> None:
         if not self.spool.flush(self._read_s, patient=False):

@@ -13,17 +13,14 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from aifinops.charges import Charge
-from aifinops.ledger.base import FIELD_KEYS, Filters, Group, GroupKey, Query, add_quantities
-from aifinops.ledger.codec import METER_COLUMNS, TAG_COLUMNS
+from aifinops.ledger.base import HOUR_NS, ROLLUP_FIELDS, ROLLUP_TAGS, Filters, Group, GroupKey, Query, add_quantities
+from aifinops.ledger.codec import METER_COLUMNS
 from aifinops.usage import Quantity, tokens_total
 
 __all__ = [
     "DIMENSIONS",
-    "DIMENSION_TAGS",
-    "HOUR_NS",
     "SUMS",
     "TOKENS",
-    "UNROLLED",
     "Period",
     "answered_by_cells",
     "fits",
@@ -33,15 +30,8 @@ __all__ = [
     "sums_of_entry",
 ]
 
-HOUR_NS = 3_600_000_000_000
-
-DIMENSION_TAGS = tuple(tag for tag in TAG_COLUMNS if tag not in ("customer", "run"))
-"""Tags of a cell. A customer or a run has few calls an hour: a roll-up by them would be as long as the ledger."""
-
-DIMENSIONS = (*sorted(FIELD_KEYS - {"id", "response_id"}), *DIMENSION_TAGS)
+DIMENSIONS = (*ROLLUP_FIELDS, *ROLLUP_TAGS)
 """What a cell is of, beside its hour; `currency` among them."""
-
-UNROLLED = frozenset({"id", "response_id"})
 
 SUMS = (
     "calls",
@@ -66,27 +56,40 @@ TOKENS = " + ".join(f"coalesce({name}, 0)" for name in METER_COLUMNS if name.end
 _INT64 = 2**63 - 1
 
 
-def sums_of_entry(unsure: str, integer: str) -> dict[str, str]:
-    """SQL for each of `SUMS` but the meters, of one entry.
+def sums_of_entry(integer: str, wide: str = "{}") -> tuple[dict[str, str], dict[str, str]]:
+    """SQL for each of `SUMS` but the meters, of one entry: as if it were sure, and what is added to that when it is unsure.
 
     Args:
-        unsure: a condition. integer: turns a condition into 0 or 1, with `{}` in the place of the condition.
+        integer, wide: turn a condition into 0 or 1, and a column into a type with room for differences; `{}` stands for either.
     """
-    unpriced = f"({unsure} AND amount IS NULL AND corrects = '')"
-    return {
+    amount, lower, upper = (
+        wide.format(text)
+        for text in ("coalesce(amount, 0)", "coalesce(lower, amount, 0)", "coalesce(upper, amount, 0)")
+    )
+    unpriced = "amount IS NULL AND corrects = ''"
+    sure = {
         "calls": integer.format("corrects = ''"),
         "corrections": integer.format("corrects <> ''"),
         "errors": integer.format("status = 'error' AND corrects = ''"),
         "known": integer.format("amount IS NOT NULL"),
-        "amount": "coalesce(amount, 0)",
-        "estimated": f"CASE WHEN {unsure} THEN coalesce(amount, 0) ELSE 0 END",
-        "lower": f"CASE WHEN {unsure} THEN coalesce(lower, amount, 0) ELSE coalesce(amount, 0) END",
-        "upper": f"CASE WHEN {unsure} THEN coalesce(upper, amount, 0) ELSE coalesce(amount, 0) END",
-        "open_ends": integer.format(f"{unsure} AND amount IS NULL AND upper IS NULL"),
-        "unpriced": integer.format(unpriced),
-        "unpriced_tokens": f"CASE WHEN {unpriced} THEN {TOKENS} ELSE 0 END",
-        "duration": "duration",
+        "amount": amount,
+        "estimated": "0",
+        "lower": amount,
+        "upper": amount,
+        "open_ends": "0",
+        "unpriced": "0",
+        "unpriced_tokens": "0",
+        "duration": wide.format("duration"),
     }
+    unsure = {
+        "estimated": amount,
+        "lower": f"{lower} - {amount}",
+        "upper": f"{upper} - {amount}",
+        "open_ends": integer.format("amount IS NULL AND upper IS NULL"),
+        "unpriced": integer.format(unpriced),
+        "unpriced_tokens": f"CASE WHEN {unpriced} THEN {wide.format(TOKENS)} ELSE 0 END",
+    }
+    return sure, unsure
 
 
 def fits(charge: Charge) -> bool:
@@ -130,7 +133,7 @@ def period_of(query: Query) -> Period:
 def answered_by_cells(keys: Iterable[GroupKey], filters: Filters) -> bool:
     """Whether cells know all that is grouped and filtered by."""
     return all(
-        key.kind == "time" or (key.source in DIMENSION_TAGS if key.kind == "tag" else key.source not in UNROLLED)
+        key.kind == "time" or key.source in (ROLLUP_TAGS if key.kind == "tag" else ROLLUP_FIELDS)
         for key in (*keys, *(key for key, _ in filters))
     )
 

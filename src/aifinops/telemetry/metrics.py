@@ -20,6 +20,7 @@ from aifinops.errors import failures, swallow
 from aifinops.meters import METERS
 from aifinops.money import NANO
 from aifinops.telemetry import names
+from aifinops.telemetry.afresh import begin_afresh
 from aifinops.telemetry.delivery import lost
 from aifinops.telemetry.histograms import record_all
 from aifinops.telemetry.spans import is_placeholder
@@ -321,6 +322,8 @@ class Metrics:
         self._gpu = Counter()
         self._energy = {}
         self._points = 0
+        if self._provider is not None:
+            begin_afresh(self._provider, names.SCOPE)
 
     # --- the OpenTelemetry side ---------------------------------------------------------------------------------------
 

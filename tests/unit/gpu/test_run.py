@@ -25,6 +25,7 @@ from aifinops.errors import (
 )
 from aifinops.gpu.devices import Device
 from aifinops.gpu.keeper import current_run
+from aifinops.gpu.peaks import peak
 from aifinops.scope import bind as af_bind
 from aifinops.testing.clock import FakeClock
 
@@ -376,6 +377,76 @@ def test_mfu_is_the_useful_part_of_what_is_paid_for(clock: FakeClock) -> None:
             clock.advance(1)
             run.step()
         assert run.usage().mfu == pytest.approx(0.5)
+
+
+def test_mfu_needs_the_flops_of_a_step_and_a_model_whose_peak_is_known(clock: FakeClock) -> None:
+    """Of an H100 the dense peak is known, not that with sparsity; of others, and of steps that say nothing, MFU is unknown, not 0."""
+
+    def mfu(flops: list[float | None], **arguments: Any) -> float | None:
+        with run_of(**arguments) as run:
+            for one in flops:
+                clock.advance(1)
+                run.step(flops=one)
+        return run.usage().mfu
+
+    assert mfu([989e12] * 4) == pytest.approx(0.5)  # two devices
+    assert mfu([989e12, 3 * 989e12]) == pytest.approx(1.0)
+    assert mfu([989e12, None], flops_per_step=989e12) == pytest.approx(0.5)
+    assert mfu([989e12] * 4, peak_flops="fp8") == pytest.approx(989 / 1979 / 2)
+    assert mfu([989e12] * 4, peak_flops=989e12 / 2) == pytest.approx(1.0)
+    assert mfu([989e12, None]) is None
+    assert mfu([None, None]) is None
+    assert mfu([]) is None
+    assert mfu([1e12], devices={"Some Prototype": 1}) is None
+    assert mfu([312e12] * 2, devices={"NVIDIA A100-SXM4-80GB": 1, "NVIDIA H100 80GB HBM3": 1}) == pytest.approx(
+        312 / (312 + 989)
+    )
+    for wrong in ("int4", 0, -1.0, True):
+        with pytest.raises(ConfigurationError, match="989e12"):
+            gpu.track(peak_flops=wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "bf16"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 NVL", 835),
+        ("NVIDIA H200", 989),
+        ("NVIDIA H200 NVL", None),  # nobody has told us
+        ("NVIDIA GH200 480GB", 989),
+        ("NVIDIA GB200", 2500),
+        ("NVIDIA B200", 2250),
+        ("NVIDIA B300 SXM6 AC", 2250),
+        ("NVIDIA A100 80GB PCIe", 312),
+        ("NVIDIA A10", 125),
+        ("NVIDIA A10G", None),
+        ("NVIDIA L4", 121),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L40", 181),
+        ("Tesla T4", None),
+        ("Tesla V100-SXM2-16GB", None),
+        ("AMD Instinct MI300X", 1300),
+        ("NVIDIA H100", None),  # which of them
+    ],
+)
+def test_the_peak_of_a_model_is_found_by_its_name(name: str, bf16: float | None) -> None:
+    """As drivers name them; a name that only begins alike is another model."""
+    row = peak(name)
+    assert (row.tflops.get("bf16") if row else None) == bf16
+    if row is not None:
+        assert row.source.startswith("https://")
+        assert row.tflops.get("tf32", 0) < row.tflops["fp16"] < row.tflops.get("fp8", 10**9)
+
+
+def test_of_a_slice_no_peak_is_stated(clock: FakeClock) -> None:
+    """A MIG device has the name of its parent and less of it: its MFU is unknown, unless its peak is given."""
+    slice_ = [Device(0, "MIG-1", "NVIDIA H100 80GB HBM3", share=0.5)]
+    for given, expected in ((None, None), (989e12, pytest.approx(1.0))):
+        with run_of(devices=slice_, flops_per_step=0.5 * 989e12, peak_flops=given) as run:
+            clock.advance(1)
+            run.step()
+        assert run.usage().mfu == expected
 
 
 def test_what_is_no_device_or_price_is_said_with_what_to_type(clock: FakeClock) -> None:

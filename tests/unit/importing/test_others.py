@@ -16,8 +16,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from aifinops.ledger.memory import MemoryLedger
+from aifinops.ledger.otlp import export_request
 from aifinops.money import from_nanos
-from aifinops.testing.ledger import example_charge
+from aifinops.testing.ledger import example_charge, random_charges
 
 Bring = Callable[..., Any]
 
@@ -206,3 +207,21 @@ def test_the_export_to_blob_storage_has_other_names(bring: Bring) -> None:
     _, (charge,) = bring([row])
     assert (charge.at, charge.duration) == (1793527200 * 10**9, 2_500_000_000)
     assert from_nanos(charge.amount) == _AMOUNT
+
+
+def test_records_of_our_own_come_back_whole(bring: Bring) -> None:
+    """What was sent as log records and kept by a collector is the same entry again, once, beside records of others and a broken one."""
+    from google.protobuf.json_format import MessageToDict
+
+    sent = random_charges(7, 40)
+    document = MessageToDict(export_request(sent))
+    records = document["resourceLogs"][0]["scopeLogs"][0]["logRecords"]
+    broken = json.loads(json.dumps(records[0]))
+    broken["attributes"] = [one for one in broken["attributes"] if one["key"] != "aifinops.record.duration"]
+    records += [{"timeUnixNano": "1", "body": {"stringValue": "somebody else's"}}, broken]
+    outcome, charges = bring([document])
+    again, _ = bring([document])
+    assert outcome.formats.popitem()[1] == "records"
+    assert sorted(charges, key=lambda one: one.id) == sorted(sent, key=lambda one: one.id)
+    assert [place for _, place, _ in outcome.malformed] == ["item 1, record 42"]
+    assert (outcome.left, again.written) == ({"log records that are no costs": 1}, 0)

@@ -154,6 +154,20 @@ def test_what_is_refused_stands_before_nobody(tmp_path: Path, target: Target, ca
     assert (tmp_path / "spool" / "quarantine.jsonl").exists()
 
 
+def test_a_target_that_refuses_everything_is_wrongly_set_up(tmp_path: Path, target: Target) -> None:
+    """Before anything was taken, charges wait; as soon as one is, those that are refused are put aside."""
+    spool = make(tmp_path, target)
+    charges = put_all(spool, 100)
+    target.refuses = lambda _: True
+    assert not spool.flush(1)
+    assert "nothing has been taken so far" in spool.trouble
+    assert (spool.refused, spool.pending) == (0, 100)
+    assert not list(quarantined(spool.folder))
+    target.refuses = lambda charge: charge in charges[:3]
+    assert spool.flush(1)
+    assert (target.charges, spool.refused) == (charges[3:], 3)
+
+
 def test_a_batch_that_was_taken_in_part_is_kept_and_not_sent_again(tmp_path: Path) -> None:
     """Nobody knows which ones were refused, so all of the batch are kept; only those that were refused are counted."""
 
