@@ -13,6 +13,7 @@ __all__ = ["Export", "endpoint", "set_up"]
 
 _SIGNALS = ("TRACES", "METRICS")
 _PROTOCOLS = ("http/protobuf", "grpc")
+_ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -52,7 +53,7 @@ def endpoint(argument: str | None = None, environ: Mapping[str, str] = os.enviro
     """The OTLP endpoint in force: the argument, else the standard environment variables; None for no export."""
     if environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
-    keys = ("OTEL_EXPORTER_OTLP_ENDPOINT", *(f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT" for signal in _SIGNALS))
+    keys = (_ENDPOINT, *(f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT" for signal in _SIGNALS))
     return argument or next((environ[key] for key in keys if environ.get(key)), None)
 
 
@@ -73,13 +74,29 @@ def set_up(
         return Export()
     if "://" not in target:
         raise ConfigurationError(f"OTLP endpoint {target!r} has no scheme; write http://{target} or https://{target}")
-    protocol = environ.get("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
-    if protocol not in _PROTOCOLS:
-        raise ConfigurationError(f"OTEL_EXPORTER_OTLP_PROTOCOL={protocol!r} is unknown; use {' or '.join(_PROTOCOLS)}")
+    protocols = {signal: _protocol(signal, environ) for signal in _SIGNALS if _is_wanted(signal, argument, environ)}
     export = Export(endpoint=target)
-    _set_tracer_provider(export, argument, protocol, dialects)
-    _set_meter_provider(export, argument, protocol)
+    if "TRACES" in protocols:
+        _set_tracer_provider(export, argument, protocols["TRACES"], dialects)
+    if "METRICS" in protocols:
+        _set_meter_provider(export, argument, protocols["METRICS"])
     return export
+
+
+def _is_wanted(signal: str, argument: str | None, environ: Mapping[str, str]) -> bool:
+    """Whether a signal goes out: it has an endpoint, and nobody has said that it has no exporter."""
+    places = (argument, environ.get(_ENDPOINT), environ.get(f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT"))
+    return any(places) and environ.get(f"OTEL_{signal}_EXPORTER", "").strip().lower() != "none"
+
+
+def _protocol(signal: str, environ: Mapping[str, str]) -> str:
+    for name in (f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
+        said = environ.get(name)
+        if said and said not in _PROTOCOLS:
+            raise ConfigurationError(f"{name}={said!r} is unknown; use {' or '.join(_PROTOCOLS)}")
+        if said:
+            return said
+    return _PROTOCOLS[0]
 
 
 def _set_tracer_provider(export: Export, argument: str | None, protocol: str, dialects: Sequence[str]) -> None:
