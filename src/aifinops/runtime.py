@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from aifinops import _version, config
 from aifinops.clock import Clock, SystemClock
 from aifinops.errors import ConfigurationError, swallow
+from aifinops.forking import in_child, untold
 from aifinops.tags import EMPTY, Tags, matches, merge
 from aifinops.telemetry import names
 from aifinops.telemetry.content import wanted
@@ -407,6 +408,7 @@ def get() -> Runtime:
     Raises:
         ConfigurationError: when environment or file are wrong.
     """
+    untold()
     runtime = _state.runtime
     return runtime if runtime is not None else _install({}, None, only_if_missing=True)
 
@@ -506,7 +508,7 @@ def _install(arguments: dict[str, Any], clock: Clock | None, *, only_if_missing:
         if not _state.registered:
             _state.registered = True
             atexit.register(_at_exit)
-            os.register_at_fork(after_in_child=_after_fork)
+            in_child(_after_fork)
             _finish_with_pools()
             _finish_with_pools_later()
     if old is not None:
@@ -576,6 +578,7 @@ def flush(timeout: float = 5.0) -> bool:
     Returns:
         False when a record could not be written or an exporter did not finish.
     """
+    untold()
     _run_hooks()
     return _state.runtime is None or _state.runtime.flush(timeout)
 

@@ -137,7 +137,13 @@ class Stand:
         """A program that makes calls, or a command line."""
         command = code if isinstance(code, list) else [sys.executable, self.write(code)]
         process = subprocess.Popen(
-            command, env=self.environ(**environ), cwd=self.folder, stdout=subprocess.PIPE, stderr=self.log, text=True
+            command,
+            env=self.environ(**environ),
+            cwd=self.folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
         )
         try:
             yield process
@@ -145,8 +151,9 @@ class Stand:
             if process.poll() is None:
                 process.kill()
             process.wait(30)
-            if process.stdout is not None:
-                process.stdout.close()
+            for file in (process.stdin, process.stdout):
+                if file is not None:
+                    file.close()
 
     def run(self, code: str, **environ: str) -> float:
         """Let a program run to its good end; how long it took, seconds."""
@@ -184,7 +191,8 @@ class Stand:
             rows = list(source.rows())
         finally:
             source.close()
-        assert Counter(row.response_id for row in rows) == Counter(list(truth)), self.said()
+        found = Counter(row.response_id for row in rows)
+        assert found == Counter(list(truth)), (found - Counter(list(truth)), Counter(list(truth)) - found, self.said())
         assert {row.response_id: row.amount for row in rows} == truth
         if copies:
             self.run("aifinops.init()\nassert aifinops.flush(20)")  # the next process delivers what was left

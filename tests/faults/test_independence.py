@@ -170,7 +170,7 @@ def test_a_pool_that_is_terminated(stand: Any, method: str) -> None:
 
 FREEZE = """
 print("ready", flush=True)
-for _ in iter(lambda: signal.sigwait({signal.SIGUSR1}), None):
+for _ in sys.stdin:
     call(2)
     assert aifinops.flush(10)
     print("flushed", flush=True)
@@ -179,17 +179,18 @@ for _ in iter(lambda: signal.sigwait({signal.SIGUSR1}), None):
 
 def test_a_function_that_is_frozen_after_each_request(stand: Any) -> None:
     """Serverless: after `flush()` everything is outside, whether the process is ever thawed again or not."""
-    with stand.running("signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})\n" + FREEZE) as process:
+    with stand.running(FREEZE) as process:
         assert process.stdout.readline() == "ready\n"
         for turn in range(1, 4):
-            process.send_signal(signal.SIGUSR1)
+            process.stdin.write("request\n")
+            process.stdin.flush()
             assert process.stdout.readline() == "flushed\n", stand.said()
             process.send_signal(signal.SIGSTOP)
             time.sleep(0.3)
             assert len({charge.id for charge in stand.collector.charges()}) == 2 * turn
             assert stand.collector.sums()["aifinops.calls"] == 2 * turn
-            process.send_signal(signal.SIGCONT)
-        process.send_signal(signal.SIGSTOP)
+            if turn < 3:
+                process.send_signal(signal.SIGCONT)
         process.kill()
     stand.judge()
 
@@ -252,24 +253,47 @@ def test_gunicorn_that_loads_the_application_before_it_forks(stand: Any, before:
     stand.judge()
 
 
-@pytest.mark.parametrize("threads", [True, False])
-def test_uwsgi(stand: Any, threads: bool) -> None:
-    """It forks in C; without `--enable-threads` none of our threads runs, and the next process delivers the copies."""
+UWSGI = {"hooks": ["--enable-threads", "--py-call-osafterfork"], "threads": ["--enable-threads"], "bare": []}
+
+
+@pytest.mark.parametrize("kind", UWSGI)
+def test_uwsgi(stand: Any, kind: str) -> None:
+    """It forks in C and, unless it is told to, without Python's hooks; in the bare one no thread of ours runs: the next process delivers."""
     uwsgi = Path(sys.executable).with_name("uwsgi")
     if not uwsgi.exists():
         pytest.skip("uwsgi is not installed")
     stand.write(APP, "app.py")
     port = free_port()
     command = [uwsgi, "--http-socket", f"127.0.0.1:{port}", "--master", "--processes", "2", "--wsgi-file", "app.py", "--die-on-term",
-               "--home", sys.prefix, *(["--enable-threads"] if threads else [])]  # fmt: skip
+               "--home", sys.prefix, *UWSGI[kind]]  # fmt: skip
     with stand.running(command, BEFORE="1") as process:
-        requests(port, 12)
-        if threads:
-            time.sleep(2)
+        workers = requests(port, 12)
         process.send_signal(signal.SIGTERM)
-        process.wait(60)
+        process.wait(90)
+    assert len(workers) == 2
     assert len(stand.truth()) == 14
-    stand.judge(metrics=threads)
+    stand.judge(metrics=kind != "bare")
+
+
+def test_a_fork_that_nobody_tells_python_of(stand: Any) -> None:
+    """`fork()` of the C library: parent and children write journals and spools of their own, and tell their own sums."""
+    stand.run("""
+        import ctypes
+        call(2)
+        children = []
+        for _ in range(3):
+            child = ctypes.CDLL(None).fork()
+            if child == 0:
+                call(3)
+                aifinops.flush()
+                os._exit(0)
+            children.append(child)
+        call(2)
+        for child in children:
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        call(1)
+    """)
+    stand.judge()
 
 
 CELERY = """

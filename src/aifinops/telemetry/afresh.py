@@ -53,13 +53,9 @@ def renew_connections(exporter: Any) -> bool:
         False when no session was found.
     """
     client = getattr(exporter, "_client", None)
-    holders = (exporter, client, getattr(client, "_transport", None))
-    sessions = [
-        found for found in (getattr(holder, "_session", None) for holder in holders) if hasattr(found, "adapters")
-    ]
+    holders: tuple[Any, ...] = (exporter, client, getattr(client, "_transport", None))
+    sessions = [holder._session for holder in holders if hasattr(getattr(holder, "_session", None), "adapters")]
     for session in sessions:
         for adapter in session.adapters.values():
-            adapter.__setstate__(
-                adapter.__getstate__()
-            )  # as after unpickling: the same settings, and a pool that is empty
+            adapter.__setstate__(adapter.__getstate__())  # as unpickling does: the same settings, and an empty pool
     return bool(sessions)
