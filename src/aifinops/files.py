@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from aifinops.errors import ConfigurationError, StoreError
+from aifinops.forking import known
 
 __all__ = ["BUSY_S", "Database", "Kind", "forks"]
 
@@ -321,6 +322,7 @@ class _Forks:
             self._open.add(database)
             if not self._registered and hasattr(os, "register_at_fork"):
                 self._registered = True
+                known(self._in_child)
                 os.register_at_fork(before=self._before, after_in_parent=self._in_parent, after_in_child=self._in_child)
 
     def abandon(self, connection: sqlite3.Connection) -> None:

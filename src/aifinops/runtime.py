@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from aifinops import _version, config
 from aifinops.clock import Clock, SystemClock
 from aifinops.errors import ConfigurationError, swallow
+from aifinops.forking import in_child, untold
 from aifinops.tags import EMPTY, Tags, matches, merge
 from aifinops.telemetry import names
 from aifinops.telemetry.content import wanted
@@ -278,6 +280,7 @@ class Runtime:
     def reset_after_fork(self) -> None:
         """In a forked child: nothing of the parent's is ours to write, to hold or to export."""
         self._lock = threading.RLock()
+        self.export.reset_after_fork()
         for audit in self._audits.values():
             audit.reset_after_fork()
         if "guard" in self.__dict__:
@@ -405,6 +408,7 @@ def get() -> Runtime:
     Raises:
         ConfigurationError: when environment or file are wrong.
     """
+    untold()
     runtime = _state.runtime
     return runtime if runtime is not None else _install({}, None, only_if_missing=True)
 
@@ -504,7 +508,9 @@ def _install(arguments: dict[str, Any], clock: Clock | None, *, only_if_missing:
         if not _state.registered:
             _state.registered = True
             atexit.register(_at_exit)
-            os.register_at_fork(after_in_child=_after_fork)
+            in_child(_after_fork)
+            _finish_with_pools()
+            _finish_with_pools_later()
     if old is not None:
         # Providers that we installed stay the global ones, so they stay ours to flush.
         runtime.export.providers.extend(old.export.providers)
@@ -572,6 +578,7 @@ def flush(timeout: float = 5.0) -> bool:
     Returns:
         False when a record could not be written or an exporter did not finish.
     """
+    untold()
     _run_hooks()
     return _state.runtime is None or _state.runtime.flush(timeout)
 
@@ -611,7 +618,28 @@ def _at_exit() -> None:
         swallow("runtime.exit", failure)
 
 
+_POOLS = ("multiprocessing", "billiard")
+"""Modules whose child processes end with `os._exit` after finalizers of their own; the second is that of Celery."""
+
+
+def _finish_with_pools() -> None:
+    """Have the end of a child process of `multiprocessing` be an end of ours, too: `atexit` is not called there."""
+    for name in _POOLS:
+        util, process = sys.modules.get(f"{name}.util"), sys.modules.get(f"{name}.process")
+        if util is not None and process is not None and getattr(process.current_process(), "_parent_pid", None):
+            util.Finalize(None, _at_exit, exitpriority=0)
+
+
+def _finish_with_pools_later() -> None:
+    """The same in a child that has yet to begin: it forgets finalizers first, and then calls what was registered like this."""
+    for name in _POOLS:
+        util = sys.modules.get(f"{name}.util")
+        if util is not None:
+            util.register_after_fork(_state, lambda _: _finish_with_pools())
+
+
 def _after_fork() -> None:
     _state.lock = threading.RLock()
+    _finish_with_pools_later()
     if _state.runtime is not None:
         _state.runtime.reset_after_fork()
