@@ -163,7 +163,9 @@ def write_budgets(path: str | Path, now: datetime = NOW) -> None:
         unit, scale = ("USD", 10**9) if limit.startswith("$") else ("output_tokens", 10**12)
         for number, amount in enumerate((spent, held)):
             steps = int(Decimal(amount) * scale)
-            reserved = guard.reserve([active], {unit: steps}, id=f"{name}-{number}", at=clock.time_ns()) if steps else None
+            reserved = (
+                guard.reserve([active], {unit: steps}, id=f"{name}-{number}", at=clock.time_ns()) if steps else None
+            )
             if number == 0:
                 guard.settle(reserved, {unit: steps})
     store.close()
