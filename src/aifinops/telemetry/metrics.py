@@ -218,8 +218,6 @@ class Metrics:
                 except IndexError:  # also where a call of a signal handler has taken in the last one
                     break
                 series, error, lines, quantities, amount, duration, first_chunk, official, context = waited
-                if amount and not lines:
-                    lines = (("", amount),)  # a sum that somebody told: of its parts nothing is known
                 self._count(series, error, lines, quantities, unpriced=amount is None and not error)
                 if self._latest and official and self.full and series.operation in names.INFERENCE:
                     self._count_usage(series, quantities)

@@ -42,7 +42,7 @@ def installed(argument: str | None, environ: dict[str, str], dialects: tuple[str
         **kept,
         "PYTHONPATH": str(Path(aifinops.__file__).parents[1]),
         **environ,
-        "OTEL_EXPORTER_OTLP_TIMEOUT": "0.1",
+        "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
     }
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, json.dumps([argument, dialects])],
