@@ -149,7 +149,7 @@ def test_a_living_process_of_the_same_run_is_no_lost_one(tmp_path: Path) -> None
     clock.advance(10)
     first.close()
     again = gpu.Run("", run_id="r", **shared).start()
-    again._block = first._block  # as in another process
+    again._meter._key = first._meter._key  # as in another process
     clock.advance(10)
     again.close()
     assert [charge.quantities["gpu_seconds"] for charge in rows(ledger)] == [10]
