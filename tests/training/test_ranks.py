@@ -73,7 +73,7 @@ def test_the_next_attempt_of_a_run_of_several_ranks_closes_the_one_that_was_kill
     killed ones had paid in advance is settled: the budget has what the ledger has, and holds nothing.
     """
     if restarts:
-        # More than one: on a busy machine gloo itself may fail to connect the new ranks; no run has begun then.
+        # More than one: gloo itself may fail to connect the new ranks; no run has begun then.
         first, second = torchrun(tmp_path, "crash", restarts=4)
     else:
         torchrun(tmp_path, "crash", fails=True, AIFINOPS_RUN_ID="job")
