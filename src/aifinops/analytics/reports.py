@@ -11,26 +11,45 @@ import io
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Context, Decimal
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from aifinops.analytics.amortise import Amortised, amortise
+from aifinops.analytics.trends import NOTHING, Point, Steps, add_points, before, plain_points, trends
 from aifinops.charges import Basis, Cost
 from aifinops.clock import to_datetime
 from aifinops.errors import ConfigurationError
 from aifinops.ledger.base import Group, Ledger, Query, add_quantities
 from aifinops.money import decimal, format_money, from_nanos, parse_money
-from aifinops.usage import EMPTY_QUANTITIES, Moment, Quantities, Quantity, moment
+from aifinops.usage import EMPTY_QUANTITIES, Moment, Quantities, Quantity, moment, tokens_total
 
 if TYPE_CHECKING:
+    from aifinops.budgets.standing import Standing
     from aifinops.pricing.contract import Capacity
 
-__all__ = ["Report", "ReportRow", "capacity_notes", "parse_since", "period", "report"]
+__all__ = [
+    "SORTS",
+    "Report",
+    "ReportRow",
+    "Source",
+    "State",
+    "capacity_notes",
+    "change_text",
+    "parse_since",
+    "period",
+    "report",
+    "share_text",
+    "signed_money",
+]
+
+State = Literal["", "kept", "new", "gone"]
+"""Whether a key was there in the previous period, too; empty where nobody asked."""
 
 _EXACT = Context(prec=60)
+_RATE = Context(prec=12)  # a quotient has no end: twelve digits are a thousandth of a nano-unit of a dollar
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _AGO = re.compile(r"^(\d{1,6})\s*([smhdw])$")
 _TIME_FORMS = '"7d", "24h", "30m", "2026-11-01" or "2026-11-01T12:00:00+00:00"'
@@ -53,6 +72,10 @@ class ReportRow:
             first, `reasoning_tokens` of the second. gpu_seconds: device seconds.
         amortised: the part of capacity paid for by the hour that these calls used, in the currency; None when it was not asked for.
         idle: name of the capacity of which nobody used `amortised`; such a row has no calls and empty keys. Empty in all others.
+        trend: what was spent in each of `Report.steps`; None when it was not asked for.
+        state: `new` when the previous period has nothing of this key, `gone` when only that one has, else `kept`; empty when no
+            comparison was asked for. previous: the row of the previous period; None when there is none.
+        others: of how many further keys this is the sum, which `top` left no row of their own; its keys are empty. 0 in all other rows.
     """
 
     key: Mapping[str, str]
@@ -71,6 +94,10 @@ class ReportRow:
     duration: int = 0
     amortised: Decimal | None = None
     idle: str = ""
+    trend: tuple[Point, ...] | None = None
+    state: State = ""
+    previous: ReportRow | None = None
+    others: int = 0
 
     @property
     def currency(self) -> str:
@@ -87,6 +114,35 @@ class ReportRow:
         """`amount` (FOCUS: BilledCost) with `amortised` (together: EffectiveCost); None when neither is known."""
         return self.amount if self.amortised is None else _EXACT.add(self.amount or Decimal(0), self.amortised)
 
+    @property
+    def tokens(self) -> int:
+        """All tokens, each once."""
+        return tokens_total(self.quantities)
+
+    @property
+    def per_call(self) -> Decimal | None:
+        """`amount` a call that has a price, to twelve digits; None when there is none."""
+        return _ratio(self.amount, self.calls - self.unpriced_calls)
+
+    @property
+    def per_1k_tokens(self) -> Decimal | None:
+        """`amount` a thousand tokens that have a price, of every kind and to twelve digits; None when there are none."""
+        return _ratio(self.amount, self.tokens - self.unpriced_tokens, 1000)
+
+    @property
+    def change(self) -> Decimal | None:
+        """What was spent more than in the previous period (`effective`); None when nobody asked or one of both is unknown."""
+        if not self.state:
+            return None
+        earlier = Decimal(0) if self.previous is None else self.previous.effective
+        return None if self.effective is None or earlier is None else _EXACT.subtract(self.effective, earlier)
+
+    @property
+    def change_share(self) -> Decimal | None:
+        """`change` as a share of the previous period's spend, to twelve digits; None when that is zero or unknown."""
+        earlier = None if self.previous is None else self.previous.effective
+        return None if self.change is None or not earlier or earlier < 0 else _RATE.divide(self.change, earlier)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values: money and fractions as text, so that nothing rounds them."""
         cost = self.cost
@@ -102,7 +158,25 @@ class ReportRow:
             "unpriced_tokens": self.unpriced_tokens,
             "duration_seconds": _text(from_nanos(self.duration)),
             "quantities": {name: _json_number(value) for name, value in sorted(self.quantities.items())},
+            "per_call": _text(self.per_call),
+            "per_1k_tokens": _text(self.per_1k_tokens),
             **self._amortised(),
+            **self._compared(),
+            **({} if self.trend is None else {"trend": plain_points(self.trend)}),
+            **({"others": self.others} if self.others else {}),
+        }
+
+    def _compared(self) -> dict[str, Any]:
+        if not self.state:
+            return {}
+        earlier = self.previous
+        return {
+            "state": self.state,
+            "previous_cost": None if earlier is None else _text(earlier.effective),
+            "previous_calls": 0 if earlier is None else earlier.calls,
+            "previous_unpriced_calls": 0 if earlier is None else earlier.unpriced_calls,
+            "change": _text(self.change),
+            "change_share": _text(self.change_share),
         }
 
     def _amortised(self) -> dict[str, Any]:
@@ -121,6 +195,9 @@ class Report:
         made_ns: when it was made.
         capacity: what is paid for by the hour and how it was spread, where that was asked for; None where it was not.
         uncovered_calls: `committed` calls that no declared capacity covers: what they cost is in no row.
+        steps: how the period is cut in the trends of rows; None when they were not asked for, or there were no calls.
+        compared: the previous period, nanoseconds since the epoch (from, up to); None when nobody asked.
+        source: where it came from, so that `to_html` can ask for what is missing; None in one that was put together by hand.
     """
 
     by: tuple[str, ...]
@@ -132,6 +209,9 @@ class Report:
     made_ns: int = 0
     capacity: tuple[Amortised, ...] | None = None
     uncovered_calls: int = 0
+    steps: Steps | None = None
+    compared: tuple[int, int] | None = None
+    source: Source | None = field(default=None, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[ReportRow]:
         return iter(self.rows)
@@ -155,7 +235,17 @@ class Report:
             "rows": [row.to_dict() for row in self.rows],
             "totals": [row.to_dict() for row in self.totals],
             **({} if self.capacity is None else self._capacity()),
+            **(
+                {}
+                if self.compared is None
+                else {"compared": dict(zip(("since", "until"), map(_moment, self.compared), strict=True))}
+            ),
+            **({} if self.steps is None else {"steps": self._steps(self.steps)}),
         }
+
+    @staticmethod
+    def _steps(steps: Steps) -> dict[str, Any]:
+        return {"step": steps.name, "starts": list(map(_moment, steps.starts)), "end": _moment(steps.end)}
 
     def _capacity(self) -> dict[str, Any]:
         return {
@@ -185,7 +275,20 @@ class Report:
         """
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        numbers: tuple[str, ...] = (
+        numbers = self._columns()
+        steps = () if self.steps is None else tuple(f"cost {label}" for label in self.steps.labels())
+        writer.writerow([*map(_cell, self.by), *numbers, *steps])
+        for row in self.rows:
+            values = {"idle": "", "others": 0, **row.to_dict()}
+            for name in ("currency", "idle"):
+                values[name] = _cell(values[name] or "")
+            cells = ["" if values[name] is None else values[name] for name in numbers]
+            spent = ["" if cost is None else cost for cost in values["trend"]["cost"]] if "trend" in values else []
+            writer.writerow([*(_cell(row.key[name]) for name in self.by), *cells, *spent])
+        return out.getvalue()
+
+    def _columns(self) -> list[str]:
+        names = [
             "currency",
             "cost",
             "estimated",
@@ -194,17 +297,40 @@ class Report:
             *_COUNTS,
             "unpriced_calls",
             "unpriced_tokens",
-        )
+            "per_call",
+            "per_1k_tokens",
+        ]
         if self.capacity is not None:
-            numbers += ("amortised", "effective", "idle")
-        writer.writerow([*map(_cell, self.by), *numbers])
-        for row in self.rows:
-            values = row.to_dict()
-            cells = ["" if values[name] is None else values[name] for name in numbers[1:]]
-            if row.idle:
-                cells[-1] = _cell(row.idle)
-            writer.writerow([*(_cell(row.key[name]) for name in self.by), _cell(row.currency), *cells])
-        return out.getvalue()
+            names += ["amortised", "effective", "idle"]
+        if self.compared is not None:
+            names += ["state", "previous_cost", "previous_calls", "previous_unpriced_calls", "change", "change_share"]
+        return [*names, "others"] if any(row.others for row in self.rows) else names
+
+    def to_html(self, *, title: str = "Spend", budgets: Iterable[Standing] = ()) -> str:
+        """One page that needs nothing else: no network, no script to be read; for the screen (light and dark), the phone and paper.
+
+        It shows the spend over time, the rows, the models, what is estimated and what has no price, and the previous period. What of it
+        this report was not asked for is read from the ledger now.
+
+        Args:
+            title: of the page. budgets: how budgets stand (`aifinops.budgets.standing.present`), to be shown as well.
+
+        Raises:
+            StoreError: when the ledger cannot be read.
+        """
+        from aifinops.analytics.page import page
+
+        made, models = self, None
+        if self.source is not None:
+            made = self.source.full(self)
+            models = made if made.by == ("model",) else self.source.full(self, by=("model",))
+        return page(made, models, title=title, budgets=tuple(budgets))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a compact table."""
+        from aifinops.analytics.notebook import table
+
+        return table(self)
 
     def assert_under(self, limit: str | Decimal | int, *, allow_unpriced: bool = False) -> None:
         """Raise when more than `limit` was spent, or when that cannot be known.
@@ -251,18 +377,45 @@ class Report:
         amount = None if spent is None else spent.effective
         if spent is None or amount is None or amount <= limit:
             return []
-        dearest = next(row for row in self.rows if row.currency == currency)
+        rows = [row for row in self.rows if row.currency == currency and row.effective is not None]
+        dearest = max(rows, key=lambda row: row.effective or Decimal(0))
         name = ", ".join(f"{key}={value}" for key, value in dearest.key.items())
-        if dearest.idle:
-            name = f"idle {dearest.idle}"
+        if dearest.idle or dearest.others:
+            name = f"idle {dearest.idle}" if dearest.idle else f"{dearest.others} others"
         most = f" (most by {name}: {dearest.effective:f})" if name and dearest.effective is not None else ""
         part = f", {spent.estimated:f} of it estimated" if spent.estimated else ""
-        return [f"{amount:f} {currency} in {spent.calls} calls is above {limit:f} {currency}{part}{most}"]
+        return [f"{amount:f} {currency} in {_calls(spent.calls)} is above {limit:f} {currency}{part}{most}"]
 
     def __str__(self) -> str:
         lines = _table(self)
         lines += [note for row in self.totals for note in _notes(row)]
         return "\n".join([*lines, *capacity_notes(self)])
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a report was made from.
+
+    Attributes:
+        ledger, since, until, where, now_ns, capacity, sort: as in `report`.
+    """
+
+    ledger: Ledger
+    since: Moment | None
+    until: Moment | None
+    where: Mapping[str, str | Sequence[str]] | None
+    now_ns: int
+    capacity: tuple[Capacity, ...] | None
+    sort: str
+
+    def full(self, made: Report, by: Sequence[str] | None = None) -> Report:
+        """The report with its trend and, where that can be, the comparison; for the keys `by` in place of its own."""
+        if by is None and made.steps is not None and (made.compared is not None or made.since_ns is None):
+            return made
+        return report(
+            self.ledger, made.by if by is None else by, self.since, self.until, self.where, self.now_ns, self.capacity,
+            compare=made.since_ns is not None, trend=True, sort=self.sort,
+        )  # fmt: skip
 
 
 def report(
@@ -273,6 +426,11 @@ def report(
     where: Mapping[str, str | Sequence[str]] | None = None,
     now_ns: int | None = None,
     capacity: Iterable[Capacity] | None = None,
+    *,
+    compare: bool = False,
+    trend: bool = False,
+    top: int | None = None,
+    sort: str = "cost",
 ) -> Report:
     """Add up a ledger.
 
@@ -286,14 +444,121 @@ def report(
         capacity: what is paid for by the hour (`PriceBook.capacity`), to be spread over the calls that it served; rows then have
             `amortised` and `effective`, and one more each for what nobody used. Without a filter `amortised` of all rows is the
             cost of the capacity exactly.
+        compare: set every row beside that of the period of the same length that ended when this one began. Keys that only that one has
+            get a row of zero.
+        trend: say of every row what was spent in each step (minutes to months, by the length of the period).
+        top: the most rows; all others are one row a currency (`others`), so that it adds up.
+        sort: what comes first, see `SORTS`.
 
     Raises:
-        ConfigurationError: for a key, a time or a period that cannot be; for capacity without a beginning.
+        ConfigurationError: for a key, a time, a period or an order that cannot be; for capacity or a comparison without a beginning.
         StoreError: when the ledger cannot be read.
     """
     now = time.time_ns() if now_ns is None else now_ns
     query = period(since, until, where, now)
     keys = tuple(dict.fromkeys(_names(by)))
+    _check(top, sort)
+    spare = None if capacity is None else tuple(capacity)
+    made = _plain(ledger, keys, query, now, spare)
+    if compare:
+        earlier = before(query.since_ns, query.until_ns, now)
+        was = _plain(ledger, keys, replace(query, since_ns=earlier[0], until_ns=earlier[1]), now, spare)
+        made = replace(_beside(made, was), compared=earlier)
+    if trend:
+        made = _with_trends(made, *trends(ledger, query, keys, now))
+    rows = sorted(made.rows, key=_order(made, sort))
+    made = replace(made, rows=tuple(rows if top is None else _cut(rows, top, keys)))
+    return replace(made, source=Source(ledger, since, until, where, now, spare, sort))
+
+
+SORTS: Mapping[str, str] = MappingProxyType({
+    "cost": "the dearest", "calls": "the most calls", "tokens": "the most tokens", "change": "the largest increase",
+    "per_call": "the dearest call", "per_1k_tokens": "the dearest tokens", "unpriced": "the most calls without a price",
+    "name": "by the alphabet",
+})  # fmt: skip
+"""What rows can be sorted by -> what comes first."""
+
+
+def _check(top: int | None, sort: str) -> None:
+    if sort not in SORTS:
+        raise ConfigurationError(f"cannot sort by {sort!r}; use one of {', '.join(SORTS)}")
+    if top is not None and (isinstance(top, bool) or top < 1):
+        raise ConfigurationError(f"top={top!r} leaves no row; write a number from 1")
+
+
+def _order(made: Report, sort: str) -> Callable[[ReportRow], tuple[Any, ...]]:
+    order = {row.currency: place for place, row in enumerate(made.totals)}
+
+    def rank(row: ReportRow) -> tuple[Any, ...]:
+        dearest = _rank(row, order)
+        if sort == "cost":
+            return dearest
+        if sort == "name":
+            return (tuple(row.key.values()), dearest)
+        value = row.unpriced_calls if sort == "unpriced" else getattr(row, sort)
+        return (value is None, -(value or 0), dearest)
+
+    return rank
+
+
+def _cut(rows: Sequence[ReportRow], top: int, keys: tuple[str, ...]) -> list[ReportRow]:
+    """The first rows, and one a currency for all others; capacity that nobody used keeps its rows."""
+    named = [row for row in rows if not row.idle]
+    idle = [row for row in rows if row.idle]
+    if len(named) <= top + 1:  # a row for one other key would say less than its own
+        return list(rows)
+    rest: dict[str, list[ReportRow]] = {}
+    for row in named[top:]:
+        rest.setdefault(row.currency, []).append(row)
+    return [*named[:top], *(_merged(many, keys) for many in rest.values()), *idle]
+
+
+def _merged(rows: Sequence[ReportRow], keys: tuple[str, ...]) -> ReportRow:
+    """The sum of rows of one currency under no key."""
+    known = [row.amount for row in rows if row.amount is not None]
+    uppers = [row.cost.upper for row in rows if row.cost.upper is not None]
+    amount = _exact_sum(known) if known else None
+    basis: Basis = (
+        "unknown"
+        if amount is None
+        else "estimated"
+        if any(row.cost.basis in {"estimated", "unknown"} for row in rows)
+        else "priced"
+    )
+    quantities: dict[str, Quantity] = {}
+    for row in rows:
+        add_quantities(quantities, row.quantities)
+    earlier = [row.previous for row in rows if row.previous is not None]
+    spread = [row.amortised for row in rows if row.amortised is not None]
+    states = {row.state for row in rows}
+    return ReportRow(
+        key=MappingProxyType(dict.fromkeys(keys, "")),
+        cost=Cost(
+            amount, rows[0].currency, basis, _exact_sum(row.cost.lower or Decimal(0) for row in rows),
+            _exact_sum(uppers) if len(uppers) == len(rows) else None,
+        ),
+        estimated=_exact_sum(row.estimated for row in rows),
+        **{name: sum(getattr(row, name) for row in rows) for name in (*_COUNTS, "unpriced_calls", "unpriced_tokens", "gpu_seconds", "duration")},
+        quantities=MappingProxyType(quantities),
+        amortised=_exact_sum(spread) if spread else None,
+        trend=None if rows[0].trend is None else add_points(row.trend or () for row in rows),
+        state=next(iter(states)) if len(states) == 1 else "kept",
+        previous=_merged(earlier, keys) if earlier else None,
+        others=len(rows),
+    )  # fmt: skip
+
+
+def _exact_sum(amounts: Iterable[Decimal]) -> Decimal:
+    total = Decimal(0)
+    for amount in amounts:
+        total = _EXACT.add(total, amount)
+    return total
+
+
+def _plain(
+    ledger: Ledger, keys: tuple[str, ...], query: Query, now: int, capacity: tuple[Capacity, ...] | None
+) -> Report:
+    """The sums of a period, in no order."""
     groups = ledger.summarize(query, keys)
     rows = [_row(keys, group) for group in groups]
     totals = [_row((), _total(currency, groups)) for currency in {group.currency for group in groups}]
@@ -303,12 +568,10 @@ def report(
         spread, uncovered = amortise(ledger, capacity, query, keys, now_ns=now)
         rows = _with_amortised(rows, keys, spread, idle=not query.where)
         totals = _total_amortised(totals, rows)
-    totals.sort(key=lambda row: (-row.calls, row.currency))
-    order = {row.currency: place for place, row in enumerate(totals)}
     return Report(
         by=keys,
-        rows=tuple(sorted(rows, key=lambda row: _rank(row, order))),
-        totals=tuple(totals),
+        rows=tuple(rows),
+        totals=tuple(sorted(totals, key=lambda row: (-row.calls, row.currency))),
         since_ns=query.since_ns,
         until_ns=query.until_ns,
         where=MappingProxyType(dict(query.where)),
@@ -316,6 +579,43 @@ def report(
         capacity=None if capacity is None else tuple(spread),
         uncovered_calls=uncovered,
     )
+
+
+def _beside(made: Report, was: Report) -> Report:
+    """Each row with that of the previous period, and rows of zero for keys that only that one has."""
+    return replace(made, rows=tuple(_paired(made.rows, was.rows)), totals=tuple(_paired(made.totals, was.totals)))
+
+
+def _paired(rows: Iterable[ReportRow], earlier: Iterable[ReportRow]) -> Iterator[ReportRow]:
+    known = {_place(row): row for row in earlier}
+    for row in rows:
+        previous = known.pop(_place(row), None)
+        yield replace(row, previous=previous, state="new" if previous is None else "kept")
+    for row in known.values():
+        nothing = Cost(Decimal(0), row.currency, "free", Decimal(0), Decimal(0))
+        spread = None if row.amortised is None else Decimal(0)
+        yield ReportRow(row.key, nothing, amortised=spread, idle=row.idle, state="gone", previous=row)
+
+
+def _place(row: ReportRow) -> tuple[tuple[str, ...], str, str]:
+    return tuple(row.key.values()), row.currency, row.idle
+
+
+def _with_trends(
+    made: Report, steps: Steps | None, points: Mapping[tuple[tuple[str, ...], str], tuple[Point, ...]]
+) -> Report:
+    if steps is None:
+        return made
+    nothing = (NOTHING,) * len(steps.starts)
+    rows = [replace(row, trend=nothing if row.idle else points.get(_place(row)[:2], nothing)) for row in made.rows]
+    totals = [
+        replace(
+            total,
+            trend=add_points([nothing, *(row.trend or nothing for row in rows if row.currency == total.currency)]),
+        )
+        for total in made.totals
+    ]
+    return replace(made, rows=tuple(rows), totals=tuple(totals), steps=steps)
 
 
 def _with_amortised(
@@ -461,6 +761,12 @@ def _total(currency: str, groups: Sequence[Group]) -> Group:
 # --- text -------------------------------------------------------------------------------------------------------------
 
 
+def _ratio(amount: Decimal | None, count: int, times: int = 1) -> Decimal | None:
+    return (
+        None if amount is None or count <= 0 else _RATE.divide(_EXACT.multiply(amount, Decimal(times)), Decimal(count))
+    )
+
+
 def _text(amount: Decimal | None) -> str | None:
     if amount is None:
         return None
@@ -492,7 +798,17 @@ def _shown(text: str) -> str:
 
 def _table(made: Report) -> list[str]:
     spread = made.capacity is not None
-    head = [*made.by, "calls", "input", "output", "cost", *(("amortised", "effective") if spread else ()), "unpriced"]
+    compared = made.compared is not None
+    head = [
+        *made.by,
+        "calls",
+        "input",
+        "output",
+        "cost",
+        *(("amortised", "effective") if spread else ()),
+        *(("change",) if compared else ()),
+        "unpriced",
+    ]
     body = [_cells(made.by, row) for row in made.rows]
     foot = [["total", *[""] * (len(made.by) - 1), *_cells((), row)] for row in made.totals] if made.by else []
     everything = [head, *body, *foot]
@@ -513,8 +829,9 @@ def _aligned(line: Sequence[str], widths: Sequence[int], left: int) -> list[str]
 
 def _cells(by: Sequence[str], row: ReportRow) -> list[str]:
     names = [_shown(row.key[name]) for name in by]
-    if row.idle and names:
-        names = [f"(idle: {_harmless(row.idle)})", *[""] * (len(names) - 1)]
+    if (row.idle or row.others) and names:
+        first = f"(idle: {_harmless(row.idle)})" if row.idle else f"({row.others:,} others)"
+        names = [first, *[""] * (len(names) - 1)]
     spread = (
         [] if row.amortised is None else [format_money(one, row.currency) for one in (row.amortised, row.effective)]
     )
@@ -525,8 +842,31 @@ def _cells(by: Sequence[str], row: ReportRow) -> list[str]:
         f"{row.output_tokens:,}",
         format_money(row.amount, row.currency),
         *spread,
+        *([change_text(row)] if row.state else ()),
         f"{row.unpriced_calls:,}" if row.unpriced_calls else "",
     ]
+
+
+def change_text(row: ReportRow) -> str:
+    """`+$1.20 (+34%)`, `new`, `gone` or `unknown`, for people."""
+    if row.state in {"new", "gone"}:
+        return row.state
+    if row.change is None:
+        return "unknown" if row.state else ""
+    share = f" ({share_text(row.change_share)})" if row.change_share is not None else ""
+    return f"{signed_money(row.change, row.currency)}{share}"
+
+
+def signed_money(amount: Decimal, currency: str) -> str:
+    """An amount with its sign, also a plus."""
+    return ("+" if amount > 0 else "") + format_money(amount, currency)
+
+
+def share_text(share: Decimal | None) -> str:
+    """A share as per cent with its sign; ten times and more as a factor; empty for None."""
+    if share is None:
+        return ""
+    return f"x{share + 1:,.0f}" if share >= 9 else f"{share:+.0%}"
 
 
 def _notes(row: ReportRow) -> list[str]:

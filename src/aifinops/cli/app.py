@@ -5,13 +5,12 @@ from __future__ import annotations
 import sys
 from datetime import UTC, datetime
 from decimal import Decimal
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from aifinops.cli import approvals, audit, budgets, gpu, prices, rerating, tokens
+from aifinops.cli import approvals, audit, budgets, gpu, importing, prices, reporting, rerating, tokens, top
 from aifinops.errors import ConfigurationError
 
 __all__ = ["app"]
@@ -29,74 +28,16 @@ app.add_typer(tokens.app, name="tokens")
 app.add_typer(budgets.app, name="budget")
 app.add_typer(audit.app, name="audit")
 app.add_typer(gpu.app, name="gpu")
+app.command()(reporting.report)
 app.command()(rerating.rerate)
-
-
-class Form(StrEnum):
-    """How a report is written."""
-
-    table = "table"
-    json = "json"
-    csv = "csv"
+app.command("import")(importing.import_)
+app.command()(top.top)
 
 
 Tokens = Annotated[int, typer.Option(min=0, metavar="TOKENS")]
 LedgerPath = Annotated[
     str | None, typer.Option("--ledger", metavar="PATH", help="Ledger to use (default: the one of the settings).")
 ]
-
-
-@app.command()
-def report(
-    by: Annotated[
-        str, typer.Option(help="Keys with commas: team, feature, model, provider, day, ... or any tag.")
-    ] = "model",
-    since: Annotated[str | None, typer.Option(help='From: "7d", "24h", "2026-11-01" (default: everything).')] = None,
-    until: Annotated[str | None, typer.Option(help="Up to, as --since.")] = None,
-    where: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only these; give it again for further keys.")
-    ] = None,
-    amortised: Annotated[
-        bool, typer.Option("--amortised", help="Spread capacity that is paid for by the hour over the calls it served.")
-    ] = False,
-    form: Annotated[Form, typer.Option("--format", help="Written as.")] = Form.table,
-    ledger: LedgerPath = None,
-) -> None:
-    """Spend by team, model or any other key, from the ledger; calls without a price are shown apart."""
-    from aifinops.analytics.reports import report as make
-    from aifinops.cli import show
-    from aifinops.config import load
-    from aifinops.ledger import open_ledger
-
-    capacity = None
-    if amortised:
-        from aifinops import runtime
-
-        capacity = runtime.get().book.capacity
-    source = open_ledger(load({"ledger": ledger}).ledger, create=False)
-    try:
-        made = make(source, by=by, since=since, until=until, where=filters(where or []), capacity=capacity)
-    finally:
-        source.close()
-    if form is Form.table:
-        show.report(made, show.console())
-    else:
-        sys.stdout.write(made.to_csv() if form is Form.csv else f"{made.to_json()}\n")
-
-
-def filters(pairs: list[str]) -> dict[str, str | list[str]]:
-    """`["team=search", "team=support"]` -> `{"team": ["search", "support"]}`.
-
-    Raises:
-        ConfigurationError: for a part without `=`.
-    """
-    found: dict[str, list[str]] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key.strip():
-            raise ConfigurationError(f"--where {pair!r} is no filter; write --where key=value")
-        found.setdefault(key.strip(), []).append(value.strip())
-    return {key: values[0] if len(values) == 1 else values for key, values in found.items()}
 
 
 @app.command()

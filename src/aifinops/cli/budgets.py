@@ -17,6 +17,7 @@ from aifinops.cli.audit import file_of
 from aifinops.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from rich.table import Table
     from rich.text import Text
 
     from aifinops.budgets.audit import Audit
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from aifinops.budgets.standing import Standing
     from aifinops.budgets.stores.base import Store
 
-__all__ = ["app"]
+__all__ = ["app", "facts", "standings_table"]
 
 app = typer.Typer(
     help="Budgets with a name: how they stand, what they have spent before, limits set by hand.",
@@ -59,7 +60,7 @@ def show_all(store: StoreName = None, as_json: AsJson = False) -> None:
     place = _Place(store)
     found = present(place.store, place.now)
     if as_json:
-        _print_json([_facts(one) for one in found])
+        _print_json([facts(one) for one in found])
     elif not found:
         print(f"No budget has been used at {place}.")
     else:
@@ -75,7 +76,7 @@ def show(name: Name, store: StoreName = None, as_json: AsJson = False) -> None:
     found = place.named(name)
     before = [one for one in past(place.store, place.now) if one.name == name]
     if as_json:
-        _print_json([_facts(one) for one in [*found, *before]])
+        _print_json([facts(one) for one in [*found, *before]])
         return
     _table(found)
     for one in found:
@@ -101,7 +102,7 @@ def history(
         place.named(name)
     found = [one for one in past(place.store, place.now) if name in (None, one.name)][:last]
     if as_json:
-        _print_json([_facts(one) for one in found])
+        _print_json([facts(one) for one in found])
     elif not found:
         print("No window is over yet, or none is kept any longer.")
     else:
@@ -335,18 +336,40 @@ def _shown(one: Standing, amount: int | None) -> str:
     return "none" if amount is None else str(Limit(one.node.unit, amount))
 
 
+def _brief(one: Standing, text: str, *, first: bool) -> str:
+    """`3,000,000 output_tokens` as `3.00M output_tokens`, or without its meter."""
+    from aifinops.analytics.markup import compact
+
+    number, _, meter = text.partition(" ")
+    if meter != one.node.unit or not number.replace(",", "").isdigit():
+        return text
+    return compact(int(number.replace(",", ""))) + (f" {meter}" if first else "")
+
+
 def _title(one: Standing) -> str:
     return f"{one.name} {one.window}"
 
 
 def _table(found: Sequence[Standing]) -> None:
+    from aifinops.cli import show as tables
+
+    out = tables.console()
+    out.print(standings_table(found, blocks=tables.can_draw(out)))
+    if any(one.by_hand for one in found):
+        out.print("* set by hand", style="dim")
+
+
+def standings_table(found: Sequence[Standing], *, blocks: bool, short: bool = False) -> Table:
+    """How budgets stand: limit, spent, held, left, share, rate an hour, how long it lasts.
+
+    Args:
+        found: the budgets. blocks: whether bars can be drawn. short: large quantities to three digits, and their meter told once.
+    """
     from rich.table import Table
     from rich.text import Text
 
     from aifinops.cli import show as tables
 
-    out = tables.console()
-    blocks = tables.can_draw(out)
     table = Table(box=None)
     table.add_column("budget", overflow="ellipsis")
     table.add_column("window", no_wrap=True)
@@ -357,14 +380,15 @@ def _table(found: Sequence[Standing]) -> None:
     table.add_column("lasts", no_wrap=True)
     for one in found:
         balance = one.balance
-        limit = Text(_shown(one, balance.limit) + ("*" if one.by_hand else ""))
-        amounts = [_shown(one, amount) for amount in (balance.spent, balance.reserved, balance.remaining)]
+        texts = [_shown(one, amount) for amount in (balance.limit, balance.spent, balance.reserved, balance.remaining)]
+        if short:
+            texts = [_brief(one, text, first=place == 0) for place, text in enumerate(texts)]
+        limit = Text(texts[0] + ("*" if one.by_hand else ""))
+        amounts = texts[1:]
         table.add_row(
             tables.key(one.name), str(one.window), limit, *amounts, _share(one, blocks=blocks), _rate(one), _lasts(one)
         )
-    out.print(table)
-    if any(one.by_hand for one in found):
-        out.print("* set by hand", style="dim")
+    return table
 
 
 def _share(one: Standing, *, blocks: bool) -> Text:
@@ -450,7 +474,8 @@ def _moment(at: int) -> str:
     return f"{to_datetime(at):%Y-%m-%d %H:%M}"
 
 
-def _facts(one: Standing) -> dict[str, Any]:
+def facts(one: Standing) -> dict[str, Any]:
+    """One budget as plain values; amounts are texts, so that they stay exact."""
     from aifinops.budgets.budget import exact, to_units
     from aifinops.clock import to_datetime
 

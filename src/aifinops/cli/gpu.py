@@ -16,13 +16,14 @@ import typer
 from aifinops.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from rich.table import Table
     from rich.text import Text
 
     from aifinops.gpu.board import Board, Entry, View
     from aifinops.gpu.holdings import Holding
     from aifinops.gpu.quota import Quotas
 
-__all__ = ["app"]
+__all__ = ["app", "devices_table", "holding_facts", "runs_table", "slot_facts", "slots_table"]
 
 app = typer.Typer(
     help="GPUs: who holds what, busy or idle, for how long, at what price; quotas of teams.",
@@ -61,6 +62,7 @@ def top(
 ) -> None:  # fmt: skip
     """Who holds GPUs now: slots and who waits for one, runs of the last minutes, and the devices of this machine."""
     from aifinops import runtime
+    from aifinops.cli import show
 
     now = runtime.get().clock.time_ns()
     board = _board(store, quotas, needed=False)
@@ -69,18 +71,19 @@ def top(
     devices = _devices(watch_s)
     if as_json:
         _print_json({
-            "slots": [] if view is None else [_slot_facts(one, view) for one in view.holding.values()],
-            "waiting": [] if view is None else [_slot_facts(one, view) for one in view.waiting.values()],
-            "runs": [{"name": _names(one) or None, **_holding_facts(one, ("team", "run"))} for one in runs],
+            "slots": [] if view is None else [slot_facts(one, view) for one in view.holding.values()],
+            "waiting": [] if view is None else [slot_facts(one, view) for one in view.waiting.values()],
+            "runs": [{"name": names(one) or None, **holding_facts(one, ("team", "run"))} for one in runs],
             "devices": devices,
         })  # fmt: skip
         return
     if view is not None and (view.holding or view.waiting):
-        _slots_table(view)
+        show.console().print(slots_table(view))
     if runs:
-        _runs_table(runs, ("team", "run"), "Runs of the last minutes", named=True)
+        _print_runs(runs, ("team", "run"), "Runs of the last minutes", named=True)
     if devices:
-        _devices_table(devices)
+        show.console().print("\nDevices of this machine", style="bold")
+        show.console().print(devices_table(devices))
     if not (runs or devices or (view is not None and (view.holding or view.waiting))):
         print("Nobody holds a GPU here: no slot, no run in the last minutes, no device that a driver knows.")
 
@@ -99,11 +102,11 @@ def idle(
     keys = tuple(key.strip() for key in by.split(","))
     found = _read(ledger, parse_since(since, runtime.get().clock.time_ns()), keys)
     if as_json:
-        _print_json([_holding_facts(one, keys) for one in found])
+        _print_json([holding_facts(one, keys) for one in found])
     elif not found:
         print(f"No GPU time in this ledger since {since}.")
     else:
-        _runs_table(sorted(found, key=lambda one: -(one.idle_cost or 0)), keys, "")
+        _print_runs(sorted(found, key=lambda one: -(one.idle_cost or 0)), keys, "")
 
 
 @quota_app.callback()
@@ -259,7 +262,8 @@ def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2))
 
 
-def _slot_facts(one: Entry, view: View) -> dict[str, Any]:
+def slot_facts(one: Entry, view: View) -> dict[str, Any]:
+    """A slot, or who waits for one, as plain values."""
     holds = one.id in view.holding
     return {
         "id": one.id, "team": one.team, "pool": one.pool, "gpus": one.gpus, "priority": one.priority, "name": one.name,
@@ -281,7 +285,8 @@ def _slot_busy(one: Entry) -> float | None:
     return min(1.0, one.busy_s / one.held_s) if one.busy_s is not None and one.held_s else None
 
 
-def _holding_facts(one: Holding, keys: Sequence[str]) -> dict[str, Any]:
+def holding_facts(one: Holding, keys: Sequence[str]) -> dict[str, Any]:
+    """GPU time of one key as plain values."""
     return {
         **dict(zip(keys, one.key, strict=True)),
         "devices": len(one.devices) or None, "models": sorted(one.models), "gpu_hours": _text(_hours(one.device_s)),
@@ -308,7 +313,7 @@ def _moment(seconds: float) -> str:
 # --- tables ------------------------------------------------------------------------------------------------------------------
 
 
-def _table(columns: Mapping[str, bool]) -> Any:
+def _table(columns: Mapping[str, bool]) -> Table:
     """An empty one; True for a column of numbers."""
     from rich.table import Table
 
@@ -318,7 +323,8 @@ def _table(columns: Mapping[str, bool]) -> Any:
     return table
 
 
-def _slots_table(view: View) -> None:
+def slots_table(view: View) -> Table:
+    """Who holds slots and who waits for one."""
     from aifinops.cli import show
 
     table = _table({"team": False, "pool": False, "GPUs": True, "for": True, "busy": True, "$/GPU-h": True, "cost": True, "state": False, "where": False})  # fmt: skip
@@ -335,42 +341,49 @@ def _slots_table(view: View) -> None:
             show.key(one.team), show.key(one.pool), str(one.gpus), _span(view.now - one.since), "", "", "", "waits",
             show.key(f"{one.host}:{one.pid} {one.name}".rstrip()),
         )  # fmt: skip
-    show.console().print(table)
+    return table
 
 
-def _names(one: Holding) -> str:
+def names(one: Holding) -> str:
+    """The names of the runs behind a row."""
     return ", ".join(sorted(one.names))
 
 
-def _runs_table(found: Sequence[Holding], keys: Sequence[str], title: str, *, named: bool = False) -> None:
+def _print_runs(found: Sequence[Holding], keys: Sequence[str], title: str, *, named: bool = False) -> None:
     from aifinops.cli import show
 
     out = show.console()
     if title:
         out.print(f"\n{title}", style="bold")
-    table = _table({**({"name": False} if named else {}), **dict.fromkeys(keys, False), "devices": False, "GPU-h": True, "busy": True, "idle GPU-h": True, "cost": True, "idle cost": True})  # fmt: skip
-    for one in found:
-        count = f"{len(one.devices)} x " if one.devices else ""
-        table.add_row(
-            *([show.key(_names(one))] if named else []), *map(show.key, one.key), show.key(count + ", ".join(sorted(one.models))), f"{one.device_s / _HOUR:,.2f}",
-            _share(one.busy_share), f"{one.idle_s / _HOUR:,.2f}" if one.measured_s else "unknown", _usd(one.cost),
-            _usd(one.idle_cost),
-        )  # fmt: skip
-    out.print(table)
+    out.print(runs_table(found, keys, named=named))
     unpriced = sum((one.unpriced_s for one in found), Decimal(0))
     if unpriced:
         out.print(f"{unpriced / _HOUR:,.2f} GPU-h have no price and are in no cost above", style="yellow")
 
 
-def _devices_table(devices: Sequence[Mapping[str, Any]]) -> None:
+def runs_table(found: Sequence[Holding], keys: Sequence[str], *, named: bool = False) -> Table:
+    """GPU time of each key: hours, busy or idle, and what both cost; with the names of the runs before them."""
     from aifinops.cli import show
 
-    out = show.console()
-    out.print("\nDevices of this machine", style="bold")
+    table = _table({**({"name": False} if named else {}), **dict.fromkeys(keys, False), "devices": False, "GPU-h": True, "busy": True, "idle GPU-h": True, "cost": True, "idle cost": True})  # fmt: skip
+    for one in found:
+        count = f"{len(one.devices)} x " if one.devices else ""
+        table.add_row(
+            *([show.key(names(one))] if named else []), *map(show.key, one.key), show.key(count + ", ".join(sorted(one.models))), f"{one.device_s / _HOUR:,.2f}",
+            _share(one.busy_share), f"{one.idle_s / _HOUR:,.2f}" if one.measured_s else "unknown", _usd(one.cost),
+            _usd(one.idle_cost),
+        )  # fmt: skip
+    return table
+
+
+def devices_table(devices: Sequence[Mapping[str, Any]]) -> Table:
+    """Devices of this machine, and how busy they were."""
+    from aifinops.cli import show
+
     table = _table({"#": True, "device": False, "uuid": False, "busy": True})
     for one in devices:
         table.add_row(str(one["index"]), show.key(one["name"]), show.key(one["uuid"]), _share(one["busy_share"]))
-    out.print(table)
+    return table
 
 
 def _quota_table(rules: Quotas, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -11,11 +11,12 @@ from aifinops.telemetry.spans import is_placeholder
 __all__ = ["alert"]
 
 
-def alert(fields: Mapping[str, Any], text: str) -> None:
+def alert(fields: Mapping[str, Any], text: str, schema_url: str = names.SCHEMA_URL) -> None:
     """An alert, of a budget or of a run whose devices are idle.
 
     Args:
-        fields: what is known of it, among it its `kind`; amounts are texts. text: a sentence for people.
+        fields: what is known of it, among it its `kind`; amounts are texts. text: a sentence for people. schema_url: of the
+            conventions in force.
     """
     from opentelemetry import trace
 
@@ -29,5 +30,5 @@ def alert(fields: Mapping[str, Any], text: str) -> None:
         return
     provider = trace.get_tracer_provider()
     if not is_placeholder(provider):
-        tracer = provider.get_tracer(names.SCOPE, schema_url=names.SCHEMA_URL)
+        tracer = provider.get_tracer(names.SCOPE, schema_url=schema_url)
         tracer.start_span(name, attributes=attributes).end()

@@ -3,6 +3,10 @@
 `gen_ai.*`, `server.*`, `error.type` and `openai.*` follow the OpenTelemetry semantic conventions 1.41.1
 (https://github.com/open-telemetry/semantic-conventions/tree/v1.41.1/docs/gen-ai); no cost attribute is official there, so
 money lives under `aifinops.*`. The constants are written out because the `_incubating` modules change between minor releases.
+
+Names that end in `_LATEST` are those of the conventions after they moved to https://github.com/open-telemetry/semantic-conventions-genai
+(1.42.0-dev; read in November 2026), which are used with `semconv="latest"` in place of the older ones.
+What each of them is, with type and unit, is in `aifinops.telemetry.tables`.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ __all__: list[str] = []  # a table of constants: import the module, not its name
 
 SCOPE = "aifinops"
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.41.1"
+SCHEMA_URL_LATEST = "https://opentelemetry.io/schemas/gen-ai-dev/1.42.0-dev"
 
 # --- GenAI spans -----------------------------------------------------------------------------------------------------
 OPERATION = "gen_ai.operation.name"
@@ -26,8 +31,19 @@ INPUT_TOKENS = "gen_ai.usage.input_tokens"
 OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
 CACHE_READ_TOKENS = "gen_ai.usage.cache_read.input_tokens"
 CACHE_WRITE_TOKENS = "gen_ai.usage.cache_creation.input_tokens"
+CACHE_WRITE_TOKENS_LATEST = "gen_ai.usage.cache_write.input_tokens"
 REASONING_TOKENS = "gen_ai.usage.reasoning.output_tokens"
+TEXT_INPUT_LATEST = "gen_ai.usage.text.input_tokens"
+TEXT_OUTPUT_LATEST = "gen_ai.usage.text.output_tokens"
+TEXT_CACHE_READ_LATEST = "gen_ai.usage.text.cache_read.input_tokens"
+IMAGE_INPUT_LATEST = "gen_ai.usage.image.input_tokens"
+IMAGE_OUTPUT_LATEST = "gen_ai.usage.image.output_tokens"
+IMAGE_CACHE_READ_LATEST = "gen_ai.usage.image.cache_read.input_tokens"
+AUDIO_INPUT_LATEST = "gen_ai.usage.audio.input_tokens"
+AUDIO_OUTPUT_LATEST = "gen_ai.usage.audio.output_tokens"
+AUDIO_CACHE_READ_LATEST = "gen_ai.usage.audio.cache_read.input_tokens"
 TOKEN_TYPE = "gen_ai.token.type"
+TOKEN_MODALITY_LATEST = "gen_ai.token.modality"
 WORKFLOW_NAME = "gen_ai.workflow.name"
 AGENT_NAME = "gen_ai.agent.name"
 CONVERSATION_ID = "gen_ai.conversation.id"
@@ -38,7 +54,9 @@ SERVER_ADDRESS = "server.address"
 SERVER_PORT = "server.port"
 ERROR_TYPE = "error.type"
 OPENAI_SERVICE_TIER = "openai.response.service_tier"
+OPENAI_REQUEST_TIER = "openai.request.service_tier"
 OPENAI_API_TYPE = "openai.api.type"
+AZURE_NAMESPACE = "azure.resource_provider.namespace"
 
 # --- our own ----------------------------------------------------------------------------------------------------------
 COST_TOTAL = "aifinops.cost.total"
@@ -65,12 +83,17 @@ AGGREGATE_UNPRICED = "aifinops.aggregate.unpriced_calls"
 AGGREGATE_INPUT = "aifinops.aggregate.input_tokens"
 AGGREGATE_OUTPUT = "aifinops.aggregate.output_tokens"
 BUDGET_ID = "aifinops.budget.id"
+BUDGET_PERIOD = "aifinops.budget.period"
+BUDGET_UNIT = "aifinops.budget.unit"
 BUDGET_LIMIT = "aifinops.budget.limit"
 BUDGET_SPENT = "aifinops.budget.spent"
 BUDGET_ACTION = "aifinops.budget.action"
 ASKED_MODEL = "aifinops.request.asked_model"
 ASKED_OUTPUT = "aifinops.request.asked_max_tokens"
 EVENT_BUDGET_EXCEEDED = "aifinops.budget.exceeded"
+EVENT_COST_RECORDED = "aifinops.cost.recorded"
+PLACE = "aifinops.place"
+SIGNAL = "aifinops.signal"
 GPU_COUNT = "aifinops.gpu.count"
 GPU_MODEL = "aifinops.gpu.model"
 GPU_ALLOCATED = "aifinops.gpu.allocated_s"
@@ -129,11 +152,47 @@ METRIC_TOKENS = "aifinops.tokens"
 METRIC_CALLS = "aifinops.calls"
 METRIC_PRICE_MISSING = "aifinops.price.missing"
 METRIC_LEDGER_DROPPED = "aifinops.ledger.dropped"
+METRIC_EXPORT_ERRORS = "aifinops.export.errors"
 METRIC_GPU_TIME = "aifinops.gpu.time"
 METRIC_FAILURES = "aifinops.internal.failures"
+METRIC_BUDGET_LIMIT = "aifinops.budget.limit"
+METRIC_BUDGET_SPENT = "aifinops.budget.spent"
+METRIC_BUDGET_REMAINING = "aifinops.budget.remaining"
+METRIC_BUDGET_UTILIZATION = "aifinops.budget.utilization"
+METRIC_BUDGET_BURN_RATE = "aifinops.budget.burn_rate"
+METRIC_BUDGET_DECISIONS = "aifinops.budget.decisions"
 METRIC_TOKEN_USAGE = "gen_ai.client.token.usage"
 METRIC_DURATION = "gen_ai.client.operation.duration"
 METRIC_TIME_TO_FIRST_CHUNK = "gen_ai.client.operation.time_to_first_chunk"
+METRIC_DURATION_LATEST = "gen_ai.client.inference.duration"
+METRIC_TIME_TO_FIRST_CHUNK_LATEST = "gen_ai.client.inference.time_to_first_chunk"
+METRIC_INPUT_LATEST = "gen_ai.client.inference.usage.input_tokens"
+METRIC_OUTPUT_LATEST = "gen_ai.client.inference.usage.output_tokens"
+METRIC_CACHE_READ_LATEST = "gen_ai.client.inference.usage.cache_read.input_tokens"
+METRIC_CACHE_WRITE_LATEST = "gen_ai.client.inference.usage.cache_write.input_tokens"
+METRIC_REASONING_LATEST = "gen_ai.client.inference.usage.reasoning.output_tokens"
+METRIC_CALL_INPUT_LATEST = "gen_ai.client.inference.operation.input_tokens"
+METRIC_CALL_OUTPUT_LATEST = "gen_ai.client.inference.operation.output_tokens"
+METRIC_EMBEDDINGS_DURATION_LATEST = "gen_ai.client.embeddings.duration"
+METRIC_EMBEDDINGS_INPUT_LATEST = "gen_ai.client.embeddings.operation.input_tokens"
+METRIC_HW_UTILIZATION = "hw.gpu.utilization"
+METRIC_HW_MEMORY_USAGE = "hw.gpu.memory.usage"
+METRIC_HW_MEMORY_LIMIT = "hw.gpu.memory.limit"
+METRIC_HW_MEMORY_UTILIZATION = "hw.gpu.memory.utilization"
+METRIC_HW_ENERGY = "hw.energy"
+METRIC_HW_POWER = "hw.power"
+HW_ID = "hw.id"
+HW_TYPE = "hw.type"
+HW_MODEL = "hw.model"
+HW_VENDOR = "hw.vendor"
+HW_PARENT = "hw.parent"
+HW_GPU_TASK = "hw.gpu.task"
+
+MODALITIES_LATEST = ("text", "image", "audio")
+"""What `gen_ai.usage.*` and `gen_ai.token.modality` tell apart; the rest is `unknown`."""
+
+INFERENCE = frozenset({"chat", "text_completion", "generate_content"})
+"""Operations that the conventions call inference; embeddings and the rest have metrics of their own or none."""
 
 TOKEN_BUCKETS = tuple(4**power for power in range(14))
 SECONDS_BUCKETS = tuple(0.01 * 2**power for power in range(14))

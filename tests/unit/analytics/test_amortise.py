@@ -257,7 +257,7 @@ def test_a_limit_holds_for_what_it_really_costs() -> None:
     """Calls at no cost of their own do not pass a limit that their capacity breaks."""
     found = made([call(1)], declared(PTU))
     found.assert_under("$180")
-    with pytest.raises(AssertionError, match=r"180\.000000000 USD in 1 calls is above 179"):
+    with pytest.raises(AssertionError, match=r"180\.000000000 USD in 1 call is above 179"):
         found.assert_under("$179")
 
 

@@ -8,15 +8,21 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
+from aifinops import runtime
 from aifinops._version import __version__
 from aifinops.charges import Charge, new_id
 from aifinops.cli import main, with_default_endpoint
 from aifinops.ledger import open_ledger
+from aifinops.money import NANO
 from aifinops.tags import make_tags
+from aifinops.testing.clock import FakeClock
+from aifinops.testing.ledger import example_charge
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -55,6 +61,36 @@ def ledger(tmp_path: Path) -> Path:
         )
     book.close()
     return path
+
+
+@pytest.fixture
+def week(tmp_path: Path) -> Path:
+    """A ledger of two weeks that end now; it is the 24th of November 2026, noon UTC."""
+    clock = FakeClock(datetime(2026, 11, 24, 12, tzinfo=UTC))
+    path = tmp_path / "week.db"
+    book = open_ledger(path)
+    day = 86_400 * NANO
+    for number, (team, dollars, ago, model) in enumerate(
+        [("search", "2", 2, "gpt-5"), ("search", "1", 1, "gpt-5"), ("search", "2", 9, "gpt-5"), ("support", "1.25", 4, "gpt-5-mini"),
+         ("lab", "3", 8, "claude-opus-4-5"), ("lab", "1", 10, "o3")]
+    ):  # fmt: skip
+        amount = int(Decimal(dollars) * NANO)
+        changes = {
+            "amount": amount,
+            "lower": amount,
+            "upper": amount,
+            "at": clock.time_ns() - ago * day,
+            "model": model,
+        }
+        book.append(example_charge(number, tags={"team": team}, **changes))
+    book.close()
+    runtime.init(ledger="memory", clock=clock)
+    return path
+
+
+def squeezed(text: str) -> list[str]:
+    """Lines with one space between words: what is aligned how is rich's business."""
+    return [" ".join(line.split()) for line in text.strip().splitlines()]
 
 
 class TestReport:
@@ -97,6 +133,77 @@ class TestReport:
         """Without an option the settings decide which ledger is read."""
         monkeypatch.setenv("AIFINOPS_LEDGER", str(ledger))
         assert "$1.00" in run("report")[1]
+
+    def test_the_week_before(self, run: Run, week: Path) -> None:
+        """`--compare` says what changed, what is new and what is gone; the whole answer, as it is printed."""
+        _, out, _ = run(
+            "report", "--by", "team", "--since", "7d", "--compare", "--trend", "--unit-cost", "--ledger", week
+        )
+        assert squeezed(out) == [
+            "team calls input cached output cost change % a call 1k tokens trend share",
+            "search 2 2,000 200 96 $3.00 +$1.00 +50% $1.50 $1.43 ·····█▄· ███████████▎ 71%",
+            "support 1 1,000 100 48 $1.25 +$1.25 new $1.25 $1.19 ···█···· ████▊ 29%",
+            "lab 0 0 0 0 $0.00 -$4.00 gone ········ 0%",
+            "total 3 3,000 300 144 $4.25 -$1.75 -29% $1.42 $1.35 ···▅·█▄·",
+            "change: against 2026-11-10 12:00 to 2026-11-17 12:00 UTC, the period of the same length before.",
+            "trend: from the beginning of the period to its end, each row by itself; its highest mark is its dearest time.",
+        ]
+
+    def test_top_and_sort(self, run: Run, week: Path) -> None:
+        """The first rows and the sum of all others; any column can come first."""
+        _, out, _ = run("report", "--by", "model", "--top", 1, "--sort", "calls", "--ledger", week)
+        body = [line.split()[0] for line in out.splitlines() if "%" in line]
+        assert body == ["gpt-5", "(3"]
+        assert "(3 others)" in out
+        status, _, err = run("report", "--sort", "size", "--ledger", week)
+        assert status == 2
+        assert "size" in err
+
+    def test_a_comparison_needs_a_beginning(self, run: Run, week: Path) -> None:
+        """What to type is told."""
+        status, out, err = run("report", "--compare", "--ledger", week)
+        assert (status, out) == (2, "")
+        assert "--since 7d" in err
+
+    def test_plain_terminals_have_trends(self, run: Run, week: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where block characters cannot be written, a trend is made of ASCII."""
+        monkeypatch.setattr("aifinops.cli.show.can_draw", lambda out: False)
+        _, out, _ = run("report", "--by", "team", "--since", "7d", "--trend", "--ledger", week)
+        assert "_____%=_" in out
+        assert out.isascii()
+
+    def test_a_page(self, run: Run, week: Path, tmp_path: Path) -> None:
+        """`--html` writes one file with charts, comparison and the budgets of the store beside the ledger, and says where."""
+        target = tmp_path / "report.html"
+        status, out, _ = run(
+            "report", "--by", "team", "--since", "7d", "--html", target, "--title", "Our week", "--ledger", week
+        )
+        assert status == 0
+        assert out.startswith(f"{target}: ")
+        page = target.read_text(encoding="utf-8")
+        assert page.startswith("<!doctype html>")
+        for text in ("Our week", "search", "$4.25", "against", 'class="plot"', "Top models"):
+            assert text in page, text
+
+    def test_a_page_cannot_be_written(self, run: Run, week: Path, tmp_path: Path) -> None:
+        """One line and status 2."""
+        status, out, err = run("report", "--html", tmp_path / "none" / "report.html", "--ledger", week)
+        assert (status, out) == (2, "")
+        assert "report.html" in err
+
+    def test_an_empty_ledger_says_what_to_do(self, run: Run, tmp_path: Path) -> None:
+        """Nothing there yet: how calls get in."""
+        open_ledger(tmp_path / "new.db").close()
+        status, out, _ = run("report", "--ledger", tmp_path / "new.db")
+        assert status == 0
+        assert out.startswith("No calls yet: the ledger ")
+        assert "aifinops run app.py" in out
+
+    def test_a_filter_that_finds_nothing_names_what_there_is(self, run: Run, week: Path) -> None:
+        """A misspelt team: the period of the ledger, and the teams."""
+        _, out, _ = run("report", "--where", "team=serch", "--ledger", week)
+        assert "has 6 entries from 2026-11-1" in out
+        assert "Values of team in this period: lab, search, support." in out
 
     @pytest.mark.parametrize(
         ("words", "told"),

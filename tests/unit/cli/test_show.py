@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
@@ -174,3 +175,38 @@ def test_what_was_amortised_leaves_room_for_names() -> None:
     out.file.flush()
     (row,) = (line for line in raw.getvalue().decode().splitlines() if "the search team" in line)
     assert row.split()[-4:] == ["$0.25", "$0.00", "$0.25", "100%"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140, 200])
+def test_what_does_not_fit_is_left_out_whole(width: int) -> None:
+    """Names, calls, cost, change and trend stay in any terminal; no line is longer than it, and no number is cut."""
+    ledger = MemoryLedger()
+    day = 86_400 * 10**9
+    ledger.append_many(
+        [
+            charge("the search team", 12_345_678, quantities={"input_tokens": 10**9, "output_tokens": 10**8}),
+            charge("support", 25),
+        ]
+    )
+    ledger.append_many([replace(one, id=new_id(), at=one.at - 8 * day) for one in ledger.rows()])
+    raw = io.BytesIO()
+    out = Console(file=io.TextIOWrapper(raw, encoding="utf-8"), width=width, highlight=False)
+    made = report(ledger, by="team", since=1 - 6 * day, now_ns=2, compare=True, trend=True)
+    show.report(made, out, unit_cost=width == 200)
+    out.file.flush()
+    lines = raw.getvalue().decode().splitlines()
+    assert all(len(line) <= width for line in lines[:4])
+    (row,) = (line for line in lines if "$123,456.78" in line and "total" not in line)
+    assert row.startswith(" the search team") or width < 80
+    assert ("1,000,000,000" in row) == (width >= 100)
+    assert ("█" * 5 in row) == (width >= 140)
+
+
+def test_sparks() -> None:
+    """Each mark is as high as its share of the highest; nothing is a dot, unknown a question mark; long ones are added up in pieces."""
+    one, none = Decimal(1), None
+    assert show.spark([one, one / 2, one / 1000, Decimal(0), none]) == "█▄▁·?"
+    assert show.spark([one, one / 2, one / 1000, Decimal(0), none], blocks=False) == "%=._?"
+    assert show.spark([one] * 64, width=31) == "█" * 21 + "▃"
+    assert show.spark([]) == ""
+    assert show.spark([none, one, none, none], width=2) == "█?"
