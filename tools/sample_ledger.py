@@ -52,7 +52,17 @@ STREAMS = (
     Stream("support", "triage", "openai", "gpt-5-nano", 60, (38_000, 0, 2_400)),
     Stream("search", "rerank", "anthropic", "claude-haiku-4-5", 30, (44_000, 120_000, 3_800), 1.1),
     Stream("search", "embeddings", "openai", "text-embedding-3-large", 24, (480_000, 0, 0), operation="embeddings"),
-    Stream("assistant", "agent", "anthropic", "claude-sonnet-4-5", 17, (52_000, 260_000, 14_000), 1.7, spike=47, estimated=0.06),
+    Stream(
+        "assistant",
+        "agent",
+        "anthropic",
+        "claude-sonnet-4-5",
+        17,
+        (52_000, 260_000, 14_000),
+        1.7,
+        spike=47,
+        estimated=0.06,
+    ),
     Stream("assistant", "voice notes", "google", "gemini-2.5-flash", 22, (90_000, 30_000, 8_000), start=34),
     Stream("research", "evals", "openai", "gpt-5", 7, (70_000, 10_000, 30_000), 0.8, estimated=0.1),
     Stream("research", "evals", "local", "house-llama-70b", 5, (40_000, 0, 12_000), start=38),
@@ -103,7 +113,16 @@ def _call(source: random.Random, stream: Stream, at: datetime) -> Charge:
         assert amounts.amount is not None
         amounts = amounts._replace(basis="estimated", lower=amounts.amount * 6 // 10, upper=amounts.amount * 15 // 10)
     tags = {"team": stream.team, "feature": stream.feature}
-    return _charge(stream.provider, stream.operation, stream.model, at, quantities, amounts, tags, duration=int(source.uniform(0.5, 9) * 1e9))
+    return _charge(
+        stream.provider,
+        stream.operation,
+        stream.model,
+        at,
+        quantities,
+        amounts,
+        tags,
+        duration=int(source.uniform(0.5, 9) * 1e9),
+    )
 
 
 def _training(now: datetime) -> Iterator[Charge]:
@@ -112,7 +131,9 @@ def _training(now: datetime) -> Iterator[Charge]:
         quantities = {"gpu_seconds": Decimal(hours * 3600)}
         cost = price("H100-SXM", provider="runpod", at=at, gpu_seconds=Decimal(hours * 3600))
         tags = {"team": "research", "feature": "fine-tuning", "run": f"ft-{day}"}
-        yield _charge("runpod", "train", "H100-SXM", at, quantities, Amounts.of(cost), tags, service="gpu", duration=_HOUR)
+        yield _charge(
+            "runpod", "train", "H100-SXM", at, quantities, Amounts.of(cost), tags, service="gpu", duration=_HOUR
+        )
 
 
 def _charge(provider, operation, model, at, quantities, amounts, tags, **more) -> Charge:  # type: ignore[no-untyped-def] # all of `Charge`
@@ -121,6 +142,56 @@ def _charge(provider, operation, model, at, quantities, amounts, tags, **more) -
         currency=amounts.currency, basis=amounts.basis, lower=amounts.lower, upper=amounts.upper, lines=amounts.lines,
         price_id=amounts.price_id, price_as_of=amounts.as_of, price_source=amounts.source, tags=make_tags(tags), **more,
     )  # fmt: skip
+
+
+RUNS = (("research", "ft-59", 4, 0.93), ("research", "ablation-7", 2, 0.31), ("assistant", "distill-3", 1, 0.88))
+"""Team, run, H100s, and how busy they are."""
+
+
+def write_hour(path: str | Path, now: datetime = NOW) -> int:
+    """Write a ledger of the last hour, as busy as that of a service: many small calls, and GPU runs that make a charge a minute."""
+    source = random.Random(1430)
+    charges = [*_busy(source, now), *_runs(now)]
+    ledger = open_ledger(path)
+    try:
+        return ledger.append_many([replace(charge, id=f"{n:032x}") for n, charge in enumerate(charges, 1)])
+    finally:
+        ledger.close()
+
+
+def _busy(source: random.Random, now: datetime) -> Iterator[Charge]:
+    for stream in STREAMS:
+        small = replace(stream, tokens=tuple(count // 30 for count in stream.tokens), estimated=stream.estimated / 4)
+        for minute in range(62):
+            wild = 3.5 if stream.feature == "agent" and 33 <= minute < 39 else 1 + 0.4 * math.sin(minute / 6)
+            for _ in range(round(stream.daily / 5 * wild * source.uniform(0.6, 1.4))):
+                yield _call(source, small, now - timedelta(minutes=61 - minute, seconds=source.uniform(0, 60)))
+
+
+def _runs(now: datetime) -> Iterator[Charge]:
+    for team, run, gpus, busy in RUNS:
+        for minute in range(1, 56):
+            seconds = Decimal(gpus * 60)
+            cost = price("H100-SXM", provider="runpod", at=now, gpu_seconds=seconds)
+            facts = {
+                "model": "NVIDIA H100 80GB HBM3",
+                "uuids": [f"GPU-{run}-{n}" for n in range(gpus)],
+                "busy_s": float(seconds) * busy,
+            }
+            tags = {"team": team, "run": run}
+            at = now - timedelta(minutes=minute)
+            yield _charge(
+                "runpod",
+                "gpu",
+                "H100-SXM",
+                at,
+                {"gpu_seconds": seconds},
+                Amounts.of(cost),
+                tags,
+                service="gpu",
+                duration=60 * 10**9,
+                raw={"gpu": facts},
+            )
 
 
 BUDGETS = (
@@ -142,7 +213,9 @@ def write_budgets(path: str | Path, now: datetime = NOW) -> None:
         unit, scale = ("USD", 10**9) if limit.startswith("$") else ("output_tokens", 10**12)
         for number, amount in enumerate((spent, held)):
             steps = int(Decimal(amount) * scale)
-            reserved = guard.reserve([active], {unit: steps}, id=f"{name}-{number}", at=clock.time_ns()) if steps else None
+            reserved = (
+                guard.reserve([active], {unit: steps}, id=f"{name}-{number}", at=clock.time_ns()) if steps else None
+            )
             if number == 0:
                 guard.settle(reserved, {unit: steps})
     store.close()

@@ -174,11 +174,12 @@ def _board(store: str | None, quotas: str | None, *, needed: bool) -> Board | No
 
 
 def _read(ledger: str | None, since_ns: int, keys: Sequence[str]) -> list[Holding]:
+    from aifinops import runtime
     from aifinops.config import load
     from aifinops.gpu.holdings import gpu_entries, holdings
     from aifinops.ledger import open_ledger, path_of
 
-    target = load({"ledger": ledger}).ledger
+    target = runtime.get().config.ledger if ledger is None else load({"ledger": ledger}).ledger
     path = path_of(target)
     if ledger is None and path is not None and not Path(path).exists():
         return []

@@ -83,7 +83,7 @@ def report(
 
     engines = runtime.get()
     capacity = engines.book.capacity if amortised else None
-    settings = load({"ledger": ledger})
+    settings = engines.config if ledger is None else load({"ledger": ledger})
     source = open_ledger(settings.ledger, create=False)
     try:
         made = make(

@@ -35,6 +35,9 @@ _GPUS_EVERY_NS = 5 * _NS
 _RUN_S = 180
 """A run that made no charge for so long is over: it makes one a minute."""
 
+_SLOTS = "gpus"
+"""Unit of the balances that a GPU board keeps."""
+
 _SHARE = 4
 """A look is followed by a pause of at least so many times its length: never more than a fifth of a core."""
 
@@ -327,7 +330,7 @@ def render(frame: Frame, out: Console, *, height: int | None = None, hint: str =
 
     blocks = show.can_draw(out)
     below = [part for part in (_budgets(frame, blocks=blocks), *_gpus(frame)) if part is not None]
-    lines = None if height is None else max(3, height - 4 - 2 * len(frame.totals) - sum(_lines(part) for part in below))
+    lines = None if height is None else max(3, height - 4 - 3 * len(frame.totals) - sum(_lines(part) for part in below))
     parts: list[Any] = [_title(frame, hint), *_summary(frame, blocks=blocks)]
     rows = _rows(frame, lines, blocks=blocks)
     parts += ["", rows] if rows is not None else ["", _nothing(frame)]
@@ -366,15 +369,12 @@ def _summary(frame: Frame, *, blocks: bool) -> list[Text]:
 
         line = Text(f"{money(pace.now)} in the last minute", style="bold")
         line.append(f"   {money(pace.average(5))} a minute over 5, {money(pace.average(60))} over 60", style="")
-        line.append(f"   {pace.calls:,} calls", style="not bold")
-        if pace.unpriced_calls:
-            line.append(f"   {pace.unpriced_calls:,} of this hour without a price", style="yellow")
-        if pace.estimated:
-            line.append(f"   ~{money(pace.estimated)} of this hour estimated", style="dim")
-        lines += [
-            line,
-            Text(show.spark((*pace.minutes, pace.running), blocks=blocks, width=61) + "  the last hour", style="cyan"),
-        ]
+        line.append(f"   {pace.calls:,} call{'' if pace.calls == 1 else 's'}", style="not bold")
+        lines += [line, Text(show.spark(pace.minutes, blocks=blocks, width=60) + "  the last hour", style="cyan")]
+        apart = [f"{pace.unpriced_calls:,} without a price"] if pace.unpriced_calls else []
+        apart += [f"~{money(pace.estimated)} estimated"] if pace.estimated else []
+        if apart:
+            lines.append(Text(f"of this hour: {', '.join(apart)}", style="yellow" if pace.unpriced_calls else "dim"))
     return lines
 
 
@@ -386,6 +386,7 @@ def _nothing(frame: Frame) -> Text:
 
 def _rows(frame: Frame, lines: int | None, *, blocks: bool) -> Table | None:
     from rich.table import Table
+    from rich.text import Text
 
     from aifinops.analytics.live import together
     from aifinops.cli import show
@@ -393,7 +394,7 @@ def _rows(frame: Frame, lines: int | None, *, blocks: bool) -> Table | None:
 
     if not frame.paces or not frame.by:
         return None
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None)
     for name in frame.by:
         table.add_column(name, no_wrap=True, overflow="ellipsis")
     for name in ("last min", "5 min", "60 min", "hour", "calls"):
@@ -410,7 +411,7 @@ def _rows(frame: Frame, lines: int | None, *, blocks: bool) -> Table | None:
         names = [show.key(name) if name or place == 0 else "" for place, name in enumerate(pace.key)]
         table.add_row(
             *names, *(format_money(amount, pace.currency) for amount in amounts), f"{pace.calls:,}",
-            show.spark((*pace.minutes, pace.running), blocks=blocks, width=21),
+            Text(show.spark(pace.minutes, blocks=blocks, width=20), style="cyan"),
         )  # fmt: skip
     return table
 
@@ -418,7 +419,9 @@ def _rows(frame: Frame, lines: int | None, *, blocks: bool) -> Table | None:
 def _budgets(frame: Frame, *, blocks: bool) -> Table | None:
     from aifinops.cli.budgets import standings_table
 
-    return standings_table(frame.budgets, blocks=blocks, short=True) if frame.budgets else None
+    # What slots of the board hold is told with the GPUs.
+    shown = [one for one in frame.budgets if frame.view is None or one.node.unit != _SLOTS]
+    return standings_table(shown, blocks=blocks, short=True) if shown else None
 
 
 def _gpus(frame: Frame) -> list[Table]:
