@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from aifinops.quote import estimate, price, price_self_hosted
     from aifinops.runtime import flush, init, register_price, shutdown
     from aifinops.scope import bind
+    from aifinops.telemetry.exporting import DialectExporter
     from aifinops.track import budget, record, report, tags, track, track_cost
     from aifinops.usage import Sku, Usage
 
@@ -51,6 +52,7 @@ __all__ = [
     "Cost",
     "CostLine",
     "DecisionFailed",
+    "DialectExporter",
     "ImpossibleUsage",
     "PricingError",
     "RunStopped",
@@ -111,6 +113,7 @@ _HOMES = {
     "runtime": ("flush", "init", "register_price", "shutdown"),
     "scope": ("bind",),
     "quote": ("estimate", "price", "price_self_hosted"),
+    "telemetry.exporting": ("DialectExporter",),
     "track": ("budget", "record", "report", "tags", "track", "track_cost"),
     "usage": ("Sku", "Usage"),
 }

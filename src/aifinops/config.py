@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from decimal import Decimal
     from pathlib import Path
 
-__all__ = ["OTHER_VARIABLES", "SETTINGS", "Config", "Setting", "load", "usd_per_hour"]
+__all__ = ["DIALECTS", "OTHER_VARIABLES", "SETTINGS", "Config", "Setting", "load", "read_dialects", "usd_per_hour"]
 
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
@@ -50,6 +50,19 @@ def _text(value: object) -> str:
     return str(value)
 
 
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+_LEAST_BYTES = 4 << 20
+
+
+def _bytes(value: object) -> int:
+    text = str(value).strip().upper()
+    digits = text.rstrip("BGIKM ")
+    unit = _UNITS.get(text[len(digits) :].strip())
+    if isinstance(value, bool) or not digits.isdecimal() or unit is None or int(digits) * unit < _LEAST_BYTES:
+        raise ValueError('write bytes, 4 MiB at least: 500000000, "500 MB" or "2 GiB"')
+    return int(digits) * unit
+
+
 def _names(value: object) -> tuple[str, ...]:
     parts = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, (list, tuple, set, frozenset)) or not all(
@@ -77,6 +90,72 @@ def _choices(*allowed: str) -> Callable[[object], tuple[str, ...]]:
         return tuple(name for name in found if name != "none")
 
     return read
+
+
+DIALECTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "compat": ("otel-cost",),
+        "otel-cost": ("compat", "openlit", "langfuse"),
+        "langfuse": ("otel-cost",),
+        "openinference": (),
+        "logfire": (),
+        "mlflow": (),
+        "sentry": (),
+        "langsmith": (),
+        "latitude": (),
+        "braintrust": (),
+        "openlit": ("otel-cost",),
+        "agento11y": (),
+        "strict": (),
+    }
+)
+"""Dialect -> those that it does not go with, for the reason that `read_dialects` says. `strict` goes with none."""
+
+
+def read_dialects(value: object, where: str = "dialects") -> tuple[str, ...]:
+    """Names of dialects, `"langfuse,logfire"` or a list; `none` stands for none.
+
+    Args:
+        value: as given. where: for the message.
+
+    Raises:
+        ConfigurationError: for an unknown name, and for two that do not go together, saying what to type.
+    """
+    try:
+        found = _choices(*DIALECTS, "none")(value)
+    except ValueError as error:
+        raise ConfigurationError(f"{where} = {value!r}: {error}") from None
+    if "strict" in found and len(set(found)) > 1:
+        others = ", ".join(name for name in found if name != "strict")
+        raise ConfigurationError(
+            f"{where}: strict takes away what {others} would add; write strict alone, or without it"
+        )
+    for name in found:
+        clash = next((other for other in DIALECTS[name] if other in found), None)
+        if clash is not None:
+            raise ConfigurationError(
+                f"{where}: {name} and {clash} do not go together: gen_ai.usage.cost and gen_ai.usage.cost.amount on one span"
+                " are an object and a scalar of one name, which backends refuse or misread; leave one of them out"
+            )
+    return found
+
+
+def _dialects(value: object) -> tuple[str, ...]:
+    return read_dialects(value)
+
+
+def _metric_tags(value: object) -> tuple[str, ...]:
+    found = _names(value)
+    many = [name for name in found if name in _UNBOUNDED]
+    if many:
+        raise ValueError(
+            f"{many[0]} has as many values as there are customers or runs, which metrics cannot hold; it is on spans and in the ledger"
+        )
+    return tuple(name for name in found if name != "none")
+
+
+_UNBOUNDED = frozenset({"run", "conversation", "user", "session", "request", "trace"})
+"""Tags that are ids."""
 
 
 def _tags(value: object) -> Tags:
@@ -115,6 +194,17 @@ def usd_per_hour(value: object) -> Decimal:
     if amount is None or currency != "USD" or amount < 0:
         raise ValueError('write USD an hour, e.g. "2.49"')
     return amount
+
+
+def _minutes(value: object) -> float:
+    if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        try:
+            minutes = float(value)
+        except ValueError:
+            minutes = -1.0
+        if 0 <= minutes < float("inf"):
+            return minutes
+    raise ValueError("write minutes, e.g. 15, or 0 for never")
 
 
 def _term(value: object) -> str:
@@ -165,7 +255,10 @@ class Setting:
 
 SETTINGS = (
     Setting("enabled", "AIFINOPS_ENABLED", True, _flag, "False turns metering off; budgets in force refuse nothing then."),
-    Setting("ledger", "AIFINOPS_LEDGER", None, _text, "Path or URL of the ledger: `memory`, a file, `sqlite:///file`."),
+    Setting("ledger", "AIFINOPS_LEDGER", None, _text, "Path or URL of the ledger: `memory`, a file, `sqlite:///file`, `otlp://collector:4318`."),
+    Setting("copy_to", "AIFINOPS_COPY_TO", None, _text, "URL of a ledger elsewhere that is given a copy of every charge: `otlp://collector:4318`, or `otlp` for the endpoint of the standard variables."),
+    Setting("spool", "AIFINOPS_SPOOL", None, _text, "Folder of charges on their way to a ledger elsewhere; default: `spool` in the user's data directory."),
+    Setting("spool_bytes", "AIFINOPS_SPOOL_BYTES", None, _bytes, "The most that they may take there, such as `2 GiB`; what does not fit is dropped and counted. Default: 1 GiB."),
     Setting("store", "AIFINOPS_STORE", None, _text, "Where balances of named budgets live: `memory`, a file, `sqlite:///file`, or the URL of a Valkey, Redis or PostgreSQL server; default: `budgets.db` beside the ledger."),
     Setting("approval_key", "AIFINOPS_APPROVAL_KEY", None, _text, "File of the key that signs approvals, made with mode 0600 when there is none; default: `approvals.key` beside the ledger."),
     Setting("prices", "AIFINOPS_PRICES", (), _names, "Price lists and contracts of your own (TOML, JSON or YAML), asked before the bundled one."),
@@ -176,8 +269,10 @@ SETTINGS = (
     Setting("alerts", "AIFINOPS_ALERTS", (), _alerts, "Who is told about budgets: addresses of webhooks, `mailto:` addresses; in `init()` also callables."),
     Setting("smtp", "AIFINOPS_SMTP", None, _text, "The server that sends mail: `smtp://user:password@host:587?from=address`, or `smtps://`."),
     Setting("spans", "AIFINOPS_SPANS", "auto", _choice("auto", "emit", "enrich", "off"), "Who makes the span of a call: we, or another instrumentation (`enrich`); `auto` looks, `off` keeps ledger and metrics."),
-    Setting("dialects", "AIFINOPS_DIALECTS", ("compat",), _choices("compat", "none"), "Extra attribute names for backends; `compat` adds `gen_ai.usage.cost`."),
-    Setting("metric_tags", "AIFINOPS_METRIC_TAGS", ("team", "project", "feature"), _names, "Tags that become metric attributes; keep them few."),
+    Setting("dialects", "AIFINOPS_DIALECTS", ("compat",), _dialects, "Attribute and metric names of backends, beside ours: `compat`, `langfuse`, `openinference` ...; `none` for none. See [Telemetry](telemetry.md#dialects)."),
+    Setting("semconv", "AIFINOPS_SEMCONV", "compat", _choice("compat", "latest"), "Which conventions: `compat` is 1.41.1, `latest` those of semantic-conventions-genai; `OTEL_SEMCONV_STABILITY_OPT_IN=gen_ai_latest_experimental` says `latest`, too."),
+    Setting("baggage", "AIFINOPS_BAGGAGE", False, _flag, "Whether tags are taken from OpenTelemetry baggage that callers of this program sent."),
+    Setting("metric_tags", "AIFINOPS_METRIC_TAGS", ("team", "project", "feature"), _metric_tags, "Tags that become metric attributes; keep them few, and no ids. `none` for none."),
     Setting("otlp", "", None, _text, "OTLP endpoint; without it the standard `OTEL_EXPORTER_OTLP_*` variables decide."),
     Setting("threads", "AIFINOPS_THREADS", True, _flag, "Carry tags and budgets into `ThreadPoolExecutor` threads once `instrument()` was called."),
     Setting("egress", "AIFINOPS_EGRESS", False, _flag, "Whether bytes that storage sends are egress to the internet; false: this program is in the same region."),
@@ -186,6 +281,7 @@ SETTINGS = (
     Setting("stream_usage", "AIFINOPS_STREAM_USAGE", "known", _stream_usage, "Ask for the usage of streams whose caller did not, and hide the answer to that from him: at hosts `known` to take the question (or true), `always`, or `never` (or false)."),
     Setting("gpu_usd_per_hour", "AIFINOPS_GPU_USD_PER_HOUR", None, usd_per_hour, "What an hour of one GPU costs, in USD, whatever the price lists say."),
     Setting("gpu_term", "AIFINOPS_GPU_TERM", None, _term, "On what terms machines are held: `on_demand`, `spot`, `reserved`, `capacity_block` or `owned`; default: what the machine says."),
+    Setting("gpu_idle_minutes", "AIFINOPS_GPU_IDLE_MINUTES", 15.0, _minutes, "After how many minutes a run says that devices which it holds do nothing; 0 for never."),
     Setting("gpu_metadata", "AIFINOPS_GPU_METADATA", False, _flag, "Whether the metadata service of the cloud is asked for the instance type, region and terms, for 0.2 s at most."),
     Setting("gpu_owned", "", None, _table_of('gpu_owned = { capex = "320000", gpus = 8, years = 3 }'), "Hardware of your own, written off: `capex`, `gpus`, `years`, `residual`, `upkeep_per_year`, `kw`, `pue`, `usd_per_kwh`."),
     Setting("gpu_quotas", "AIFINOPS_GPU_QUOTAS", None, _text, "File of the quotas of teams (TOML); see [GPU quotas](../how-to/gpu-quotas.md)."),
@@ -208,6 +304,7 @@ OTHER_VARIABLES = (
 """Variables that are no settings: switches of `aifinops run` and of tests, and where a file or test material is."""
 
 _FILES = ("aifinops.toml", "pyproject.toml")
+_OPT_IN = "OTEL_SEMCONV_STABILITY_OPT_IN"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -216,6 +313,9 @@ class Config:
 
     enabled: bool = True
     ledger: str | None = None
+    copy_to: str | None = None
+    spool: str | None = None
+    spool_bytes: int | None = None
     store: str | None = None
     approval_key: str | None = None
     prices: tuple[str, ...] = ()
@@ -227,6 +327,8 @@ class Config:
     smtp: str | None = None
     spans: str = "auto"
     dialects: tuple[str, ...] = ("compat",)
+    semconv: str = "compat"
+    baggage: bool = False
     metric_tags: tuple[str, ...] = ("team", "project", "feature")
     otlp: str | None = None
     threads: bool = True
@@ -236,6 +338,7 @@ class Config:
     stream_usage: str = "known"
     gpu_usd_per_hour: Decimal | None = None
     gpu_term: str | None = None
+    gpu_idle_minutes: float = 15.0
     gpu_metadata: bool = False
     gpu_owned: Mapping[str, Any] | None = None
     gpu_quotas: str | None = None
@@ -262,6 +365,12 @@ def load(
         for name, (value, where) in found.items():
             values[name] = _read(_BY_NAME[name], value, where)
             origin[name] = place
+    if "semconv" not in values and "gen_ai_latest_experimental" in environ.get(_OPT_IN, "").replace(" ", "").split(","):
+        values["semconv"], origin["semconv"] = "latest", _OPT_IN
+    if "agento11y" in values.get("dialects", ()) and values.get("semconv") == "latest":
+        raise ConfigurationError(
+            "dialects: agento11y adds to gen_ai.client.token.usage, which semconv=latest does not have; leave one of them out"
+        )
     run = environ.get("AIFINOPS_RUN")
     if run:
         values["tags"] = merge(make_tags({"run": run}), values.get("tags", EMPTY))

@@ -7,10 +7,12 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
+from typing import Protocol
 
 from aifinops.errors import ConfigurationError, StoreError
 
@@ -28,6 +30,8 @@ class Kind:
         what: for messages, such as `ledger`. first: what makes the first one, for the message that there is none.
         application: number in `PRAGMA application_id`, by which our files are told from other programs' and from one another.
         schema: version of the tables, kept in `PRAGMA user_version`. tables: statements that make them.
+        migrations: older version -> statements that make the next one of it.
+        prepare: called with each new connection for writing, before its tables are made.
         sqlite: the oldest version that knows the statements; https://www.sqlite.org/changes.html.
         elsewhere: how to name another file. memory: how to do without one.
     """
@@ -40,6 +44,8 @@ class Kind:
     sqlite: tuple[int, ...]
     elsewhere: str
     memory: str
+    migrations: Mapping[int, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    prepare: Callable[[sqlite3.Connection], object] = bool
 
 
 class Database:
@@ -208,6 +214,7 @@ class Database:
     def _set_up(self) -> sqlite3.Connection:
         connection = self._connect("rw")
         try:
+            self.kind.prepare(connection)
             self._claim(connection)
             _use_wal(connection)
             connection.execute("PRAGMA synchronous = NORMAL")
@@ -217,24 +224,33 @@ class Database:
         return connection
 
     def _claim(self, connection: sqlite3.Connection) -> None:
-        """Make the tables in an empty file; refuse a file that is not ours. BEGIN also proves that we may write."""
+        """Make the tables in an empty file, bring older ones up to date; refuse a file that is not ours.
+
+        BEGIN also proves that we may write.
+        """
         connection.execute("BEGIN")  # one view of the file: another process may be making it at this moment
         self._check_owner(connection)
         connection.execute("COMMIT")
         connection.execute("BEGIN IMMEDIATE")
-        if not self._check_owner(connection):
-            marks = (f"application_id = {self.kind.application}", f"user_version = {self.kind.schema}")
-            for statement in (*self.kind.tables, *(f"PRAGMA {mark}" for mark in marks)):
-                connection.execute(statement)
+        for statement in self._statements(self._check_owner(connection)):
+            connection.execute(statement)
         connection.execute("COMMIT")
 
-    def _check_owner(self, connection: sqlite3.Connection) -> bool:
-        """True for a file of ours, False for an empty one."""
+    def _statements(self, schema: int) -> list[str]:
+        """What makes this version's tables of those of another, 0 for none. All in one transaction: whole or not at all."""
+        if schema == self.kind.schema:
+            return []
+        steps = [self.kind.migrations[one] for one in range(schema, self.kind.schema)] if schema else [self.kind.tables]
+        marks = (f"application_id = {self.kind.application}", f"user_version = {self.kind.schema}")
+        return [*(statement for step in steps for statement in step), *(f"PRAGMA {mark}" for mark in marks)]
+
+    def _check_owner(self, connection: sqlite3.Connection) -> int:
+        """The schema of a file of ours, 0 for an empty one."""
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         (schema,) = connection.execute("PRAGMA user_version").fetchone()
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if not tables and not application:
-            return False
+            return 0
         if application != self.kind.application:
             raise self._elsewhere("is a database of another program")
         if schema > self.kind.schema:
@@ -242,7 +258,7 @@ class Database:
                 f"was written by a newer aifinops (schema {schema}; this one knows up to {self.kind.schema}): "
                 "pip install --upgrade aifinops"
             )
-        return True
+        return int(schema)
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
@@ -255,6 +271,22 @@ def _use_wal(connection: sqlite3.Connection) -> None:
             if attempt == 99:
                 raise
             time.sleep(BUSY_S / 100)
+
+
+class Held(Protocol):
+    """What a fork must not find in the middle of something."""
+
+    def stop(self) -> None:
+        """Nobody is in here any more, until `go_on`."""
+        ...
+
+    def go_on(self) -> None:
+        """After `stop`."""
+        ...
+
+    def reset_after_fork(self) -> None:
+        """In the child: begin afresh."""
+        ...
 
 
 class _Forks:
@@ -270,12 +302,12 @@ class _Forks:
         self._lock = threading.RLock()
         self.opening = threading.RLock()
         """Held while a file is opened: one that is new is not known here yet. Whoever holds it takes no other lock of a file."""
-        self._open: weakref.WeakSet[Database] = weakref.WeakSet()
-        self._stopped: list[Database] = []
+        self._open: weakref.WeakSet[Held] = weakref.WeakSet()
+        self._stopped: list[Held] = []
         self._abandoned: list[sqlite3.Connection] = []
         self._registered = False
 
-    def watch(self, database: Database) -> None:
+    def watch(self, database: Held) -> None:
         """Close it before every fork."""
         with self._lock:
             self._open.add(database)

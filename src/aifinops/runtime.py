@@ -17,6 +17,7 @@ from aifinops import _version, config
 from aifinops.clock import Clock, SystemClock
 from aifinops.errors import ConfigurationError, swallow
 from aifinops.tags import EMPTY, Tags, matches, merge
+from aifinops.telemetry import names
 from aifinops.telemetry.content import wanted
 from aifinops.telemetry.setup import Export, set_up
 
@@ -26,13 +27,14 @@ if TYPE_CHECKING:
     from aifinops.budgets.budget import ActiveBudget
     from aifinops.budgets.guard import Guard
     from aifinops.budgets.stores.base import Store
+    from aifinops.charges import Charge
     from aifinops.ledger.base import Ledger
     from aifinops.ledger.writer import Writer
     from aifinops.pricing.book import PriceBook
     from aifinops.pricing.learned import Learned
     from aifinops.pricing.lists import PriceList
     from aifinops.scope import Scope
-    from aifinops.telemetry.metrics import Metrics
+    from aifinops.telemetry.metrics import BudgetState, Metrics
     from aifinops.telemetry.spans import Spans
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "get",
     "init",
     "on_flush",
+    "open_ledger",
     "register_price",
     "reset",
     "shared_store",
@@ -63,6 +66,7 @@ class Runtime:
 
     Attributes:
         config: the settings in force. clock: where time comes from. book: the price lists. policies: standing budgets with their `match`.
+        compat, latest: whether `gen_ai.usage.cost` is put on spans, and whether the newest conventions are followed. schema_url: of those.
         spans: span maker, or None when spans are off. host: from which `Call.host` on a call is a guest under a foreign span.
         metrics: metric sums. export: the OTLP providers that we made.
         capture: True when what is said goes onto spans. learned: what calls of a kind have used.
@@ -79,6 +83,8 @@ class Runtime:
         self.config = settings
         self.clock: Clock = clock or SystemClock()
         self.compat = "compat" in settings.dialects
+        self.latest = settings.semconv == "latest"
+        self.schema_url = names.SCHEMA_URL_LATEST if self.latest else names.SCHEMA_URL
         self.capture = wanted()
         self.host = _HOST[settings.spans]
         self.export = Export()
@@ -119,8 +125,18 @@ class Runtime:
 
         self.policies = tuple(_policy(entry) for entry in self.config.budgets)
         mode = self.config.spans
-        self.spans = None if mode == "off" else Spans(_version.__version__, alone=mode == "emit")
-        self.metrics = Metrics(_version.__version__, self.config.metric_tags, self._dropped)
+        self.spans = (
+            None if mode == "off" else Spans(_version.__version__, alone=mode == "emit", schema_url=self.schema_url)
+        )
+        self.metrics = Metrics(
+            _version.__version__,
+            self.config.metric_tags,
+            self._dropped,
+            dialects=self.config.dialects,
+            latest=self.latest,
+            budgets=self._budget_states,
+            decisions=self._decisions,
+        )
         self.metrics.full = mode in {"auto", "emit"}
         self.learned = Learned()
         told = sinks(self.config.alerts, self.config.smtp)
@@ -211,10 +227,9 @@ class Runtime:
         if self._writer is None:
             with self._lock:
                 if self._writer is None:
-                    from aifinops.ledger import open_ledger
                     from aifinops.ledger.writer import Writer
 
-                    self._writer = Writer(open_ledger(self.config.ledger))
+                    self._writer = Writer(open_ledger(self.config))
         return self._writer
 
     @property
@@ -223,7 +238,11 @@ class Runtime:
         return self.writer.ledger
 
     def tags(self, scope: Scope) -> Tags:
-        """Process-wide tags with those of the scope over them."""
+        """Process-wide tags, over them those that callers sent (where that is asked for), over all those of the scope."""
+        if self.config.baggage:
+            from aifinops.telemetry import baggage
+
+            return merge(merge(self.config.tags, baggage.read()), scope.tags)
         return merge(self.config.tags, scope.tags)
 
     def budgets(self, scope: Scope, tags: Tags) -> tuple[ActiveBudget, ...]:
@@ -236,7 +255,7 @@ class Runtime:
 
     def flush(self, timeout_s: float) -> bool:
         """Write what waits and push out telemetry; True when nothing is left behind."""
-        written = self._writer is None or self._writer.flush()
+        written = self._writer is None or self._writer.flush(timeout_s)
         began = self.clock.monotonic_ns()
         told = "guard" not in self.__dict__ or self.guard.flush()
         sent = self.export.flush(timeout_s)
@@ -267,6 +286,22 @@ class Runtime:
         if self._writer is not None:
             self._writer.reset_after_fork()
 
+    def _budget_states(self, most: int) -> list[BudgetState]:
+        """How budgets with a name stand, for the gauges; a standing one also where nothing was asked of it yet."""
+        if "guard" not in self.__dict__:
+            return []
+        from aifinops.budgets.figures import states
+        from aifinops.telemetry.metrics import BudgetState
+
+        return [BudgetState(*figures) for figures in states(self.guard, self.policies, most)]
+
+    def _decisions(self) -> dict[tuple[str, str], int]:
+        if "guard" not in self.__dict__:
+            return {}
+        from aifinops.budgets.figures import by_name
+
+        return by_name(self.guard.witness.decisions())
+
     def _dropped(self) -> int:
         return 0 if self._writer is None else self._writer.dropped
 
@@ -281,6 +316,30 @@ def _policy(entry: Any) -> ActiveBudget:
     if budget.name is None:
         raise ConfigurationError(f'budget {dict(entry)!r} has no name; a standing budget needs one (name = "search")')
     return ActiveBudget(budget)
+
+
+def open_ledger(settings: config.Config, *, create: bool = True) -> Ledger:
+    """The ledger of these settings, with what its log records say besides a charge, and with its copies.
+
+    Args:
+        settings: where it is. create: False refuses a file that is not there.
+
+    Raises:
+        ConfigurationError: naming the path and what to type, when it cannot be opened.
+    """
+    from aifinops import ledger
+
+    latest, compat = settings.semconv == "latest", "compat" in settings.dialects
+
+    def beside(charge: Charge) -> Mapping[str, Any]:
+        return inference(charge, {}, compat=compat, latest=latest)
+
+    from aifinops.telemetry.attributes import inference
+
+    journey = ledger.Journey(
+        settings.spool, settings.spool_bytes, beside, names.SCHEMA_URL_LATEST if latest else names.SCHEMA_URL
+    )
+    return ledger.open_ledger(settings.ledger, create=create, journey=journey, copy_to=settings.copy_to)
 
 
 def shared_store(settings: config.Config) -> str:
@@ -315,7 +374,7 @@ def _event(alert: Alert) -> None:
     """An alert as an event of telemetry."""
     from aifinops.telemetry import events
 
-    events.alert(alert.fields(), alert.text)
+    events.alert(alert.fields(), alert.text, get().schema_url)
 
 
 def _price_files(paths: tuple[str, ...]) -> list[PriceList]:
@@ -353,6 +412,9 @@ def get() -> Runtime:
 def init(
     *,
     ledger: str | os.PathLike[str] | None = None,
+    copy_to: str | None = None,
+    spool: str | os.PathLike[str] | None = None,
+    spool_bytes: int | str | None = None,
     store: str | os.PathLike[str] | None = None,
     approval_key: str | os.PathLike[str] | None = None,
     prices: Any = None,
@@ -365,6 +427,8 @@ def init(
     otlp: str | None = None,
     spans: str | None = None,
     dialects: Any = None,
+    semconv: str | None = None,
+    baggage: bool | None = None,
     metric_tags: Any = None,
     threads: bool | None = None,
     stream_usage: bool | str | None = None,
@@ -372,6 +436,7 @@ def init(
     egress: bool | None = None,
     gpu_usd_per_hour: Any = None,
     gpu_term: str | None = None,
+    gpu_idle_minutes: float | None = None,
     gpu_metadata: bool | None = None,
     gpu_owned: Mapping[str, Any] | None = None,
     gpu_quotas: str | os.PathLike[str] | None = None,
@@ -383,7 +448,9 @@ def init(
     """Set up this process. Optional: without it the environment and the configuration file decide.
 
     Args:
-        ledger: `"memory"`, a file, or `sqlite:///file`; default: `ledger.db` in the user's data directory.
+        ledger: `"memory"`, a file, `sqlite:///file`, or `otlp://collector:4318`; default: `ledger.db` in the user's data directory.
+        copy_to: a ledger elsewhere that is given a copy of every charge, `otlp://collector:4318`.
+        spool: folder of charges on their way to a ledger elsewhere. spool_bytes: the most that they may take there, such as `"2 GiB"`.
         store: where balances of named budgets live: `"memory"`, a file, `sqlite:///file`, or the URL of a Valkey, Redis or PostgreSQL
             server; default: `budgets.db` beside the ledger.
         approval_key: file of the key that signs approvals, made when there is none; default: `approvals.key` beside the ledger.
@@ -392,16 +459,19 @@ def init(
         model_map: which models your own names are, e.g. `{"my-deployment": "gpt-4o"}`.
         tags: tags of everything in this process, e.g. `{"team": "search"}`.
         budgets: standing budgets, each a mapping with the arguments of `budget()` and a `name`; `match` selects by tags.
-        alerts: who is told about soft limits, overruns, forfeits and forecasts: addresses of webhooks, `mailto:` addresses, callables that are
+        alerts: who is told about soft limits, overruns, forfeits, forecasts and idle GPUs: addresses of webhooks, `mailto:` addresses, callables that are
             given an `Alert`. smtp: the server that sends mail, `smtp://user:password@host:587?from=address`.
         otlp: OTLP endpoint; without it `OTEL_EXPORTER_OTLP_*` decides, and without those nothing is exported.
-        spans: `"auto"`, `"emit"`, `"enrich"` or `"off"`. dialects: extra attribute names, default `("compat",)`.
+        spans: `"auto"`, `"emit"`, `"enrich"` or `"off"`. dialects: attribute and metric names of backends beside ours, default `("compat",)`.
+        semconv: `"compat"` for the semantic conventions 1.41.1, `"latest"` for those of semantic-conventions-genai.
+        baggage: True takes tags from baggage that callers of this program sent.
         metric_tags: tags that become metric attributes. threads: carry scopes into `ThreadPoolExecutor` threads.
         stream_usage: whether streams are asked for their usage where the caller did not, unseen by him: at hosts that are known to take
             the question (default), `"always"`, or False for never.
         enabled: False turns metering off. clock: for tests.
         egress: True counts the bytes that storage sends as egress to the internet.
         gpu_usd_per_hour: what an hour of one GPU costs, whatever the price lists say. gpu_term: `"spot"`, `"reserved"`, `"owned"` ...
+        gpu_idle_minutes: after how many minutes a run says that devices which it holds do nothing, default 15; 0 for never.
         gpu_metadata: whether the metadata service of the cloud may be asked where this is. gpu_owned: hardware of your own, written off.
         gpu_quotas: file of the quotas of teams.
         instrument, summary: for programs that run without a line of code, so they are customary in the environment or the file.
@@ -414,9 +484,9 @@ def init(
         ConfigurationError: naming the value, the place and what to type; nothing is applied then.
     """
     arguments = {
-        "ledger": ledger, "store": store, "approval_key": approval_key, "prices": prices, "price_folder": price_folder, "model_map": model_map, "tags": tags, "budgets": budgets, "alerts": alerts, "smtp": smtp, "otlp": otlp, "spans": spans,
-        "dialects": dialects, "metric_tags": metric_tags, "threads": threads, "stream_usage": stream_usage, "enabled": enabled, "egress": egress,
-        "gpu_usd_per_hour": gpu_usd_per_hour, "gpu_term": gpu_term, "gpu_metadata": gpu_metadata, "gpu_owned": gpu_owned, "gpu_quotas": gpu_quotas,
+        "ledger": ledger, "copy_to": copy_to, "spool": spool, "spool_bytes": spool_bytes, "store": store, "approval_key": approval_key, "prices": prices, "price_folder": price_folder, "model_map": model_map, "tags": tags, "budgets": budgets, "alerts": alerts, "smtp": smtp, "otlp": otlp, "spans": spans,
+        "dialects": dialects, "semconv": semconv, "baggage": baggage, "metric_tags": metric_tags, "threads": threads, "stream_usage": stream_usage, "enabled": enabled, "egress": egress,
+        "gpu_usd_per_hour": gpu_usd_per_hour, "gpu_term": gpu_term, "gpu_idle_minutes": gpu_idle_minutes, "gpu_metadata": gpu_metadata, "gpu_owned": gpu_owned, "gpu_quotas": gpu_quotas,
         "instrument": instrument, "summary": summary, **unknown,
     }  # fmt: skip
     return _install(arguments, clock, only_if_missing=False)
@@ -429,7 +499,7 @@ def _install(arguments: dict[str, Any], clock: Clock | None, *, only_if_missing:
         runtime = Runtime(config.load(arguments), clock)
         if not only_if_missing:
             _ = runtime.writer  # an unreadable ledger is an error now, not in the first call
-        runtime.export = set_up(runtime.config.otlp)
+        runtime.export = set_up(runtime.config.otlp, dialects=runtime.config.dialects)
         old, _state.runtime = _state.runtime, runtime
         if not _state.registered:
             _state.registered = True

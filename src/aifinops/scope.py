@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NOTHING",
+    "BudgetListener",
     "Run",
     "Scope",
     "Tracker",
     "begin_run",
     "bind",
+    "budget_listeners",
     "current",
     "end_run",
     "enter",
@@ -75,6 +77,21 @@ class Run:
         self.before = before
         self.over = False
 
+
+class BudgetListener(Protocol):
+    """Whoever has to know when a block with a budget is entered or left: what pays for time, and was begun before."""
+
+    def budget_entered(self, active: ActiveBudget) -> None:
+        """Called once it is in force, in its thread or task; it must not raise."""
+        ...
+
+    def budget_left(self, active: ActiveBudget) -> None:
+        """Called when it is in force no longer, in its thread or task; it must not raise."""
+        ...
+
+
+budget_listeners: list[BudgetListener] = []
+"""Told by blocks with a budget; nobody is removed."""
 
 NOTHING = Scope()
 """The scope outside every block."""

@@ -22,7 +22,7 @@ from aifinops.errors import BudgetExceeded, ConfigurationError, swallow
 from aifinops.meters import define
 from aifinops.reading import Reading
 from aifinops.tags import EMPTY, Tags, make_tags
-from aifinops.telemetry import names
+from aifinops.telemetry import baggage, names
 from aifinops.usage import Moment, Quantities, input_total, moment, output_total, quantities
 
 if TYPE_CHECKING:
@@ -109,14 +109,18 @@ class Track(_Block):
         name: of the block and of its span. charges: every charge made inside, one a physical call, in order.
     """
 
-    def __init__(self, name: str, tags: Tags = EMPTY, resources: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, name: str, tags: Tags = EMPTY, resources: Mapping[str, Any] | None = None, *, propagate: bool = False
+    ) -> None:
         self.name = name
         self.charges: list[Charge] = []
         self._tags = tags
         self._resources = resources or {}
+        self._sent = baggage.sendable(tags) if propagate else {}
+        self._propagate = propagate
 
     def _fresh(self) -> Track:
-        return Track(self.name, self._tags, self._resources)
+        return Track(self.name, self._tags, self._resources, propagate=self._propagate)
 
     @property
     def cost(self) -> Cost:
@@ -162,13 +166,15 @@ class Track(_Block):
     def _push(self, state: Any) -> Any:
         span, windows = state
         attached = [(window, window.attach()) for window in windows if window is not None]
-        return scope.enter(tags=self._tags, tracker=self, span=span), metering.attach_span(span), attached
+        sent = baggage.attach(self._sent)
+        return scope.enter(tags=self._tags, tracker=self, span=span), metering.attach_span(span), attached, sent
 
     def _pop(self, pushed: Any) -> None:
-        token, attached, windows = pushed
+        token, attached, windows, sent = pushed
         for window, mine in reversed(windows):
             window.detach(mine)
         metering.detach_span(attached)
+        baggage.detach(sent)
         scope.leave(token)
 
     def _close(self, state: Any, error: BaseException | None) -> None:
@@ -219,14 +225,20 @@ def _close_resource(window: Any, error: BaseException | None) -> None:
 class TagBlock(_Block):
     """`with tags(customer="acme")`: attribution only."""
 
-    def __init__(self, values: Tags) -> None:
+    def __init__(self, values: Tags, *, propagate: bool = False) -> None:
         self._tags = values
+        self._sent = baggage.sendable(values) if propagate else {}
 
     def _fresh(self) -> TagBlock:
         return self
 
     def _push(self, state: Any) -> Any:
-        return scope.enter(tags=self._tags)
+        return scope.enter(tags=self._tags), baggage.attach(self._sent)
+
+    def _pop(self, pushed: Any) -> None:
+        token, sent = pushed
+        baggage.detach(sent)
+        scope.leave(token)
 
 
 class BudgetBlock(_Block):
@@ -247,7 +259,15 @@ class BudgetBlock(_Block):
         runtime.get().guard.prepare(self._active)  # wrong settings show here, at set-up, not inside a call
 
     def _push(self, state: Any) -> Any:
-        return scope.enter(budget=self._active)
+        token = scope.enter(budget=self._active)
+        for listener in scope.budget_listeners:
+            listener.budget_entered(self._active)
+        return token
+
+    def _pop(self, pushed: Any) -> None:
+        scope.leave(pushed)
+        for listener in scope.budget_listeners:
+            listener.budget_left(self._active)
 
     @property
     def limit(self) -> Any:
@@ -585,22 +605,33 @@ def _name(target: Any) -> str:
     return str(getattr(inner, "__qualname__", type(inner).__qualname__)).replace("<locals>.", "")
 
 
-def track(name: str, **tags: object) -> Track:
+def track(name: str, *, propagate: bool = False, **tags: object) -> Track:
     """`with track("ingest", team="search") as t:`; `t.cost`, `t.usage`, `t.charges`, `t.record(...)`.
 
+    Args:
+        name: of the block and its span. tags: whose cost it is.
+        propagate: as in `tags()`.
+
     Raises:
         ConfigurationError: for a tag that is not valid.
     """
-    return Track(name, make_tags(tags))
+    return Track(name, make_tags(tags), propagate=propagate)
 
 
-def tags(**values: object) -> TagBlock:
+def tags(*, propagate: bool = False, **values: object) -> TagBlock:
     """`with tags(customer="acme"):` or `@tags(...)`: attribution without a block of its own.
 
+    Args:
+        propagate: True puts `team`, `project`, `feature`, `customer`, `run` and `budget` into OpenTelemetry's baggage as well, which goes out
+            with every request of an instrumented HTTP client in this block, also to the provider of the model. A service that is called
+            takes them where it has `baggage=True`. Other tags stay here.
+        values: the tags.
+
     Raises:
-        ConfigurationError: for a tag that is not valid.
+        ConfigurationError: for a tag that is not valid, and with `propagate` for a value that may not be sent: more than 64 characters, no
+            ASCII, blanks, or an `@`.
     """
-    return TagBlock(make_tags(values))
+    return TagBlock(make_tags(values), propagate=propagate)
 
 
 def budget(

@@ -17,6 +17,8 @@ import pytest
 import aifinops
 from aifinops.config import OTHER_VARIABLES, SETTINGS
 from aifinops.telemetry import names
+from aifinops.telemetry.dialects import DIALECTS
+from aifinops.telemetry.tables import ATTRIBUTES, METRICS
 from aifinops.testing import FakeProvider
 
 ROOT = Path(__file__).parents[2]
@@ -83,18 +85,49 @@ def test_every_public_name_is_in_the_reference() -> None:
     assert told >= set(aifinops.__all__) - {"__version__"}
 
 
+def test_the_tables_of_the_telemetry_are_as_the_names_are() -> None:
+    """The page is as `tools/telemetry_tables.py` makes it, with every table that there is."""
+    spec = importlib.util.spec_from_file_location("telemetry_tables", ROOT / "tools" / "telemetry_tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    text = tool.PAGE.read_text(encoding="utf-8")
+    assert text == tool.drawn(text), "run: python tools/telemetry_tables.py"
+    assert set(re.findall(r"<!-- table: ([\w ]+) -->", text)) == set(tool.TABLES)
+
+
 def test_every_name_of_the_telemetry_is_in_the_reference() -> None:
     """Attributes and metrics are told about, and none is told about that does not exist."""
     text = (DOCS / "reference" / "telemetry.md").read_text(encoding="utf-8")
-    told = set(re.findall(r"`((?:aifinops|gen_ai|openai|server|error)\.[\w.*]+)`", text))
+    told = set(re.findall(r"`((?:aifinops|gen_ai|openai|server|error|azure|hw)\.[\w.*]+)`", text))
     constants = {
         value for key, value in vars(names).items() if key.isupper() and isinstance(value, str) and "/" not in value
     }
     emitted = {value + "*" if value.endswith(".") else value for value in constants - {names.SCOPE, names.COST_PREFIX}}
     emitted |= set(names.TAGS.values())
-    parts = {names.COST_PREFIX + part for part in ("input", "output", "cache_read", "cache_write", "tools")}
+    parts = {names.COST_PREFIX + part for part in ("input", "output", "cache_read", "cache_write", "tools", "other")}
+    theirs = {
+        name for row in DIALECTS.values() for name in (*row.adds, *row.drops, *(one.name for one in row.histograms))
+    }
     assert emitted <= told, f"not told about: {sorted(emitted - told)}"
-    assert told <= emitted | parts, f"told about, but not there: {sorted(told - emitted - parts)}"
+    assert told <= emitted | parts | theirs | {"aifinops.*", "hw.*"}, (
+        f"told about, but not there: {sorted(told - emitted - parts - theirs)}"
+    )
+
+
+def test_every_metric_and_attribute_has_a_row() -> None:
+    """No constant of a name is without its type, unit and meaning."""
+    rows = {name for row in ATTRIBUTES for name in row.names} | {row.name for row in METRICS}
+    events = {names.EVENT_BUDGET_EXCEEDED, names.EVENT_COST_RECORDED, names.BUDGET_ALERT, names.GPU_IDLE}
+    for key, value in vars(names).items():
+        if (
+            key.isupper()
+            and isinstance(value, str)
+            and "/" not in value
+            and value not in events | {names.SCOPE, names.COST_PREFIX}
+        ):
+            assert value in rows or f"{value}*" in rows, key
 
 
 def test_the_example_of_a_configuration_file_is_a_valid_one(tmp_path: Path) -> None:

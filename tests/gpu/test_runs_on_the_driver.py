@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import types
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from nvml_scene import GIB, LOST, UNSUPPORTED, FakeNvml
@@ -13,6 +15,7 @@ from aifinops import gpu, runtime
 from aifinops.budgets.stores.memory import MemoryStore
 from aifinops.gpu import devices, sampler
 from aifinops.gpu.quota import read_table
+from aifinops.gpu.usage import span_values
 
 LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_JOB_ID", "TORCHELASTIC_RUN_ID", "JOB_UUID")
 
@@ -158,6 +161,7 @@ def test_steps_are_timed_on_the_device_where_it_says_nothing_itself(
     # Events begin once CUDA is seen to be in use: at the first look, after the first step.
     assert first.busy_s == pytest.approx(19 * 0.8)
     assert first.device_stall_s == pytest.approx(18 * 0.2)
+    assert span_values(first, 1)["aifinops.gpu.device_stall_s"] == first.device_stall_s
     assert found.busy_s == pytest.approx(39 * 0.8)
     assert found.device_stall_s == pytest.approx(37 * 0.2)
     assert found.idle_cost is None  # an upper bound of busy is a lower bound of idle
@@ -267,3 +271,104 @@ def test_a_machine_without_a_driver_meters_nothing_and_says_nothing(machine: Fak
     assert (used.allocated_s, used.steps, used.models) == (0, 1, {})
     assert used.usd_per_hour is None
     assert list(runtime.get().ledger.rows()) == []
+
+
+def minutes(machine: FakeNvml, run: gpu.Run, count: int) -> None:
+    for _ in range(count):
+        machine.advance(60)
+        run.step()
+
+
+def told_of_idle(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if "did nothing" in record.getMessage()]
+
+
+def test_a_device_that_does_nothing_is_told_once_with_what_an_hour_of_it_costs(
+    machine: FakeNvml, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One of two works: after a quarter of an hour the other one is named, to the log and to whoever wants alerts, and never again."""
+    told: list[Any] = []
+    runtime.init(ledger="memory", clock=machine, alerts=[told.append])
+    with caplog.at_level(logging.WARNING, "aifinops.gpu"), gpu.track("finetune", price="3.60") as run:
+        machine.from_now(0, 1.0)
+        minutes(machine, run, 14)
+        assert told_of_idle(caplog) == []
+        minutes(machine, run, 30)
+    (text,) = told_of_idle(caplog)
+    idle = "GPU-a1010101-0000-4000-8000-000000000001"
+    assert text == f"aifinops: Run 'finetune' holds 1 device that did nothing for 15 minutes, at $3.60 an hour: {idle}."
+    (alert,) = told
+    assert (alert.kind, alert.amount, alert.devices, alert.run) == ("idle", Decimal("3.60"), (idle,), "finetune")
+    assert alert.fields() == {
+        "kind": "idle", "unit": "USD", "amount": "3.6", "seconds": 900, "run": "finetune", "devices": [idle],
+    }  # fmt: skip
+    assert alert.subject == "idle devices of run finetune"
+
+
+def test_work_in_between_begins_the_quarter_of_an_hour_anew(
+    machine: FakeNvml, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ten idle minutes, one of work, fourteen idle ones: nothing is said before the fifteenth."""
+    machine.machine(1)
+    with caplog.at_level(logging.WARNING, "aifinops.gpu"), gpu.track(price="3.60") as run:
+        minutes(machine, run, 10)
+        machine.from_now(0, 0.5)
+        minutes(machine, run, 1)
+        machine.from_now(0, 0.0)
+        minutes(machine, run, 14)
+        assert told_of_idle(caplog) == []
+        minutes(machine, run, 1)
+        assert len(told_of_idle(caplog)) == 1
+
+
+def test_what_is_unknown_is_not_idle(machine: FakeNvml, caplog: pytest.LogCaptureFixture) -> None:
+    """A driver that does not say how busy its device is raises no alarm, however long it is held."""
+    machine.machine(1)
+    machine.device(0, "GPU-a0000000-0000-4000-8000-000000000000", "NVIDIA A100-SXM4-80GB", 80 * GIB, 0, 1)
+    for call in ("nvmlDeviceGetSamples", "nvmlDeviceGetUtilizationRates"):
+        machine.error(0, call, UNSUPPORTED)
+    with caplog.at_level(logging.WARNING, "aifinops.gpu"), gpu.track(price="3.60") as run:
+        minutes(machine, run, 60)
+        assert run.usage().busy_s is None
+    assert told_of_idle(caplog) == []
+
+
+@pytest.mark.parametrize(("setting", "argument", "first"), [(5, None, 5), (5, 2, 2), (0, None, None), (5, 0, None)])
+def test_how_long_is_a_setting_and_an_argument(
+    setting: float, argument: float | None, first: int | None, machine: FakeNvml, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The argument goes before the setting; 0 is never."""
+    runtime.init(ledger="memory", clock=machine, gpu_idle_minutes=setting)
+    seen: list[int] = []
+    with caplog.at_level(logging.WARNING, "aifinops.gpu"), gpu.track(idle_minutes=argument) as run:
+        for number in range(1, 20):
+            minutes(machine, run, 1)
+            if told_of_idle(caplog) and not seen:
+                seen.append(number)
+    assert seen == ([] if first is None else [first])
+    if first is not None:
+        assert "2 devices" in told_of_idle(caplog)[0]
+
+
+def test_the_alarm_is_an_event_on_the_span_of_the_run(machine: FakeNvml) -> None:
+    """Also where the charge is made by the thread that keeps runs."""
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    spans = runtime.get().spans
+    assert spans is not None
+    spans._get_provider = lambda: provider
+    machine.machine(1)
+    run = gpu.track("finetune", price="3.60", idle_minutes=1).start()
+    machine.advance(60)
+    run.beat()
+    run.close()
+    (span,) = exporter.get_finished_spans()
+    (event,) = span.events
+    assert event.name == "aifinops.gpu.idle"
+    assert event.attributes is not None
+    assert event.attributes["aifinops.gpu.idle.amount"] == "3.6"
+    assert event.attributes["aifinops.gpu.idle.devices"] == ("GPU-a0000000-0000-4000-8000-000000000000",)

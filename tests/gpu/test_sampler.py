@@ -13,7 +13,7 @@ from nvml_scene import GIB, FakeNvml, Stage
 from aifinops import errors, runtime
 from aifinops.clock import Clock
 from aifinops.gpu import nvml, sampler, tracks
-from aifinops.gpu.backends.base import Device, Reading
+from aifinops.gpu.backends.base import Device, Reading, Stretch
 from aifinops.gpu.backends.null import NullBackend, NullProbe
 from aifinops.gpu.backends.nvidia import NvidiaBackend
 from aifinops.gpu.devices import inventory
@@ -335,3 +335,60 @@ def test_no_driver_is_a_probe_that_reads_nothing(fake: FakeNvml) -> None:
     device = inventory().devices[0]
     fake.init_error(9)
     assert isinstance(NvidiaBackend().probe(device), NullProbe)
+
+
+def test_metrics_are_told_what_devices_did_since_they_asked() -> None:
+    """Busy part, memory, energy since the watch began and mean power, each over the time since the last collection; else unknown."""
+
+    class Steady(NullProbe):
+        """A device that is half busy, holds 10 GiB and draws 100 W."""
+
+        energy_source = "nvml_total"
+        busy_source = "nvml_samples"
+        memory_source = "nvml"
+        last = 0
+
+        def read(self, clock: Clock) -> Reading:
+            now, before = clock.monotonic_ns(), self.last
+            self.last = now
+            busy = (Stretch(before, now, 0.5),) if before else ()
+            return Reading(now, busy=busy, memory=10 * GIB, energy_j=now / 1e9 * 100)
+
+    device = Device(0, "GPU-1", "NVIDIA H100 80GB HBM3", memory=80 * GIB)
+    read = quick(Steady())
+    clock = read.clock
+    assert isinstance(clock, FakeClock)
+    clock.advance(1)
+    with Watch(read, [device]):
+        assert read.states() == []
+        for seconds in (10, 30):
+            clock.advance(seconds)
+            read.look()
+            (state,) = read.states()
+            assert (state.id, state.model, state.vendor) == ("GPU-1", "NVIDIA H100 80GB HBM3", "nvidia")
+            assert state.utilization == pytest.approx(0.5)
+            assert (state.memory, state.memory_limit) == (pytest.approx(10 * GIB), 80 * GIB)
+            assert state.power_w == pytest.approx(100, rel=0.05)
+        assert state.energy_j == pytest.approx(4000, rel=0.05)
+        assert read.states() == []
+    assert read.states() == []
+
+
+def test_a_device_that_tells_nothing_is_unknown_in_the_metrics() -> None:
+    """Its size is known, and no figure is a zero."""
+    read = quick()
+    assert isinstance(read.clock, FakeClock)
+    with Watch(read, [ONE]):
+        read.clock.advance(5)
+        read.look()
+        (state,) = read.states()
+    assert (state.utilization, state.memory, state.energy_j, state.power_w) == (None, None, None, None)
+
+
+def test_whoever_watches_without_a_clock_is_in_the_metrics() -> None:
+    """The runtime's metrics ask the shared sampler from then on."""
+    runtime.init(ledger="memory")
+    with watch([]):
+        devices = runtime.get().metrics.devices
+        assert devices is not None
+        assert list(devices()) == []

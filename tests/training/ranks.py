@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -64,8 +65,8 @@ def count(kind: str) -> dict[str, Any]:
     }
 
 
-def stop(_: str) -> dict[str, Any]:
-    """Steps until the budget that the ranks share ends them."""
+def stop(kind: str) -> dict[str, Any]:
+    """Steps until the budget that the ranks share ends them; it begins before the run, or inside of it."""
     net, optimizer = wrapped("ddp")
     saved: list[int] = []
 
@@ -73,31 +74,37 @@ def stop(_: str) -> dict[str, Any]:
         dist.barrier()  # as a sharded checkpoint does: alone it would wait for ever
         saved.append(run.steps)
 
-    with af.budget("$0.04", name="ranks", max_wait=0) as limit:
-        run = gpu.track("ranks", devices={"X": 2}, price="3.60", slice_s=1, allowance_s=2, checkpoint=save)
-        why = ""
-        try:
-            with run:
-                while True:
-                    one_step(net, optimizer)
-                    time.sleep(0.01 if dist.get_rank() else 0.02)
-        except RunStopped as error:
-            why = f"{error.budget} after step {error.step}"
-        dist.barrier()
-        spent = str(limit.spent)
+    limit = af.budget("$0.04", name="ranks", max_wait=0)
+    run = gpu.track("ranks", devices={"X": 2}, price="3.60", slice_s=1, allowance_s=2, checkpoint=save)
+    why = ""
+    try:
+        with contextlib.ExitStack() as blocks:
+            for block in (run, limit) if kind == "inside" else (limit, run):
+                blocks.enter_context(block)
+            while True:
+                one_step(net, optimizer)
+                time.sleep(0.01 if dist.get_rank() else 0.02)
+    except RunStopped as error:
+        why = f"{error.budget} after step {error.step}"
+    dist.barrier()
+    spent = str(limit.spent)
     return {"steps": run.steps, "saved": saved, "why": why, "spent": spent, "cost": str(run.usage().cost)}
 
 
 def crash(_: str) -> dict[str, Any]:
-    """The second rank is killed in its first attempt, and with it torchrun ends the other."""
+    """The second rank is killed in its first attempt, and with it torchrun ends the other. A budget that they share pays for both."""
     net, optimizer = wrapped("ddp")
-    with gpu.track("ranks", devices={"X": 2}, price="3.60") as run:
-        for step in range(200):
-            one_step(net, optimizer)
-            time.sleep(0.02)
-            if step == 150 and run.attempt == 1 and dist.get_rank() == 1:
-                os.kill(os.getpid(), signal.SIGKILL)
-    return {"attempt": run.attempt, "steps": run.steps, "lost": [[one.rank, one.attempt] for one in run.lost]}
+    with af.budget("$100", name="ranks") as limit:
+        with gpu.track("ranks", devices={"X": 2}, price="3.60", slice_s=1) as run:
+            for step in range(200):
+                one_step(net, optimizer)
+                time.sleep(0.02)
+                if step == 150 and run.attempt == 1 and dist.get_rank() == 1:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        dist.barrier()
+        spent, reserved = str(limit.spent), str(limit.reserved)
+    lost = [[one.rank, one.attempt] for one in run.lost]
+    return {"attempt": run.attempt, "steps": run.steps, "lost": lost, "spent": spent, "reserved": reserved}
 
 
 def main() -> None:

@@ -19,10 +19,11 @@ from aifinops.ledger import open_ledger
 
 
 def torchrun(
-    folder: Path, task: str, kind: str = "ddp", *, fails: bool = False, **environment: str
+    folder: Path, task: str, kind: str = "ddp", *, fails: bool = False, restarts: int = 0, **environment: str
 ) -> list[dict[str, Any]]:
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+        f"--max-restarts={restarts}",
         str(Path(__file__).with_name("ranks.py")), task, kind, str(folder),
     ]  # fmt: skip
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("AIFINOPS_", "SLURM_"))}
@@ -49,9 +50,10 @@ def test_each_rank_pays_for_its_device_and_the_first_for_what_nobody_claims(kind
     assert float(second["seconds"]) == pytest.approx(second["elapsed"], abs=1e-6)
 
 
-def test_two_ranks_stop_at_the_same_step_after_the_checkpoint_and_below_the_limit(tmp_path: Path) -> None:
-    """One budget in a shared store, one step for both: nobody is left waiting in a collective, and what was spent is within the limit."""
-    first, second = torchrun(tmp_path, "stop")
+@pytest.mark.parametrize("where", ["around", "inside"])
+def test_two_ranks_stop_at_the_same_step_after_the_checkpoint_and_below_the_limit(where: str, tmp_path: Path) -> None:
+    """One budget in a shared store, one step for both, also where it begins inside of the run: nobody is left waiting in a collective, and what was spent is within the limit."""
+    first, second = torchrun(tmp_path, "stop", where)
     assert first["steps"] == second["steps"] > 10
     assert first["saved"] == second["saved"] == [first["steps"]]
     assert first["why"] == second["why"] == f"ranks after step {first['steps']}"
@@ -61,10 +63,20 @@ def test_two_ranks_stop_at_the_same_step_after_the_checkpoint_and_below_the_limi
     assert Decimal(first["cost"]) + Decimal(second["cost"]) == Decimal(sum(row.amount or 0 for row in rows)) / 10**9
 
 
-def test_the_next_attempt_of_a_run_of_several_ranks_closes_the_one_that_was_killed(tmp_path: Path) -> None:
-    """SIGKILL for one rank ends the other as well, by an error or a signal: what both have held is in the ledger, what was killed as lost, once."""
-    torchrun(tmp_path, "crash", fails=True, AIFINOPS_RUN_ID="job")
-    first, second = torchrun(tmp_path, "crash", AIFINOPS_RUN_ID="job")
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_the_next_attempt_of_a_run_of_several_ranks_closes_the_one_that_was_killed(
+    restarts: int, tmp_path: Path
+) -> None:
+    """SIGKILL for one rank ends the other as well, by an error or a signal: what both have held is in the ledger, what was killed as lost, once.
+
+    The next attempt is one of the same torchrun (`--max-restarts`), which has a name of its own for it, or of the next one of that name. What the
+    killed ones had paid in advance is settled: the budget has what the ledger has, and holds nothing.
+    """
+    if restarts:
+        first, second = torchrun(tmp_path, "crash", restarts=1)
+    else:
+        torchrun(tmp_path, "crash", fails=True, AIFINOPS_RUN_ID="job")
+        first, second = torchrun(tmp_path, "crash", AIFINOPS_RUN_ID="job")
     assert (first["attempt"], second["attempt"]) == (2, 2)
     assert (first["steps"], second["steps"]) == (200, 200)
     lost = sorted([*first["lost"], *second["lost"]])
@@ -78,3 +90,7 @@ def test_the_next_attempt_of_a_run_of_several_ranks_closes_the_one_that_was_kill
             row.quantities["gpu_seconds"] for row in rows if (row.tags["rank"], row.tags["attempt"]) == (rank, "1")
         )
         assert held > 1
+    assert {first["reserved"], second["reserved"]} == {"0"}
+    paid = sum(Decimal(row.amount or 0) for row in rows) / 10**9
+    # Of each attempt the parts of an amount are rounded up once in the ledger and once in the budget.
+    assert float(Decimal(first["spent"]) - paid) == pytest.approx(0, abs=1e-6)

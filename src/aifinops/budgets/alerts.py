@@ -1,4 +1,4 @@
-"""Alerts: who is told when a budget has spent a share of its limit, is overrun, has lost a holder or will not last.
+"""Alerts: who is told when a budget has spent a share of its limit, is overrun, has lost a holder or will not last, or held devices do nothing.
 
 Callables are called where it happens. Webhooks and mail go through one thread and a queue that has an end: no call ever waits for them, and
 what does not get through after some tries is counted and logged once.
@@ -43,10 +43,12 @@ class Alert:
     """Something about a budget that somebody wants to know, once in its window.
 
     Attributes:
-        kind: `soft` (a share of the limit is spent), `overrun` (a call cost more than it held), `forfeit` (a holder vanished) or `forecast`.
+        kind: `soft` (a share of the limit is spent), `overrun` (a call cost more than it held), `forfeit` (a holder vanished), `forecast`, or
+            `idle`, which is about no budget: devices that a run holds do nothing.
         budget: its name or description. unit: currency code or meter. limit, spent: in that unit; None where it is not known.
-        share: of the limit, for `soft`. amount: by how much, for `overrun` and `forfeit`; what is projected, for `forecast`.
-        seconds: until the limit is reached, for `forecast`. resets_at: end of the window, nanoseconds since the epoch.
+        share: of the limit, for `soft`. amount: by how much, for `overrun` and `forfeit`; what is projected, for `forecast`; an hour, for `idle`.
+        seconds: until the limit is reached, for `forecast`; how long by now, for `idle`. resets_at: end of the window, nanoseconds since
+            the epoch. run, devices: who holds which, for `idle`.
     """
 
     kind: str
@@ -58,6 +60,8 @@ class Alert:
     amount: Decimal | None = None
     seconds: float | None = None
     resets_at: int | None = None
+    run: str = ""
+    devices: tuple[str, ...] = ()
 
     @classmethod
     def of_soft(cls, event: SoftLimit) -> Alert:
@@ -69,6 +73,8 @@ class Alert:
     @property
     def text(self) -> str:
         """One or two sentences for people."""
+        if self.kind == "idle":
+            return self._idle()
         resets = f" It resets at {_moment(self.resets_at)}." if self.resets_at else ""
         return f"Budget {self.budget!r} {self._what()}.{resets}"
 
@@ -85,11 +91,21 @@ class Alert:
             f"and the limit is reached in {_span(self.seconds or 0)}; {spent}"
         )
 
+    def _idle(self) -> str:
+        count = "1 device" if len(self.devices) == 1 else f"{len(self.devices)} devices"
+        rate = "at a price that is unknown" if self.amount is None else f"at {_shown(self.amount, self.unit)} an hour"
+        return f"Run {self.run!r} holds {count} that did nothing for {_span(self.seconds or 0)}, {rate}: {', '.join(self.devices)}."
+
+    @property
+    def subject(self) -> str:
+        """What it is about, in a few words."""
+        return f"idle devices of run {self.run}" if self.kind == "idle" else f"{self.kind} of budget {self.budget}"
+
     def fields(self) -> dict[str, Any]:
         """Everything that is known, as JSON has it; amounts are texts, so that they stay exact."""
         facts = {
             "kind": self.kind,
-            "budget": self.budget,
+            "budget": self.budget or None,
             "unit": self.unit,
             "limit": _text(self.limit),
             "spent": _text(self.spent),
@@ -97,6 +113,8 @@ class Alert:
             "amount": _text(self.amount),
             "seconds": None if self.seconds is None else round(self.seconds),
             "resets_at": to_datetime(self.resets_at).isoformat() if self.resets_at else None,
+            "run": self.run or None,
+            "devices": list(self.devices) or None,
         }
         return {name: value for name, value in facts.items() if value is not None}
 
@@ -247,7 +265,7 @@ class Email:
         from email.utils import formatdate, make_msgid
 
         message = EmailMessage()
-        message["Subject"] = f"aifinops: {alert.kind} of budget {alert.budget}"
+        message["Subject"] = f"aifinops: {alert.subject}"
         message["From"], message["To"] = self._from, ", ".join(self._to)
         message["Date"], message["Message-ID"] = formatdate(), make_msgid(domain="aifinops")
         facts = "\n".join(f"{name}: {value}" for name, value in alert.fields().items())

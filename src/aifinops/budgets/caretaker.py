@@ -111,6 +111,36 @@ class Caretaker:
         except Exception as failure:  # the call that came by goes on
             swallow("budgets.caretaker", failure)
 
+    def present(self, now: int, most: int) -> list[tuple[Node, Balance, float | None]]:
+        """How the shared budgets stand that were used here lately, the newest `most` of them.
+
+        Returns:
+            (node, balance, steps a second), the last None where there is no telling. What a store that does not answer has is left out.
+        """
+        with self._lock:
+            latest = list(self._latest.values())[-most:]
+        by_store: dict[int, tuple[Store, dict[str, tuple[ActiveBudget, Node]]]] = {}
+        for active in latest:
+            _, nodes = by_store.setdefault(id(active.store), (active.store, {}))
+            nodes.update((node.key, (active, node)) for node in active.nodes(now))
+        found = []
+        for store, pairs in by_store.values():
+            balances: Any = self._witness.ask(store, Read(tuple(node for _, node in pairs.values()))) or ()
+            for (active, node), balance in zip(pairs.values(), balances, strict=False):
+                found.append((node, balance, self._rate(active, node, balance, now)))
+        return found
+
+    def _rate(self, active: ActiveBudget, node: Node, balance: Balance, now: int) -> float | None:
+        span = active.budget.window.span
+        if span:
+            return balance.spent / span
+        if not node.until:
+            return None
+        known = self._rates.get(node.key)
+        return (
+            Burn.begin(node, balance.spent, now) if known is None else known.burn.next(node, balance.spent, now)
+        ).rate
+
     # --- limits -------------------------------------------------------------------------------------------------------
 
     def _read_limits(self, store: Store, now: int) -> None:

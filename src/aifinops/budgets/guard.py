@@ -181,6 +181,7 @@ class Guard:
                 reservation.granted = granted(asking)
             if self._queues:
                 self.refusals.served(id)
+            self.witness.allowed(budgets)
         except BudgetExceeded as refusal:
             self._give_back(asking, held)
             if held and isinstance(refusal, (Wait, Change)):
@@ -428,6 +429,14 @@ class Guard:
         self.pay_debts()
         balances = Read(nodes).execute(active.store)
         return {node.unit: balance for node, balance in zip(nodes, balances, strict=True)}
+
+    def present(self, most: int) -> list[tuple[Node, Balance, float | None]]:
+        """How the budgets with a name stand that were used in this process, the newest `most`: node, balance, steps a second or None.
+
+        Those whose store does not answer are left out.
+        """
+        self.pay_debts()
+        return self._care.present(self.clock.time_ns(), most)
 
     def sweep(self) -> tuple[str, ...]:
         """Count holds whose lease has run out as spent; their ids. It also happens by itself, at most once a minute."""

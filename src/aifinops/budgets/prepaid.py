@@ -16,24 +16,41 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal
+from typing import Any, Protocol
 
 from aifinops.budgets.actions import Change
 from aifinops.budgets.budget import ActiveBudget, is_currency
 from aifinops.budgets.guard import Guard
 from aifinops.budgets.policy import Balance
-from aifinops.budgets.reservations import Reservation
+from aifinops.budgets.reservations import Part, Reservation
 from aifinops.budgets.stores.base import Node
 from aifinops.budgets.waiting import Wait
 from aifinops.charges import new_id
 from aifinops.errors import BudgetExceeded, StoreUnavailable, UnknownModel
 
-__all__ = ["Prepaid"]
+__all__ = ["HoldLog", "Prepaid", "settle_left"]
 
 _NS = 1_000_000_000
 _EARLY = 4
 """The next slice is asked for when one part in so many of this one is left, and then so often in what is left."""
 _LEASE_SLICES = 3
 _LEASE_LEAST_S = 30.0
+
+
+class HoldLog(Protocol):
+    """Where a job writes down what it holds, for whoever comes after it has been killed. It must not raise."""
+
+    def changing(self, id: str) -> None:
+        """What this reservation holds is about to change: until `holds` nobody knows."""
+        ...
+
+    def holds(self, id: str, facts: Mapping[str, Any]) -> None:
+        """It holds this; `settle_left` understands it."""
+        ...
+
+    def over(self, id: str) -> None:
+        """It holds nothing any more."""
+        ...
 
 
 class Prepaid:
@@ -43,7 +60,7 @@ class Prepaid:
         guard: of the budgets. budgets: outermost first. rate: unit -> amount a second: nano-units of a currency, millionths of a meter.
         slice_s: how much is held in advance, seconds. allowance_s: what a step and a checkpoint take, seconds; longer ones that are seen
             raise it.
-        unpriced: why the rate has no money in it; None when it has.
+        unpriced: why the rate has no money in it; None when it has. log: where what is held is written down; None for nowhere.
 
     Attributes:
         error: why there is no more; None as long as there is.
@@ -58,7 +75,9 @@ class Prepaid:
         slice_s: float = 10.0,
         allowance_s: float = 30.0,
         unpriced: UnknownModel | None = None,
+        log: HoldLog | None = None,
     ) -> None:
+        self._log = log
         self.error: BudgetExceeded | None = None
         self._unpriced = unpriced
         self._guard = guard
@@ -163,7 +182,7 @@ class Prepaid:
             used = self._used(self._clock.monotonic_ns() if now is None else now)
             held, self._held = self._held, None
             if held is not None:
-                self._guard.settle(held, used)
+                self._settle(held, used)
             elif any(used.values()):  # there was no room for it
                 self._guard.post(self._budgets, used, id=new_id(), at=self._clock.time_ns())
 
@@ -204,12 +223,16 @@ class Prepaid:
         self._paid_at = now
         for unit, amount in spent.items():
             self._told[unit] += amount
-        alive = self._guard.draw(held, self._budgets, spent, self._amounts(wanted), slice_s=self._lease())
+        self._changing(held)
+        try:
+            alive = self._guard.draw(held, self._budgets, spent, self._amounts(wanted), slice_s=self._lease())
+        finally:  # without room, too, it was paid
+            self._holds(held)
         if alive:
             self._paid_until = now + wanted
             self._wait(now)
         else:  # the lease ran out; in place of what was held comes what was used
-            self._guard.settle(held, spent)
+            self._settle(held, spent)
             self._held = None
             self._begin(now, wanted)
 
@@ -221,7 +244,7 @@ class Prepaid:
                 self._told[unit] += amount
             self._paid_at = now
             self._held = None
-            self._guard.settle(held, spent)
+            self._settle(held, spent)
         self._begin(now, wanted)
 
     def _begin(self, now: int, wanted: int) -> None:
@@ -234,7 +257,35 @@ class Prepaid:
         except Change as change:  # there is nothing smaller than time
             raise change.error from None
         self._paid_until = now + wanted
+        if self._held is not None:
+            self._holds(self._held)
         self._wait(now)
+
+    def _settle(self, held: Reservation, used: Mapping[str, int]) -> None:
+        self._changing(held)
+        self._guard.settle(held, used)
+        if self._log is not None:
+            self._log.over(held.id)
+
+    # --- what is written down ---------------------------------------------------------------------------------------------
+
+    def _changing(self, held: Reservation) -> None:
+        if self._log is not None:
+            self._log.changing(held.id)
+
+    def _holds(self, held: Reservation) -> None:
+        """Of stores that others see, too: what is held in memory is gone with the process."""
+        parts = [part for part in held.parts if part.store.capabilities.shared] if self._log is not None else []
+        if self._log is None or not parts:
+            return
+        since = self._clock.time_ns() - (self._clock.monotonic_ns() - self._since)
+        facts = {
+            "since": since, "rate": self._rate, "paid": self._told,
+            "parts": [
+                {"nodes": [_node_facts(node) for node in part.nodes], "amounts": list(part.amounts)} for part in parts
+            ],
+        }  # fmt: skip
+        self._log.holds(held.id, facts)
 
     def _wait(self, now: int) -> None:
         """When to look again: early, so that money which is only held by others can come back in time."""
@@ -261,3 +312,48 @@ class Prepaid:
             return left
         room = int(refusal.remaining.scaleb(9 if is_currency(refusal.unit) else 6))
         return room * of * _NS // amount
+
+
+_NODE = ("budget", "window", "unit", "limit", "until", "marks", "label", "also", "kept")
+
+
+def _node_facts(node: Node) -> list[Any]:
+    return [getattr(node, name) for name in _NODE]
+
+
+def _node_of(facts: Sequence[Any]) -> Node:
+    given = dict(zip(_NODE, facts, strict=True))
+    return Node(**{**given, "marks": tuple(given["marks"]), "also": tuple(given["also"])})
+
+
+def settle_left(guard: Guard, budgets: Sequence[ActiveBudget], id: str, facts: Mapping[str, Any], until: int) -> bool:
+    """Put what a job had used in the place of what it held when it was killed. Doing it again changes nothing.
+
+    Args:
+        guard: of the budgets. budgets: those in force now; by them the stores are found. id, facts: as its log has them.
+        until: when it was last alive, nanoseconds since the epoch.
+
+    Returns:
+        Whether every part was settled; where none of these budgets is in a store of it, that part counts as spent when its lease runs out.
+
+    Raises:
+        KeyError, TypeError, ValueError: for facts that nobody has written.
+    """
+    length = max(0, until - int(facts["since"]))
+    used = {
+        unit: max(0, -(-int(amount) * length // (int(of) * _NS)) - int(facts["paid"][unit]))
+        for unit, (amount, of) in facts["rate"].items()
+    }
+    stores = {}
+    for active in budgets:
+        guard.prepare(active)
+        stores[active.key] = active.store
+    found: list[Part] = []
+    for part in facts["parts"]:
+        nodes = tuple(map(_node_of, part["nodes"]))
+        store = next((stores[node.budget] for node in nodes if node.budget in stores), None)
+        if store is not None:
+            found.append(Part(store, nodes, tuple(map(int, part["amounts"]))))
+    if found:
+        guard.settle(Reservation(id, found), used)
+    return len(found) == len(facts["parts"])

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-from collections import OrderedDict
+import threading
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec
 
 from aifinops.budgets.alerts import Alert, Alerts
 from aifinops.budgets.audit import Audit, head_note
-from aifinops.budgets.budget import to_units
+from aifinops.budgets.budget import ActiveBudget, to_units
 from aifinops.budgets.policy import Balance
 from aifinops.budgets.stores.base import Node, Operation, Put, Store
 from aifinops.errors import (
@@ -30,7 +31,7 @@ P = ParamSpec("P")
 
 logger = logging.getLogger("aifinops.budgets")
 
-_IDS_MOST, _TOLD_MOST = 20, 4096
+_IDS_MOST, _TOLD_MOST, _TALLY_MOST = 20, 4096, 1024
 _KEY_MOST = 200
 
 
@@ -70,6 +71,8 @@ class Witness:
         self._told: OrderedDict[str, None] = OrderedDict()
         self._audits: dict[int, tuple[Store, Audit]] = {}
         self._heads: dict[int, str] = {}
+        self._tally: Counter[tuple[str, str]] = Counter()
+        self._tally_lock = threading.Lock()
         self._nothing = Audit(None)
 
     def audit(self, store: Store) -> Audit:
@@ -111,30 +114,57 @@ class Witness:
     def reset_after_fork(self) -> None:
         """In a forked child: what waits is the parent's."""
         self.alerts.reset_after_fork()
+        self._tally, self._tally_lock = Counter(), threading.Lock()
         for _, audit in list(self._audits.values()):
             audit.reset_after_fork()
+
+    # --- tally ---------------------------------------------------------------------------------------------------------
+
+    def decisions(self) -> dict[tuple[str, str], int]:
+        """(key of a budget with a name, what it did) -> how often in this process: `allow`, `block`, `let_through`, `wait`, or an action.
+
+        Beyond so many names the key is empty: all the others together.
+        """
+        with self._tally_lock:
+            return dict(self._tally)
+
+    def allowed(self, budgets: Sequence[ActiveBudget]) -> None:
+        """A call has room in all of these."""
+        for active in budgets:
+            self._count(active.key, "allow")
+
+    def _count(self, key: str, action: str) -> None:
+        if not key.startswith("#"):  # of a block there is one for each run of it
+            with self._tally_lock:
+                if len(self._tally) >= _TALLY_MOST and (key, action) not in self._tally:
+                    key = ""  # names that somebody makes by the thousand are told of together
+                self._tally[key, action] += 1
 
     # --- decisions ----------------------------------------------------------------------------------------------------
 
     @_quietly
     def refused(self, store: Store, node: Node, error: BudgetExceeded, asked: int, waited: float = 0.0) -> None:
         """A call was refused; `asked` in steps of the node, after `waited` seconds."""
+        self._count(node.budget, "block")
         self.audit(store).tell("refused", node, asked, lambda: _of_error(error), seconds=waited)
 
     @_quietly
     def let_through(self, store: Store, node: Node, error: BudgetExceeded | None, asked: int) -> None:
         """A call went on although there was no room, or without an error although nobody knew of any: the store is down."""
+        self._count(node.budget, "let_through")
         audit = self.audit(store)
         audit.tell("let_through", node, asked, lambda: {"why": "store is down"} if error is None else _of_error(error))
 
     @_quietly
     def changed(self, store: Store, node: Node, error: BudgetExceeded, asked: int, action: str) -> None:
         """A call was made smaller: another model, fewer output tokens, a stream that may be ended."""
+        self._count(node.budget, action)
         self.audit(store).tell("changed", node, asked, lambda: {"action": action, **_of_error(error)})
 
     @_quietly
     def waited(self, store: Store, node: Node, seconds: float, id: str) -> None:
         """A call got its room after a while."""
+        self._count(node.budget, "wait")
         self.audit(store).tell("waited", node, 0, lambda: {"id": id}, seconds=seconds)
 
     # --- corrections --------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from aifinops.cli import approvals, audit, budgets, gpu, prices, reporting, rerating, tokens, top
+from aifinops.cli import approvals, audit, budgets, gpu, importing, prices, reporting, rerating, tokens, top
 from aifinops.errors import ConfigurationError
 
 __all__ = ["app"]
@@ -30,6 +30,7 @@ app.add_typer(audit.app, name="audit")
 app.add_typer(gpu.app, name="gpu")
 app.command()(reporting.report)
 app.command()(rerating.rerate)
+app.command("import")(importing.import_)
 app.command()(top.top)
 
 

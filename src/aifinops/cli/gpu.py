@@ -73,14 +73,14 @@ def top(
         _print_json({
             "slots": [] if view is None else [slot_facts(one, view) for one in view.holding.values()],
             "waiting": [] if view is None else [slot_facts(one, view) for one in view.waiting.values()],
-            "runs": [holding_facts(one, ("team", "run")) for one in runs],
+            "runs": [{"name": names(one) or None, **holding_facts(one, ("team", "run"))} for one in runs],
             "devices": devices,
         })  # fmt: skip
         return
     if view is not None and (view.holding or view.waiting):
         show.console().print(slots_table(view))
     if runs:
-        _print_runs(runs, ("team", "run"), "Runs of the last minutes")
+        _print_runs(runs, ("team", "run"), "Runs of the last minutes", named=True)
     if devices:
         show.console().print("\nDevices of this machine", style="bold")
         show.console().print(devices_table(devices))
@@ -122,6 +122,7 @@ def quota(context: typer.Context, store: StoreName = None, quotas: QuotaFile = N
         _print_json(rows)
     else:
         _quota_table(board.quotas, rows)
+        _left_behind(board, view)
 
 
 @quota_app.command()
@@ -134,6 +135,21 @@ def check(file: Annotated[str, typer.Argument(metavar="FILE", help="The quota fi
         own = sum(rules.quota(team, pool.name).nominal for team in rules.teams)
         shared = sum(of.get(pool.name, 0) for of in rules.cohorts.values())
         print(f"{pool.name}: {pool.gpus} GPUs, {own} of teams, {shared} shared, {pool.gpus - own - shared} nobody's")
+
+
+@quota_app.command()
+def free(
+    slot: Annotated[str, typer.Argument(metavar="ID", help="The id of the slot.")],
+    store: StoreName = None,
+    quotas: QuotaFile = None,
+    force: Annotated[bool, typer.Option("--force", help="Take it also from a process that is alive.")] = False,
+) -> None:
+    """Give back the GPUs of a slot whose process is gone and that nobody else gives back: its team is no longer in the file, or its note is lost."""
+    board = _board(store, quotas, needed=True)
+    assert board is not None  # noqa: S101 - it was needed
+    found = board.free(slot, force=force)
+    whose = "" if found is None else f" of team {found.team}: {found.gpus} GPUs of {found.pool}"
+    print(f"Freed slot {slot}{whose}.")
 
 
 @quota_app.command()
@@ -329,27 +345,32 @@ def slots_table(view: View) -> Table:
     return table
 
 
-def _print_runs(found: Sequence[Holding], keys: Sequence[str], title: str) -> None:
+def names(one: Holding) -> str:
+    """The names of the runs behind a row."""
+    return ", ".join(sorted(one.names))
+
+
+def _print_runs(found: Sequence[Holding], keys: Sequence[str], title: str, *, named: bool = False) -> None:
     from aifinops.cli import show
 
     out = show.console()
     if title:
         out.print(f"\n{title}", style="bold")
-    out.print(runs_table(found, keys))
+    out.print(runs_table(found, keys, named=named))
     unpriced = sum((one.unpriced_s for one in found), Decimal(0))
     if unpriced:
         out.print(f"{unpriced / _HOUR:,.2f} GPU-h have no price and are in no cost above", style="yellow")
 
 
-def runs_table(found: Sequence[Holding], keys: Sequence[str]) -> Table:
-    """GPU time of each key: hours, busy or idle, and what both cost."""
+def runs_table(found: Sequence[Holding], keys: Sequence[str], *, named: bool = False) -> Table:
+    """GPU time of each key: hours, busy or idle, and what both cost; with the names of the runs before them."""
     from aifinops.cli import show
 
-    table = _table({**dict.fromkeys(keys, False), "devices": False, "GPU-h": True, "busy": True, "idle GPU-h": True, "cost": True, "idle cost": True})  # fmt: skip
+    table = _table({**({"name": False} if named else {}), **dict.fromkeys(keys, False), "devices": False, "GPU-h": True, "busy": True, "idle GPU-h": True, "cost": True, "idle cost": True})  # fmt: skip
     for one in found:
         count = f"{len(one.devices)} x " if one.devices else ""
         table.add_row(
-            *map(show.key, one.key), show.key(count + ", ".join(sorted(one.models))), f"{one.device_s / _HOUR:,.2f}",
+            *([show.key(names(one))] if named else []), *map(show.key, one.key), show.key(count + ", ".join(sorted(one.models))), f"{one.device_s / _HOUR:,.2f}",
             _share(one.busy_share), f"{one.idle_s / _HOUR:,.2f}" if one.measured_s else "unknown", _usd(one.cost),
             _usd(one.idle_cost),
         )  # fmt: skip
@@ -380,6 +401,25 @@ def _quota_table(rules: Quotas, rows: Sequence[Mapping[str, Any]]) -> None:
     out.print(table)
     days = rules.fair_share.half_life_s / 86_400
     out.print(f"usage: GPUs on the average, with a half-life of {days:g} days", style="dim")
+
+
+def _left_behind(board: Board, view: View) -> None:
+    """What somebody has to see to: slots that nobody renews, and reservations that nobody knows."""
+    from aifinops.cli import show
+
+    out = show.console()
+    for one in view.dead:
+        out.print(
+            f"slot {show.key(one.id)} of team {show.key(one.team)}, {one.gpus} GPUs of {show.key(one.pool)}: no sign of life for "
+            f"{_span(view.now - one.beat)}. Whoever asks for GPUs next gives them back, or: aifinops gpu quota free {show.key(one.id)}",
+            style="yellow", soft_wrap=True,
+        )  # fmt: skip
+    for (team, pool), gpus in board.unaccounted(view).items():
+        out.print(
+            f"{gpus} GPUs of {show.key(pool)} are reserved for team {show.key(team)} by a slot of which nothing is known. If that stays so: aifinops gpu "
+            "quota free ID, with the id that its process has logged",
+            style="yellow", soft_wrap=True,
+        )  # fmt: skip
 
 
 def _share(share: float | Decimal | None) -> Text:

@@ -89,7 +89,6 @@ def rerate(
     from aifinops.analytics.reports import period
     from aifinops.cli.reporting import filters
     from aifinops.config import load
-    from aifinops.ledger import open_ledger
     from aifinops.ledger.base import group_keys
 
     if form not in ("table", "json"):
@@ -98,7 +97,7 @@ def rerate(
     asked = period(since, until, filters(where or []), runtime.get().clock.time_ns())
     asked.filters()  # a wrong key is told before anything is read
     book = _book(prices or [])
-    source = open_ledger(load({"ledger": ledger}).ledger, create=False)
+    source = runtime.open_ledger(load({"ledger": ledger}), create=False)  # corrections are copied, too
     try:
         rows, written = _run(source, asked, book, keys, write=write)
     finally:

@@ -11,8 +11,9 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from aifinops import metering, runtime
+from aifinops.budgets.prepaid import settle_left
 from aifinops.charges import Charge, Cost
-from aifinops.errors import ConfigurationError
+from aifinops.errors import ConfigurationError, swallow
 from aifinops.gpu import devices as hardware
 from aifinops.gpu import distributed
 from aifinops.gpu.journal import Group, Lost
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from aifinops.runtime import Runtime
     from aifinops.scope import Scope
 
-__all__ = ["WINDOW_NS", "Held", "charge", "charge_lost", "find_devices", "groups_of", "here"]
+__all__ = ["WINDOW_NS", "Held", "charge", "charge_lost", "find_devices", "groups_of", "here", "settle_lost"]
 
 WINDOW_NS = 60 * 1_000_000_000
 """Charges are made once in each such window of wall time, in nanoseconds."""
@@ -209,9 +210,15 @@ def charge_lost(lost: Lost, scope: Scope) -> list[Charge]:
         return []
     tags = make_tags({**lost.tags, "phase": "lost"})
     mine = replace(scope, tags=tags, budgets=(), trackers=())
-    # What it had paid in advance counts as spent when its lease runs out; posting it here would count it twice.
+    # What it had paid in advance is settled, or counts as spent when its lease runs out; posting it here would count it twice.
     paid = frozenset(one.key for one in runtime.get().budgets(mine, tags))
-    facts = {"lost": True, "attempt": lost.attempt, "rank": lost.rank, "wasted_s": str(lost.wasted_s)}
+    facts = {
+        **({"name": lost.name} if lost.name else {}),
+        "lost": True,
+        "attempt": lost.attempt,
+        "rank": lost.rank,
+        "wasted_s": str(lost.wasted_s),
+    }
     return [
         charge(
             group, mine, key=f"{lost.run}|{lost.attempt}", at=lost.charged_to, length=lost.rest_ns, part=-1, facts=facts,
@@ -219,3 +226,16 @@ def charge_lost(lost: Lost, scope: Scope) -> list[Charge]:
         )
         for group in lost.groups
     ]  # fmt: skip
+
+
+def settle_lost(lost: Lost, scope: Scope) -> None:
+    """Put what a killed attempt had used in the place of what it held of its budgets in advance, where they are in force here, too."""
+    engines = runtime.get()
+    budgets = engines.budgets(scope, make_tags({**lost.tags}))
+    for id, facts in lost.holds.items():
+        if facts is None or not budgets:
+            continue  # it was killed while that changed: it counts as spent when its lease runs out
+        try:
+            settle_left(engines.guard, budgets, id, facts, lost.last_seen)
+        except Exception as failure:  # the lease decides
+            swallow("gpu.settle_lost", failure)

@@ -24,9 +24,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 
-from aifinops.budgets.stores.base import Extend, Node, Notes, Outcome, Put, Release, Reserve, State, Store, Take
+from aifinops.budgets.policy import Balance
+from aifinops.budgets.stores.base import (
+    Accounts,
+    Extend,
+    IdInUse,
+    Node,
+    Notes,
+    Outcome,
+    Put,
+    Release,
+    Reserve,
+    State,
+    Store,
+    Take,
+)
 from aifinops.charges import new_id
 from aifinops.clock import Clock
+from aifinops.errors import ConfigurationError
 from aifinops.gpu.admission import Holder, Plan, Request, Usage, decayed, decide, penalised
 from aifinops.gpu.quota import Quotas
 
@@ -260,7 +275,69 @@ class Board:
             if one.team in self.quotas.teams and one.pool in self.quotas.pools:
                 self.release(one)
 
+    def free(self, id: str, *, force: bool = False) -> Entry | None:
+        """Give back by hand what a slot holds whose process is gone, also where the quota file no longer knows its team or its note is lost.
+
+        Args:
+            id: of the slot. force: also of one that is alive; its process finds it lost.
+
+        Returns:
+            What its note said, None where there was none.
+
+        Raises:
+            ConfigurationError: for a slot that is alive, without `force`; and for one that holds nothing and waits for nothing.
+        """
+        view = self.view()
+        alive = view.holding.get(id) or view.waiting.get(id)
+        if alive is not None and not force:
+            raise ConfigurationError(
+                f"slot {id} of team {alive.team!r} is alive: {alive.host}:{alive.pid} has renewed it {view.now - alive.beat:.0f} s ago, and "
+                f"{alive.lease:g} s without that make it dead. With --force it is taken from it."
+            )
+        entry = alive or next((one for one in view.dead if one.id == id), None)
+        pairs = self._pairs() if entry is None else [self._places(entry)]
+        freed = any(self._freed(id, nodes) for nodes in pairs)
+        for kind in ("hold", "yield", "wait"):
+            self._take(kind, id)
+        if not freed and entry is None:
+            raise ConfigurationError(
+                f"no slot {id} holds GPUs of cluster {self.quotas.name!r} or waits for some in this store; `aifinops gpu top --json` has their ids"
+            )
+        return entry
+
+    def unaccounted(self, view: View) -> dict[tuple[str, str], int]:
+        """(team, pool) -> GPUs that are reserved, and of which no note says by whom; for a moment that is so of every slot that begins."""
+        noted: dict[tuple[str, str], int] = {}
+        for one in {one.id: one for one in (*view.dead, *view.waiting.values(), *view.holding.values())}.values():
+            noted[one.team, one.pool] = noted.get((one.team, one.pool), 0) + one.gpus
+        found = {}
+        for node, balance in self._accounts():
+            pool, slash, team = node.budget.removeprefix(self._prefix).partition("/")
+            more = (balance.reserved + balance.spent) // _UNIT - noted.get((team, pool), 0)
+            if slash and more > 0:
+                found[team, pool] = more
+        return found
+
     # --- the store --------------------------------------------------------------------------------------------------------
+
+    def _accounts(self) -> list[tuple[Node, Balance]]:
+        return [pair for pair in self._store.run(Accounts()) if pair[0].budget.startswith(self._prefix)]
+
+    def _pairs(self) -> list[tuple[Node, ...]]:
+        """The nodes of every team in every pool that ever held something: of a slot without a note one of them is right."""
+        known = {node.budget: node for node, _ in self._accounts()}
+        return [(known[above], node) for key, node in known.items() if (above := key.rpartition("/")[0]) in known]
+
+    def _freed(self, id: str, nodes: tuple[Node, ...]) -> bool:
+        try:
+            return self._store.run(Release(id, nodes)).applied
+        except IdInUse:  # it is of other nodes
+            return False
+
+    def _places(self, entry: Entry) -> tuple[Node, ...]:
+        """The nodes of a slot, whose team or pool the file may have no longer."""
+        place = f"{self._prefix}{entry.pool}"
+        return Node(place, 0, "gpus", None), Node(f"{place}/{entry.team}", 0, "gpus", None)
 
     def _nodes(self, entry: Entry) -> tuple[tuple[Node, ...], tuple[int, ...]]:
         """The pool with its capacity, the team with its hard limit."""

@@ -23,7 +23,8 @@ class Holding:
         measured_s: the part of them of which somebody knows how busy it was; busy_s: the busy ones of these.
         cost: USD of those with a price; None where none has one. unpriced_s: device-seconds without a price, which are in no cost.
         idle_cost: USD of what was measured and not busy, of those with a price; None where there is none of both.
-        devices: UUIDs seen. models: names of devices, instance types where nobody named a device. runs: tags of runs.
+        devices: UUIDs seen. models: names of devices, instance types where nobody named a device. runs: tags of runs. names: of those that
+            have one.
     """
 
     key: tuple[str, ...]
@@ -38,6 +39,7 @@ class Holding:
     devices: set[str] = field(default_factory=set)
     models: set[str] = field(default_factory=set)
     runs: set[str] = field(default_factory=set)
+    names: set[str] = field(default_factory=set)
 
     @property
     def idle_s(self) -> Decimal:
@@ -59,6 +61,7 @@ class Holding:
         self.devices.update(map(str, facts.get("uuids") or ()))
         self.models.add(str(facts.get("model") or charge.model))
         self.runs.add(charge.tags.get("run", ""))
+        self.names.update(str(name) for name in (facts.get("name"),) if name)
         amount = None if charge.amount is None or charge.currency != "USD" else from_nanos(charge.amount)
         if amount is None:
             self.unpriced_s += seconds

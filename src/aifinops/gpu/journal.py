@@ -10,6 +10,9 @@ A file belongs to one process. It is `<run>~<rank>~<process>.jsonl`; each line i
     {"at": ..., "allocated_s": ..., "steps": ..., "groups": [...]}     charged until then; what is held from then on
     {"checkpoint": ..., "step": ...}
     {"closed": ..., "error": ""}
+
+Beside it `<run>~<rank>~<process>.held` has the present state of what the run holds of its budgets in advance, `{reservation: facts}`; null while
+that changes. Who closes the file settles those reservations.
 """
 
 from __future__ import annotations
@@ -21,10 +24,12 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+
+from aifinops.errors import swallow
 
 __all__ = ["Group", "Journal", "Lost", "folder_beside", "lost_attempts", "next_attempt"]
 
@@ -88,9 +93,10 @@ class Lost:
     """An attempt that was killed.
 
     Attributes:
-        run, attempt, rank: which. started, last_seen: wall clock, nanoseconds.
+        run, attempt, rank, name: which. started, last_seen: wall clock, nanoseconds.
         steps: that it is known to have made. checkpoint: when it last saved, None for never.
         charged_to: until when it is in the ledger. groups: what it held from then on. tags: whose it was.
+        holds: reservation -> what it held of budgets, None where nobody knows.
         wasted_s: device-seconds since the checkpoint. wasted_usd: what they cost; None when a price is unknown.
     """
 
@@ -106,6 +112,8 @@ class Lost:
     tags: Mapping[str, str] = field(default_factory=dict)
     wasted_s: Decimal = Decimal(0)
     wasted_usd: Decimal | None = Decimal(0)
+    name: str = ""
+    holds: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
 
     @property
     def rest_ns(self) -> int:
@@ -124,6 +132,8 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{_stem(run, rank)}~{os.getpid()}-{now:x}.jsonl"
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0), 0o600)
+        self._held_path = self.path.with_suffix(".held")
+        self._holds: dict[str, Mapping[str, Any] | None] = {}
         who = {"pid": os.getpid(), "host": socket.gethostname(), "born": _born(os.getpid())}
         self.note(now, run=run, rank=rank, attempt=attempt, started=now, **who, **first)
 
@@ -136,11 +146,41 @@ class Journal:
         """Still alive at this moment of the wall clock."""
         os.utime(self.path, ns=(now, now))
 
+    # --- what is held of budgets, in a file beside it: the last state only, since it changes every few seconds ----------------
+
+    def changing(self, id: str) -> None:
+        """What this reservation holds is about to change."""
+        self._write_holds(id, None)
+
+    def holds(self, id: str, facts: Mapping[str, Any]) -> None:
+        """It holds this."""
+        self._write_holds(id, facts)
+
+    def over(self, id: str) -> None:
+        """It holds nothing any more."""
+        self._holds.pop(id, None)
+        self._write_holds("", None)
+
+    def _write_holds(self, id: str, facts: Mapping[str, Any] | None) -> None:
+        try:
+            if id:
+                self._holds[id] = facts
+            if not self._holds:
+                self._held_path.unlink(missing_ok=True)
+                return
+            # A last line that was cut off is none: then nobody knows, and the lease decides.
+            text = json.dumps(self._holds) + "\n"
+            self._held_path.write_text(text, encoding="utf-8")
+        except OSError as failure:  # the lease decides
+            swallow("gpu.journal_holds", failure)
+
     def close(self, now: int, error: str = "", *, keep: bool = True) -> None:
         """The run has ended; `keep` where another attempt may want to know of it."""
         if keep:
             self.note(now, closed=now, error=error)
         os.close(self._file)
+        with suppress(OSError):
+            self._held_path.unlink(missing_ok=True)
         if not keep:
             self.path.unlink(missing_ok=True)
 
@@ -202,9 +242,12 @@ def _taken(path: Path, now: int) -> Iterator[Lost]:
         story = _read(path)
         if story is None or story.closed:
             return
-        yield story.lost(min(seen, now))
+        held = path.with_suffix(".held")
+        yield replace(story.lost(min(seen, now)), holds=_holds_of(held))
         with suppress(OSError), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"closed": now, "error": "lost"}) + "\n")
+        with suppress(OSError):
+            held.unlink(missing_ok=True)
     finally:
         mark.unlink(missing_ok=True)
 
@@ -244,6 +287,7 @@ class _Story:
             tags=dict(self.first.get("tags", {})),
             wasted_s=seconds,
             wasted_usd=usd,
+            name=str(self.first.get("name", "")),
         )
 
     def _between(self, start: int, end: int) -> tuple[Decimal, Decimal | None]:
@@ -258,6 +302,14 @@ class _Story:
                 known = known and cost is not None
                 usd += cost or 0
         return seconds, usd if known else None
+
+
+def _holds_of(path: Path) -> dict[str, Mapping[str, Any] | None]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _read(path: Path) -> _Story | None:

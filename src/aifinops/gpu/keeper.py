@@ -13,10 +13,12 @@ from collections import Counter
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
+from aifinops import scope
 from aifinops.clock import SystemClock
 from aifinops.errors import swallow
 
 if TYPE_CHECKING:
+    from aifinops.budgets.budget import ActiveBudget
     from aifinops.gpu.run import Run
 
 __all__ = ["BEAT_S", "current_run", "innermost", "open_runs"]
@@ -51,6 +53,7 @@ class _Open:
             if not self._registered:
                 self._registered = True
                 atexit.register(self._close_all)
+                scope.budget_listeners.append(self)
             # A clock that a test moves is not kept by a thread that waits for a real one.
             if isinstance(run.clock, SystemClock) and (self._thread is None or not self._thread.is_alive()):
                 self._wake.clear()
@@ -81,6 +84,23 @@ class _Open:
                 run.close()
             except Exception as failure:  # the process ends in any case
                 swallow("gpu.exit", failure)
+
+    def budget_entered(self, active: ActiveBudget) -> None:
+        """A block with a budget was entered: the run of this context may have to pay it, too."""
+        try:
+            run = current_run()
+            if run is not None:
+                run.budget_entered(active)
+        except Exception as failure:  # the block is the user's
+            swallow("gpu.budget_entered", failure)
+
+    def budget_left(self, active: ActiveBudget) -> None:
+        """It was left: no run pays it any longer."""
+        for run in list(self.runs):
+            try:
+                run.budget_left(active)
+            except Exception as failure:  # the others all the same
+                swallow("gpu.budget_left", failure)
 
     def reset_after_fork(self) -> None:
         """In a forked child: the devices are held, and paid for, by the parent."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -11,12 +12,15 @@ from aifinops.budgets.budget import MICRO
 from aifinops.budgets.prepaid import Prepaid
 from aifinops.budgets.stores.base import Store
 from aifinops.budgets.waiting import Wait
+from aifinops.charges import new_id
 from aifinops.errors import BudgetExceeded, StoreError, UnknownModel, swallow
 from aifinops.metering import undecided
 
 if TYPE_CHECKING:
     from aifinops.budgets.budget import ActiveBudget
+    from aifinops.budgets.prepaid import HoldLog
     from aifinops.gpu.journal import Group
+    from aifinops.runtime import Runtime
     from aifinops.scope import Scope
 
 __all__ = ["Paying"]
@@ -29,16 +33,21 @@ class Paying:
     """What a run pays its budgets with; it may have none.
 
     Args:
-        scope: whose budgets. slice_s, allowance_s: as in `Prepaid`.
+        slice_s, allowance_s: as in `Prepaid`. scope: whose budgets; without one: `budgets`.
 
     Attributes:
+        log: as in `Prepaid`, from the next `open` on.
         budgets: in force when it began. keys: theirs; to them no charge of the run is posted again.
     """
 
-    def __init__(self, scope: Scope, slice_s: float, allowance_s: float) -> None:
-        self.budgets: tuple[ActiveBudget, ...] = ()
+    def __init__(
+        self, slice_s: float, allowance_s: float, scope: Scope | None = None, budgets: tuple[ActiveBudget, ...] = ()
+    ) -> None:
+        self.budgets = budgets
         self.keys: frozenset[str] = frozenset()
+        self.log: HoldLog | None = None
         self._scope = scope
+        self._given = budgets
         self._times = slice_s, allowance_s
         self._prepaid: Prepaid | None = None
         self._refusal: BudgetExceeded | None = None
@@ -50,7 +59,7 @@ class Paying:
             BudgetExceeded: when one has no room for it, at once: waiting on held devices would only raise their cost.
         """
         engines = runtime.get()
-        self.budgets = engines.budgets(self._scope, engines.tags(self._scope)) if groups else ()
+        self.budgets = self._in_force(engines) if groups else ()
         self.keys = frozenset(one.key for one in self.budgets)
         if not self.budgets:
             return
@@ -58,8 +67,8 @@ class Paying:
         why = None if unpriced is None else UnknownModel(unpriced.sku or "a GPU", provider=unpriced.provider)
         slice_s, allowance_s = self._times
         prepaid = Prepaid(
-            engines.guard, self.budgets, self._rates(groups), slice_s=slice_s, allowance_s=allowance_s, unpriced=why
-        )
+            engines.guard, self.budgets, self._rates(groups), slice_s=slice_s, allowance_s=allowance_s, unpriced=why, log=self.log,
+        )  # fmt: skip
         try:
             prepaid.open(now)
         except Wait as wait:
@@ -74,6 +83,9 @@ class Paying:
             self.keys = frozenset()
             return
         self._prepaid = prepaid
+
+    def _in_force(self, engines: Runtime) -> tuple[ActiveBudget, ...]:
+        return self._given if self._scope is None else engines.budgets(self._scope, engines.tags(self._scope))
 
     def _rates(self, groups: Sequence[Group]) -> dict[str, Decimal]:
         """What a second costs: nano-units of money, millionths of `gpu_seconds`."""
@@ -92,6 +104,15 @@ class Paying:
             self._refusal = refusal
             self.keys = frozenset()  # what is held up to that step is posted with its charge
 
+    def post(self, groups: Sequence[Group], nanoseconds: int) -> None:
+        """Count time that is over, and that nothing was held for."""
+        if not self._given or not groups:
+            return
+        seconds = Decimal(nanoseconds).scaleb(-9)
+        used = {unit: math.ceil(rate * seconds) for unit, rate in self._rates(groups).items()}
+        engines = runtime.get()
+        engines.guard.post(self._given, used, id=new_id(), at=engines.clock.time_ns())
+
     def close(self, now: int) -> None:
         """Pay for what was used, and give back the rest."""
         prepaid, self._prepaid = self._prepaid, None
@@ -101,6 +122,11 @@ class Paying:
     def forget(self) -> None:
         """In a forked child: it is the parent's."""
         self._prepaid = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether something is held in advance."""
+        return self._prepaid is not None
 
     @property
     def refusal(self) -> BudgetExceeded | None:

@@ -26,22 +26,27 @@ from aifinops.errors import ConfigurationError, RunStopped, swallow
 from aifinops.gpu import billing, distributed, journal
 from aifinops.gpu.account import Account, hourly, idle_usd
 from aifinops.gpu.ending import Ending, stopped
+from aifinops.gpu.idle import IdleAlarm, Stretch, stretches
+from aifinops.gpu.idle import tell as tell_of_idle
 from aifinops.gpu.keeper import innermost, open_runs
-from aifinops.gpu.paying import Paying
+from aifinops.gpu.peaks import Flops, peak_given
 from aifinops.gpu.phases import Pace, Phases
-from aifinops.gpu.usage import Forecast, GpuUsage, Sums, span_values
+from aifinops.gpu.purse import Purse
+from aifinops.gpu.usage import Forecast, GpuUsage, Sums, span_values, sums_of
 from aifinops.ledger import path_of
 from aifinops.tags import EMPTY, Tags, make_tags, merge
 from aifinops.telemetry import attributes as span_attributes
 from aifinops.telemetry import names
 
 if TYPE_CHECKING:
+    from aifinops.budgets.budget import ActiveBudget
     from aifinops.budgets.stores.base import Store
     from aifinops.clock import Clock
     from aifinops.errors import BudgetExceeded
     from aifinops.gpu.billing import Held
     from aifinops.gpu.events import StepEvents, StepTimes
     from aifinops.gpu.journal import Group, Lost
+    from aifinops.gpu.measured import Measured
     from aifinops.gpu.slots import Slot
 
 __all__ = ["Run", "track"]
@@ -78,9 +83,12 @@ class Run:
         allowance_s: float = 30.0,
         total_steps: int | None = None,
         flops_per_step: float | None = None,
-        peak_flops: float | None = None,
+        peak_flops: float | str | None = None,
+        idle_minutes: float | None = None,
         tags: Tags = EMPTY,
     ) -> None:
+        if idle_minutes is not None and idle_minutes < 0:
+            raise ConfigurationError(f"idle_minutes={idle_minutes!r} must be minutes, or 0 for never")
         if slice_s <= 0 or allowance_s < 0:
             raise ConfigurationError(
                 f"slice_s={slice_s!r} must be above 0 and allowance_s={allowance_s!r} no less than 0"
@@ -101,7 +109,8 @@ class Run:
         self._given = devices, price
         self._save = checkpoint
         self._slice_s, self._allowance_s = slice_s, allowance_s
-        self._flops = flops_per_step, peak_flops
+        self._flops = Flops(flops_per_step, peak_given(peak_flops))
+        self._idle_minutes = idle_minutes
         self._tags = tags
         self._lock = threading.RLock()
         self._now = self.clock.monotonic_ns
@@ -147,13 +156,22 @@ class Run:
         self._slot = _innermost_slot()
         self._begin_counting(now)
         self._find(now, enabled=enabled)
-        self._take_devices(now)
-        for step in (self._begin_journal, self._begin_watch, self._begin_board, self._begin_span):
-            try:
-                step(folder)
-            except Exception as failure:  # it runs without that part
-                swallow(f"gpu.{step.__name__.strip('_')}", failure)
+        self._attempt_all(folder, self._begin_journal)  # before anything is held of a budget
+        try:
+            self._take_devices(now)
+        except BaseException:
+            if self._journal is not None:
+                self._journal.close(self._wall0, keep=False)
+            raise
+        self._attempt_all(folder, self._begin_watch, self._begin_board, self._begin_span)
         return self
+
+    def _attempt_all(self, folder: Any, *parts: Callable[[Any], None]) -> None:
+        for part in parts:
+            try:
+                part(folder)
+            except Exception as failure:  # it runs without that part
+                swallow(f"gpu.{part.__name__.strip('_')}", failure)
 
     def _make_scope(self) -> scope.Scope:
         own: dict[str, object] = {"run": self.run_id, "attempt": self.attempt}
@@ -170,7 +188,9 @@ class Run:
         self._stepped = self._rated = now
         self._longest = self._told_steps = 0
         self._phases, self._pace, self._account = Phases(now), Pace(now), Account()
-        self._paying = Paying(self._scope, self._slice_s, self._allowance_s)
+        self._purse = Purse(self._scope, self._slice_s, self._allowance_s)
+        minutes = runtime.get().config.gpu_idle_minutes if self._idle_minutes is None else self._idle_minutes
+        self._idle = IdleAlarm(60 * minutes)
         self._ending = Ending(None, self.rank.rank)
         self._ended: int | None = None
 
@@ -203,7 +223,7 @@ class Run:
         with open_runs.lock:
             others = [run for run in open_runs.runs if run._lend(mine, now)] if mine else []
             try:
-                self._paying.open(self._priced, now)
+                self._purse.open(self._priced, now, self._journal)
             except BaseException:
                 for run in others:
                     run._take_back(mine, now)
@@ -232,10 +252,10 @@ class Run:
             self._watch = watch(devices)
 
     def _begin_board(self, folder: Any) -> None:
-        if self.rank.alone or not self._paying.budgets:
+        if self.rank.alone or not self._purse.budgets:
             return
         key = f"gpu-stop/{self.run_id}/{distributed.launch(self.rank)}"
-        shared: Store | None = self._paying.shared_store()
+        shared: Store | None = self._purse.shared_store()
         board = distributed.board(shared, folder, key, self._wall0 - _LATE_NS)
         self._ending = Ending(board, self.rank.rank)
 
@@ -253,6 +273,7 @@ class Run:
             self.attempt = journal.next_attempt(folder, self.run_id, self.rank.rank, self.rank.restart)
             for one in journal.lost_attempts(folder, self.run_id, self.rank.rank, self._wall0):
                 billing.charge_lost(one, scope.current())
+                billing.settle_lost(one, scope.current())
                 if one.run == self.run_id:
                     self.lost.append(one)
                 usd = "" if one.wasted_usd is None else f", {one.wasted_usd:.4f} USD"
@@ -265,20 +286,25 @@ class Run:
 
     # --- while it runs ---------------------------------------------------------------------------------------------------
 
-    def step(self) -> None:
+    def step(self, *, flops: float | None = None) -> None:
         """A step has ended.
+
+        Args:
+            flops: of the model in this step on this rank, for MFU; default: `flops_per_step`.
 
         Raises:
             RunStopped: when the budget has no more room than it takes to end here. Before that the checkpoint callback was called.
         """
-        if not self.advance() and self.error is not None:
+        if not self.advance(flops=flops) and self.error is not None:
             raise self.error
 
-    def advance(self) -> bool:
+    def advance(self, *, flops: float | None = None) -> bool:
         """`step` for loops that end by themselves: False when it is over. What `checkpoint` is for has been done then."""
         if not self.counts_itself:
             self.counts_itself = True
             self.steps = self._told_steps = 0
+        if flops is not None:
+            self._flops.add(flops)
         return self._count()
 
     def optimizer_step(self) -> None:
@@ -312,7 +338,7 @@ class Run:
     @property
     def should_stop(self) -> bool:
         """Whether the end of this run is decided: by a budget, at this step or, where several ranks stop together, at one that comes."""
-        return self.error is not None or self._ending.decided or self._paying.refusal is not None
+        return self.error is not None or self._ending.decided or self._purse.refusal is not None
 
     def should_yield(self) -> bool:
         """Whether to save and give the devices back: the end is decided, or whoever governs them wants them for somebody else."""
@@ -384,7 +410,7 @@ class Run:
         with self._lock:
             now = self._now()
             if seconds:
-                self._paying.saved(seconds)
+                self._purse.saved(seconds)
             self._account.save(self._priced, self._uncharged(now))
             if self._journal is not None:
                 self._journal.note(self._wall(now), checkpoint=self._wall(now), step=self.steps)
@@ -401,7 +427,7 @@ class Run:
             with self._lock:
                 self._work(now)
             step_s = self._pace.step_s or self._longest / _NS
-            refusal = self._ending.judge(now, self.steps, self._paying.refusal, step_s)
+            refusal = self._ending.judge(now, self.steps, self._purse.refusal, step_s)
             self._plan(now)
         except Exception as failure:  # the loop is the user's
             self._due = now + _NS
@@ -412,12 +438,33 @@ class Run:
         self._stop(refusal)
         return False
 
+    def budget_entered(self, active: ActiveBudget) -> None:
+        """A block with a budget was entered inside of this run: whether it pays for it is seen at the end of the next step."""
+        if self.is_open:
+            self._purse.entered(active, self._now())
+            self._due = 0
+
+    def budget_left(self, active: ActiveBudget) -> None:
+        """A block with a budget was left, in whatever thread: it pays no longer."""
+        with self._lock:
+            if self.is_open:
+                self._purse.left(active, self._now())
+
+    def _take_budgets(self, now: int) -> None:
+        """Pay the budgets, too, that are in force here and were not when the run began."""
+        if self.should_stop:
+            return
+        new = self._purse.take(scope.current().budgets, now, self._mono0)
+        if new and not self._ending.together:
+            self._begin_board(journal.folder_beside(path_of(runtime.get().config.ledger)))
+
     def _work(self, now: int) -> None:
+        self._take_budgets(now)
         if self._phases.first_step is not None:
             self._pace.note(now, self.steps, self._phases.outside)
         if self._events is None:
             self._begin_events()
-        self._paying.tick(self._ending.way(self._longest, self._pace.step_s))
+        self._purse.tick(self._ending.way(self._longest, self._pace.step_s))
         if now >= self._cut_due:
             self._cut(now)
             self._plan(now)
@@ -434,7 +481,7 @@ class Run:
         self._cut_due = (
             self._mono0 + (self._wall(self._from) // billing.WINDOW_NS + 1) * billing.WINDOW_NS - self._wall0
         )
-        due = min(now + _LOOK_NS, self._cut_due, max(self._paying.due, now + _NS // 1000))
+        due = min(now + _LOOK_NS, self._cut_due, max(self._purse.due, now + _NS // 1000))
         if self._ending.together:
             due = min(due, self._ending.due)
         self._due = 0 if self.should_stop else due
@@ -454,8 +501,8 @@ class Run:
             if not self.is_open:
                 return
             now = self._now()
-            self._paying.tick()
-            if self._paying.refusal is not None:
+            self._purse.tick()
+            if self._purse.refusal is not None:
                 self._due = 0
             if self._journal is not None:
                 self._journal.beat(self._wall(now))
@@ -480,12 +527,15 @@ class Run:
         self._part = self._part + 1 if window == self._window else 0
         self._from, self._window = now, window
         facts = self._facts(now)
+        seen: list[Stretch] = []
         for group, members in self._groups:
-            sums = self._measure(members, start, now)
+            readings = self._readings(members, start, now)
+            seen += stretches(group, members, readings, length / _NS)
             try:
-                self._charge(group, at, length, sums, facts)
+                self._charge(group, at, length, sums_of(members, readings), facts)
             except Exception as failure:  # the next group is charged all the same
                 swallow("gpu.charge", failure)
+        self._look_for_idle(seen)
         if self._journal is not None:
             self._journal.note(
                 self._wall(now), at=self._wall(now), allocated_s=str(self._account.device_s), steps=self.steps,
@@ -500,9 +550,11 @@ class Run:
         busy, allocated = sums.get("busy_s"), group.held * seconds
         idle_s, idle = idle_usd(group, seconds, busy)
         about = {**facts, **sums.facts(), **({} if idle is None else {"idle_usd": str(idle)})}
+        if self.name:
+            about["name"] = self.name
         made = billing.charge(
             group, self._scope, key=f"{self.run_id}|{self.attempt}|{self._block}", at=at, length=length, part=self._part,
-            facts=about, paid=self._paying.keys,
+            facts=about, paid=self._purse.keys,
         )  # fmt: skip
         self._account.add(allocated, made.cost.amount, idle, sums)
         if self._slot is not None:  # for `aifinops gpu top`
@@ -519,21 +571,29 @@ class Run:
         steps, self._told_steps = self.steps - self._told_steps, self.steps
         return {"steps": steps, "phases": self._phases.news(now)}
 
-    def _measure(self, members: list[Held], start: int, end: int) -> Sums:
-        sums = Sums()
+    def _readings(self, members: list[Held], start: int, end: int) -> list[Measured | None]:
+        """What each of some devices did; None for one that nobody can ask."""
+        found: list[Measured | None] = []
         for one in members:
-            if self._watch is None or not one.device.uuid:
-                return Sums()
             try:
-                sums.add(self._watch.between(one.device, start, end), one.device.share)
+                known = self._watch is not None and one.device.uuid
+                found.append(self._watch.between(one.device, start, end) if known else None)
             except Exception as failure:  # allocated time needs no driver
                 swallow("gpu.measure", failure)
-                return Sums()
-        return sums
+                found.append(None)
+        return found
+
+    def _look_for_idle(self, found: list[Stretch]) -> None:
+        try:
+            idle = self._idle.note(found)
+            if idle:
+                tell_of_idle(self.name or self.run_id, idle, self._span)
+        except Exception as failure:  # it is only said
+            swallow("gpu.idle", failure)
 
     def _foresee(self) -> None:
         """Say once that the budget will end before the run does."""
-        if self._warned or self.total_steps is None or not self._paying.budgets:
+        if self._warned or self.total_steps is None or not self._purse.budgets:
             return
         ahead = self.estimate_remaining(self.total_steps)
         if ahead.ends_before_limit is False:
@@ -553,8 +613,8 @@ class Run:
             self._reopen(now)
 
     def _reopen(self, now: int) -> None:
-        self._paying.reopen(self._priced, now)
-        if self._paying.refusal is not None:
+        self._purse.reopen(self._priced, now)
+        if self._purse.refusal is not None:
             self._due = 0
 
     def _lend(self, uuids: set[str], now: int) -> bool:
@@ -620,7 +680,7 @@ class Run:
                 stall_s=self._phases.waited / _NS,
                 device_stall_s=None if timed is None else timed.stall_s,
                 steps=self.steps,
-                mfu=self._mfu(allocated),
+                mfu=self._flops.mfu(self.steps, allocated, self._held),
                 cost=cost,
                 idle_cost=None if known is None else idle,
                 usd_per_hour=hourly(self._priced),
@@ -641,18 +701,11 @@ class Run:
         sums, idle = Sums(), self._account.idle
         sums.merge(self._account.sums)
         for group, members in self._groups if self._ended is None else ():
-            part = self._measure(members, self._from, now)
+            part = sums_of(members, self._readings(members, self._from, now))
             more = idle_usd(group, seconds, part.get("busy_s"))[1]
             idle = None if idle is None or more is None else idle + more
             sums.merge(part)
         return sums, idle
-
-    def _mfu(self, allocated: Decimal) -> float | None:
-        """Model FLOPs of this rank by what its devices could do in the time that is paid for."""
-        per_step, peak = self._flops
-        if not per_step or not peak or not allocated:
-            return None
-        return per_step * self.steps / (float(allocated) * peak)
 
     def estimate_remaining(self, total_steps: int | None = None) -> Forecast:
         """Where the run ends if it goes on as it did lately: a moving average over five minutes of what a step takes and costs.
@@ -670,7 +723,7 @@ class Run:
             left = max(0, total_steps - self.steps)
             step_s = self._pace.step_s or self._mean_step_s()
             usd = hourly(self._priced, 1)
-            lasts, kept = self._paying.lasts()
+            lasts, kept = self._purse.lasts()
         seconds = None if step_s is None else left * step_s
         per_step = None if usd is None or step_s is None else usd * Decimal(repr(step_s))
         fits = None if seconds is None or lasts is None else seconds <= lasts
@@ -707,7 +760,7 @@ class Run:
             mine = {one.device.uuid for one in self._held if one.device.uuid} - self._lent
             endings: list[tuple[str, Callable[[], object]]] = [
                 ("cut", lambda: self._cut(now)),
-                ("budget", lambda: self._paying.close(now)),
+                ("budget", lambda: self._purse.close(now)),
                 ("finish", lambda: self._finish(now)),
                 ("journal", lambda: self._close_journal(now, error)),
                 ("watch", lambda: self._watch.close() if self._watch is not None else None),
@@ -744,7 +797,7 @@ class Run:
         self._due = _NEVER
         self._groups, self._held = [], ()
         self._watch = self._span = None
-        self._paying.forget()
+        self._purse.forget()
         self._ending = Ending(None, 0)
         mine, self._journal = self._journal, None
         if mine is not None:
@@ -821,7 +874,8 @@ def track(
     allowance_s: float = 30.0,
     total_steps: int | None = None,
     flops_per_step: float | None = None,
-    peak_flops: float | None = None,
+    peak_flops: float | str | None = None,
+    idle_minutes: float | None = None,
     **tags: object,
 ) -> Run:
     """A run that pays for the GPUs that it holds: `with gpu.track("finetune", team="nlp") as run:`.
@@ -835,7 +889,11 @@ def track(
         checkpoint: called when a budget ends the run, before `RunStopped` is raised; on every rank, at the same step.
         slice_s: how much is paid in advance, seconds. allowance_s: what a step and a checkpoint take; longer ones that are seen raise it.
         total_steps: of the whole run, for a warning when the budget will end before it.
-        flops_per_step, peak_flops: of the model on this rank, and of one device in a second, for MFU.
+        flops_per_step: of the model on this rank, for MFU; where steps differ, say it to each: `run.step(flops=...)`.
+        peak_flops: of one device in a second, or the precision (`"bf16"`, `"fp16"`, `"tf32"`, `"fp8"`) whose figure `aifinops.gpu.peaks`
+            has; default: BF16, FP16 where there is none.
+        idle_minutes: after so many minutes in which a device did nothing that is said once, with what it costs; 0 for never; default: the
+            setting `gpu_idle_minutes`, 15.
         **tags: whose cost it is.
 
     Raises:
@@ -843,5 +901,5 @@ def track(
     """
     return Run(
         name, devices=devices, price=price, run_id=run_id, checkpoint=checkpoint, slice_s=slice_s, allowance_s=allowance_s,
-        total_steps=total_steps, flops_per_step=flops_per_step, peak_flops=peak_flops, tags=make_tags(tags),
+        total_steps=total_steps, flops_per_step=flops_per_step, peak_flops=peak_flops, idle_minutes=idle_minutes, tags=make_tags(tags),
     )  # fmt: skip

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from aifinops import errors
 from aifinops.clock import Clock
@@ -23,6 +23,9 @@ from aifinops.gpu.backends.base import Backend, Device, Reading
 from aifinops.gpu.backends.null import NullProbe
 from aifinops.gpu.measured import Measured
 from aifinops.gpu.tracks import Track
+
+if TYPE_CHECKING:
+    from aifinops.telemetry.metrics import DeviceState
 
 __all__ = ["Cost", "Sampler", "Watch", "watch"]
 
@@ -70,6 +73,9 @@ class Sampler:
         self._backend_of = backend_of
         self._tracks: dict[str, Track] = {}
         self._closed: list[Track] = []
+        self._told: dict[
+            str, tuple[int, float | None]
+        ] = {}  # up to when `states` has told of a device, and its joules by then
         self._lock = threading.Lock()  # of the tracks and curves: held for microseconds, never in a call of the driver
         self._looked = threading.Condition(self._lock)
         self._wanted = threading.Event()
@@ -89,6 +95,7 @@ class Sampler:
         with self._lock:
             for device in devices:
                 self._tracks.setdefault(device.uuid, Track(device)).watchers += 1
+                self._told.setdefault(device.uuid, (self.clock.monotonic_ns(), None))
             if self._tracks and self._threaded and self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="aifinops-gpu", daemon=True)
                 self._thread.start()
@@ -104,6 +111,7 @@ class Sampler:
                     track.watchers -= 1
                     if not track.watchers:
                         self._closed.append(self._tracks.pop(device.uuid))
+                        self._told.pop(device.uuid, None)
             if self._threaded:  # the thread may be in the middle of a call with them: it closes what it has opened
                 self._wanted.set()
                 return
@@ -118,6 +126,40 @@ class Sampler:
         with self._lock:
             track = self._tracks.get(device.uuid)
             return track.between(start_ns, end_ns) if track is not None and end_ns >= start_ns else Measured()
+
+    def states(self) -> list[DeviceState]:
+        """What each watched device has done since this was asked the last time, from what is known by now: no driver is waited for."""
+        from aifinops.telemetry.metrics import DeviceState
+
+        if os.getpid() != self.pid:
+            return []
+        found = []
+        with self._lock:
+            now = self._until_ns
+            if now is None:
+                return []
+            for uuid, track in self._tracks.items():
+                since, joules = self._told[uuid]
+                device, seconds = track.device, (now - since) / 1e9
+                if seconds <= 0:
+                    continue
+                measured = track.between(since, now)
+                energy = measured.energy_j
+                if energy is not None:
+                    joules = (joules or 0.0) + energy
+                self._told[uuid] = now, joules
+                gib_s = measured.memory_gib_s
+                found.append(
+                    DeviceState(
+                        uuid, device.name, device.vendor, device.parent,
+                        utilization=None if measured.busy_s is None else min(1.0, measured.busy_s / seconds),
+                        memory=None if gib_s is None else gib_s * 2**30 / seconds,
+                        memory_limit=device.memory,
+                        energy_j=joules,
+                        power_w=None if energy is None else energy / seconds,
+                    )
+                )  # fmt: skip
+        return found
 
     def sources(self, device: Device, start_ns: int, end_ns: int) -> dict[str, tuple[float, float | None]]:
         """Busy seconds and their bound by each source that has them, to compare; `between` takes the best."""
@@ -284,4 +326,5 @@ def watch(devices: Sequence[Device], *, clock: Clock | None = None) -> Watch:
         from aifinops import runtime
 
         clock = runtime.get().clock
+        runtime.get().metrics.devices = _shared.for_clock(clock).states
     return Watch(_shared.for_clock(clock), devices)

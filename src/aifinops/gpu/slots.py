@@ -13,6 +13,7 @@ has a better right to them. One thread a process shows that its slots are alive;
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -31,6 +32,8 @@ from aifinops.gpu.quota import Quotas, read_quotas
 from aifinops.tags import make_tags
 
 __all__ = ["Slot", "SlotRequest", "current_slot", "quotas_in_force", "slot"]
+
+logger = logging.getLogger("aifinops.gpu")
 
 _NS = 1_000_000_000
 _BEATS = 4
@@ -262,6 +265,7 @@ class SlotRequest:
             self._why = "the store holds more than the board shows"
             return False
         self._slot = Slot(board, held)
+        logger.info("aifinops: slot %s: team %r holds %d GPUs of %s", held.id, held.team, held.gpus, held.pool)
         return True
 
     def _pause(self) -> float:

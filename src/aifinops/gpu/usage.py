@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aifinops.gpu.measured import Measured
 from aifinops.telemetry import names
 
-__all__ = ["Forecast", "GpuUsage", "Sums", "span_values", "total"]
+if TYPE_CHECKING:
+    from aifinops.gpu.billing import Held
+
+__all__ = ["Forecast", "GpuUsage", "Sums", "span_values", "sums_of", "total"]
 
 _FIGURES = ("busy_s", "sm_active_s", "tensor_active_s", "memory_gib_s", "energy_j")
 
@@ -61,6 +64,16 @@ class Sums:
         return self.values[name] if self.spans else None
 
 
+def sums_of(members: Sequence[Held], readings: Sequence[Measured | None]) -> Sums:
+    """The figures of some devices; empty where one of them could not be asked."""
+    sums = Sums()
+    for one, measured in zip(members, readings, strict=True):
+        if measured is None:
+            return Sums()
+        sums.add(measured, one.device.share)
+    return sums
+
+
 def _joined(first: str, second: str) -> str:
     return "+".join(dict.fromkeys(part for part in (*first.split("+"), *second.split("+")) if part))
 
@@ -80,7 +93,8 @@ class GpuUsage:
         memory_gib_s: GiB in use x seconds. energy_j: joules. attribution: whose those figures are: this process's, or the device's.
         stall_s: time in which this process waited for data. device_stall_s: time in which the device waited for this process between two
             steps, by events on its stream: 0 where the process runs ahead; None without events, or with several devices.
-        steps: optimizer steps. mfu: share of the devices' peak that went into the model, given `flops_per_step` and `peak_flops`.
+        steps: optimizer steps. mfu: share of the devices' peak that went into the model, given `flops_per_step` or `step(flops=...)`, and a
+            model whose peak is known.
         cost: USD of what is allocated, None when a price is unknown. idle_cost: of what was not busy. usd_per_hour: at which it runs now.
         price_as_of, price_source: of that price. wasted_s, wasted_cost: since the last checkpoint, of this attempt.
         phases: `startup`, `data_wait`, `step`, `checkpoint_save`, `restore`, `eval`, `idle`, ... -> seconds of this process.
@@ -190,6 +204,7 @@ def span_values(used: GpuUsage, devices: int) -> dict[str, Any]:
         names.GPU_BUSY_SOURCE: used.busy_source or None,
         names.GPU_BUSY_ERROR: used.busy_error_s,
         names.GPU_STALL: used.stall_s,
+        names.GPU_DEVICE_STALL: used.device_stall_s,
         names.GPU_SM_ACTIVE: used.sm_active_s,
         names.GPU_TENSOR_ACTIVE: used.tensor_active_s,
         names.GPU_MEMORY: used.memory_gib_s,

@@ -46,7 +46,9 @@ FRAMEWORKS = {
 }
 """Tags only: hooked by `instrument()` without names."""
 
-TRAINING = {"torch": Hook("torch", "torch", (("torch", "aifinops.integrations.training.torch:hook"),))}
+_DEEPSPEED = ("deepspeed", "aifinops.integrations.training.deepspeed:hook")
+
+TRAINING = {"torch": Hook("torch", "torch", (("torch", "aifinops.integrations.training.torch:hook"), _DEEPSPEED))}
 """Steps and waiting for data: hooked by `instrument()` without names. They are told to the run that is open, else to nobody."""
 
 _RESOURCES = "aifinops.integrations.resources."
@@ -59,7 +61,7 @@ def _resource(name: str, package: str, *modules: str) -> Hook:
 
 
 RESOURCES = {
-    "training": Hook("torch", "torch", (("torch", "aifinops.integrations.training.torch:hook_runs"),)),
+    "training": Hook("torch", "torch", (("torch", "aifinops.integrations.training.torch:hook_runs"), _DEEPSPEED)),
     "pinecone": _resource(
         "pinecone",
         "pinecone",

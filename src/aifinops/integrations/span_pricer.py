@@ -24,6 +24,7 @@ from aifinops.pricing.match import provider_id
 from aifinops.tags import EMPTY
 from aifinops.telemetry import attributes as span_attributes
 from aifinops.telemetry import names
+from aifinops.telemetry.exporting import copied
 from aifinops.telemetry.foreign import Foreign, is_inference, read
 from aifinops.telemetry.guests import late
 
@@ -117,7 +118,7 @@ class SpanPricer(SpanExporter):
     def _priced(self, span: ReadableSpan) -> ReadableSpan:
         try:
             more = self._more(span)
-            return span if not more else _with(span, more)
+            return span if not more else copied(span, {**more, **(span.attributes or {})})
         except Exception as failure:  # the application's trace goes out whatever we make of it
             swallow("integrations.span_pricer", failure)
             return span
@@ -236,22 +237,4 @@ def _charge(call: Foreign, span: Any, *, record: bool) -> Charge:
         span_id=f"{context.span_id:016x}",
         tags=EMPTY,
         ended=failed if isinstance(failed, str) else "",
-    )
-
-
-def _with(span: ReadableSpan, more: Mapping[str, Any]) -> ReadableSpan:
-    """A copy with further attributes; what the span itself says stays."""
-    return ReadableSpan(
-        name=span.name,
-        context=span.context,
-        parent=span.parent,
-        resource=span.resource,
-        attributes={**more, **(span.attributes or {})},
-        events=span.events,
-        links=span.links,
-        kind=span.kind,
-        status=span.status,
-        start_time=span.start_time,
-        end_time=span.end_time,
-        instrumentation_scope=span.instrumentation_scope,
     )

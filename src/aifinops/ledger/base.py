@@ -7,11 +7,11 @@ a mistake is mended by a further entry that names the first in `Charge.corrects`
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Context, Decimal
 from types import MappingProxyType
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from aifinops.charges import Charge
 from aifinops.clock import to_datetime
@@ -20,18 +20,31 @@ from aifinops.meters import METERS
 from aifinops.usage import EMPTY_QUANTITIES, Quantities, Quantity, input_total, output_total, tokens_total
 
 __all__ = [
+    "DAY_NS",
     "FIELD_KEYS",
+    "HOUR_NS",
+    "ROLLUP_FIELDS",
+    "ROLLUP_TAGS",
     "TIME_KEYS",
     "Capabilities",
+    "Compaction",
     "Filters",
     "Group",
     "GroupKey",
     "Ledger",
     "LedgerInfo",
+    "Problem",
+    "Progress",
     "Query",
+    "Verification",
     "add_quantities",
+    "check_compacted",
     "group_key",
     "group_keys",
+    "is_rolled_up",
+    "problems_of",
+    "start_of",
+    "verify_rows",
 ]
 
 FIELD_KEYS = frozenset(
@@ -55,6 +68,30 @@ FIELD_KEYS = frozenset(
 
 TIME_KEYS: Mapping[str, int] = MappingProxyType({"month": 7, "day": 10, "hour": 13})
 """Keys made from `Charge.at`, in UTC: how much of `2026-11-24T03:25:00` each keeps, in characters."""
+
+ROLLUP_FIELDS = (
+    "currency",
+    "provider",
+    "operation",
+    "model",
+    "response_model",
+    "service",
+    "tier",
+    "region",
+    "status",
+    "error",
+    "basis",
+)
+"""Fields that roll-ups keep: those with few values. Ids are in none."""
+
+ROLLUP_TAGS = ("team", "project", "feature", "environment")
+"""Tags that roll-ups keep. Customers and runs come without end, so they are in detailed entries only."""
+
+HOUR_NS = 3_600_000_000_000
+DAY_NS = 24 * HOUR_NS
+
+Progress = Callable[[int, int], None]
+"""Told from time to time how many entries are done, and of how many in all."""
 
 _TAG = re.compile(r"^[A-Za-z_][A-Za-z0-9_.\-]{0,63}$")
 _CACHED = frozenset(name for name, meter in METERS.items() if meter.cache == "read")
@@ -110,6 +147,18 @@ def group_keys(names: Sequence[str]) -> tuple[GroupKey, ...]:
     if isinstance(names, str):
         raise ConfigurationError(f"by={names!r} must be a list of keys, such as {names.split(',')!r}")
     return tuple(map(group_key, names))
+
+
+def is_rolled_up(key: GroupKey) -> bool:
+    """Whether daily roll-ups keep this key."""
+    if key.kind == "time":
+        return key.source != "hour"
+    return key.source in (ROLLUP_TAGS if key.kind == "tag" else ROLLUP_FIELDS)
+
+
+def start_of(at: int, length: int) -> int:
+    """The moment at which the hour or day (UTC) begins in which `at` lies; all in nanoseconds."""
+    return at - at % length
 
 
 Filters = tuple[tuple[GroupKey, tuple[str, ...]], ...]
@@ -212,14 +261,50 @@ class Group:
         return self.quantities.get("gpu_seconds", 0)
 
 
+def check_compacted(query: Query, keys: Sequence[GroupKey], first_ns: int | None, until_ns: int | None) -> None:
+    """Refuse a question about days of which only daily roll-ups are left, where those do not answer it.
+
+    Args:
+        query: the question. keys: what it groups by. first_ns, until_ns: from the first compacted day up to the end of the last,
+            nanoseconds; None when nothing is compacted.
+
+    Raises:
+        ConfigurationError: naming what is kept.
+    """
+    if first_ns is None or until_ns is None:
+        return
+    if (query.until_ns is not None and query.until_ns <= first_ns) or (
+        query.since_ns is not None and query.since_ns >= until_ns
+    ):
+        return
+    until = to_datetime(until_ns).date().isoformat()
+    lost = sorted({key.name for key in (*keys, *(key for key, _ in query.filters())) if not is_rolled_up(key)})
+    edges = [
+        at for at in (query.since_ns, query.until_ns) if at is not None and first_ns < at < until_ns and at % DAY_NS
+    ]
+    if lost:
+        trouble = f"nothing tells {', '.join(map(repr, lost))}"
+    elif edges:
+        trouble = f"nothing tells what was before {to_datetime(edges[0]).isoformat()} of that day"
+    else:
+        return
+    raise ConfigurationError(
+        f"of the days before {until} daily roll-ups are kept, by which {trouble}. They keep day, month, "
+        f"{', '.join((*ROLLUP_FIELDS, *ROLLUP_TAGS))}; use those and whole days (UTC), or ask for what was since {until}"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class LedgerInfo:
     """What a ledger says of itself.
 
     Attributes:
         kind: `memory`, `sqlite` and so on. location: path or URL, without secrets. schema: version of its tables.
-        entries: how many. first_at, last_at: the earliest and latest `Charge.at`, nanoseconds, None when empty.
+        entries: how many, compacted ones as well. first_at, last_at: the earliest and latest `Charge.at`, nanoseconds, None when empty.
         size_bytes: on disk, 0 when it is not on a disk.
+        compacted: entries of which only daily roll-ups are left. compacted_until_ns: the day before which that is so, nanoseconds;
+            None when nothing was compacted.
+        behind: entries that are not in the roll-ups yet; reports read them one by one.
     """
 
     kind: str
@@ -229,6 +314,83 @@ class LedgerInfo:
     first_at: int | None
     last_at: int | None
     size_bytes: int
+    compacted: int = 0
+    compacted_until_ns: int | None = None
+    behind: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Compaction:
+    """What `compact` has done.
+
+    Attributes:
+        entries: how many became daily roll-ups. kept: entries of that time that stay as they are, because they are unsure (see
+            `Group`) or are needed to make another one sure.
+        since_ns, until_ns: the period, whole days (UTC), nanoseconds since the epoch; `since_ns` is None when nothing was there to do.
+        freed_bytes: room that new entries, or other files, can have now.
+    """
+
+    entries: int
+    kept: int
+    since_ns: int | None
+    until_ns: int
+    freed_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong in a ledger.
+
+    Attributes:
+        kind: `damaged` (the store's own check), `unreadable` (an entry that is no charge), `lines` (they do not add up to the amount),
+            `duplicate` (an id that is there twice), `rollup` (it is not the sum of its entries).
+        where: id of the entry, or the day of the roll-up. text: what is wrong, for people.
+    """
+
+    kind: Literal["damaged", "unreadable", "lines", "duplicate", "rollup"]
+    where: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What `verify` has found.
+
+    Attributes:
+        entries: how many were looked at. problems: what is wrong, at most `MOST` of them. found: how many there were in all.
+    """
+
+    MOST: ClassVar[int] = 1000
+    entries: int
+    problems: tuple[Problem, ...] = ()
+    found: int = 0
+
+    @property
+    def sound(self) -> bool:
+        """True when nothing is wrong."""
+        return not self.found
+
+
+def problems_of(charge: Charge) -> list[Problem]:
+    """What is wrong with one entry, as far as it tells by itself."""
+    total = sum(amount for _, amount in charge.lines)
+    if charge.lines and charge.amount is not None and total != charge.amount:
+        return [Problem("lines", charge.id, f"its lines add up to {total} nano-units, its amount is {charge.amount}")]
+    return []
+
+
+def verify_rows(ledger: Ledger, progress: Progress | None = None) -> Verification:
+    """What `problems_of` finds in the entries of any ledger that can read them all."""
+    entries, every, done = ledger.info().entries, 1000, 0
+    problems: list[Problem] = []
+    found = 0
+    for done, charge in enumerate(ledger.rows(), 1):
+        own = problems_of(charge)
+        found += len(own)
+        problems += own[: Verification.MOST - len(problems)]
+        if progress is not None and done % every == 0:
+            progress(done, max(done, entries))
+    return Verification(done, tuple(problems), found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,10 +400,13 @@ class Capabilities:
     Attributes:
         durable: what `append` has returned from survives the death of the process.
         shared: several processes may write the same ledger at once.
+        compacts: `compact` works. verifies: `verify` works.
     """
 
     durable: bool
     shared: bool
+    compacts: bool = False
+    verifies: bool = False
 
 
 class Ledger(Protocol):
@@ -308,6 +473,28 @@ class Ledger(Protocol):
 
         Raises:
             StoreError: when the store cannot be read.
+        """
+        ...
+
+    def compact(self, before_ns: int, *, progress: Progress | None = None) -> Compaction:
+        """Turn sure entries of whole days (UTC) before a moment into daily roll-ups, which keep `ROLLUP_FIELDS` and `ROLLUP_TAGS`.
+
+        Sums by those, by day and by month, stay what they were; other questions about that time raise ConfigurationError, `rows` has
+        no such entry any more, and a known id is still ignored. Others may write meanwhile. It may be interrupted at any time, and
+        goes on where it was when it is called again.
+
+        Raises:
+            ConfigurationError: when this kind of ledger cannot do it (`Capabilities.compacts`).
+            StoreError: when the store cannot be written.
+        """
+        ...
+
+    def verify(self, *, progress: Progress | None = None) -> Verification:
+        """Look through everything: is the store sound, can each entry be read, are ids unique, do lines and roll-ups add up?
+
+        Raises:
+            ConfigurationError: when this kind of ledger cannot do it (`Capabilities.verifies`).
+            StoreError: when the store cannot be read at all.
         """
         ...
 

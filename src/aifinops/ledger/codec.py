@@ -7,6 +7,7 @@ only where there is something to say. Exact: integers stay integers, `Decimal` q
 from __future__ import annotations
 
 import json
+import marshal
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from operator import attrgetter
@@ -24,12 +25,15 @@ __all__ = [
     "TAG_COLUMNS",
     "charge_of",
     "clean_text",
+    "dump_json",
     "dump_quantities",
+    "frozen",
     "line_of",
     "load_quantities",
     "packed",
     "row_of",
     "row_of_line",
+    "thawed",
     "unpacked",
 ]
 
@@ -117,6 +121,8 @@ def _encoder() -> Callable[[Any], str]:
 
 _PROBE = [None, True, 1, 0.5, "é\n", {"a": {"b": [Decimal(1)]}}]
 _dump = _encoder()
+dump_json = _dump
+"""Compact JSON of whatever a provider's answer holds."""
 
 
 _values = attrgetter(*PLAIN_COLUMNS, "stream", "tags", "quantities")
@@ -160,6 +166,37 @@ def row_of_line(line: bytes) -> tuple[Any, ...]:
         raise ValueError("no line of a journal")
     *first, lines, raw = values
     return unpacked((*first, _dump(lines) if lines else None, None if raw is None else _dump(raw)))
+
+
+_plain_values = attrgetter(*PLAIN_COLUMNS, "stream")
+_FORM = 2  # of marshal: every Python reads it, and it looks for no repetitions
+
+
+def frozen(charge: Charge) -> bytes:
+    """A charge as bytes, in half the time that JSON takes: for what the caller waits for.
+
+    Such bytes are read by programs of the same user only. Reading what was damaged gives an error or nonsense, so they need a checksum.
+    """
+    tags, quantities = charge.tags, charge.quantities
+    if type(tags) is MappingProxyType:
+        tags = tags.copy()
+    if type(quantities) is MappingProxyType:
+        quantities = quantities.copy()
+    values: Any = (_plain_values(charge), tags, quantities, charge.lines, charge.raw)
+    try:
+        return marshal.dumps(values, _FORM)
+    except ValueError:  # a Decimal, a mapping of another type, anything that a provider's usage object may hold
+        return marshal.dumps(json.loads(_dump(values)), _FORM)
+
+
+def thawed(data: bytes | memoryview) -> tuple[Any, ...]:
+    """The row of what `frozen` made.
+
+    Raises:
+        ValueError, EOFError, TypeError: for what it did not make.
+    """
+    plain, tags, quantities, lines, raw = marshal.loads(data)  # noqa: S302 - holds no code that is run, and is our own
+    return unpacked((*plain, tags, quantities, _dump(lines) if lines else None, None if raw is None else _dump(raw)))
 
 
 def _split_quantities(quantities: Mapping[str, Any]) -> tuple[Sequence[int | None], str | None]:

@@ -6,22 +6,25 @@ system's hands, so it survives a SIGKILL, and entries go into the tables by the 
 ledger takes in every journal first, its own, those of living processes and those of dead ones. That is safe at any time and any number
 of times, because the ledger knows each entry by its id. A living process holds a lock on its journal; only an unlocked one is deleted.
 
-An entry is a line: eight hex digits of the CRC-32 of the rest, a charge as JSON, a line feed; a zero byte stands after the last one.
-Emptying a journal puts that zero at its beginning, and what is behind it is written over. A reader may come while a line is being
-copied, over an older one of the same form: only the checksum tells such a mixture from an entry.
+An entry is eight bytes, its length and the CRC-32 of the rest, and then a charge as `aifinops.ledger.codec.frozen` makes it; four zero
+bytes stand where the next one would begin. An entry is there once its first eight bytes are. Emptying a journal puts that zero at its
+beginning, and what is behind it is written over. A reader may come while an entry is being copied, over an older one: only the checksum
+tells such a mixture from an entry. Earlier versions wrote lines of JSON; those that are left are still taken in.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import struct
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from aifinops.ledger.codec import Packed, line_of, row_of_line, unpacked
+from aifinops.ledger.codec import row_of_line, thawed
 
 try:
     import fcntl
@@ -33,21 +36,19 @@ __all__ = ["AVAILABLE", "Journal", "journals"]
 AVAILABLE = fcntl is not None
 
 
-_FORM = 2  # of a line; a journal of another form is left to the version that knows it
+_FORM, _LINES = 3, 2  # of entries; a journal of another form is left to the version that knows it
 
 
-def _suffix(schema: int) -> str:
-    return f".v{schema}.{_FORM}.journal"
+def _suffix(schema: int, form: int = _FORM) -> str:
+    return f".v{schema}.{form}.journal"
 
 
 SIZE = 1 << 20
 """Bytes that a journal reserves; it grows when the tables cannot be written for a while."""
 
 Row = Sequence[Any]
-MAX_KEPT = 2_000
-"""Entries of its own that a process keeps in memory as well, so that it need not read them back."""
-
-_END = b"\0"
+_HEAD = struct.Struct("<II")
+_END = bytes(4)
 _NOTHING = memoryview(b"")
 
 
@@ -58,7 +59,7 @@ class Journal:
         folder: where journals are. schema: of the entries; a journal of another schema is left to who knows it.
 
     Attributes:
-        entries: lines since the last `clear`.
+        entries: how many since the last `clear`.
     """
 
     def __init__(self, folder: Path, schema: int) -> None:
@@ -67,25 +68,39 @@ class Journal:
         self._file: int | None = None
         self._path: Path | None = None
         self._map: Any = _NOTHING
-        self._kept: list[Packed] = []
         self._size = self._end = self.entries = 0
+        self._busy = False
+        self._interrupting: deque[bytes] = deque()
 
-    def append(self, charge: Packed) -> None:
+    def append(self, entry: bytes) -> None:
         """Keep one entry; it survives a SIGKILL once this has returned.
 
         Raises:
             OSError: when there is no room for it (a full disk); it is not there then, and what was there still is.
         """
-        text = line_of(charge).encode()
-        line = b"%08x%b\n\0" % (crc32(text), text)
-        end = self._end + len(line)
-        if end > self._size:
-            self._make_room(end)
-        self._map[self._end : end] = line
-        self._end = end - 1  # the next line begins where the zero is
+        if (
+            self._busy
+        ):  # a signal handler or a finalizer in the middle of another one, on the same thread: that one takes it along
+            self._interrupting.append(entry)
+            return
+        self._busy = True
+        try:
+            self._append(entry)
+            while self._interrupting:
+                self._append(self._interrupting.popleft())
+        finally:
+            self._busy = False
+
+    def _append(self, entry: bytes) -> None:
+        start = self._end
+        body = start + 8
+        end = body + len(entry)
+        if end + 4 > self._size:
+            self._make_room(end + 4)
+        self._map[body : end + 4] = entry + _END
+        _HEAD.pack_into(self._map, start, len(entry), crc32(entry))
+        self._end = end
         self.entries += 1
-        if self.entries <= MAX_KEPT:
-            self._kept.append(charge)
 
     def _make_room(self, least: int) -> None:
         """Reserve more on the disk before it is touched: a mapped page without a place on the disk would end the process."""
@@ -108,17 +123,14 @@ class Journal:
         self._path = fresh.rename(self._folder / f"{name}{self._suffix}")
         return self._file
 
-    def read(self) -> list[Row]:
+    def read(self) -> Iterator[Row]:
         """Its entries, as rows."""
-        if self.entries == len(self._kept):
-            return list(map(unpacked, self._kept))
-        return list(_rows(self._map[: self._end]))
+        return _rows(self._map, self._end)
 
     def clear(self) -> None:
         """Everything in it is in the ledger."""
         if self._size:
-            self._map[:1] = _END
-        self._kept = []
+            self._map[:4] = _END
         self.entries = self._end = 0
 
     def close(self) -> None:
@@ -135,8 +147,9 @@ class Journal:
         if self._file is not None:
             os.close(self._file)
         self._file, self._path, self._map = None, None, _NOTHING
-        self._kept = []
         self._size = self._end = self.entries = 0
+        self._busy = False
+        self._interrupting.clear()
 
     def owns(self, path: Path) -> bool:
         """Whether that file is this one."""
@@ -146,7 +159,9 @@ class Journal:
 def journals(folder: Path, schema: int) -> list[Path]:
     """The journals of that schema beside a ledger, in the order of their names."""
     try:
-        return sorted(path for path in folder.iterdir() if path.name.endswith(_suffix(schema)))
+        return sorted(
+            path for path in folder.iterdir() if path.name.endswith((_suffix(schema), _suffix(schema, _LINES)))
+        )
     except FileNotFoundError:
         return []
 
@@ -162,7 +177,9 @@ class Foreign:
             self._dead = True
         except OSError:
             self._dead = False  # its process lives, and will delete it
-        self.rows = list(_rows(path.read_bytes()))
+        data = path.read_bytes()
+        read = _lines(data) if path.name.endswith(f".{_LINES}.journal") else _rows(data, len(data))
+        self.rows = list(read)
 
     def done(self) -> None:
         """Delete it when nobody will write to it any more."""
@@ -174,8 +191,22 @@ class Foreign:
         os.close(self._file)
 
 
-def _rows(data: bytes) -> Iterator[Row]:
-    for line in data.partition(_END)[0].split(b"\n"):
-        # Any other line is being written at this moment: no call has returned for it.
+def _rows(data: Any, size: int) -> Iterator[Row]:
+    start = 0
+    while start + 8 <= size:
+        length, checksum = _HEAD.unpack_from(data, start)
+        start += 8
+        if not length or start + length > size:
+            return
+        entry = bytes(data[start : start + length])
+        start += length
+        # Any other one is being written at this moment: no call has returned for it.
+        if crc32(entry) == checksum:
+            yield thawed(entry)
+
+
+def _lines(data: bytes) -> Iterator[Row]:
+    """The form of earlier versions: lines of a checksum in hex and JSON, and a zero byte behind the last."""
+    for line in data.partition(b"\0")[0].split(b"\n"):
         if line and line[:8] == b"%08x" % crc32(line[8:]):
             yield row_of_line(line[8:])

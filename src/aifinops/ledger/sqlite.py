@@ -15,49 +15,65 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import struct
+import threading
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import chain, islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from aifinops.charges import Charge
-from aifinops.errors import StoreError
+from aifinops.errors import StoreError, swallow
 from aifinops.files import BUSY_S, Database, Kind
+from aifinops.ledger import compaction, rollups, verification
 from aifinops.ledger.base import (
+    DAY_NS,
     Capabilities,
-    Filters,
+    Compaction,
     Group,
-    GroupKey,
     LedgerInfo,
+    Progress,
     Query,
-    add_quantities,
+    Verification,
     group_keys,
+    start_of,
 )
 from aifinops.ledger.codec import (
     COLUMNS,
     METER_COLUMNS,
-    TAG_COLUMNS,
     charge_of,
     clean_text,
-    dump_quantities,
-    load_quantities,
-    packed,
+    frozen,
     row_of,
 )
 from aifinops.ledger.journal import AVAILABLE, Foreign, Journal, journals
-from aifinops.usage import Quantity, tokens_total
 
 __all__ = ["SCHEMA", "SqliteLedger"]
 
-SCHEMA = 1
-"""Version of the tables, kept in `PRAGMA user_version`."""
+SCHEMA = 2
+"""Version of the tables, kept in `PRAGMA user_version`. 1 had the table of charges alone, which is still the same."""
+
+ROWS = 1
+"""Version of what is in a journal."""
 
 _PAGE = 1000
 
-_INT64 = 2**63 - 1
+_PAUSE_S = 0.002
+"""Between two steps of a compaction, seconds: for who waits for the file."""
 
-FOLD = 100
+FOLD = 500
 """Entries in the journal before they are put into the tables."""
+
+AT_ONCE = 2_000
+"""Entries that are put into the tables in one transaction."""
+
+MOST_WAITING = 50_000
+"""Entries in the journal at which the caller puts them into the tables itself, because it is faster than the thread that should."""
+
+_NUMBERS = struct.Struct("<5q")
 
 _INTEGERS = frozenset({"at", "duration", "amount", "lower", "upper", "stream", *METER_COLUMNS})
 
@@ -68,27 +84,53 @@ def _column(name: str) -> str:
     return f"{name} {'INTEGER' if name in _INTEGERS else 'TEXT'}"
 
 
-_TABLES = (
+_CHARGES = (
     # Not WITHOUT ROWID: it saves a page a write, but a row above a quarter of a page (a long raw answer) costs it three.
     f"CREATE TABLE charges ({', '.join(map(_column, COLUMNS))})",
     "CREATE INDEX charges_at ON charges (at)",
     "CREATE INDEX charges_corrects ON charges (corrects) WHERE corrects <> ''",
 )
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    ((pages,),) = connection.execute("PRAGMA page_count")
+    if not pages:  # a new file: compaction can make it smaller, then
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    connection.execute("PRAGMA temp_store = MEMORY")
+    rollups.add_functions(connection)
+
+
 _KIND = Kind(
     what="ledger",
     first="make the first metered call",
     application=0x41494650,  # "AIFP"
     schema=SCHEMA,
-    tables=_TABLES,
+    tables=(*_CHARGES, *rollups.TABLES),
+    migrations=MappingProxyType({1: rollups.TABLES}),
+    prepare=_prepare,
     sqlite=(3, 30, 0),  # aggregate FILTER
     elsewhere='AIFINOPS_LEDGER=/path/to/ledger.db, init(ledger="/path/to/ledger.db"), or "memory"',
     memory='keep charges in memory: AIFINOPS_LEDGER="memory"',
 )
 _NAMES = ", ".join(COLUMNS)
-# Not INSERT OR IGNORE: that would also swallow entries that break another rule.
-_INSERT = f"INSERT INTO charges ({_NAMES}) VALUES ({', '.join('?' * len(COLUMNS))}) ON CONFLICT (id) DO NOTHING"  # noqa: S608 - only names of ours; values are bound
 
-_TIME_FORMATS = {"month": "%Y-%m", "day": "%Y-%m-%d", "hour": "%Y-%m-%dT%H"}
+_TOGETHER = 32_766 // len(COLUMNS) // 4 if sqlite3.sqlite_version_info >= (3, 32) else 999 // len(COLUMNS)
+"""Rows in one statement. https://www.sqlite.org/limits.html#max_variable_number: 32,766 values, 999 before version 3.32."""
+
+
+def _statement(rows: int) -> str:
+    values = f"({', '.join('?' * len(COLUMNS))})"
+    # Not INSERT OR IGNORE: that would also swallow entries that break another rule.
+    return f"INSERT INTO charges ({_NAMES}) VALUES {', '.join([values] * rows)} ON CONFLICT (id) DO NOTHING"  # noqa: S608 - only names of ours; values are bound
+
+
+_INSERT, _INSERT_TOGETHER = _statement(1), _statement(_TOGETHER)
+
+_COUNTS = f"""SELECT coalesce(sum(calls + corrections) FILTER (WHERE grain = {rollups.DAY}), 0),
+    coalesce(sum(calls + corrections) FILTER (WHERE grain = {rollups.GONE}), 0) FROM rollups WHERE grain IN ({rollups.DAY}, {rollups.GONE})"""  # noqa: S608 - numbers of ours
+
+MOST_AT_ONCE = 200_000
+"""Entries that a report rolls up before it reads, about a second's work; it reads row by row what is left."""
 
 
 class SqliteLedger:
@@ -102,15 +144,27 @@ class SqliteLedger:
         ConfigurationError: naming the path, when it cannot be opened, is no ledger or is of a newer schema.
     """
 
-    capabilities = Capabilities(durable=True, shared=True)
+    capabilities = Capabilities(durable=True, shared=True, compacts=True, verifies=True)
 
     def __init__(self, path: str | os.PathLike[str], *, create: bool = True, timeout_s: float = BUSY_S) -> None:
         self._file = Database(path, _KIND, create=create, timeout_s=timeout_s)
         self.path = self._file.path
         self._spool = self.path.with_name(f"{self.path.name}-spool")
-        self._journal = Journal(self._spool, SCHEMA)
-        self._file.in_child = self._journal.abandon
-        self._fold_at = FOLD
+        # Entries go into the first while the second is put into the tables.
+        self._journals = [Journal(self._spool, ROWS), Journal(self._spool, ROWS)]
+        self._file.in_child = self._in_child
+        self._renew()
+
+    def _renew(self) -> None:
+        self._fold_at, self._wait_at, self._unrolled = FOLD, MOST_WAITING, 0
+        self._folding = False
+        # Taken inside the file's lock or alone, never around it. Re-entrant, as that one is.
+        self._turn = threading.RLock()
+
+    def _in_child(self) -> None:
+        self._renew()
+        for journal in self._journals:
+            journal.abandon()
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
@@ -137,42 +191,89 @@ class SqliteLedger:
         if not AVAILABLE:
             self.append(charge)
             return
-        if not _fits(charge):
-            raise OverflowError(f"charge {charge.id} has a number beyond 64 bits")  # it would stand before all others
-        entry = packed(charge)
-        with self._file.lock:
+        try:
+            _NUMBERS.pack(charge.at, charge.duration, charge.amount or 0, charge.lower or 0, charge.upper or 0)
+        except struct.error:  # it would stand before all others
+            raise OverflowError(f"charge {charge.id} has a number beyond 64 bits") from None
+        entry = frozen(charge)
+        with self._turn:
             try:
-                self._journal.append(entry)
+                self._journals[0].append(entry)
             except OSError as error:
                 raise self._file.failed(error) from error
-            if self._journal.entries >= self._fold_at:
+            waiting = self._journals[0].entries
+        if waiting >= self._fold_at:
+            self._have_it_folded(waiting)
+
+    def _have_it_folded(self, waiting: int) -> None:
+        """Have a thread put the journal into the tables; when that cannot keep up, do it here, so that the caller slows down."""
+        if waiting >= self._wait_at:
+            self._fold_or_wait()
+            return
+        with self._turn:
+            if self._folding:
+                return
+            self._folding = True
+        try:
+            threading.Thread(target=self._keep_folding, name="aifinops-ledger", daemon=True).start()
+        except RuntimeError:  # no thread to be had, at the end of the interpreter for one
+            self._folding = False
+            self._fold_or_wait()
+
+    def _keep_folding(self) -> None:
+        try:
+            while True:
                 self._fold_or_wait()
+                with self._turn:
+                    if self._journals[0].entries < self._fold_at:
+                        self._folding = False
+                        return
+        except Exception as error:
+            self._folding = False
+            swallow("ledger.fold", error)
 
     def _fold_or_wait(self) -> None:
         try:
             self._fold()
         except StoreError:
             # The entries are safe where they are; a file that is locked or full is tried again some entries later.
-            self._fold_at = self._journal.entries + FOLD
+            waiting = self._journals[0].entries
+            self._fold_at, self._wait_at = waiting + FOLD, waiting + MOST_WAITING
 
     def _fold(self) -> None:
-        """Put this process's journal into the tables."""
-        if not self._journal.entries:
-            return
-        with self._file.lock:
-            connection = self._file.connection or self._file.open()
-            try:
-                _insert_all(connection, self._journal.read())
-                self._journal.clear()
-            except (sqlite3.Error, OSError) as error:
-                raise self._file.failed(error) from error
-            self._fold_at = FOLD
+        """Put this process's journals into the tables."""
+        for _ in range(2):  # one that could not be put there earlier comes before the one in use
+            with self._file.lock:
+                with self._turn:
+                    if not self._journals[1].entries:
+                        self._journals.reverse()
+                    full = self._journals[1]
+                if full.entries:
+                    self._put(full)
+            if not self._journals[0].entries:
+                break
+
+    def _put(self, full: Journal) -> None:
+        connection = self._file.connection or self._file.open()
+        rows = full.read()
+        try:
+            while part := list(islice(rows, AT_ONCE)):
+                _insert_all(connection, part)
+                self._unrolled += len(part)
+            full.clear()
+        except (sqlite3.Error, OSError) as error:
+            raise self._file.failed(error) from error
+        self._fold_at, self._wait_at = FOLD, MOST_WAITING
+        with suppress(sqlite3.OperationalError):  # a locked or full file: reports are right without
+            while self._unrolled >= rollups.BATCH:
+                self._unrolled -= rollups.BATCH
+                rollups.roll_up(connection)
 
     def _absorb(self) -> None:
         """Put everybody's journals into the tables, before they are read."""
         self._fold()
-        for path in journals(self._spool, SCHEMA):
-            if not self._journal.owns(path):
+        for path in journals(self._spool, ROWS):
+            if not any(own.owns(path) for own in self._journals):
                 self._absorb_foreign(path)
 
     def _absorb_foreign(self, path: Path) -> None:
@@ -213,7 +314,7 @@ class SqliteLedger:
         Raises:
             ConfigurationError: for a wrong key. StoreError: when the file cannot be read.
         """
-        where, values = _where(query, query.filters())
+        where, values = rollups.where_of(query, query.filters())
         return self._pages(query, where, values)
 
     def _pages(self, query: Query, where: str, values: list[Any]) -> Iterator[Charge]:
@@ -232,26 +333,28 @@ class SqliteLedger:
             left = None if left is None else left - size
 
     def summarize(self, query: Query = Query(), by: Sequence[str] = ()) -> list[Group]:  # noqa: B008 - frozen
-        """Sums per key and currency, added up by SQLite.
+        """Sums per key and currency, added up by SQLite: from roll-ups as far as those go, and from rows for the rest.
 
         Raises:
-            ConfigurationError: for a wrong key. StoreError: when the file cannot be read.
+            ConfigurationError: for a wrong key, or for what compacted days do not tell any more.
+            StoreError: when the file cannot be read.
         """
-        keys = group_keys(by)
-        where, values = _where(query, query.filters())
-        expressions = [_expression(key) for key in keys]
-        values = [value for _, bound in expressions for value in bound] + values
-        rows = self._sums([text for text, _ in expressions], where, values)
-        return sorted((_group(row, len(keys)) for row in rows), key=lambda group: (group.key, group.currency))
+        keys, filters = group_keys(by), query.filters()
+        self._absorb()
+        self._catch_up()
+        with self._reading() as connection:
+            return rollups.summarize(connection, query, keys, filters)
 
-    def _sums(self, keys: list[str], where: str, values: list[Any]) -> list[tuple[Any, ...]]:
-        try:
-            return self._read(_summary(keys, where, "sum"), values)
-        except StoreError as error:
-            # Beyond 9.2 billion units of a currency SQLite's own sum gives up; the slow one is exact at any size.
-            if "integer overflow" not in str(error):
-                raise
-            return self._read(_summary(keys, where, "exact_sum"), values)
+    def _catch_up(self) -> None:
+        """Roll up what a report would have to read row by row, but no more than takes a second."""
+        with (
+            suppress(sqlite3.OperationalError, StoreError),
+            self._file.lock,
+        ):  # a locked or full file: reports are right without
+            connection = self._file.connection or self._file.open()
+            left = rollups.behind(connection, rollups.State.of(connection))
+            for _ in range(min(left, MOST_AT_ONCE) // rollups.BATCH):
+                rollups.roll_up(connection)
 
     def info(self) -> LedgerInfo:
         """Path, schema, entries, period and bytes on disk (with the write-ahead log).
@@ -259,23 +362,134 @@ class SqliteLedger:
         Raises:
             StoreError: when the file cannot be read.
         """
-        ((entries,),) = self._read("SELECT count(*) FROM charges", [])
-        ((first,),) = self._read("SELECT min(at) FROM charges", [])  # apart, so that each is one step in the index
-        ((last,),) = self._read("SELECT max(at) FROM charges", [])
-        ((schema,),) = self._read("PRAGMA user_version", [])
+        self._absorb()
+        with self._reading() as connection:
+            state = rollups.State.of(connection)
+            # Apart, so that each is one step in the index; rows that are rolled up are counted there already.
+            ((first,),) = connection.execute("SELECT min(at) FROM charges")
+            ((last,),) = connection.execute("SELECT max(at) FROM charges")
+            ((behind,),) = connection.execute("SELECT count(*) FROM charges WHERE rowid > ?", (state.rolled or 0,))
+            ((rolled, gone),) = connection.execute(_COUNTS)
+            ((schema,),) = connection.execute("PRAGMA user_version")
         parts = [self.path, self.path.with_name(f"{self.path.name}-wal")]
-        size = sum(part.stat().st_size for part in parts if part.exists())
-        return LedgerInfo("sqlite", str(self.path), schema, entries, first, last, size)
+        return LedgerInfo(
+            "sqlite",
+            str(self.path),
+            schema,
+            behind + (rolled if state.rolled is not None else gone),
+            min((at for at in (first, state.first_at) if at is not None), default=None),
+            max((at for at in (last, state.last_at) if at is not None), default=None),
+            sum(part.stat().st_size for part in parts if part.exists()),
+            gone,
+            state.until,
+            behind,
+        )
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """One view of the file, for as long as it takes."""
+        try:
+            with self._file.reading() as connection:
+                rollups.add_functions(connection)
+                connection.execute("BEGIN")
+                yield connection
+        except sqlite3.Error as error:
+            raise self._file.failed(error) from error
 
     def _read(self, select: str, values: list[Any]) -> list[tuple[Any, ...]]:
         self._absorb()
-        try:
-            with self._file.reading() as connection:
-                connection.create_aggregate("quantity_sum", 1, _QuantitySum)
-                connection.create_aggregate("exact_sum", 1, _ExactSum)
-                return connection.execute(select, values).fetchall()
-        except sqlite3.Error as error:
-            raise self._file.failed(error) from error
+        with self._reading() as connection:
+            return connection.execute(select, values).fetchall()
+
+    # --- keeping ------------------------------------------------------------------------------------------------------
+
+    def migrate(self, *, progress: Progress | None = None) -> int:
+        """Roll up everything that is not rolled up yet, such as the entries of an older version's file; how many there were.
+
+        Raises:
+            StoreError: when the file cannot be written.
+        """
+        self._absorb()
+        done = 0
+        with self._reading() as connection:
+            total = rollups.behind(connection, rollups.State.of(connection))
+        step = rollups.BATCH
+        while step == rollups.BATCH:  # a smaller one is the last: what comes meanwhile is for the next time
+            step = self._roll_up()
+            done += step
+            if progress is not None:
+                progress(done, max(done, total))
+        return done
+
+    def _roll_up(self) -> int:
+        with self._file.lock:
+            try:
+                return rollups.roll_up(self._file.connection or self._file.open())
+            except sqlite3.Error as error:
+                raise self._file.failed(error) from error
+
+    def compact(self, before_ns: int, *, progress: Progress | None = None) -> Compaction:
+        """Turn sure entries of whole days (UTC) before a moment into daily roll-ups; see `aifinops.ledger.base.Ledger`.
+
+        Each step is a transaction of a thousand entries. A file that an earlier version has made keeps its size: new entries fill it.
+
+        Raises:
+            StoreError: when the file cannot be written.
+        """
+        until = start_of(before_ns, DAY_NS)
+        self.migrate()
+        before, old = self._used(), self._older(until)
+        run = compaction.Run(self._writing, until)
+        for _ in run.steps():
+            if progress is not None:
+                progress(run.entries, old)
+            time.sleep(_PAUSE_S)
+        while self._shrink():
+            time.sleep(_PAUSE_S)
+        return Compaction(run.entries, self._older(until), run.since, until, max(0, before - self._used()))
+
+    def _older(self, until: int) -> int:
+        ((count,),) = self._read("SELECT count(*) FROM charges WHERE at < ?", [until])
+        return int(count)
+
+    def _used(self) -> int:
+        with self._reading() as connection:
+            pages, free, size = (
+                connection.execute(f"PRAGMA {name}").fetchone()[0]
+                for name in ("page_count", "freelist_count", "page_size")
+            )
+        return int((pages - free) * size)
+
+    def _shrink(self) -> bool:
+        with self._file.lock:
+            try:
+                return compaction.shrink(self._file.connection or self._file.open())
+            except sqlite3.Error as error:
+                raise self._file.failed(error) from error
+
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction of its own."""
+        with self._file.lock:
+            connection = self._file.connection or self._file.open()
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                yield connection
+                connection.execute("COMMIT")
+            except sqlite3.Error as error:
+                raise self._file.failed(error) from error
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+
+    def verify(self, *, progress: Progress | None = None) -> Verification:
+        """SQLite's own check, every entry, and roll-ups against entries; see `aifinops.ledger.base.Ledger`.
+
+        Raises:
+            StoreError: when the file cannot be read at all.
+        """
+        self._absorb()
+        with self._reading() as connection:
+            return verification.verify(connection, progress)
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -289,19 +503,13 @@ class SqliteLedger:
             try:
                 self._fold()
             finally:
-                self._journal.close()
+                for journal in self._journals:
+                    journal.close()
             self._file.close()
 
     def reset_after_fork(self) -> None:
         """In a forked child: fresh locks; the connection was closed before the fork and opens again when needed."""
         self._file.reset_after_fork()
-
-
-def _fits(charge: Charge) -> bool:
-    return all(
-        value is None or -_INT64 <= value <= _INT64
-        for value in (charge.at, charge.duration, charge.amount, charge.lower, charge.upper)
-    )
 
 
 def _insert(connection: sqlite3.Connection, row: tuple[Any, ...]) -> bool:
@@ -316,9 +524,9 @@ def _insert_all(connection: sqlite3.Connection, rows: Sequence[Sequence[Any]]) -
     connection.execute("BEGIN IMMEDIATE")
     try:
         try:
-            connection.executemany(_INSERT, rows)
+            _insert_rows(connection, rows)
         except UnicodeEncodeError:
-            connection.executemany(_INSERT, map(clean_text, rows))  # those that are in already are ignored
+            _insert_rows(connection, list(map(clean_text, rows)))  # those that are in already are ignored
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:  # some errors, a full disk for one, have rolled back already
@@ -327,127 +535,10 @@ def _insert_all(connection: sqlite3.Connection, rows: Sequence[Sequence[Any]]) -
     return connection.total_changes - before
 
 
-# --- asking -----------------------------------------------------------------------------------------------------------
-
-
-def _expression(key: GroupKey) -> tuple[str, list[str]]:
-    """SQL for a key and the values bound in it. Names come from our own tables, what the user wrote is bound."""
-    if key.kind == "time":
-        return "strftime(?, at / 1000000000, 'unixepoch')", [_TIME_FORMATS[key.source]]
-    if key.kind == "field":
-        return key.source, []
-    if key.source in TAG_COLUMNS:
-        return f"coalesce({key.source}, '')", []
-    return "coalesce(json_extract(tags, ?), '')", [f'$."{key.source}"']
-
-
-def _where(query: Query, filters: Filters) -> tuple[str, list[Any]]:
-    conditions, bound = ["1"], list[Any]()
-    for value, operator in ((query.since_ns, ">="), (query.until_ns, "<")):
-        if value is not None:
-            conditions.append(f"at {operator} ?")
-            bound.append(value)
-    for key, values in filters:
-        text, own = _expression(key)
-        conditions.append(f"{text} IN ({', '.join('?' * len(values))})")
-        bound += [*own, *values]
-    return " AND ".join(conditions), bound
-
-
-_UNSURE = """CASE WHEN amount IS NULL OR basis = 'estimated' THEN NOT EXISTS (
-    SELECT 1 FROM charges AS fix WHERE fix.corrects <> '' AND fix.corrects = charges.id AND fix.amount IS NOT NULL
-) ELSE 0 END"""
-_UNPRICED = "unsure AND amount IS NULL AND corrects = ''"
-_TOKENS = " + ".join(f"coalesce({name}, 0)" for name in METER_COLUMNS if name.endswith("_tokens"))
-
-# What is added up, in the order in which `_group` reads it: summed expressions, then others.
-_SUMMED = (
-    "corrects = ''",
-    "corrects <> ''",
-    "status = 'error' AND corrects = ''",
-    "amount",
-    "CASE WHEN unsure AND amount IS NOT NULL THEN amount ELSE 0 END",
-    "CASE WHEN unsure THEN coalesce(lower, amount, 0) ELSE coalesce(amount, 0) END",
-    "CASE WHEN unsure THEN coalesce(upper, amount, 0) ELSE coalesce(amount, 0) END",
-    _UNPRICED,
-    f"CASE WHEN {_UNPRICED} THEN {_TOKENS} ELSE 0 END",
-    "duration",
-    *METER_COLUMNS,
-)
-_OTHERS = (
-    "count(amount)",
-    "count(*) FILTER (WHERE unsure AND amount IS NULL AND upper IS NULL)",
-    "quantity_sum(quantities) FILTER (WHERE quantities IS NOT NULL)",
-    f"quantity_sum(quantities) FILTER (WHERE quantities IS NOT NULL AND {_UNPRICED})",
-)
-
-
-def _summary(keys: list[str], where: str, summing: str) -> str:
-    names = [f"k{place}" for place in range(len(keys))]
-    inner = "".join(f"{text} AS {name}, " for text, name in zip(keys, names, strict=True))
-    grouping = ", ".join([*names, "currency"])
-    sums = ", ".join([*(f"{summing}({text})" for text in _SUMMED), *_OTHERS])
-    return (
-        f"SELECT {grouping}, {sums} "  # noqa: S608 - only names of ours; values are bound
-        f"FROM (SELECT {inner}*, {_UNSURE} AS unsure FROM charges WHERE {where}) GROUP BY {grouping}"
-    )
-
-
-def _group(row: Sequence[Any], keys: int) -> Group:
-    key, currency, values = tuple(row[:keys]), row[keys], row[keys + 1 :]
-    sums, (known, open_ends, more, unpriced_more) = values[: len(_SUMMED)], values[len(_SUMMED) :]
-    meters = sums[-len(METER_COLUMNS) :]
-    calls, corrections, errors, amount, estimated, lower, upper, unpriced, unpriced_tokens, duration = (
-        int(value or 0) for value in sums[: -len(METER_COLUMNS)]
-    )
-    return Group(
-        key=key,
-        currency=currency,
-        calls=calls,
-        corrections=corrections,
-        errors=errors,
-        amount=amount if known else None,
-        estimated=estimated,
-        lower=lower,
-        upper=None if open_ends else upper,
-        unpriced_calls=unpriced,
-        unpriced_tokens=unpriced_tokens + (tokens_total(load_quantities(unpriced_more)) if unpriced_more else 0),
-        quantities=_meters(meters, more),
-        duration=duration,
-    )
-
-
-def _meters(columns: Sequence[Any], more: str | None) -> MappingProxyType[str, Quantity]:
-    found: dict[str, Quantity] = {
-        name: int(value) for name, value in zip(METER_COLUMNS, columns, strict=True) if value is not None
-    }
-    if more:
-        add_quantities(found, load_quantities(more))
-    return MappingProxyType(found)
-
-
-class _QuantitySum:
-    """Aggregate for the JSON column of meters: exact sums by meter, as JSON again."""
-
-    def __init__(self) -> None:
-        self._total: dict[str, Quantity] = {}
-
-    def step(self, text: Any) -> None:
-        add_quantities(self._total, load_quantities(text))
-
-    def finalize(self) -> Any:
-        return dump_quantities(self._total) if self._total else None
-
-
-class _ExactSum:
-    """`sum` without the limit of 64 bits; the result is text, since SQLite has no larger integers."""
-
-    def __init__(self) -> None:
-        self._total: int | None = None
-
-    def step(self, value: Any) -> None:
-        if value is not None:
-            self._total = (self._total or 0) + value
-
-    def finalize(self) -> Any:
-        return None if self._total is None else str(self._total)
+def _insert_rows(connection: sqlite3.Connection, rows: Sequence[Sequence[Any]]) -> None:
+    # Python gives up its lock for each statement, and may wait five milliseconds until it has it again where another thread computes.
+    # https://docs.python.org/3/library/sys.html#sys.setswitchinterval: so, as many rows in a statement as go.
+    whole = len(rows) // _TOGETHER * _TOGETHER
+    for start in range(0, whole, _TOGETHER):
+        connection.execute(_INSERT_TOGETHER, list(chain.from_iterable(rows[start : start + _TOGETHER])))
+    connection.executemany(_INSERT, rows[whole:])

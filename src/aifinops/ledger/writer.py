@@ -25,7 +25,7 @@ class Writer:
     """Writes charges, and survives a ledger that is full, locked or away for a while.
 
     Attributes:
-        ledger: where to. dropped: charges lost because more than `capacity` waited.
+        ledger: where to.
 
     Args:
         ledger: where to.
@@ -37,7 +37,7 @@ class Writer:
         self, ledger: Ledger, *, capacity: int = CAPACITY, monotonic_ns: Callable[[], int] = time.monotonic_ns
     ) -> None:
         self.ledger = ledger
-        self.dropped = 0
+        self._lost = 0
         self._capacity = capacity
         self._now = monotonic_ns
         self._forget()
@@ -48,6 +48,11 @@ class Writer:
         self._lock = threading.RLock()
         self._turn = threading.Lock()  # not re-entrant: a signal handler in the middle of it writes nothing in between
         self._said: set[str] = set()
+
+    @property
+    def dropped(self) -> int:
+        """Charges that are lost: more than `capacity` waited here, or the ledger itself has lost them on their way."""
+        return self._lost + int(getattr(self.ledger, "dropped", 0))
 
     @property
     def pending(self) -> int:
@@ -65,21 +70,33 @@ class Writer:
             self._pause(error)
             self._keep(charge)
 
-    def flush(self) -> bool:
-        """Try at once to write what waits; True when nothing waits any more."""
+    def flush(self, timeout_s: float = 5.0) -> bool:
+        """Try at once to write what waits, here and on its way to a ledger elsewhere.
+
+        Args:
+            timeout_s: how long a ledger elsewhere may take for it, seconds.
+
+        Returns:
+            True when nothing waits any more.
+        """
+        written = self._write_waiting()
+        send: Callable[[float], bool] | None = getattr(self.ledger, "flush", None)
+        return (send is None or send(timeout_s)) and written
+
+    def _write_waiting(self) -> bool:
         self._paused_until = 0
         return not self._waiting or self._catch_up()
 
     def close(self) -> None:
-        """Flush, say what could not be saved, and close the ledger."""
-        if not self.flush():
+        """Write what waits, say what could not be saved, and close the ledger."""
+        if not self._write_waiting():
             logger.error("aifinops: %d charges could not be written to the ledger and are lost", self.pending)
         self.ledger.close()
 
     def reset_after_fork(self) -> None:
         """In a forked child: what waits is the parent's to write, so the child starts with nothing."""
         self._forget()
-        self.dropped = 0
+        self._lost = 0
         self.ledger.reset_after_fork()
 
     def _catch_up(self) -> bool:
@@ -114,7 +131,7 @@ class Writer:
 
     def _drop(self, why: str) -> None:
         with self._lock:
-            self.dropped += 1
+            self._lost += 1
         self._say("drop", f"{why}; it is lost, and further losses are only counted")
 
     def _pause(self, error: StoreError) -> None:

@@ -59,15 +59,20 @@ def learn(invocation: Invocation, reading: Reading) -> None:
 
 def tell(invocation: Invocation, charge: Charge, reading: Reading, error: BaseException | None) -> None:
     """End the span of a call, or add to somebody else's, and count the call in the metrics."""
+    context: Any = None
     first = None if invocation.first_chunk is None else (invocation.first_chunk - invocation.started) / 1e9
     if invocation.span is not None:
         values = _values(invocation, charge, reading, first)
+        context = invocation.span.context
         guarded_finish(invocation.span, values, invocation.wall + charge.duration, error)
         invocation.span = None
     elif invocation.guest is not None:
+        context = invocation.guest.context
         _enrich(invocation, invocation.guest, charge)
     official = invocation.guest is None and not invocation.beside
-    measure(invocation, charge, "" if error is None else error_type(error), first, official=official)
+    if context is not None and not context.trace_flags & 1:
+        context = None  # no exemplar leads to a trace that nobody has
+    measure(invocation, charge, "" if error is None else error_type(error), first, official=official, context=context)
 
 
 def _values(invocation: Invocation, charge: Charge, reading: Reading, first: float | None) -> dict[str, Any]:
@@ -76,10 +81,13 @@ def _values(invocation: Invocation, charge: Charge, reading: Reading, first: flo
         facts = {**facts, names.FINISH_REASONS: reading.finish_reasons}
     if first is not None:
         facts = {**facts, names.TIME_TO_FIRST_CHUNK: first}
+    body = invocation.call.body
+    asked = body.get("service_tier") if type(body) is dict else None
     if engines.capture:
         facts = {**facts, **_content(invocation.call.body, invocation.said, reading.finish_reasons)}
     try:
-        return span_attributes.inference(charge, facts, compat=engines.compat)
+        tier = asked if isinstance(asked, str) else ""
+        return span_attributes.inference(charge, facts, compat=engines.compat, latest=engines.latest, request_tier=tier)
     except Exception as failure:  # a span without attributes still ends
         swallow("metering.span_attributes", failure)
         return {}
@@ -104,10 +112,18 @@ def _enrich(invocation: Invocation, guest: Guest, charge: Charge) -> None:
         swallow("metering.enrich", failure)
 
 
-def measure(invocation: Invocation, charge: Charge, error: str, first_chunk: float | None, *, official: bool) -> None:
-    """Count a call in the metrics."""
+def measure(
+    invocation: Invocation,
+    charge: Charge,
+    error: str,
+    first_chunk: float | None,
+    *,
+    official: bool,
+    context: Any = None,
+) -> None:
+    """Count a call in the metrics; `context` is that of its span, where that is kept."""
     try:
-        invocation.engines.metrics.record(charge, error, first_chunk, charge.service, official)
+        invocation.engines.metrics.record(charge, error, first_chunk, charge.service, official, context)
     except Exception as failure:  # metrics are a view
         swallow("metering.metrics", failure)
 

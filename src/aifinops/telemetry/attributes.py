@@ -22,6 +22,9 @@ _SPLIT = {
 }
 
 
+_AZURE = {names.AZURE_NAMESPACE: "Microsoft.CognitiveServices"}
+
+
 def request(provider: str, operation: str, model: str) -> dict[str, Any]:
     """What is known before the call; samplers see this."""
     attributes = {names.OPERATION: operation, names.PROVIDER: provider}
@@ -30,14 +33,18 @@ def request(provider: str, operation: str, model: str) -> dict[str, Any]:
     return attributes
 
 
-def inference(charge: Charge, facts: Mapping[str, Any], *, compat: bool) -> dict[str, Any]:
+def inference(
+    charge: Charge, facts: Mapping[str, Any], *, compat: bool, latest: bool = False, request_tier: str = ""
+) -> dict[str, Any]:
     """All attributes of an inference span.
 
     Args:
         charge: the ledger entry. facts: further attributes by name (server, finish reasons).
         compat: also write `gen_ai.usage.cost`, for backends that read only that (USD).
+        latest: the names of semantic-conventions-genai, and tokens by modality. request_tier: that the request asked for.
     """
-    attributes = request(charge.provider, charge.operation, charge.model)
+    provider = charge.provider
+    attributes = request(provider, charge.operation, charge.model)
     attributes[names.RECORD_ID] = charge.id
     if charge.response_model:
         attributes[names.RESPONSE_MODEL] = charge.response_model
@@ -47,10 +54,12 @@ def inference(charge: Charge, facts: Mapping[str, Any], *, compat: bool) -> dict
         attributes[names.REQUEST_STREAM] = True
     if charge.tier:
         attributes[names.PRICE_TIER] = charge.tier
+    if provider in _SAYS_MORE:
+        _add_vendor(attributes, provider, charge.tier, request_tier)
     attributes.update(facts)
     # Tokens that we estimated go to the ledger only: the conventions want reported counts on gen_ai.usage.*.
     if charge.basis != "estimated" or charge.status == "ok":
-        _add_tokens(attributes, charge)
+        _add_tokens(attributes, charge, _TOKEN_KEYS_LATEST if latest else _TOKEN_KEYS)
     _add_cost(attributes, charge, compat)
     if charge.tags:
         add_tags(attributes, charge.tags)
@@ -72,7 +81,20 @@ def enrichment(charge: Charge, *, compat: bool) -> dict[str, Any]:
     return attributes
 
 
-def _add_tokens(attributes: dict[str, Any], charge: Charge) -> None:
+_SAYS_MORE = {"openai": {}, "azure.ai.openai": _AZURE, "azure.ai.inference": _AZURE}
+"""Providers with attributes of their own in the conventions, and those that are the same of every call."""
+
+
+def _add_vendor(attributes: dict[str, Any], provider: str, tier: str, request_tier: str) -> None:
+    attributes.update(_SAYS_MORE[provider])
+    if provider == "openai":
+        if tier:
+            attributes[names.OPENAI_SERVICE_TIER] = tier
+        if request_tier and request_tier != "auto":
+            attributes[names.OPENAI_REQUEST_TIER] = request_tier
+
+
+def _add_tokens(attributes: dict[str, Any], charge: Charge, token_keys: Mapping[str, tuple[str, ...]]) -> None:
     quantities = charge.quantities
     if not quantities:
         return
@@ -82,7 +104,7 @@ def _add_tokens(attributes: dict[str, Any], charge: Charge) -> None:
         if charge.operation != "embeddings":
             attributes[names.OUTPUT_TOKENS] = outputs
     for name, quantity in quantities.items():
-        for key in _TOKEN_KEYS.get(name, ()):
+        for key in token_keys.get(name, ()):
             attributes[key] = attributes.get(key, 0) + int(quantity)
 
 
@@ -99,7 +121,22 @@ def _token_keys(name: str) -> tuple[str, ...]:
     return ()
 
 
+def _token_keys_latest(name: str) -> tuple[str, ...]:
+    """The same with the newest names: parts by modality as well, each an inclusive total of its kind."""
+    meter = METERS[name]
+    keys = tuple(
+        names.CACHE_WRITE_TOKENS_LATEST if key == names.CACHE_WRITE_TOKENS else key for key in _token_keys(name)
+    )
+    if meter.family == "tokens" and meter.modality in names.MODALITIES_LATEST:
+        whole = f"gen_ai.usage.{meter.modality}"
+        keys += (f"{whole}.{meter.direction}_tokens",)
+        if meter.cache == "read":
+            keys += (f"{whole}.cache_read.input_tokens",)
+    return keys
+
+
 _TOKEN_KEYS = {name: _token_keys(name) for name in METERS}
+_TOKEN_KEYS_LATEST = {name: _token_keys_latest(name) for name in METERS}
 
 
 def _add_cost(attributes: dict[str, Any], charge: Charge, compat: bool) -> None:

@@ -2,7 +2,7 @@
 
 `Histogram.record` takes 5 to 7 microseconds a point, nearly all of it for finding out where the point belongs: context, exemplars,
 views, the hash of the attributes. For a batch of points of one attribute set that is the same answer every time. So the first point
-goes the public way, which makes whatever has to be made, and the others are added to the aggregation that took it. The inside of
+goes the public way, which makes whatever has to be made and keeps an exemplar, and the others are added to the aggregation that took it. The inside of
 the SDK is looked at before anything is touched: where it is not what we know, or a view has changed it, every point goes the public
 way. `tests/unit/telemetry/test_histograms.py` holds both ways equal, and `nox -s minimums` does with the oldest SDK.
 """
@@ -20,26 +20,45 @@ _BY_HAND = 3
 """Points below which looking inside costs more than it saves."""
 
 
-def record_all(histogram: Any, values: Sequence[float], attributes: Mapping[str, Any]) -> None:
+def record_all(
+    histogram: Any, values: Sequence[float], attributes: Mapping[str, Any], traced: tuple[float, Any] | None = None
+) -> None:
     """`histogram.record(value, attributes)` for every value.
 
     Args:
         histogram: of any SDK. values: finite and not negative. attributes: of all of them.
+        traced: one of the values and the context of the span in which it came about, which makes it an exemplar. The others are recorded
+            in no context: that of whoever collects has nothing to do with them.
     """
     if not values:
         return
-    histogram.record(values[0], attributes)
-    rest = values[1:]
+    from opentelemetry.context import Context
+
+    # Not empty: the SDK takes the current context in place of an empty one.
+    first, rest, nowhere = values[0], values[1:], Context({"aifinops": "collected"})
+    context = nowhere
+    if traced is not None:
+        first, context = traced[0], _inside(traced[1])
+        rest = list(values)
+        rest.remove(first)
+    histogram.record(first, attributes, context)
     known = _matches(histogram, attributes) if len(values) > _BY_HAND else None
     if known is None:
         for value in rest:
-            histogram.record(value, attributes)
+            histogram.record(value, attributes, nowhere)
         return
     key, matches = known
     for match in matches:
         with match._lock:  # a reader of deltas takes the aggregation away under this lock
             aggregation = match._attributes_aggregation.get(key)
             _add(aggregation or match._get_or_create_aggregation(key, dict(attributes)), rest)
+
+
+def _inside(span_context: Any) -> Any:
+    from opentelemetry.context import Context
+    from opentelemetry.trace import NonRecordingSpan, set_span_in_context
+
+    return set_span_in_context(NonRecordingSpan(span_context), Context())
 
 
 def _matches(histogram: Any, attributes: Mapping[str, Any]) -> tuple[Any, list[Any]] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,8 +56,14 @@ def endpoint(argument: str | None = None, environ: Mapping[str, str] = os.enviro
     return argument or next((environ[key] for key in keys if environ.get(key)), None)
 
 
-def set_up(argument: str | None = None, environ: Mapping[str, str] = os.environ) -> Export:
+def set_up(
+    argument: str | None = None, environ: Mapping[str, str] = os.environ, *, dialects: Sequence[str] = ("compat",)
+) -> Export:
     """Install tracer and meter providers that export over OTLP, where an endpoint is given and none is set yet.
+
+    Args:
+        argument: the endpoint; None where the standard variables say it. environ: the environment.
+        dialects: that the spans are exported in.
 
     Raises:
         ConfigurationError: for an endpoint without a scheme or an unknown protocol.
@@ -71,18 +77,22 @@ def set_up(argument: str | None = None, environ: Mapping[str, str] = os.environ)
     if protocol not in _PROTOCOLS:
         raise ConfigurationError(f"OTEL_EXPORTER_OTLP_PROTOCOL={protocol!r} is unknown; use {' or '.join(_PROTOCOLS)}")
     export = Export(endpoint=target)
-    _set_tracer_provider(export, argument, protocol)
+    _set_tracer_provider(export, argument, protocol, dialects)
     _set_meter_provider(export, argument, protocol)
     return export
 
 
-def _set_tracer_provider(export: Export, argument: str | None, protocol: str) -> None:
+def _set_tracer_provider(export: Export, argument: str | None, protocol: str, dialects: Sequence[str]) -> None:
     from opentelemetry import trace
 
     from aifinops.telemetry.spans import is_placeholder
 
     if not is_placeholder(trace.get_tracer_provider()):
-        export.notes.append("the application has set a tracer provider: spans go there")
+        note = "the application has set a tracer provider: spans go there"
+        others = [name for name in dialects if name != "compat"]
+        if others:
+            note += f"; for {', '.join(others)} wrap its exporter: aifinops.DialectExporter(exporter, {others!r})"
+        export.notes.append(note)
         return
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -94,7 +104,10 @@ def _set_tracer_provider(export: Export, argument: str | None, protocol: str) ->
             OTLPSpanExporter,
         )
     provider = TracerProvider()
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(**_arguments(argument, protocol, "v1/traces"))))
+    from aifinops.telemetry.exporting import DialectExporter, counting
+
+    exporter = counting(OTLPSpanExporter(**_arguments(argument, protocol, "v1/traces")), "traces")
+    provider.add_span_processor(BatchSpanProcessor(DialectExporter(exporter, dialects)))
     trace.set_tracer_provider(provider)
     export.providers.append(provider)
 
@@ -116,7 +129,10 @@ def _set_meter_provider(export: Export, argument: str | None, protocol: str) -> 
         from opentelemetry.exporter.otlp.proto.http.metric_exporter import (  # type: ignore[assignment]
             OTLPMetricExporter,
         )
-    reader = PeriodicExportingMetricReader(OTLPMetricExporter(**_arguments(argument, protocol, "v1/metrics")))
+    from aifinops.telemetry.exporting import counting
+
+    exporter = counting(OTLPMetricExporter(**_arguments(argument, protocol, "v1/metrics")), "metrics")
+    reader = PeriodicExportingMetricReader(exporter)
     provider = MeterProvider(metric_readers=[reader])
     metrics.set_meter_provider(provider)
     export.providers.append(provider)

@@ -97,9 +97,9 @@ def _otel() -> _Api:
 class _Pipeline:
     """What of a tracer provider decides how spans are made; rebuilt when its processors change."""
 
-    def __init__(self, provider: Any, version: str) -> None:
+    def __init__(self, provider: Any, version: str, schema_url: str) -> None:
         self.provider = provider
-        self.tracer = provider.get_tracer(names.SCOPE, version, names.SCHEMA_URL)
+        self.tracer = provider.get_tracer(names.SCOPE, version, schema_url)
         self.processor: Any = None
         self.processors: Any = None
         self.late = False
@@ -138,8 +138,16 @@ class _Pipeline:
 class Spans:
     """Begins and finishes spans through whatever tracer provider the application has set; none set, nothing done."""
 
-    def __init__(self, version: str, get_provider: Callable[[], Any] | None = None, *, alone: bool = False) -> None:
+    def __init__(
+        self,
+        version: str,
+        get_provider: Callable[[], Any] | None = None,
+        *,
+        alone: bool = False,
+        schema_url: str = names.SCHEMA_URL,
+    ) -> None:
         self._version = version
+        self._schema_url = schema_url
         self._get_provider = get_provider
         self._alone = alone  # other instrumentations are kept from making a span of the same call
         self._pipeline: _Pipeline | None = None
@@ -154,7 +162,7 @@ class Spans:
         if pipeline is None or pipeline.stale(provider):
             if is_placeholder(provider):
                 return None
-            pipeline = self._pipeline = _Pipeline(provider, self._version)
+            pipeline = self._pipeline = _Pipeline(provider, self._version, self._schema_url)
         return pipeline
 
     def begin(self, name: str, start: int, attributes: Mapping[str, Any], fallback: Any = None) -> OpenSpan | None:

@@ -101,6 +101,7 @@ def _random_charge(source: random.Random, number: int, corrects: str) -> Charge:
         model=source.choice(["gpt-5", "claude", "'; DROP TABLE charges; --", "模型", ""]),
         quantities={name: _random_quantity(source) for name in source.sample(sorted(METERS), source.randrange(5))},
         amount=amount,
+        lines=() if amount is None else (("input_tokens", amount - 7), ("output_tokens", 7)),
         currency=source.choice(["USD", "USD", "EUR"]),
         basis="unknown" if amount is None else source.choice([basis for basis in BASES if basis != "unknown"]),
         lower=source.choice([None, bounds[0]]),

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 import aifinops as af
-from aifinops import runtime
+from aifinops import gpu, runtime
+from aifinops.budgets.stores.base import Node, Read, Take
 from aifinops.charges import Charge, new_id
 from aifinops.cli import main
 from aifinops.gpu.board import Board
@@ -73,6 +74,12 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     return made
 
 
+def reserved(lab: Lab) -> int:
+    """GPUs of the pool that the store counts as taken."""
+    [balance] = runtime.get().store_at(str(lab.store)).run(Read((Node("gpu/lab/h100", 0, "gpus", None),)))
+    return balance.reserved // 10**9
+
+
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], lab: Lab) -> Run:
     """Type a command: (exit status, standard output, standard error)."""
@@ -125,11 +132,27 @@ def test_top(run: Run, lab: Lab) -> None:
 
 def test_top_has_the_runs_of_the_last_minutes(run: Run, lab: Lab) -> None:
     """A run without a slot is seen by its charges; one that made none for three minutes is over."""
-    lab.charge("nlp", 1, 480, 480_000_000, 120.0)
-    lab.charge("old", 30, 480, 480_000_000, 480.0)
+    lab.charge("nlp", 1, 480, 480_000_000, 120.0, name="finetune llama")
+    lab.charge("old", 30, 480, 480_000_000, 480.0, name="ancient")
+    lab.charge("dark", 1, 480, 480_000_000, None)
     out = run("top", "--watch", "0")[1]
-    assert "run-nlp" in out
+    rows = {line.split()[0]: line.split() for line in out.splitlines() if line.strip()}
+    assert rows["finetune"][:4] == ["finetune", "llama", "nlp", "run-nlp"]
     assert "run-old" not in out
+    assert "ancient" not in out
+    facts = {row["run"]: row["name"] for row in json.loads(run("top", "--watch", "0", "--json")[1])["runs"]}
+    assert facts == {"run-nlp": "finetune llama", "run-dark": None}
+
+
+def test_top_has_the_name_of_a_run_that_holds_devices(run: Run, lab: Lab) -> None:
+    """It comes with the charges of the run itself."""
+    with gpu.track("finetune", team="nlp", devices={"NVIDIA H100 80GB HBM3": 2}):
+        lab.clock.advance(90)
+    with gpu.track(devices={"NVIDIA H100 80GB HBM3": 2}):
+        lab.clock.advance(30)
+    runtime.get().writer.flush()
+    names = [row["name"] for row in json.loads(run("top", "--watch", "0", "--json")[1])["runs"]]
+    assert sorted(names, key=str) == [None, "finetune"]
 
 
 def test_idle(run: Run, lab: Lab) -> None:
@@ -165,6 +188,60 @@ def test_quota(run: Run, lab: Lab) -> None:
         assert rows[2][:6] == ["h100", "vision", "4", "0", "2", "8"]
         [nlp, vision] = json.loads(run("quota", "--store", str(lab.store), "--json")[1])
         assert (nlp["held"], nlp["borrowed"], vision["available"], vision["nominal"]) == (6, 2, 2, 4)
+
+
+def test_a_slot_is_freed_by_hand_when_its_process_is_gone(run: Run, lab: Lab) -> None:
+    """Never while it is alive, but for `--force`; also where the team is no longer in the file, where nobody else would give it back."""
+    where = ("--store", str(lab.store))
+    with slot(team="nlp", gpus=6, quotas=str(lab.quotas), store=str(lab.store), lease_s=100) as held:
+        status, _, err = run("quota", "free", held.id, *where)
+        assert status == 2
+        assert "is alive" in err
+        assert "--force" in err
+        assert reserved(lab) == 6
+        lab.clock.advance(101)
+        lab.quotas.write_text(QUOTAS.replace("teams.nlp", "teams.speech"))
+        out = run("quota", *where)[1]
+        assert f"slot {held.id} of team nlp, 6 GPUs of h100: no sign of life for 101 s" in out
+        assert run("quota", "free", held.id, *where)[1] == f"Freed slot {held.id} of team nlp: 6 GPUs of h100.\n"
+        assert reserved(lab) == 0
+        assert held.id not in run("quota", *where)[1]
+        held._beat()
+        assert held.lost
+    status, _, err = run("quota", "free", held.id, *where)
+    assert status == 2
+    assert "no slot" in err
+
+
+def test_a_slot_whose_note_is_lost_is_freed_by_the_id_that_was_logged(
+    run: Run, lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The reservation alone is left: `quota` says that there is one, and the id of the log frees it, and no other."""
+    where = ("--store", str(lab.store))
+    caplog.set_level("INFO", "aifinops.gpu")
+    mine = {"quotas": str(lab.quotas), "store": str(lab.store), "lease_s": 10**6}
+    with slot(team="nlp", gpus=2, **mine) as held, slot(team="vision", gpus=3, **mine):
+        assert "reserved for" not in run("quota", *where)[1]
+        store = runtime.get().store_at(str(lab.store))
+        with held._lock:  # its process is gone: it renews nothing any more
+            held._left = True
+        assert store.run(Take(f"gpu/lab/hold/{held.id}", lab.clock.time_ns())) is not None
+        assert "2 GPUs of h100 are reserved for team nlp by a slot of which nothing is known" in run("quota", *where)[1]
+        assert f"slot {held.id}: team 'nlp' holds 2 GPUs of h100" in caplog.text
+        assert run("quota", "free", held.id, *where)[1] == f"Freed slot {held.id}.\n"
+        assert reserved(lab) == 3
+        assert "reserved for" not in run("quota", *where)[1]
+
+
+def test_a_living_slot_is_taken_by_force_only(run: Run, lab: Lab) -> None:
+    """Its process learns that it is lost, and is asked to leave."""
+    with slot(team="nlp", gpus=2, quotas=str(lab.quotas), store=str(lab.store), lease_s=10**6) as held:
+        assert run("quota", "free", held.id, "--store", str(lab.store), "--force")[0] == 0
+        assert reserved(lab) == 0
+        held._beat()
+        assert held.lost
+        assert held.should_yield()
+    assert reserved(lab) == 0
 
 
 def test_check_and_export(run: Run, lab: Lab, tmp_path: Path) -> None:

@@ -74,6 +74,7 @@ def test_the_next_attempt_charges_what_the_killed_one_held_to_its_last_sign_of_l
     found = rows(ledger)
     assert [charge.quantities["gpu_seconds"] for charge in found] == [120, 40]
     assert (found[1].status, found[1].error) == ("error", "Lost")
+    assert [charge.raw["gpu"]["name"] for charge in found if charge.raw is not None] == ["train", "train"]
     assert found[1].tags == {"team": "nlp", "run": "r", "attempt": "1", "phase": "lost"}
     assert found[1].amount == 40_000_000
     assert second._journal is not None
@@ -283,3 +284,75 @@ def test_kill_9_loses_at_most_a_moment_and_the_resumed_run_closes_it(
     assert abs(in_all - held) < Decimal("0.001")
     assert ended - lost.last_seen / 1e9 < 2
     assert [row.error for row in rows(ledger) if row.tags.get("phase") == "lost"] == (["Lost"] if lost.rest_ns else [])
+
+
+def test_what_a_killed_run_held_of_its_budget_is_settled_by_the_next_attempt(tmp_path: Path) -> None:
+    """Not a slice and the allowance count as spent, but what was held of the devices: the budget has what the ledger has, and nothing is held."""
+    ledger, clock = tmp_path / "ledger.db", FakeClock()
+    runtime.init(ledger=ledger, store=tmp_path / "budgets.db", clock=clock)
+    limit = af.budget("$100", name="lab")
+    with limit:
+        first = gpu.track("train", run_id="r", **DEVICE).start()
+        for _ in range(75):
+            clock.advance(1)
+            first.step()
+        first.beat()
+        clock.advance(4)  # of which nobody knows
+        assert limit.reserved > Decimal("0.06")
+        killed(first)
+        clock.advance(5)
+        with gpu.track("train", run_id="r", **DEVICE) as second:
+            assert second.lost[0].holds
+            clock.advance(10)
+    runtime.get().writer.flush()
+    assert limit.reserved == 0
+    assert limit.spent == Decimal("0.150") + Decimal("0.020")
+    assert limit.spent == sum(Decimal(charge.amount or 0) for charge in rows(ledger)) / 10**9
+    assert not list((tmp_path / "ledger.db.runs").glob("*.held"))
+
+
+def test_a_lease_that_ran_out_meanwhile_is_corrected(tmp_path: Path) -> None:
+    """An hour later all that was held counts as spent, until the next attempt knows better; by then it may be another block of the same budget."""
+    ledger, clock = tmp_path / "ledger.db", FakeClock()
+    runtime.init(ledger=ledger, store=tmp_path / "budgets.db", clock=clock)
+    with af.budget("$100", name="lab") as limit:
+        first = gpu.track("train", run_id="r", **DEVICE).start()
+        for _ in range(20):
+            clock.advance(1)
+            first.step()
+        first.beat()
+        killed(first)
+        clock.advance(minutes=20)
+        assert limit.spent > Decimal("0.08")  # what it held, for lack of better knowledge
+    with af.budget("$100", name="lab") as limit:
+        with gpu.track("train", run_id="r", **DEVICE):
+            clock.advance(10)
+        assert (limit.spent, limit.reserved) == (Decimal("0.040") + Decimal("0.020"), 0)
+
+
+def test_a_kill_in_the_middle_of_paying_leaves_it_to_the_lease(tmp_path: Path) -> None:
+    """Whether the slice was paid is not known then: nothing is settled, and nothing is counted twice."""
+    ledger, clock = tmp_path / "ledger.db", FakeClock()
+    runtime.init(ledger=ledger, store=tmp_path / "budgets.db", clock=clock)
+    with af.budget("$100", name="lab") as limit:
+        first = gpu.track("train", run_id="r", **DEVICE).start()
+        clock.advance(3)
+        first.beat()
+        assert first._journal is not None
+        (held,) = first._journal._holds
+        first._journal.changing(held)
+        reserved = limit.reserved
+        killed(first)
+        with gpu.track("train", run_id="r", **DEVICE) as second:
+            assert second.lost[0].holds == {held: None}
+        assert (limit.spent, limit.reserved) == (0, reserved)
+        clock.advance(hours=1)
+        assert limit.spent == reserved
+
+
+def test_a_run_without_room_leaves_no_file(tmp_path: Path) -> None:
+    """Nothing has begun."""
+    runtime.init(ledger=tmp_path / "ledger.db", store=tmp_path / "budgets.db", clock=FakeClock())
+    with af.budget("$0.0001", name="lab"), pytest.raises(af.BudgetExceeded):
+        gpu.track("train", run_id="r", **DEVICE).start()
+    assert list((tmp_path / "ledger.db.runs").iterdir()) == []

@@ -23,7 +23,10 @@ from aifinops.errors import (
     failures,
     reraise_failures,
 )
+from aifinops.gpu.devices import Device
 from aifinops.gpu.keeper import current_run
+from aifinops.gpu.peaks import peak
+from aifinops.scope import bind as af_bind
 from aifinops.testing.clock import FakeClock
 
 TWO = {"NVIDIA H100 80GB HBM3": 2}
@@ -376,6 +379,76 @@ def test_mfu_is_the_useful_part_of_what_is_paid_for(clock: FakeClock) -> None:
         assert run.usage().mfu == pytest.approx(0.5)
 
 
+def test_mfu_needs_the_flops_of_a_step_and_a_model_whose_peak_is_known(clock: FakeClock) -> None:
+    """Of an H100 the dense peak is known, not that with sparsity; of others, and of steps that say nothing, MFU is unknown, not 0."""
+
+    def mfu(flops: list[float | None], **arguments: Any) -> float | None:
+        with run_of(**arguments) as run:
+            for one in flops:
+                clock.advance(1)
+                run.step(flops=one)
+        return run.usage().mfu
+
+    assert mfu([989e12] * 4) == pytest.approx(0.5)  # two devices
+    assert mfu([989e12, 3 * 989e12]) == pytest.approx(1.0)
+    assert mfu([989e12, None], flops_per_step=989e12) == pytest.approx(0.5)
+    assert mfu([989e12] * 4, peak_flops="fp8") == pytest.approx(989 / 1979 / 2)
+    assert mfu([989e12] * 4, peak_flops=989e12 / 2) == pytest.approx(1.0)
+    assert mfu([989e12, None]) is None
+    assert mfu([None, None]) is None
+    assert mfu([]) is None
+    assert mfu([1e12], devices={"Some Prototype": 1}) is None
+    assert mfu([312e12] * 2, devices={"NVIDIA A100-SXM4-80GB": 1, "NVIDIA H100 80GB HBM3": 1}) == pytest.approx(
+        312 / (312 + 989)
+    )
+    for wrong in ("int4", 0, -1.0, True):
+        with pytest.raises(ConfigurationError, match="989e12"):
+            gpu.track(peak_flops=wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "bf16"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 NVL", 835),
+        ("NVIDIA H200", 989),
+        ("NVIDIA H200 NVL", None),  # nobody has told us
+        ("NVIDIA GH200 480GB", 989),
+        ("NVIDIA GB200", 2500),
+        ("NVIDIA B200", 2250),
+        ("NVIDIA B300 SXM6 AC", 2250),
+        ("NVIDIA A100 80GB PCIe", 312),
+        ("NVIDIA A10", 125),
+        ("NVIDIA A10G", None),
+        ("NVIDIA L4", 121),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L40", 181),
+        ("Tesla T4", None),
+        ("Tesla V100-SXM2-16GB", None),
+        ("AMD Instinct MI300X", 1300),
+        ("NVIDIA H100", None),  # which of them
+    ],
+)
+def test_the_peak_of_a_model_is_found_by_its_name(name: str, bf16: float | None) -> None:
+    """As drivers name them; a name that only begins alike is another model."""
+    row = peak(name)
+    assert (row.tflops.get("bf16") if row else None) == bf16
+    if row is not None:
+        assert row.source.startswith("https://")
+        assert row.tflops.get("tf32", 0) < row.tflops["fp16"] < row.tflops.get("fp8", 10**9)
+
+
+def test_of_a_slice_no_peak_is_stated(clock: FakeClock) -> None:
+    """A MIG device has the name of its parent and less of it: its MFU is unknown, unless its peak is given."""
+    slice_ = [Device(0, "MIG-1", "NVIDIA H100 80GB HBM3", share=0.5)]
+    for given, expected in ((None, None), (989e12, pytest.approx(1.0))):
+        with run_of(devices=slice_, flops_per_step=0.5 * 989e12, peak_flops=given) as run:
+            clock.advance(1)
+            run.step()
+        assert run.usage().mfu == expected
+
+
 def test_what_is_no_device_or_price_is_said_with_what_to_type(clock: FakeClock) -> None:
     """Before anything is held."""
     with pytest.raises(ConfigurationError, match="auto"):
@@ -384,6 +457,11 @@ def test_what_is_no_device_or_price_is_said_with_what_to_type(clock: FakeClock) 
         gpu.track(devices={"X": 1}, price="cheap").start()
     with pytest.raises(ConfigurationError, match="slice_s"):
         gpu.track(slice_s=0)
+    with pytest.raises(ConfigurationError, match="0 for never"):
+        gpu.track(idle_minutes=-1)
+    for wrong in ("soon", -1, True, float("nan")):
+        with pytest.raises(ConfigurationError, match="write minutes"):
+            runtime.init(ledger="memory", gpu_idle_minutes=wrong)  # type: ignore[arg-type, unused-ignore]  # that is what is tested
 
 
 def test_a_slot_that_is_wanted_back_is_a_reason_to_yield(clock: FakeClock) -> None:
@@ -594,3 +672,150 @@ def test_two_functions_at_once_count_their_own_steps(clock: FakeClock) -> None:
     first()
     thread.join()
     assert seen == {"first": True, "second": True}
+
+
+def held_by(seconds: float) -> Decimal:
+    """What two devices at $3.60 an hour cost in so many seconds."""
+    return Decimal(str(seconds)) * 2 * Decimal("0.001")
+
+
+def test_a_budget_that_begins_inside_of_the_run_ends_it_like_one_from_before(clock: FakeClock) -> None:
+    """At a step, after the checkpoint, below its limit; what it has spent is what was held since it was entered, and nothing more."""
+    saved: list[int] = []
+
+    def save() -> None:
+        clock.advance(4)
+        saved.append(run.steps)
+
+    with run_of(checkpoint=save, allowance_s=10) as run:
+        for _ in range(100):
+            clock.advance(1)
+            run.step()
+        clock.advance(0.25)
+        with af.budget("$1") as limit:
+            began = clock.monotonic_ns()
+            with pytest.raises(RunStopped) as stopped:  # noqa: PT012 - it is the loop that is ended
+                while True:
+                    clock.advance(1)
+                    run.step()
+            assert limit.reserved > 0
+        assert saved == [stopped.value.step] == [run.steps]
+        assert limit.spent == held_by((clock.monotonic_ns() - began) / 1e9)
+        assert Decimal("0.9") < limit.spent <= 1
+        assert limit.reserved == 0
+    assert sum(charge.quantities["gpu_seconds"] for charge in rows()) == run.usage().allocated_s
+
+
+def test_a_budget_inside_pays_from_its_beginning_to_its_end_beside_the_one_around(clock: FakeClock) -> None:
+    """Both count what they should to the nano-dollar: the outer one everything, the inner one its own block, with what was no step."""
+    with af.budget("$100") as outer, run_of() as run:
+        clock.advance(10)
+        run.step()
+        clock.advance(0.5)
+        with af.budget("$50") as inner:
+            for _ in range(70):
+                clock.advance(1)
+                run.step()
+            clock.advance(7)  # an evaluation, say
+        clock.advance(20)
+        assert inner.spent == held_by(77)
+        run.step()
+    assert outer.spent == held_by(10 + 0.5 + 77 + 20)
+    assert inner.spent == held_by(77)
+    assert (inner.reserved, outer.reserved) == (0, 0)
+
+
+def test_a_named_budget_around_every_step_is_one_and_pays_once(clock: FakeClock) -> None:
+    """Entered anew for each step, it is the same budget: no second is counted twice, and none of those inside of it is missing."""
+    runtime.init(ledger="memory", store="memory", clock=clock)
+    limit = af.budget("$100", name="steps")
+    with run_of() as run:
+        for _ in range(30):
+            with limit:
+                clock.advance(1)
+                run.step()
+            clock.advance(0.5)
+    assert limit.spent == held_by(30)
+    assert limit.reserved == 0
+
+
+def test_a_budget_without_room_inside_ends_the_run_at_its_first_step(clock: FakeClock) -> None:
+    """Waiting on devices that are held would only cost more."""
+    with run_of() as run:
+        clock.advance(1)
+        run.step()
+        clock.advance(1)
+        with af.budget("$0.001"), pytest.raises(RunStopped) as stopped:
+            run.step()
+    assert stopped.value.step == 2
+
+
+def test_budgets_of_calls_between_steps_have_nothing_to_do_with_the_devices(clock: FakeClock) -> None:
+    """A judge with a small budget, in the loop or in a thread of its own, neither pays for the GPUs nor ends the run."""
+    judged: list[Decimal] = []
+
+    def judge() -> None:
+        with af.budget("$0.0001") as small:
+            clock.advance(1)
+            judged.append(small.spent)
+
+    with run_of() as run:
+        for _ in range(5):
+            judge()
+            thread = threading.Thread(target=af_bind(judge))
+            thread.start()
+            thread.join()
+            run.step()
+    assert judged == [0] * 10
+    assert run.usage().allocated_s == 20
+
+
+def test_a_budget_inside_in_hours_or_without_a_price(clock: FakeClock) -> None:
+    """GPU-hours need no price; dollars without one refuse by name."""
+    with gpu.track(devices={"Some Prototype": 2}, allowance_s=5) as run, af.budget("0.1 gpu_hours") as limit:
+        while run.advance():
+            clock.advance(1)
+        assert run.error is not None
+    assert 300 < limit.spent <= 360
+    with gpu.track(devices={"Some Prototype": 2}) as run, af.budget("$1"), pytest.raises(RunStopped) as stopped:
+        run.step()
+    assert "Some Prototype" in str(stopped.value.__cause__)
+
+
+def test_a_budget_inside_is_paid_at_the_price_of_its_time(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A price that moves, and devices that another run takes for a while: what was spent is what the ledger has of the block."""
+    runtime.init(ledger="memory", clock=clock, gpu_usd_per_hour="3.60")
+    device = [Device(0, "GPU-0", "X")]
+    with gpu.track(devices=device) as run:
+        run.step()
+        with af.budget("$100") as limit:
+            for minute in range(90):
+                clock.advance(minutes=1)
+                run.step()
+                if minute == 30:
+                    dear = replace(runtime.get().config, gpu_usd_per_hour=Decimal("7.20"))
+                    monkeypatch.setattr(runtime.get(), "config", dear)
+            with gpu.track(devices=device):
+                clock.advance(minutes=10)
+            clock.advance(minutes=5)
+    assert limit.spent == sum(Decimal(charge.amount or 0) for charge in rows()) / 10**9
+
+
+def test_a_store_that_does_not_answer_when_a_budget_inside_begins(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the budget says that it may go on, the run does, and what was held is counted when the block ends."""
+    from aifinops.budgets.guard import Guard
+
+    reraise_failures(False)
+    reserve = Guard.reserve
+    with run_of() as run:
+        run.step()
+        with af.budget("$100", on_store_down="allow") as limit:
+            monkeypatch.setattr(Guard, "reserve", broken)
+            for _ in range(30):
+                clock.advance(1)
+                run.step()
+            monkeypatch.setattr(Guard, "reserve", reserve)
+        assert run.error is None
+    assert limit.spent == held_by(30)

@@ -25,7 +25,7 @@ from servers import POSTGRES, VALKEY, PostgresServer, ValkeyServer
 
 import aifinops as af
 from aifinops import errors, gpu, runtime, scope
-from aifinops.budgets.stores.base import Accounts, Notes, Operation, Reserve
+from aifinops.budgets.stores.base import Accounts, Notes, Operation, Reserve, Take
 from aifinops.budgets.stores.memory import MemoryStore
 from aifinops.errors import ConfigurationError, SlotUnavailable, StoreError
 from aifinops.gpu.board import Board, Entry
@@ -514,6 +514,29 @@ def test_what_the_dead_held_comes_back(shared: str, tmp_path: Path, python: Star
     with slot(team="nlp", gpus=4, quotas=quotas, store=shared, max_wait=60, poll_s=0.05, lease_s=30):
         assert time.monotonic() - killed < 30
         assert len(board_of(runtime.get().store_at(shared), gpu.read_quotas(quotas)).view().holding) == 1
+
+
+def test_a_reservation_without_a_note_is_freed_by_its_id(shared: str, tmp_path: Path) -> None:
+    """On every store: it is seen to be there, the right nodes are found, and what others hold stays."""
+    rules = gpu.read_quotas(write_quotas(tmp_path))
+    af.init(ledger="memory")
+    store = runtime.get().store_at(shared)
+    board = board_of(store, rules)
+    with (
+        slot(team="nlp", gpus=2, quotas=rules, store=shared, lease_s=1000) as held,
+        slot(team="vision", gpus=3, quotas=rules, store=shared, lease_s=1000),
+    ):
+        assert board.unaccounted(board.view()) == {}
+        with held._lock:  # its process is gone: it renews nothing any more
+            held._left = True
+        store.run(Take(f"gpu/{rules.name}/hold/{held.id}", time.time_ns()))
+        assert board.unaccounted(board.view()) == {("nlp", held.pool): 2}
+        assert board.free(held.id) is None
+        assert board.unaccounted(board.view()) == {}
+        with pytest.raises(ConfigurationError, match="no slot"):
+            board.free(held.id)
+        mine = {node.budget: balance.reserved for node, balance in store.run(Accounts())}
+        assert mine[f"gpu/{rules.name}/{held.pool}"] == 3 * 10**9
 
 
 # --- whatever happens --------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import math
 from datetime import date
 from decimal import Decimal
 from types import MappingProxyType
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -18,14 +19,16 @@ from aifinops.ledger.codec import (
     charge_of,
     clean_text,
     dump_quantities,
+    frozen,
     line_of,
     load_quantities,
     packed,
     row_of,
     row_of_line,
+    thawed,
 )
 from aifinops.meters import METERS
-from aifinops.testing.ledger import example_charge
+from aifinops.testing.ledger import example_charge, random_charges
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -146,3 +149,33 @@ def test_quantities_are_read_as_they_were_written() -> None:
 def test_only_text_is_cleaned() -> None:
     """Lone surrogates become question marks; everything else stays."""
     assert clean_text(("a\ud800b", 5, None, "é")) == ("a?b", 5, None, "é")
+
+
+class Name(str):
+    """Text of a type of one's own."""
+
+    __slots__ = ()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"quantities": {"gpu_seconds": Decimal("0.5"), "input_tokens": 2**70}},
+        {"raw": MappingProxyType({"a": MappingProxyType({"b": (1, 2.5, None, True)})}), "lines": ()},
+        {"raw": {"of its own": object}, "tags": MappingProxyType({"team": "a", "odd": "é\n\0"})},
+        {"model": Name("m"), "tags": {}, "quantities": MappingProxyType({})},
+        {"raw": {}, "amount": None, "stream": False},
+        {"model": "half \ud83d"},
+    ],
+)
+def test_what_a_journal_holds_of_a_charge_is_its_row(changes: dict[str, Any]) -> None:
+    """Whatever it is made of: also what only JSON has a form for."""
+    charge = example_charge(1, **changes)
+    assert thawed(frozen(charge)) == row_of(charge)
+
+
+def test_any_charge_of_the_suite_is_frozen_and_thawed() -> None:
+    """Fractions, huge counts and odd names included."""
+    for charge in random_charges(5, 300):
+        assert thawed(frozen(charge)) == row_of(charge)

