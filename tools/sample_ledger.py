@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 import sys
@@ -144,8 +145,8 @@ def _charge(provider, operation, model, at, quantities, amounts, tags, **more) -
     )  # fmt: skip
 
 
-RUNS = (("research", "ft-59", 4, 0.93), ("research", "ablation-7", 2, 0.31), ("assistant", "distill-3", 1, 0.88))
-"""Team, run, H100s, and how busy they are."""
+RUNS = (("research", "finetune", 4, 0.93), ("research", "ablation", 2, 0.31), ("assistant", "distill", 1, 0.88))
+"""Team, name of the run, H100s, and how busy they are."""
 
 
 def write_hour(path: str | Path, now: datetime = NOW) -> int:
@@ -175,10 +176,11 @@ def _runs(now: datetime) -> Iterator[Charge]:
             cost = price("H100-SXM", provider="runpod", at=now, gpu_seconds=seconds)
             facts = {
                 "model": "NVIDIA H100 80GB HBM3",
+                "name": run,
                 "uuids": [f"GPU-{run}-{n}" for n in range(gpus)],
                 "busy_s": float(seconds) * busy,
             }
-            tags = {"team": team, "run": run}
+            tags = {"team": team, "run": hashlib.sha256(run.encode()).hexdigest()[:12]}
             at = now - timedelta(minutes=minute)
             yield _charge(
                 "runpod",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from aifinops.gpu.holdings import Holding
     from aifinops.gpu.quota import Quotas
 
-__all__ = ["app", "devices_table", "holding_facts", "runs_table", "slot_facts", "slots_table"]
+__all__ = ["app", "devices_table", "holding_facts", "names", "runs_table", "slot_facts", "slots_table"]
 
 app = typer.Typer(
     help="GPUs: who holds what, busy or idle, for how long, at what price; quotas of teams.",

@@ -198,7 +198,7 @@ class Frame:
     def to_dict(self) -> dict[str, Any]:
         """Plain values; money as text."""
         from aifinops.cli.budgets import facts
-        from aifinops.cli.gpu import holding_facts, slot_facts
+        from aifinops.cli.gpu import holding_facts, names, slot_facts
         from aifinops.clock import to_datetime
 
         view = self.view
@@ -209,7 +209,7 @@ class Frame:
             "budgets": [facts(one) for one in self.budgets],
             "slots": [] if view is None else [slot_facts(one, view) for one in view.holding.values()],
             "waiting": [] if view is None else [slot_facts(one, view) for one in view.waiting.values()],
-            "runs": [holding_facts(one, ("team", "run")) for one in self.runs],
+            "runs": [{"name": names(one) or None, **holding_facts(one, ("team", "run"))} for one in self.runs],
             "devices": list(self.devices),
         }
 
@@ -431,7 +431,7 @@ def _gpus(frame: Frame) -> list[Table]:
     if frame.view is not None and (frame.view.holding or frame.view.waiting):
         found.append(slots_table(frame.view))
     if frame.runs:
-        found.append(runs_table(frame.runs, ("team", "run")))
+        found.append(runs_table(frame.runs, ("team", "run"), named=True))
     if frame.devices:
         found.append(devices_table(frame.devices))
     return found
