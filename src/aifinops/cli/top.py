@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import select
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -35,9 +36,7 @@ _GPUS_EVERY_NS = 5 * _NS
 _RUN_S = 180
 """A run that made no charge for so long is over: it makes one a minute."""
 
-_SLOTS = "gpus"
-"""Unit of the balances that a GPU board keeps."""
-
+_SETTLE_S = 0.5
 _SHARE = 4
 """A look is followed by a pause of at least so many times its length: never more than a fifth of a core."""
 
@@ -72,12 +71,13 @@ def top(
     """What is spent now: a minute, by team and model, of each budget, on GPUs. q or Ctrl-C leaves."""
     from aifinops.cli import show
 
-    watcher = _Watcher(ledger, store, by, where or [])
+    out = show.console()
+    alone = once or (form is Form.table and not out.is_terminal)
+    watcher = _Watcher(ledger, store, by, where or [], settle_s=_SETTLE_S if alone else 0.0)
     try:
-        out = show.console()
         if form is Form.json:
             _print_json(watcher, every, once=once)
-        elif once or not out.is_terminal:
+        elif alone:
             out.print(render(watcher.look(), out))
         else:
             _live(watcher, out, every)
@@ -100,6 +100,7 @@ def _print_json(watcher: _Watcher, every: float, *, once: bool) -> None:
 def _live(watcher: _Watcher, out: Console, every: float) -> None:
     from rich.live import Live
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the screen is given back then, too
     with _Keys() as keys, Live(console=out, screen=True, auto_refresh=False) as live:
         while True:
             began = time.monotonic()
@@ -217,7 +218,9 @@ class Frame:
 class _Watcher:
     """Ledger, balances and GPUs, opened once."""
 
-    def __init__(self, ledger: str | None, store: str | None, by: str, where: list[str]) -> None:
+    def __init__(
+        self, ledger: str | None, store: str | None, by: str, where: list[str], *, settle_s: float = 0.0
+    ) -> None:
         from aifinops import runtime
         from aifinops.analytics.live import Pulse
         from aifinops.cli.audit import file_of
@@ -238,7 +241,7 @@ class _Watcher:
             raise ConfigurationError(f"there is no budget store at {path}; name another: --store")
         self._gpus_at = 0
         self._runs: Sequence[Holding] = ()
-        self._devices = _Devices(self._open)
+        self._devices = _Devices(self._open, settle_s)
 
     def look(self) -> Frame:
         """Read everything anew; GPU runs, which make a charge a minute, every five seconds."""
@@ -280,10 +283,15 @@ class _Watcher:
 
 
 class _Devices:
-    """The devices of this machine, watched from the first look to the next; none without a driver."""
+    """The devices of this machine, watched from the first look to the next; none without a driver.
 
-    def __init__(self, until: ExitStack) -> None:
+    Args:
+        until: when to let go of them. settle_s: how long the first look watches them, where there will be no other.
+    """
+
+    def __init__(self, until: ExitStack, settle_s: float) -> None:
         self._until = until
+        self._settle_s = settle_s
         self._watched: Any = None
         self._found: Sequence[Any] | None = None
         self._since = 0
@@ -300,6 +308,9 @@ class _Devices:
             self._found = inventory().devices
             if self._found:
                 self._watched = self._until.enter_context(watch(self._found))
+                if self._settle_s:
+                    self._since = clock.monotonic_ns()
+                    time.sleep(self._settle_s)
         if not self._found:
             return []
         since, self._since = self._since, clock.monotonic_ns()
@@ -418,9 +429,10 @@ def _rows(frame: Frame, lines: int | None, *, blocks: bool) -> Table | None:
 
 def _budgets(frame: Frame, *, blocks: bool) -> Table | None:
     from aifinops.cli.budgets import standings_table
+    from aifinops.cli.gpu import SLOTS
 
     # What slots of the board hold is told with the GPUs.
-    shown = [one for one in frame.budgets if frame.view is None or one.node.unit != _SLOTS]
+    shown = [one for one in frame.budgets if frame.view is None or one.node.unit != SLOTS]
     return standings_table(shown, blocks=blocks, short=True) if shown else None
 
 

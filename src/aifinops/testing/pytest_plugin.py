@@ -197,6 +197,12 @@ class Meter:
         except AssertionError as error:
             pytest.fail(f"{MARK}({limit!r}): {error}\n\n{made}", pytrace=False)
 
+    def _any(self) -> bool:
+        from aifinops.metering.deferred import drain
+
+        drain()
+        return bool(self._charges)
+
     def _report(self) -> Report:
         """What the calls of this phase have cost, by model."""
         from aifinops.analytics.reports import report
@@ -212,8 +218,8 @@ class Meter:
     def pytest_runtest_makereport(self) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Send what the phase has cost along with its report, from a worker of xdist to where they come together."""
         done = yield
-        made = self._report()
-        if made.rows:
+        made = self._report() if self._any() else None
+        if made is not None:
             vars(done)["aifinops_cost"] = [_plain(row) for row in made.to_dict()["rows"]]
         if self.elsewhere:
             vars(done)["aifinops_ledgers"] = sorted(self.elsewhere)

@@ -213,9 +213,9 @@ while True:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are POSIX")
-@pytest.mark.parametrize("key", [b"q", b"\x03"], ids=["q", "Ctrl-C"])
+@pytest.mark.parametrize("key", [b"q", b"\x03", b""], ids=["q", "Ctrl-C", "SIGTERM"])
 def test_on_a_terminal_beside_a_writer(tmp_path: Path, key: bytes) -> None:
-    """It shows what another process writes, grows, and leaves at a key with the terminal as it was."""
+    """It shows what another process writes, grows, and leaves at a key or a signal with the terminal as it was."""
     import pty
     import termios
 
@@ -241,7 +241,7 @@ def test_on_a_terminal_beside_a_writer(tmp_path: Path, key: bytes) -> None:
         seen = _read_until(primary, rb"live +gpt-5-mini +\$0\.\d+.*live +gpt-5-mini +\$0\.\d+")
         amounts = [float(found) for found in re.findall(rb"live +gpt-5-mini +\$([\d.]+)", seen)]
         assert amounts[-1] > amounts[0] > 0
-        os.write(primary, key)
+        os.write(primary, key) if key else top.terminate()
         assert top.wait(20) == 0
         assert termios.tcgetattr(secondary)[3] == before[3]
         assert b"\x1b[?1049l" in seen + _read_until(primary, rb"\x1b\[\?1049l")
