@@ -195,7 +195,10 @@ class Meter:
         try:
             made.assert_under(limit, allow_unpriced=allowed)
         except AssertionError as error:
-            pytest.fail(f"{MARK}({limit!r}): {error}\n\n{made}", pytrace=False)
+            problem = str(error)
+        else:
+            return
+        pytest.fail(f"{MARK}({limit!r}): {problem}\n\n{made}", pytrace=False)
 
     def _any(self) -> bool:
         from aifinops.metering.deferred import drain
