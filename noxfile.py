@@ -50,7 +50,7 @@ AROUND = {
     "llama-index": [f"{_HERE}llama_index.py"],
     "resources": [f"{_HERE}{name}.py" for name in ("vector_databases", "weaviate", "pgvector", "storage")],
     "litellm": [f"{_HERE}litellm.py", f"{_HERE}retries.py"],
-    "receivers": ["tests/telemetry_receivers"],
+    "receivers": ["tests/telemetry_receivers", "tests/stacks"],
     "aio": [f"{_HERE}{name}.py" for name in ("bedrock", "google_genai", "retries", "budget_cut_elsewhere")],
 }
 

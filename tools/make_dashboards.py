@@ -209,9 +209,9 @@ GPU = Board(
                   "Busy time of the time that is held; where it cannot be measured it is in neither."),
             Panel("Cost an hour", "stat", _q(f"sum(rate({_GPU_COST}[$__rate_interval])) * 3600"), _MONEY, 6),
             Panel("Of it idle", "stat", _q(
-                f"3600 * sum(rate({_GPU_COST}[$__rate_interval]) * on (aifinops_team, gen_ai_request_model) group_left"
-                f" (sum by (aifinops_team, gen_ai_request_model) (rate({_gpu('idle')}[$__rate_interval]))"
-                f" / sum by (aifinops_team, gen_ai_request_model) (rate({_gpu('allocated')}[$__rate_interval]))))"), _MONEY, 6,
+                f"3600 * sum(sum by (aifinops_team, gen_ai_request_model) (rate({_GPU_COST}[$__rate_interval]))"
+                f" * sum by (aifinops_team, gen_ai_request_model) (rate({_gpu('idle')}[$__rate_interval]))"
+                f" / sum by (aifinops_team, gen_ai_request_model) (rate({_gpu('allocated')}[$__rate_interval])))"), _MONEY, 6,
                 warn=((0, "green"), (10, "orange"))),
         )),
         ("Over time", (
@@ -290,7 +290,7 @@ def _variable(name: str) -> Any:
 
     label, query = _VARIABLES[name]
     found = (
-        dashboard.QueryVariable(name).label(label).query(query).datasource(models.DataSourceRef(**{"type_val": "prometheus", "uid": "${source}"}))
+        dashboard.QueryVariable(name).label(label).query(query).datasource(models.DataSourceRef(type_val="prometheus", uid="${source}"))
         .refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED).sort(models.VariableSort.ALPHABETICAL_ASC)
     )  # fmt: skip
     if name == "currency":  # one at a time: sums over currencies mean nothing
@@ -314,7 +314,7 @@ def _panel(panel: Panel) -> Any:
     if panel.decimals is not None:
         found = found.decimals(panel.decimals)
     if panel.warn:
-        steps = [models.Threshold(value=None if not level else level, color=colour) for level, colour in panel.warn]
+        steps = [models.Threshold(value=level or None, color=colour) for level, colour in panel.warn]
         found = found.thresholds(builders.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(steps))
     for number, query in enumerate(panel.queries):
         target = (

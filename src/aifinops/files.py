@@ -59,6 +59,7 @@ class Database:
         lock: hold it while `connection` is in use.
         connection: for writing; None when it is closed: `connection or open()`.
         in_child: called in a forked child, for what else the owner has open.
+        found: schema of the file when it was opened first, 0 when it was not there.
 
     Raises:
         ConfigurationError: naming the path, when it cannot be opened, is not of this kind or is of a newer schema.
@@ -73,6 +74,7 @@ class Database:
         self._renew_locks()
         self.connection: sqlite3.Connection | None = None
         self.in_child: Callable[[], None] | None = None
+        self.found: int | None = None
         self._check_version()
         self._take(create)
         forks.watch(self)
@@ -232,9 +234,11 @@ class Database:
         self._check_owner(connection)
         connection.execute("COMMIT")
         connection.execute("BEGIN IMMEDIATE")
-        for statement in self._statements(self._check_owner(connection)):
+        schema = self._check_owner(connection)
+        for statement in self._statements(schema):
             connection.execute(statement)
         connection.execute("COMMIT")
+        self.found = schema if self.found is None else self.found
 
     def _statements(self, schema: int) -> list[str]:
         """What makes this version's tables of those of another, 0 for none. All in one transaction: whole or not at all."""

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from aifinops.cli import approvals, audit, budgets, gpu, importing, prices, reporting, rerating, tokens, top
+from aifinops.cli import ledger as ledgers
 from aifinops.errors import ConfigurationError
 
 __all__ = ["app"]
@@ -28,6 +29,7 @@ app.add_typer(tokens.app, name="tokens")
 app.add_typer(budgets.app, name="budget")
 app.add_typer(audit.app, name="audit")
 app.add_typer(gpu.app, name="gpu")
+app.add_typer(ledgers.app, name="ledger")
 app.command()(reporting.report)
 app.command()(rerating.rerate)
 app.command("import")(importing.import_)

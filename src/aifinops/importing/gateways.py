@@ -87,8 +87,10 @@ def _litellm_tags(row: Row, told: Row) -> Mapping[str, str]:
 
 def _inclusive(prompt: int, completion: int, usage: Row, more: Row) -> dict[str, int]:
     """Disjoint counts of totals with parts, in OpenAI's names and in Anthropic's."""
-    inside = _object(usage.get("prompt_tokens_details"), "prompt_tokens_details")
-    outside = _object(usage.get("completion_tokens_details"), "completion_tokens_details")
+    inside, outside = (
+        _object(usage.get(name) or more.get(name), name)
+        for name in ("prompt_tokens_details", "completion_tokens_details")
+    )
     parts = {
         "cache_read_tokens": count(inside.get("cached_tokens"), "cached_tokens")
         or count(usage.get("cache_read_input_tokens", more.get("cache_read_input_tokens")), "cache_read_input_tokens"),

@@ -401,6 +401,11 @@ class SqliteLedger:
         with self._reading() as connection:
             return connection.execute(select, values).fetchall()
 
+    @property
+    def migrated_from(self) -> int:
+        """Schema of the file when it was opened, 0 when it was not there."""
+        return self._file.found or 0
+
     # --- keeping ------------------------------------------------------------------------------------------------------
 
     def migrate(self, *, progress: Progress | None = None) -> int:

@@ -182,7 +182,7 @@ class Metrics:
             (
                 self._find(charge, kind),
                 error,
-                charge.lines,
+                charge.lines or _undivided(charge, kind),
                 charge.quantities,
                 charge.amount,
                 charge.duration,
@@ -575,6 +575,11 @@ _EMBEDDINGS_LATEST: _Columns = (
     (names.METRIC_EMBEDDINGS_INPUT_LATEST, _IN, {}),
 )
 _OTHERS_LATEST: _Columns = ((names.METRIC_DURATION, _SECONDS, {}),)
+
+
+def _undivided(charge: Charge, kind: str) -> tuple[tuple[str, int], ...]:
+    """An amount that no meter tells (reported by the provider, recorded by hand) as one line; none for what is unknown or free."""
+    return (("gpu_seconds" if kind == "gpu" else "", charge.amount),) if charge.amount else ()
 
 
 def _parts(points: Iterable[_Point], kind: str) -> list[int]:

@@ -370,6 +370,107 @@ def _a_wrong_key_is_named(make_ledger: MakeLedger) -> None:
     ledger.close()
 
 
+DAY = 24 * HOUR
+
+
+@_check
+def _compaction_keeps_sums_and_ids(make_ledger: MakeLedger) -> None:
+    ledger = make_ledger()
+    if not ledger.capabilities.compacts:
+        ledger.close()
+        return
+    charges = random_charges(6, 200)
+    ledger.append_many(charges)
+    boundary = START - START % DAY + 30 * DAY
+    asks = [(query, by) for query in _kept_queries(boundary) for by in _KEPT_BYS]
+    before = [ledger.summarize(query, by) for query, by in asks]
+    done = ledger.compact(boundary + HOUR)
+    old = [charge for charge in charges if charge.at < boundary]
+    left = list(ledger.rows())
+    _same(done.until_ns, boundary, "the end of what was compacted: a whole day")
+    _same((done.entries > 0, done.entries + done.kept), (True, len(old)), "entries compacted and kept")
+    _same(len(left), len(charges) - done.entries, "detailed entries after a compaction")
+    _same(left, [charge for charge in _in_order(charges) if charge in left], "detailed entries, as they were")
+    _same((ledger.info().entries, ledger.info().compacted), (len(charges), done.entries), "entries in info")
+    _same([ledger.summarize(query, by) for query, by in asks], before, "sums after a compaction")
+    _same(ledger.append_many(charges), 0, "entries that are new although they were compacted")
+    _same([ledger.append(charge) for charge in old[:3]], [False] * 3, "append of compacted entries")
+    _same([ledger.summarize(query, by) for query, by in asks], before, "sums after late duplicates")
+    _same(ledger.compact(boundary).entries, 0, "a second compaction")
+    _refuses_what_is_gone(ledger, boundary)
+    ledger.close()
+
+
+_KEPT_BYS: tuple[tuple[str, ...], ...] = (
+    (),
+    ("team", "model", "day"),
+    ("month", "status", "basis"),
+    ("provider", "feature"),
+)
+
+
+def _kept_queries(boundary: int) -> list[Query]:
+    return [
+        Query(),
+        Query(since_ns=boundary - 3 * DAY, until_ns=boundary + 3 * DAY),
+        Query(until_ns=boundary - DAY, where={"team": ["a", "b"]}),
+        Query(since_ns=boundary, where={"status": "ok"}),
+    ]
+
+
+def _refuses_what_is_gone(ledger: Ledger, boundary: int) -> None:
+    lost = [
+        (Query(), ["user"]),
+        (Query(), ["hour"]),
+        (Query(where={"run": "a"}), []),
+        (Query(until_ns=boundary - HOUR), []),
+    ]
+    for query, by in lost:
+        try:
+            ledger.summarize(query, by)
+        except ConfigurationError as error:
+            _same("team" in str(error) and "environment" in str(error), True, f"what is kept, named in {str(error)!r}")
+            continue
+        raise AssertionError(f"{query} by {by} was answered although its entries are compacted")
+    ledger.summarize(Query(since_ns=boundary), ["user", "hour"])
+
+
+@_check
+def _a_compacted_entry_may_be_corrected(make_ledger: MakeLedger) -> None:
+    ledger = make_ledger()
+    if ledger.capabilities.compacts:
+        unsure = example_charge(2, amount=9, basis="estimated", lower=5, upper=20, lines=())
+        ledger.append_many([example_charge(1, amount=70, lines=()), unsure])
+        _same((ledger.compact(START + 2 * DAY).entries, ledger.info().compacted), (1, 1), "an unsure entry stays")
+        fixes = [
+            example_charge(number, amount=-2, lines=(), corrects=example_charge(number - 10).id, status="correction")
+            for number in (11, 12)
+        ]
+        ledger.append_many(fixes)
+        (group,) = ledger.summarize()
+        _same((group.amount, group.estimated, group.lower, group.upper), (75, 0, 75, 75), "after late corrections")
+        _same(ledger.compact(START + 2 * DAY).entries, 3, "what is sure now, and what made it sure")
+        _same(ledger.summarize(), [group], "sums after a second compaction")
+    ledger.close()
+
+
+@_check
+def _a_sound_ledger_is_found_sound(make_ledger: MakeLedger) -> None:
+    ledger = make_ledger()
+    if ledger.capabilities.verifies:
+        ledger.append_many(random_charges(7, 120))
+        ledger.enqueue(example_charge(1000))
+        found = ledger.verify()
+        _same((found.problems, found.entries), ((), 121), "problems of a sound ledger, and entries looked at")
+        if ledger.capabilities.compacts:
+            ledger.compact(START + 30 * DAY)
+            _same(ledger.verify().problems, (), "problems after a compaction")
+        ledger.append(example_charge(2000, amount=1))
+        wrong = [(problem.kind, problem.where) for problem in ledger.verify().problems]
+        _same(wrong, [("lines", example_charge(2000).id)], "problems of an entry whose lines do not add up")
+    ledger.close()
+
+
 @_check
 def _many_threads_may_write_and_read(make_ledger: MakeLedger) -> None:
     ledger = make_ledger()

@@ -314,7 +314,9 @@ class Costs:
         unpriced = sum(row["unpriced_calls"] for row in rows)
         if unpriced and not self._config.getoption("cost_allow_unpriced"):
             names = ", ".join(sorted({row["model"] for row in rows if row["unpriced_calls"]}))
-            wrong.append(f"{_calls(unpriced)} without a price ({names}): add one, or allow it by --cost-allow-unpriced")
+            wrong.append(
+                f"{_calls(unpriced)} {'has' if unpriced == 1 else 'have'} no price ({names}): add one, or allow it by --cost-allow-unpriced"
+            )
         return "; ".join(wrong)
 
     def _all(self) -> list[dict[str, Any]]:

@@ -147,6 +147,19 @@ def test_a_spend_log_of_litellm_is_priced_by_us_and_keeps_their_amount(bring: Br
     assert charge.tags == {"team": "search", "user": "u1", "customer": "acme", "feature": "rerank", "import": "litellm"}
 
 
+def test_litellm_tells_parts_beside_the_usage_object_too(bring: Bring) -> None:
+    """As its 1.110 writes them: metadata is text, the parts are under `additional_usage_values`, and a cached count stands there twice."""
+    more = {"prompt_tokens_details": {"cached_tokens": 400, "audio_tokens": None}, "completion_tokens_details": {"reasoning_tokens": 50},
+            "cache_read_input_tokens": 400}  # fmt: skip
+    _, (charge,) = bring([{**_LOG, "metadata": json.dumps({"additional_usage_values": more})}])
+    assert charge.quantities == {
+        "input_tokens": 600,
+        "cache_read_tokens": 400,
+        "output_tokens": 150,
+        "reasoning_tokens": 50,
+    }
+
+
 def test_their_amount_counts_where_we_have_no_price_or_are_told_so(bring: Bring) -> None:
     """It is an estimate then, of which the upper bound is open."""
     unknown = {**_LOG, "request_id": "r2", "model": "our-own", "custom_llm_provider": "hosted_vllm"}

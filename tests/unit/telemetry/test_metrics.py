@@ -72,6 +72,15 @@ def test_counters_add_up_and_histograms_fill_at_collection() -> None:
     assert first.sum == 1
 
 
+@pytest.mark.parametrize(("service", "component"), [("llm", "other"), ("gpu", "gpu")])
+def test_an_amount_without_parts_is_in_the_cost_all_the_same(service: str, component: str) -> None:
+    """What a provider says it billed, or somebody recorded by hand, is not told by meters; it is money like any other."""
+    metrics, reader = made()
+    metrics.record(Charge(**{**CALL, "lines": (), "service": service}), kind=service)
+    (point,) = points(reader)["aifinops.cost"]
+    assert (point.value, point.attributes["aifinops.cost.component"]) == (0.003, component)
+
+
 def test_nothing_is_counted_twice_over_collections() -> None:
     """A second collection shows the same cumulative sums, and new histogram points once."""
     metrics, reader = made()
