@@ -37,7 +37,17 @@ from aifinops.usage import EMPTY_QUANTITIES, Quantity
 if TYPE_CHECKING:
     from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
-__all__ = ["EVENT", "PREFIX", "OtlpLedger", "Refused", "attributes_of", "charges_of", "endpoint_of", "export_request"]
+__all__ = [
+    "EVENT",
+    "PREFIX",
+    "OtlpLedger",
+    "Refused",
+    "attributes_of",
+    "charges_of",
+    "endpoint_of",
+    "export_request",
+    "location_of",
+]
 
 EVENT = "aifinops.cost.recorded"
 PREFIX = "aifinops.record."
@@ -348,6 +358,16 @@ def _with_path(url: str) -> str:
 
 def _shown(url: SplitResult, scheme: str) -> str:
     return f"{scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
+
+
+def location_of(where: str, environ: Mapping[str, str] = os.environ) -> str:
+    """`endpoint_of` without user and password.
+
+    Raises:
+        ConfigurationError: for what is no address.
+    """
+    url = urlsplit(endpoint_of(where, environ))
+    return _shown(url, url.scheme)
 
 
 def _variable(environ: Mapping[str, str], name: str) -> str:
