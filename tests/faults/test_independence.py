@@ -56,9 +56,29 @@ def test_a_collector_that_refuses(stand: Any, status: int) -> None:
 
 
 def test_a_collector_that_is_gone(stand: Any) -> None:
-    """Nobody listens there: the same."""
-    assert stand.run("call(5)", OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9") < 60
+    """Nobody listens there: the same, and the end of the program does not wait for an exporter that tries for half a minute."""
+    with stand.running(
+        'call(5)\nprint("done", flush=True)', OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9"
+    ) as process:
+        assert process.stdout.readline() == "done\n"
+        done = time.monotonic()
+        assert process.wait(60) == 0
+        assert time.monotonic() - done < 20
     stand.judge(metrics=False, copies=False)
+
+
+def test_a_process_that_is_killed(stand: Any) -> None:
+    """Every call that has returned is in the ledger and, by the next process, at the collector; nothing is there that was not billed."""
+    with stand.running('while True:\n    call()\n    print("returned", flush=True)') as process:
+        returned = sum(process.stdout.readline() == "returned\n" for _ in range(7))
+        process.kill()
+        returned += process.stdout.read().count("returned\n")
+    stand.run("aifinops.init()\nassert aifinops.flush(20)")
+    found = {charge.id: charge.response_id for charge in stand.collector.charges()}
+    rows = {charge.id: charge.response_id for charge in stand.rows()}
+    assert found.items() <= rows.items()  # it may have died between the two
+    assert set(rows.values()) <= stand.truth().keys()
+    assert returned <= len(found) <= len(rows) <= returned + 1
 
 
 FORK = """
