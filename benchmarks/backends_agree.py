@@ -147,8 +147,9 @@ def judge(rows: dict[str, Any], known: dict[str, float | None]) -> int:
             if wrong <= 5:
                 print(f"{row.model} {dict(row.quantities)}: {amount:.9f} here, {cost} there")
     missing = sum(known.get(id) is None for id in rows)
+    cached = sum("cache_read_tokens" in row.quantities for row in rows.values())
     print(
-        f"{len(rows)} calls, {len(rows) - missing} priced there; {ours:.9f} USD here, {theirs:.9f} USD there; {wrong} differ"
+        f"{len(rows)} calls ({cached} with cached tokens), {len(rows) - missing} priced there; {ours:.9f} USD here, {theirs:.9f} USD there; {wrong} differ"
     )
     return int(wrong > 0)
 

@@ -52,6 +52,7 @@ def fill(ledger: str, rows: int) -> None:
     book = open_ledger(ledger)
     for start in range(0, rows, 50_000):
         book.append_many([charge(n, now - day + day * n // rows) for n in range(start, min(rows, start + 50_000))])
+    book.migrate()  # roll-ups are made while a ledger is written; this one was filled all at once
     book.close()
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 import sys
@@ -142,6 +143,57 @@ def _charge(provider, operation, model, at, quantities, amounts, tags, **more) -
         currency=amounts.currency, basis=amounts.basis, lower=amounts.lower, upper=amounts.upper, lines=amounts.lines,
         price_id=amounts.price_id, price_as_of=amounts.as_of, price_source=amounts.source, tags=make_tags(tags), **more,
     )  # fmt: skip
+
+
+RUNS = (("research", "finetune", 4, 0.93), ("research", "ablation", 2, 0.31), ("assistant", "distill", 1, 0.88))
+"""Team, name of the run, H100s, and how busy they are."""
+
+
+def write_hour(path: str | Path, now: datetime = NOW) -> int:
+    """Write a ledger of the last hour, as busy as that of a service: many small calls, and GPU runs that make a charge a minute."""
+    source = random.Random(1430)
+    charges = [*_busy(source, now), *_runs(now)]
+    ledger = open_ledger(path)
+    try:
+        return ledger.append_many([replace(charge, id=f"{n:032x}") for n, charge in enumerate(charges, 1)])
+    finally:
+        ledger.close()
+
+
+def _busy(source: random.Random, now: datetime) -> Iterator[Charge]:
+    for stream in STREAMS:
+        small = replace(stream, tokens=tuple(count // 30 for count in stream.tokens), estimated=stream.estimated / 4)
+        for minute in range(62):
+            wild = 3.5 if stream.feature == "agent" and 33 <= minute < 39 else 1 + 0.4 * math.sin(minute / 6)
+            for _ in range(round(stream.daily / 5 * wild * source.uniform(0.6, 1.4))):
+                yield _call(source, small, now - timedelta(minutes=61 - minute, seconds=source.uniform(0, 60)))
+
+
+def _runs(now: datetime) -> Iterator[Charge]:
+    for team, run, gpus, busy in RUNS:
+        for minute in range(1, 56):
+            seconds = Decimal(gpus * 60)
+            cost = price("H100-SXM", provider="runpod", at=now, gpu_seconds=seconds)
+            facts = {
+                "model": "NVIDIA H100 80GB HBM3",
+                "name": run,
+                "uuids": [f"GPU-{run}-{n}" for n in range(gpus)],
+                "busy_s": float(seconds) * busy,
+            }
+            tags = {"team": team, "run": hashlib.sha256(run.encode()).hexdigest()[:12]}
+            at = now - timedelta(minutes=minute)
+            yield _charge(
+                "runpod",
+                "gpu",
+                "H100-SXM",
+                at,
+                {"gpu_seconds": seconds},
+                Amounts.of(cost),
+                tags,
+                service="gpu",
+                duration=60 * 10**9,
+                raw={"gpu": facts},
+            )
 
 
 BUDGETS = (

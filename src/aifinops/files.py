@@ -23,6 +23,10 @@ BUSY_S = 5.0
 """How long a write waits for another process that holds the file, seconds."""
 
 
+def _as_it_is(connection: sqlite3.Connection) -> None:
+    """Most files need nothing before their tables are made."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """What a file is for.
@@ -46,7 +50,7 @@ class Kind:
     elsewhere: str
     memory: str
     migrations: Mapping[int, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
-    prepare: Callable[[sqlite3.Connection], object] = bool
+    prepare: Callable[[sqlite3.Connection], None] = _as_it_is
 
 
 class Database:

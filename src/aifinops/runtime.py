@@ -21,6 +21,7 @@ from aifinops.forking import in_child, untold
 from aifinops.tags import EMPTY, Tags, matches, merge
 from aifinops.telemetry import names
 from aifinops.telemetry.content import wanted
+from aifinops.telemetry.resource import ResourceTags
 from aifinops.telemetry.setup import Export, set_up
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class Runtime:
         self.capture = wanted()
         self.host = _HOST[settings.spans]
         self.export = Export()
+        self._resource = ResourceTags(settings.resource_tags) if settings.resource_tags else None
         self._lock = threading.RLock()
         self._files: tuple[PriceList, ...] | None = None
         self._writer: Writer | None = None
@@ -240,12 +242,16 @@ class Runtime:
         return self.writer.ledger
 
     def tags(self, scope: Scope) -> Tags:
-        """Process-wide tags, over them those that callers sent (where that is asked for), over all those of the scope."""
+        """Tags of the process, over them (where that is asked for) those of the resource and those that callers sent, over all those of the
+        scope."""
+        base = self.config.tags
+        if self._resource is not None:
+            base = merge(base, self._resource.tags())
         if self.config.baggage:
             from aifinops.telemetry import baggage
 
-            return merge(merge(self.config.tags, baggage.read()), scope.tags)
-        return merge(self.config.tags, scope.tags)
+            base = merge(base, baggage.read())
+        return merge(base, scope.tags)
 
     def budgets(self, scope: Scope, tags: Tags) -> tuple[ActiveBudget, ...]:
         """Every budget that a call made here needs room in: standing policies that match, then blocks, outermost first."""
@@ -432,6 +438,7 @@ def init(
     spans: str | None = None,
     dialects: Any = None,
     semconv: str | None = None,
+    resource_tags: Any = None,
     baggage: bool | None = None,
     metric_tags: Any = None,
     threads: bool | None = None,
@@ -468,6 +475,7 @@ def init(
         otlp: OTLP endpoint; without it `OTEL_EXPORTER_OTLP_*` decides, and without those nothing is exported.
         spans: `"auto"`, `"emit"`, `"enrich"` or `"off"`. dialects: attribute and metric names of backends beside ours, default `("compat",)`.
         semconv: `"compat"` for the semantic conventions 1.41.1, `"latest"` for those of semantic-conventions-genai.
+        resource_tags: attributes of the OpenTelemetry resource that become tags, e.g. `["service.name"]`.
         baggage: True takes tags from baggage that callers of this program sent.
         metric_tags: tags that become metric attributes. threads: carry scopes into `ThreadPoolExecutor` threads.
         stream_usage: whether streams are asked for their usage where the caller did not, unseen by him: at hosts that are known to take
@@ -489,7 +497,7 @@ def init(
     """
     arguments = {
         "ledger": ledger, "copy_to": copy_to, "spool": spool, "spool_bytes": spool_bytes, "store": store, "approval_key": approval_key, "prices": prices, "price_folder": price_folder, "model_map": model_map, "tags": tags, "budgets": budgets, "alerts": alerts, "smtp": smtp, "otlp": otlp, "spans": spans,
-        "dialects": dialects, "semconv": semconv, "baggage": baggage, "metric_tags": metric_tags, "threads": threads, "stream_usage": stream_usage, "enabled": enabled, "egress": egress,
+        "dialects": dialects, "semconv": semconv, "resource_tags": resource_tags, "baggage": baggage, "metric_tags": metric_tags, "threads": threads, "stream_usage": stream_usage, "enabled": enabled, "egress": egress,
         "gpu_usd_per_hour": gpu_usd_per_hour, "gpu_term": gpu_term, "gpu_idle_minutes": gpu_idle_minutes, "gpu_metadata": gpu_metadata, "gpu_owned": gpu_owned, "gpu_quotas": gpu_quotas,
         "instrument": instrument, "summary": summary, **unknown,
     }  # fmt: skip

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from nvml_scene import FakeNvml
 
 import aifinops as af
 from aifinops.cli import main
+from aifinops.ledger import open_ledger
 
 
 def test_the_devices_of_this_machine(fake: FakeNvml, capsys: pytest.CaptureFixture[str]) -> None:
@@ -24,3 +26,19 @@ def test_the_devices_of_this_machine(fake: FakeNvml, capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit):
         main(["gpu", "top", "--watch", "0.1"])
     assert "Devices of this machine" in capsys.readouterr().out
+
+
+def test_the_devices_are_in_the_live_view(fake: FakeNvml, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """`aifinops top --once` watches them for half a second; each is told with how busy it was."""
+    ledger = tmp_path / "ledger.db"
+    open_ledger(ledger).close()
+    af.init(ledger=str(ledger))
+    with pytest.raises(SystemExit) as left:
+        main(["top", "--once", "--format", "json"])
+    assert not left.value.code
+    found = json.loads(capsys.readouterr().out)["devices"]
+    assert [one["index"] for one in found] == [0, 1]
+    assert all(one["busy_share"] is None or 0 <= one["busy_share"] <= 1 for one in found)
+    with pytest.raises(SystemExit):
+        main(["top", "--once"])
+    assert capsys.readouterr().out.count("H100") >= 2

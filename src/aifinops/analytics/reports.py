@@ -53,6 +53,9 @@ _RATE = Context(prec=12)  # a quotient has no end: twelve digits are a thousandt
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _AGO = re.compile(r"^(\d{1,6})\s*([smhdw])$")
 _TIME_FORMS = '"7d", "24h", "30m", "2026-11-01" or "2026-11-01T12:00:00+00:00"'
+_MOST_ROWS = 500
+"""Rows of a page; all further ones are added up in one, or a page by customer could not be opened."""
+
 _COUNTS = ("calls", "errors", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
 
 
@@ -323,6 +326,7 @@ class Report:
         made, models = self, None
         if self.source is not None:
             made = self.source.full(self)
+            made = replace(made, rows=tuple(_cut(made.rows, _MOST_ROWS, made.by)))
             models = made if made.by == ("model",) else self.source.full(self, by=("model",))
         return page(made, models, title=title, budgets=tuple(budgets))
 
@@ -397,7 +401,7 @@ class Source:
     """What a report was made from.
 
     Attributes:
-        ledger, since, until, where, now_ns, capacity, sort: as in `report`.
+        ledger, since, until, where, now_ns, capacity, sort, top: as in `report`.
     """
 
     ledger: Ledger
@@ -407,14 +411,16 @@ class Source:
     now_ns: int
     capacity: tuple[Capacity, ...] | None
     sort: str
+    top: int | None
 
     def full(self, made: Report, by: Sequence[str] | None = None) -> Report:
         """The report with its trend and, where that can be, the comparison; for the keys `by` in place of its own."""
-        if by is None and made.steps is not None and (made.compared is not None or made.since_ns is None):
+        comparable = made.since_ns is not None and made.since_ns < self.now_ns
+        if by is None and made.steps is not None and (made.compared is not None or not comparable):
             return made
         return report(
             self.ledger, made.by if by is None else by, self.since, self.until, self.where, self.now_ns, self.capacity,
-            compare=made.since_ns is not None, trend=True, sort=self.sort,
+            compare=comparable, trend=True, top=self.top if by is None else None, sort=self.sort,
         )  # fmt: skip
 
 
@@ -468,7 +474,7 @@ def report(
         made = _with_trends(made, *trends(ledger, query, keys, now))
     rows = sorted(made.rows, key=_order(made, sort))
     made = replace(made, rows=tuple(rows if top is None else _cut(rows, top, keys)))
-    return replace(made, source=Source(ledger, since, until, where, now, spare, sort))
+    return replace(made, source=Source(ledger, since, until, where, now, spare, sort, top))
 
 
 SORTS: Mapping[str, str] = MappingProxyType({

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from aifinops.gpu.holdings import Holding
     from aifinops.gpu.quota import Quotas
 
-__all__ = ["app", "devices_table", "holding_facts", "runs_table", "slot_facts", "slots_table"]
+__all__ = ["SLOTS", "app", "devices_table", "holding_facts", "names", "runs_table", "slot_facts", "slots_table"]
 
 app = typer.Typer(
     help="GPUs: who holds what, busy or idle, for how long, at what price; quotas of teams.",
@@ -37,6 +37,9 @@ LedgerPath = Annotated[str | None, typer.Option("--ledger", metavar="PATH", help
 StoreName = Annotated[str | None, typer.Option("--store", metavar="STORE", help="Where slots are held: a file or the URL of a server (default: the settings).")]  # fmt: skip
 QuotaFile = Annotated[str | None, typer.Option("--quotas", metavar="FILE", help="The quota file (default: the one of the settings).")]  # fmt: skip
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON; amounts are texts, so that they stay exact.")]
+
+SLOTS = "gpus"
+"""Unit of the balances in which a board keeps who holds how many GPUs; they are no budgets of money or usage."""
 
 _NS = 1_000_000_000
 _HOUR = Decimal(3600)
@@ -190,11 +193,12 @@ def _board(store: str | None, quotas: str | None, *, needed: bool) -> Board | No
 
 
 def _read(ledger: str | None, since_ns: int, keys: Sequence[str]) -> list[Holding]:
+    from aifinops import runtime
     from aifinops.config import load
     from aifinops.gpu.holdings import gpu_entries, holdings
     from aifinops.ledger import open_ledger, path_of
 
-    target = load({"ledger": ledger}).ledger
+    target = runtime.get().config.ledger if ledger is None else load({"ledger": ledger}).ledger
     path = path_of(target)
     if ledger is None and path is not None and not Path(path).exists():
         return []

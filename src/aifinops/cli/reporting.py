@@ -83,7 +83,7 @@ def report(
 
     engines = runtime.get()
     capacity = engines.book.capacity if amortised else None
-    settings = load({"ledger": ledger})
+    settings = engines.config if ledger is None else load({"ledger": ledger})
     source = open_ledger(settings.ledger, create=False)
     try:
         made = make(
@@ -124,16 +124,18 @@ def _budgets(settings: Config, now_ns: int) -> Sequence[Standing]:
     from aifinops import runtime
     from aifinops.budgets.standing import present
     from aifinops.cli.audit import file_of
+    from aifinops.cli.gpu import SLOTS
 
     target = runtime.shared_store(settings)
     path = file_of(target)
     if target == "memory" or (path is not None and not path.exists()):
         return ()
     try:
-        return present(runtime.get().store_at(target), now_ns)
+        found = present(runtime.get().store_at(target), now_ns)
     except AIFinOpsError as error:
         print(f"aifinops: the page has no budgets: {error}", file=sys.stderr)
         return ()
+    return [one for one in found if one.node.unit != SLOTS]
 
 
 def filters(pairs: list[str]) -> dict[str, str | list[str]]:

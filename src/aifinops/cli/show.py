@@ -139,7 +139,7 @@ class _Column:
     right: bool = True
     drop: int = 0
     least: int | None = None
-    short: Sequence[str] | None = None
+    short: Sequence[str | Text] | None = None
 
     @property
     def width(self) -> int:
@@ -195,7 +195,7 @@ def _columns(made: Report, rows: Sequence[ReportRow], out: Console, *, unit_cost
         column("output", lambda row: f"{row.output_tokens:,}", drop=1),
     ]
     if any(row.gpu_seconds for row in rows):
-        found.append(column("GPU s", lambda row: f"{row.gpu_seconds:,.1f}"))
+        found.append(column("GPU s", lambda row: f"{row.gpu_seconds:,.1f}" if row.gpu_seconds else ""))
     found.append(column("cost", _money))
     if made.capacity is not None:
         found += [
@@ -222,8 +222,8 @@ def _columns(made: Report, rows: Sequence[ReportRow], out: Console, *, unit_cost
     return found
 
 
-def _spark_of(row: ReportRow, *, blocks: bool, width: int) -> str:
-    return spark([point.amount for point in row.trend or ()], blocks=blocks, width=width)
+def _spark_of(row: ReportRow, *, blocks: bool, width: int) -> Text:
+    return Text(spark([point.amount for point in row.trend or ()], blocks=blocks, width=width), style="cyan")
 
 
 def _name(made: Report, row: ReportRow, place: int) -> Text:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import select
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,7 @@ _GPUS_EVERY_NS = 5 * _NS
 _RUN_S = 180
 """A run that made no charge for so long is over: it makes one a minute."""
 
+_SETTLE_S = 0.5
 _SHARE = 4
 """A look is followed by a pause of at least so many times its length: never more than a fifth of a core."""
 
@@ -69,12 +71,13 @@ def top(
     """What is spent now: a minute, by team and model, of each budget, on GPUs. q or Ctrl-C leaves."""
     from aifinops.cli import show
 
-    watcher = _Watcher(ledger, store, by, where or [])
+    out = show.console()
+    alone = once or (form is Form.table and not out.is_terminal)
+    watcher = _Watcher(ledger, store, by, where or [], settle_s=_SETTLE_S if alone else 0.0)
     try:
-        out = show.console()
         if form is Form.json:
             _print_json(watcher, every, once=once)
-        elif once or not out.is_terminal:
+        elif alone:
             out.print(render(watcher.look(), out))
         else:
             _live(watcher, out, every)
@@ -97,6 +100,7 @@ def _print_json(watcher: _Watcher, every: float, *, once: bool) -> None:
 def _live(watcher: _Watcher, out: Console, every: float) -> None:
     from rich.live import Live
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the screen is given back then, too
     with _Keys() as keys, Live(console=out, screen=True, auto_refresh=False) as live:
         while True:
             began = time.monotonic()
@@ -195,7 +199,7 @@ class Frame:
     def to_dict(self) -> dict[str, Any]:
         """Plain values; money as text."""
         from aifinops.cli.budgets import facts
-        from aifinops.cli.gpu import holding_facts, slot_facts
+        from aifinops.cli.gpu import holding_facts, names, slot_facts
         from aifinops.clock import to_datetime
 
         view = self.view
@@ -206,7 +210,7 @@ class Frame:
             "budgets": [facts(one) for one in self.budgets],
             "slots": [] if view is None else [slot_facts(one, view) for one in view.holding.values()],
             "waiting": [] if view is None else [slot_facts(one, view) for one in view.waiting.values()],
-            "runs": [holding_facts(one, ("team", "run")) for one in self.runs],
+            "runs": [{"name": names(one) or None, **holding_facts(one, ("team", "run"))} for one in self.runs],
             "devices": list(self.devices),
         }
 
@@ -214,7 +218,9 @@ class Frame:
 class _Watcher:
     """Ledger, balances and GPUs, opened once."""
 
-    def __init__(self, ledger: str | None, store: str | None, by: str, where: list[str]) -> None:
+    def __init__(
+        self, ledger: str | None, store: str | None, by: str, where: list[str], *, settle_s: float = 0.0
+    ) -> None:
         from aifinops import runtime
         from aifinops.analytics.live import Pulse
         from aifinops.cli.audit import file_of
@@ -235,7 +241,7 @@ class _Watcher:
             raise ConfigurationError(f"there is no budget store at {path}; name another: --store")
         self._gpus_at = 0
         self._runs: Sequence[Holding] = ()
-        self._devices = _Devices(self._open)
+        self._devices = _Devices(self._open, settle_s)
 
     def look(self) -> Frame:
         """Read everything anew; GPU runs, which make a charge a minute, every five seconds."""
@@ -277,10 +283,15 @@ class _Watcher:
 
 
 class _Devices:
-    """The devices of this machine, watched from the first look to the next; none without a driver."""
+    """The devices of this machine, watched from the first look to the next; none without a driver.
 
-    def __init__(self, until: ExitStack) -> None:
+    Args:
+        until: when to let go of them. settle_s: how long the first look watches them, where there will be no other.
+    """
+
+    def __init__(self, until: ExitStack, settle_s: float) -> None:
         self._until = until
+        self._settle_s = settle_s
         self._watched: Any = None
         self._found: Sequence[Any] | None = None
         self._since = 0
@@ -297,6 +308,9 @@ class _Devices:
             self._found = inventory().devices
             if self._found:
                 self._watched = self._until.enter_context(watch(self._found))
+                if self._settle_s:
+                    self._since = clock.monotonic_ns()
+                    time.sleep(self._settle_s)
         if not self._found:
             return []
         since, self._since = self._since, clock.monotonic_ns()
@@ -327,7 +341,7 @@ def render(frame: Frame, out: Console, *, height: int | None = None, hint: str =
 
     blocks = show.can_draw(out)
     below = [part for part in (_budgets(frame, blocks=blocks), *_gpus(frame)) if part is not None]
-    lines = None if height is None else max(3, height - 4 - 2 * len(frame.totals) - sum(_lines(part) for part in below))
+    lines = None if height is None else max(3, height - 4 - 3 * len(frame.totals) - sum(_lines(part) for part in below))
     parts: list[Any] = [_title(frame, hint), *_summary(frame, blocks=blocks)]
     rows = _rows(frame, lines, blocks=blocks)
     parts += ["", rows] if rows is not None else ["", _nothing(frame)]
@@ -366,15 +380,12 @@ def _summary(frame: Frame, *, blocks: bool) -> list[Text]:
 
         line = Text(f"{money(pace.now)} in the last minute", style="bold")
         line.append(f"   {money(pace.average(5))} a minute over 5, {money(pace.average(60))} over 60", style="")
-        line.append(f"   {pace.calls:,} calls", style="not bold")
-        if pace.unpriced_calls:
-            line.append(f"   {pace.unpriced_calls:,} of this hour without a price", style="yellow")
-        if pace.estimated:
-            line.append(f"   ~{money(pace.estimated)} of this hour estimated", style="dim")
-        lines += [
-            line,
-            Text(show.spark((*pace.minutes, pace.running), blocks=blocks, width=61) + "  the last hour", style="cyan"),
-        ]
+        line.append(f"   {pace.calls:,} call{'' if pace.calls == 1 else 's'}", style="not bold")
+        lines += [line, Text(show.spark(pace.minutes, blocks=blocks, width=60) + "  the last hour", style="cyan")]
+        apart = [f"{pace.unpriced_calls:,} without a price"] if pace.unpriced_calls else []
+        apart += [f"~{money(pace.estimated)} estimated"] if pace.estimated else []
+        if apart:
+            lines.append(Text(f"of this hour: {', '.join(apart)}", style="yellow" if pace.unpriced_calls else "dim"))
     return lines
 
 
@@ -386,6 +397,7 @@ def _nothing(frame: Frame) -> Text:
 
 def _rows(frame: Frame, lines: int | None, *, blocks: bool) -> Table | None:
     from rich.table import Table
+    from rich.text import Text
 
     from aifinops.analytics.live import together
     from aifinops.cli import show
@@ -393,7 +405,7 @@ def _rows(frame: Frame, lines: int | None, *, blocks: bool) -> Table | None:
 
     if not frame.paces or not frame.by:
         return None
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None)
     for name in frame.by:
         table.add_column(name, no_wrap=True, overflow="ellipsis")
     for name in ("last min", "5 min", "60 min", "hour", "calls"):
@@ -410,15 +422,18 @@ def _rows(frame: Frame, lines: int | None, *, blocks: bool) -> Table | None:
         names = [show.key(name) if name or place == 0 else "" for place, name in enumerate(pace.key)]
         table.add_row(
             *names, *(format_money(amount, pace.currency) for amount in amounts), f"{pace.calls:,}",
-            show.spark((*pace.minutes, pace.running), blocks=blocks, width=21),
+            Text(show.spark(pace.minutes, blocks=blocks, width=20), style="cyan"),
         )  # fmt: skip
     return table
 
 
 def _budgets(frame: Frame, *, blocks: bool) -> Table | None:
     from aifinops.cli.budgets import standings_table
+    from aifinops.cli.gpu import SLOTS
 
-    return standings_table(frame.budgets, blocks=blocks, short=True) if frame.budgets else None
+    # What slots of the board hold is told with the GPUs.
+    shown = [one for one in frame.budgets if frame.view is None or one.node.unit != SLOTS]
+    return standings_table(shown, blocks=blocks, short=True) if shown else None
 
 
 def _gpus(frame: Frame) -> list[Table]:
@@ -428,7 +443,7 @@ def _gpus(frame: Frame) -> list[Table]:
     if frame.view is not None and (frame.view.holding or frame.view.waiting):
         found.append(slots_table(frame.view))
     if frame.runs:
-        found.append(runs_table(frame.runs, ("team", "run")))
+        found.append(runs_table(frame.runs, ("team", "run"), named=True))
     if frame.devices:
         found.append(devices_table(frame.devices))
     return found

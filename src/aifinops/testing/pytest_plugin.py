@@ -195,7 +195,16 @@ class Meter:
         try:
             made.assert_under(limit, allow_unpriced=allowed)
         except AssertionError as error:
-            pytest.fail(f"{MARK}({limit!r}): {error}\n\n{made}", pytrace=False)
+            problem = str(error)
+        else:
+            return
+        pytest.fail(f"{MARK}({limit!r}): {problem}\n\n{made}", pytrace=False)
+
+    def _any(self) -> bool:
+        from aifinops.metering.deferred import drain
+
+        drain()
+        return bool(self._charges)
 
     def _report(self) -> Report:
         """What the calls of this phase have cost, by model."""
@@ -212,8 +221,8 @@ class Meter:
     def pytest_runtest_makereport(self) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Send what the phase has cost along with its report, from a worker of xdist to where they come together."""
         done = yield
-        made = self._report()
-        if made.rows:
+        made = self._report() if self._any() else None
+        if made is not None:
             vars(done)["aifinops_cost"] = [_plain(row) for row in made.to_dict()["rows"]]
         if self.elsewhere:
             vars(done)["aifinops_ledgers"] = sorted(self.elsewhere)

@@ -186,6 +186,25 @@ class TestPage:
         assert "In all" in made(by="").to_html()
         assert "others)" in made(top=2, trend=True, compare=True).to_html()
 
+    def test_a_page_can_be_opened_however_many_groups_there_are(self) -> None:
+        """Of two thousand customers five hundred have rows and the others one; the page stays below two megabytes and adds up."""
+        charges = [charge(n, "1", 1 + n % 5, f"customer{n:04}") for n in range(2000)]
+        page = made(charges).to_html()
+        assert page.count('<th scope="row">customer') == 500
+        assert "(1,500 others)" in page
+        assert "$2,000.00" in page
+        assert len(page) < 2_000_000
+
+    def test_a_cut_report_stays_cut(self) -> None:
+        """`top` holds on the page, too, also where the page had to ask the ledger again."""
+        page = made([charge(n, str(n), 1, f"t{n}") for n in range(1, 9)], top=3).to_html()
+        assert "(5 others)" in page
+        assert '<th scope="row">t1</th>' not in page
+
+    def test_a_period_that_has_not_begun(self) -> None:
+        """Nothing to compare with, and nothing to fail for."""
+        assert "No calls" in made(since="2026-12-01").to_html()
+
     def test_nothing_to_show(self) -> None:
         """An empty report is a page that says so, with its budgets; one of unpriced calls shows no amount."""
         empty = Reader(made([]).to_html(budgets=standings())).said()

@@ -93,13 +93,14 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 GOLDEN = """\
 aifinops top  2026-11-24 12:00:30 UTC
-$0.75 in the last minute   $0.30 a minute over 5, $0.0267 over 60   3 calls   1 of this hour without a price   ~$0.10 of this hour estimated
-··················································▁····█···▄▂  the last hour
+$0.75 in the last minute   $0.30 a minute over 5, $0.0267 over 60   3 calls
+··················································▁····█···▄  the last hour
+of this hour: 1 without a price, ~$0.10 estimated
 
 team     model        last min  5 min   60 min   hour  calls
-search   gpt-5           $0.25  $0.20  $0.0183  $1.35      1  ················▁·█·▂
-support  gpt-5           $0.50  $0.10  $0.00833  $0.50      1  ···················█·
-lab      house-llama   unknown  $0.00    $0.00  $0.00      1  ····················?
+search   gpt-5           $0.25  $0.20  $0.0183  $1.35      1  ················▁·█·
+support  gpt-5           $0.50  $0.10  $0.00833  $0.50      1  ···················█
+lab      house-llama   unknown  $0.00    $0.00  $0.00      1  ····················
 
 budget  window                limit  spent   held    left  share              rate  lasts
 search  per day              $10.00  $7.00  $1.50   $1.50  ███████     70%  $0.58/h  5 h
@@ -195,7 +196,7 @@ def test_plain_terminals() -> None:
     out = Console(file=io.TextIOWrapper(raw, encoding="ascii"), width=120)
     out.print(render(many(3), out))
     out.file.flush()
-    assert "_" * 20 + "%" in raw.getvalue().decode("ascii")
+    assert "_" * 20 in raw.getvalue().decode("ascii")
 
 
 WRITER = """
@@ -212,9 +213,9 @@ while True:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are POSIX")
-@pytest.mark.parametrize("key", [b"q", b"\x03"], ids=["q", "Ctrl-C"])
+@pytest.mark.parametrize("key", [b"q", b"\x03", b""], ids=["q", "Ctrl-C", "SIGTERM"])
 def test_on_a_terminal_beside_a_writer(tmp_path: Path, key: bytes) -> None:
-    """It shows what another process writes, grows, and leaves at a key with the terminal as it was."""
+    """It shows what another process writes, grows, and leaves at a key or a signal with the terminal as it was."""
     import pty
     import termios
 
@@ -240,7 +241,7 @@ def test_on_a_terminal_beside_a_writer(tmp_path: Path, key: bytes) -> None:
         seen = _read_until(primary, rb"live +gpt-5-mini +\$0\.\d+.*live +gpt-5-mini +\$0\.\d+")
         amounts = [float(found) for found in re.findall(rb"live +gpt-5-mini +\$([\d.]+)", seen)]
         assert amounts[-1] > amounts[0] > 0
-        os.write(primary, key)
+        os.write(primary, key) if key else top.terminate()
         assert top.wait(20) == 0
         assert termios.tcgetattr(secondary)[3] == before[3]
         assert b"\x1b[?1049l" in seen + _read_until(primary, rb"\x1b\[\?1049l")

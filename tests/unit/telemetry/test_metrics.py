@@ -106,16 +106,6 @@ def test_unpriced_and_failed_calls_are_told_apart() -> None:
     }
 
 
-def test_a_cost_without_parts_is_counted_all_the_same() -> None:
-    """What is recorded as a sum is a component of its own; the counter and the histogram agree."""
-    metrics, reader = made()
-    metrics.record(Charge(**{**CALL, "lines": (), "basis": "reported"}))
-    got = points(reader)
-    (cost,) = got["aifinops.cost"]
-    assert (cost.value, cost.attributes["aifinops.cost.component"]) == (0.003, "other")
-    assert got["aifinops.client.operation.cost"][0].sum == 0.003
-
-
 def test_a_child_process_starts_from_zero() -> None:
     """After a fork the parent's sums are the parent's to export."""
     metrics, reader = made()

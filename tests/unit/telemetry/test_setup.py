@@ -25,7 +25,8 @@ found = {"endpoint": export.endpoint, "notes": export.notes}
 for provider in export.providers:
     name = type(provider).__name__
     if name == "TracerProvider":
-        wrapped = provider._active_span_processor._span_processors[0]._batch_processor._exporter
+        (processor,) = provider._active_span_processor._span_processors
+        wrapped = processor._batch_processor._exporter if hasattr(processor, "_batch_processor") else processor.span_exporter
         found["spans"] = [type(wrapped).__name__, list(wrapped._dialects), wrapped._exporter._endpoint, type(wrapped._exporter).__module__]
     else:
         found["metrics"] = [reader._exporter._endpoint for reader in provider._all_metric_readers]
@@ -41,7 +42,7 @@ def installed(argument: str | None, environ: dict[str, str], dialects: tuple[str
         **kept,
         "PYTHONPATH": str(Path(aifinops.__file__).parents[1]),
         **environ,
-        "OTEL_EXPORTER_OTLP_TIMEOUT": "0.1",
+        "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
     }
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, json.dumps([argument, dialects])],

@@ -65,6 +65,7 @@ def test_a_test_that_spends_more_fails_with_what_it_spent(suite: pytest.Pytester
         ]
     )
     assert not (tmp_path / "users.db").exists()
+    result.stdout.no_fnmatch_line("*During handling*")
 
 
 def test_unknown_costs_fail_unless_allowed(suite: pytest.Pytester) -> None:
