@@ -66,7 +66,11 @@ def delivered(folder: Path, charges: list[Charge]) -> dict[str, float]:
     ledger.close()
     server.shutdown()
     server.server_close()
-    return {"a_second": len(charges) / seconds, "cpu_us_a_record": worked / len(charges) * 1e6, "bytes_a_record": export_request(charges[:500]).ByteSize() / 500}
+    return {
+        "a_second": len(charges) / seconds,
+        "cpu_us_a_record": worked / len(charges) * 1e6,
+        "bytes_a_record": export_request(charges[:500]).ByteSize() / 500,
+    }
 
 
 def main() -> None:

@@ -45,6 +45,17 @@ def test_an_sdk_that_is_off(stand: Any) -> None:
     stand.judge(metrics=False)
 
 
+def test_a_ledger_that_is_nowhere_but_at_the_collector(stand: Any) -> None:
+    """`AIFINOPS_LEDGER=otlp`: what was billed is there, once, in right amounts, with what the spans would say beside it."""
+    stand.run("call(5)", AIFINOPS_LEDGER="otlp", AIFINOPS_COPY_TO="")
+    arrived = {charge.id: charge for charge in stand.collector.charges()}
+    assert {charge.response_id: charge.amount for charge in arrived.values()} == stand.truth()
+    assert len(arrived) == 5
+    assert not stand.ledger.exists()
+    assert b"gen_ai.usage.input_tokens" in stand.collector.bodies["/v1/logs"][0]
+    assert b"aifinops.cost.recorded" in stand.collector.bodies["/v1/logs"][0]
+
+
 @pytest.mark.parametrize("status", [500, 503, 400])
 def test_a_collector_that_refuses(stand: Any, status: int) -> None:
     """The program ends in its time, the ledger is complete, and copies arrive when it has come to its senses."""
