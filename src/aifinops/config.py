@@ -271,6 +271,7 @@ SETTINGS = (
     Setting("spans", "AIFINOPS_SPANS", "auto", _choice("auto", "emit", "enrich", "off"), "Who makes the span of a call: we, or another instrumentation (`enrich`); `auto` looks, `off` keeps ledger and metrics."),
     Setting("dialects", "AIFINOPS_DIALECTS", ("compat",), _dialects, "Attribute and metric names of backends, beside ours: `compat`, `langfuse`, `openinference` ...; `none` for none. See [Telemetry](telemetry.md#dialects)."),
     Setting("semconv", "AIFINOPS_SEMCONV", "compat", _choice("compat", "latest"), "Which conventions: `compat` is 1.41.1, `latest` those of semantic-conventions-genai; `OTEL_SEMCONV_STABILITY_OPT_IN=gen_ai_latest_experimental` says `latest`, too."),
+    Setting("resource_tags", "AIFINOPS_RESOURCE_TAGS", (), _names, "Attributes of the OpenTelemetry resource that become tags: `service.name`, `deployment.environment.name` (the tag `environment`), `k8s.namespace.name` ..."),
     Setting("baggage", "AIFINOPS_BAGGAGE", False, _flag, "Whether tags are taken from OpenTelemetry baggage that callers of this program sent."),
     Setting("metric_tags", "AIFINOPS_METRIC_TAGS", ("team", "project", "feature"), _metric_tags, "Tags that become metric attributes; keep them few, and no ids. `none` for none."),
     Setting("otlp", "", None, _text, "OTLP endpoint; without it the standard `OTEL_EXPORTER_OTLP_*` variables decide."),
@@ -328,6 +329,7 @@ class Config:
     spans: str = "auto"
     dialects: tuple[str, ...] = ("compat",)
     semconv: str = "compat"
+    resource_tags: tuple[str, ...] = ()
     baggage: bool = False
     metric_tags: tuple[str, ...] = ("team", "project", "feature")
     otlp: str | None = None

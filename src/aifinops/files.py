@@ -15,11 +15,16 @@ from types import MappingProxyType
 from typing import Protocol
 
 from aifinops.errors import ConfigurationError, StoreError
+from aifinops.forking import known
 
 __all__ = ["BUSY_S", "Database", "Kind", "forks"]
 
 BUSY_S = 5.0
 """How long a write waits for another process that holds the file, seconds."""
+
+
+def _as_it_is(connection: sqlite3.Connection) -> None:
+    """Most files need nothing before their tables are made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,7 @@ class Kind:
     elsewhere: str
     memory: str
     migrations: Mapping[int, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
-    prepare: Callable[[sqlite3.Connection], object] = bool
+    prepare: Callable[[sqlite3.Connection], None] = _as_it_is
 
 
 class Database:
@@ -317,6 +322,7 @@ class _Forks:
             self._open.add(database)
             if not self._registered and hasattr(os, "register_at_fork"):
                 self._registered = True
+                known(self._in_child)
                 os.register_at_fork(before=self._before, after_in_parent=self._in_parent, after_in_child=self._in_child)
 
     def abandon(self, connection: sqlite3.Connection) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
@@ -16,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 from aifinops import _version, config
 from aifinops.clock import Clock, SystemClock
 from aifinops.errors import ConfigurationError, swallow
+from aifinops.forking import in_child, untold
 from aifinops.tags import EMPTY, Tags, matches, merge
 from aifinops.telemetry import names
 from aifinops.telemetry.content import wanted
+from aifinops.telemetry.resource import ResourceTags
 from aifinops.telemetry.setup import Export, set_up
 
 if TYPE_CHECKING:
@@ -88,6 +91,7 @@ class Runtime:
         self.capture = wanted()
         self.host = _HOST[settings.spans]
         self.export = Export()
+        self._resource = ResourceTags(settings.resource_tags) if settings.resource_tags else None
         self._lock = threading.RLock()
         self._files: tuple[PriceList, ...] | None = None
         self._writer: Writer | None = None
@@ -238,12 +242,16 @@ class Runtime:
         return self.writer.ledger
 
     def tags(self, scope: Scope) -> Tags:
-        """Process-wide tags, over them those that callers sent (where that is asked for), over all those of the scope."""
+        """Tags of the process, over them (where that is asked for) those of the resource and those that callers sent, over all those of the
+        scope."""
+        base = self.config.tags
+        if self._resource is not None:
+            base = merge(base, self._resource.tags())
         if self.config.baggage:
             from aifinops.telemetry import baggage
 
-            return merge(merge(self.config.tags, baggage.read()), scope.tags)
-        return merge(self.config.tags, scope.tags)
+            base = merge(base, baggage.read())
+        return merge(base, scope.tags)
 
     def budgets(self, scope: Scope, tags: Tags) -> tuple[ActiveBudget, ...]:
         """Every budget that a call made here needs room in: standing policies that match, then blocks, outermost first."""
@@ -278,6 +286,7 @@ class Runtime:
     def reset_after_fork(self) -> None:
         """In a forked child: nothing of the parent's is ours to write, to hold or to export."""
         self._lock = threading.RLock()
+        self.export.reset_after_fork()
         for audit in self._audits.values():
             audit.reset_after_fork()
         if "guard" in self.__dict__:
@@ -405,6 +414,7 @@ def get() -> Runtime:
     Raises:
         ConfigurationError: when environment or file are wrong.
     """
+    untold()
     runtime = _state.runtime
     return runtime if runtime is not None else _install({}, None, only_if_missing=True)
 
@@ -428,6 +438,7 @@ def init(
     spans: str | None = None,
     dialects: Any = None,
     semconv: str | None = None,
+    resource_tags: Any = None,
     baggage: bool | None = None,
     metric_tags: Any = None,
     threads: bool | None = None,
@@ -464,6 +475,7 @@ def init(
         otlp: OTLP endpoint; without it `OTEL_EXPORTER_OTLP_*` decides, and without those nothing is exported.
         spans: `"auto"`, `"emit"`, `"enrich"` or `"off"`. dialects: attribute and metric names of backends beside ours, default `("compat",)`.
         semconv: `"compat"` for the semantic conventions 1.41.1, `"latest"` for those of semantic-conventions-genai.
+        resource_tags: attributes of the OpenTelemetry resource that become tags, e.g. `["service.name"]`.
         baggage: True takes tags from baggage that callers of this program sent.
         metric_tags: tags that become metric attributes. threads: carry scopes into `ThreadPoolExecutor` threads.
         stream_usage: whether streams are asked for their usage where the caller did not, unseen by him: at hosts that are known to take
@@ -485,7 +497,7 @@ def init(
     """
     arguments = {
         "ledger": ledger, "copy_to": copy_to, "spool": spool, "spool_bytes": spool_bytes, "store": store, "approval_key": approval_key, "prices": prices, "price_folder": price_folder, "model_map": model_map, "tags": tags, "budgets": budgets, "alerts": alerts, "smtp": smtp, "otlp": otlp, "spans": spans,
-        "dialects": dialects, "semconv": semconv, "baggage": baggage, "metric_tags": metric_tags, "threads": threads, "stream_usage": stream_usage, "enabled": enabled, "egress": egress,
+        "dialects": dialects, "semconv": semconv, "resource_tags": resource_tags, "baggage": baggage, "metric_tags": metric_tags, "threads": threads, "stream_usage": stream_usage, "enabled": enabled, "egress": egress,
         "gpu_usd_per_hour": gpu_usd_per_hour, "gpu_term": gpu_term, "gpu_idle_minutes": gpu_idle_minutes, "gpu_metadata": gpu_metadata, "gpu_owned": gpu_owned, "gpu_quotas": gpu_quotas,
         "instrument": instrument, "summary": summary, **unknown,
     }  # fmt: skip
@@ -504,7 +516,9 @@ def _install(arguments: dict[str, Any], clock: Clock | None, *, only_if_missing:
         if not _state.registered:
             _state.registered = True
             atexit.register(_at_exit)
-            os.register_at_fork(after_in_child=_after_fork)
+            in_child(_after_fork)
+            _finish_with_pools()
+            _finish_with_pools_later()
     if old is not None:
         # Providers that we installed stay the global ones, so they stay ours to flush.
         runtime.export.providers.extend(old.export.providers)
@@ -572,6 +586,7 @@ def flush(timeout: float = 5.0) -> bool:
     Returns:
         False when a record could not be written or an exporter did not finish.
     """
+    untold()
     _run_hooks()
     return _state.runtime is None or _state.runtime.flush(timeout)
 
@@ -611,7 +626,28 @@ def _at_exit() -> None:
         swallow("runtime.exit", failure)
 
 
+_POOLS = ("multiprocessing", "billiard")
+"""Modules whose child processes end with `os._exit` after finalizers of their own; the second is that of Celery."""
+
+
+def _finish_with_pools() -> None:
+    """Have the end of a child process of `multiprocessing` be an end of ours, too: `atexit` is not called there."""
+    for name in _POOLS:
+        util, process = sys.modules.get(f"{name}.util"), sys.modules.get(f"{name}.process")
+        if util is not None and process is not None and getattr(process.current_process(), "_parent_pid", None):
+            util.Finalize(None, _at_exit, exitpriority=0)
+
+
+def _finish_with_pools_later() -> None:
+    """The same in a child that has yet to begin: it forgets finalizers first, and then calls what was registered like this."""
+    for name in _POOLS:
+        util = sys.modules.get(f"{name}.util")
+        if util is not None:
+            util.register_after_fork(_state, lambda _: _finish_with_pools())
+
+
 def _after_fork() -> None:
     _state.lock = threading.RLock()
+    _finish_with_pools_later()
     if _state.runtime is not None:
         _state.runtime.reset_after_fork()

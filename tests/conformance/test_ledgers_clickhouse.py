@@ -226,8 +226,9 @@ def test_a_writer_that_was_killed_between_touch_and_entries_does_no_harm(engine:
     agree(ledger, charges)
 
 
-def test_a_correction_reaches_roll_ups_that_are_made(engine: Callable[..., Link]) -> None:
-    """What a correction changes of an older hour is right at once, though that hour was not touched."""
+@pytest.mark.parametrize("quiet_s", [0, 3600])
+def test_a_correction_reaches_roll_ups_that_are_made(quiet_s: int, engine: Callable[..., Link]) -> None:
+    """What a correction changes of an older hour is right at once, and after it has been rolled up again."""
     ledger = ClickHouseLedger(engine(), quiet_s=0)
     unsure = [
         example_charge(1, amount=None, basis="unknown", lower=0, upper=None, quantities={"input_tokens": 2**60}),
@@ -236,13 +237,68 @@ def test_a_correction_reaches_roll_ups_that_are_made(engine: Callable[..., Link]
     ]
     ledger.append_many(unsure)
     agree(ledger, unsure)
+    assert rolled(ledger) == 1
     fixes = [
         example_charge(100 + place, at=START + 50 * HOUR, corrects=one.id, status="correction", amount=7, quantities={})
         for place, one in enumerate(unsure)
     ]
+    ledger._quiet_s = quiet_s
     for place in range(3):
         ledger.append(fixes[place])
         agree(ledger, unsure + fixes[: place + 1])
+    ledger._quiet_s = 0
+    agree(ledger, unsure + fixes)
+    assert rolled(ledger) == 2
+    assert ledger._settle() == set()
+
+
+def test_a_correction_that_comes_while_an_hour_is_rolled_up_is_counted(engine: Callable[..., Link]) -> None:
+    """The roll-up may have been made with or without it: the hour is read entry by entry until it is rolled up again."""
+    unsure = [example_charge(number, amount=10, basis="estimated", upper=99) for number in range(2)]
+    fixes = [example_charge(100 + number, at=START + 50 * HOUR, corrects=unsure[number].id, amount=1) for number in range(2)]  # fmt: skip
+    late = {"before": fixes[0], "after": fixes[1]}
+
+    class Interrupted(ClickHouseLedger):
+        def _build(self, hours: Any) -> None:
+            for moment in ("before", "after"):
+                if moment in late:
+                    ClickHouseLedger(engine()).append(late.pop(moment))
+                if moment == "before":
+                    super()._build(hours)
+
+    ledger = Interrupted(engine(), quiet_s=0)
+    ledger.append_many(unsure)
+    ledger.summarize()
+    ledger._quiet_s = 3600
+    agree(ledger, unsure + fixes)
+    ledger._quiet_s = 0
+    agree(ledger, unsure + fixes)
+
+
+def test_who_may_only_read_adds_up_entries(engine: Callable[..., Link], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the right to roll up a question is answered all the same, also after a correction."""
+    link = engine()
+    ledger = ClickHouseLedger(link, quiet_s=0)
+    charges = random_charges(14, 60)
+    ledger.append_many(charges)
+
+    def refused(*_: Any) -> None:
+        raise StoreError("not enough privileges")
+
+    monkeypatch.setattr(link, "insert", refused)
+    monkeypatch.setattr(link, "command", refused)
+    agree(ledger, charges)
+    assert rolled(ledger) == 0
+
+
+def test_a_meter_whose_sum_is_zero_is_there(engine: Callable[..., Link]) -> None:
+    """A correction that takes all of a quantity away leaves a sum of zero, as in every ledger."""
+    ledger = ClickHouseLedger(engine(), quiet_s=0)
+    charges = [example_charge(number, quantities={"gpu_seconds": Decimal(value)}) for number, value in enumerate((10, -10))]  # fmt: skip
+    ledger.append_many(charges)
+    (group,) = ledger.summarize()
+    assert group.quantities == {"gpu_seconds": 0}
+    assert rolled(ledger) == 1
 
 
 def test_periods_that_cut_hours_are_exact(engine: Callable[..., Link]) -> None:

@@ -208,8 +208,8 @@ def test_a_slot_is_told_how_busy_its_gpus_are(machine: FakeNvml, monkeypatch: py
 def run_for(machine: FakeNvml, run: gpu.Run, seconds: int) -> None:
     for _ in range(seconds):
         machine.advance(1)
-        assert run._watch is not None
-        run._watch._sampler.look()
+        assert run._meter.watch is not None
+        run._meter.watch._sampler.look()
         run.step()
 
 

@@ -161,3 +161,22 @@ def test_the_environment_says_it_as_well(make_stack: Any, monkeypatch: pytest.Mo
         runtime.init(ledger="memory", semconv="latest", dialects=["agento11y"])
     with pytest.raises(af.ConfigurationError, match="run has as many values"):
         runtime.init(ledger="memory", semconv="latest", metric_tags=["run"])
+
+
+def test_spans_of_others_speak_dialects_too(make_stack: Any) -> None:
+    """Priced by the one exporter, translated by the one inside of it."""
+    stack = make_stack()
+    kept = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(af.SpanPricer(af.DialectExporter(kept, ["sentry", "langfuse"]))))
+    said = {
+        "gen_ai.operation.name": "chat", "gen_ai.provider.name": "anthropic", "gen_ai.request.model": "claude-sonnet-4-5",
+        "gen_ai.usage.input_tokens": 1000, "gen_ai.usage.output_tokens": 200, "gen_ai.response.id": "msg_7",
+    }  # fmt: skip
+    provider.get_tracer("somebody").start_span("chat claude-sonnet-4-5", attributes=said).end()
+    (span,) = kept.get_finished_spans()
+    (row,) = runtime.get().ledger.rows()
+    assert row.amount
+    assert span.attributes["gen_ai.cost.total_tokens"] == row.amount / 10**9
+    assert '"input":1000' in span.attributes["langfuse.observation.usage_details"]
+    assert stack.exporter.get_finished_spans() == ()

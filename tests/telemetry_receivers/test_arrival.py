@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,6 +90,23 @@ def assert_spans(
             row["quantities"]["output_tokens"] + row["quantities"]["reasoning_tokens"] for row in inside
         ),
     }  # fmt: skip
+
+
+def assert_record(attributes: dict[str, Any], row: Row) -> None:
+    """The log record of a charge: what its span says of tokens, money and tags, and the whole row beside it."""
+    whole = {name: value for name, value in attributes.items() if name.startswith("aifinops.record.")}
+    told = {name: value for name, value in attributes.items() if name not in whole or name == "aifinops.record.id"}
+    assert told.pop("aifinops.price.id") == f"genai-prices/openai/{row['model']}"
+    assert told.pop("aifinops.price.version").startswith("genai-prices ")
+    of_the_wire = ("server.", "openai.api.type", "gen_ai.response.finish_reasons")
+    expected = {name: value for name, value in of_call(row, 0).items() if not name.startswith(of_the_wire)}
+    assert told.keys() == expected.keys()
+    for name, value in expected.items():
+        assert told[name] == (pytest.approx(value, abs=1e-12) if isinstance(value, float) else value), name
+    assert whole["aifinops.record.amount"] == row["amount"]
+    assert {
+        name.removeprefix("aifinops.record.quantity."): value for name, value in whole.items() if ".quantity." in name
+    } == row["quantities"]
 
 
 def last_points(items: list[Item]) -> dict[str, list[Item]]:
@@ -188,16 +206,42 @@ def test_the_newest_conventions_and_dialects_arrive(rotel: Rotel, provider: Fake
     assert {item.scope for item in items} == {SCOPE + names.SCHEMA_URL_LATEST}
 
 
+def test_charges_arrive_as_log_records(rotel: Rotel, provider: FakeProvider, tmp_path: Path) -> None:
+    """A copy of the ledger over OTLP: one event for each row, in the trace of its call, with the attributes of its span."""
+    endpoint = rotel.endpoints["http/protobuf"]
+    rows = run_program(
+        endpoint,
+        provider,
+        AIFINOPS_LEDGER=str(tmp_path / "ledger.db"),
+        AIFINOPS_COPY_TO=f"otlp://127.0.0.1:{rotel.http}",
+    )
+    items = [item for item in rotel.received() if item.kind == "log"]
+    logs = {item.facts["Span ID"]: item for item in items}
+    assert len(items) == len(logs) == len(rows) == 3
+    for row in rows:
+        item = logs[row["span_id"]]
+        assert item.facts["EventName"] == names.EVENT_COST_RECORDED
+        assert (item.facts["Trace ID"], item.facts["SeverityText"], item.facts["Body"]) == (
+            row["trace_id"],
+            "INFO",
+            "Empty",
+        )
+        assert item.scope == SCOPE + names.SCHEMA_URL
+        assert item.resource["service.name"] == "shop"
+        assert_record(item.attributes, row)
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec("oteltap") is None, reason="oteltap is not installed: pip install --group receivers"
 )
-def test_spans_and_metrics_arrive_at_a_test_receiver(provider: FakeProvider) -> None:
+def test_all_three_signals_arrive_at_a_test_receiver(provider: FakeProvider, tmp_path: Path) -> None:
     """oteltap decodes them by itself, over HTTP, and has the same."""
     from oteltap import OtelTapHttpProtobufReceiver, OtelTapHttpProtobufReceiverSettings
 
     port = free_port()
     spans: list[Any] = []
     metrics: list[Any] = []
+    logs: list[Any] = []
 
     async def gather(stream: Any, into: list[Any]) -> None:
         async for one in stream:
@@ -208,10 +252,12 @@ def test_spans_and_metrics_arrive_at_a_test_receiver(provider: FakeProvider) -> 
             tasks = [
                 asyncio.create_task(gather(receiver.stream_traces(), spans)),
                 asyncio.create_task(gather(receiver.stream_metrics(), metrics)),
+                asyncio.create_task(gather(receiver.stream_logs(), logs)),
             ]
-            rows = await asyncio.to_thread(run_program, f"http://127.0.0.1:{port}", provider)
+            variables = {"AIFINOPS_LEDGER": str(tmp_path / "ledger.db"), "AIFINOPS_COPY_TO": f"otlp://127.0.0.1:{port}"}
+            rows = await asyncio.to_thread(run_program, f"http://127.0.0.1:{port}", provider, **variables)
             for _ in range(200):
-                if len(spans) >= 4 and any(metric.name == "aifinops.cost" for metric in metrics):
+                if len(spans) >= 4 and len(logs) >= 3 and any(metric.name == "aifinops.cost" for metric in metrics):
                     break
                 await asyncio.sleep(0.05)
             for task in tasks:
@@ -222,6 +268,11 @@ def test_spans_and_metrics_arrive_at_a_test_receiver(provider: FakeProvider) -> 
     rows = asyncio.run(exchange())
     told = {span.span_id.hex(): (span.name, {one.key: plain(one.value) for one in span.attributes}) for span in spans}
     assert_spans(told, rows, port_of(provider))
+    assert len(logs) == 3
+    for row in rows:
+        (record,) = [one for one in logs if one.span_id.hex() == row["span_id"]]
+        assert record.event_name == names.EVENT_COST_RECORDED
+        assert_record({one.key: plain(one.value) for one in record.attributes}, row)
     costs = {}
     for metric in metrics:
         if metric.name == "aifinops.cost":

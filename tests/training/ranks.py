@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +109,14 @@ def crash(_: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    dist.init_process_group("gloo")
-    af.instrument("torch")
     task, kind, folder = sys.argv[1:4]
+    # A file for each attempt: over the store that torchrun keeps from one to the next, gloo now and then waits for an address of the last one.
+    meeting = f"{os.environ['TORCHELASTIC_RUN_ID']}-{os.environ['TORCHELASTIC_RESTART_COUNT']}"
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/{meeting}", rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]), timeout=timedelta(seconds=30),
+    )  # fmt: skip
+    af.instrument("torch")
     found = {"count": count, "stop": stop, "crash": crash}[task](kind)
     Path(folder, f"rank{os.environ['RANK']}.json").write_text(json.dumps(found), encoding="utf-8")
     af.shutdown()

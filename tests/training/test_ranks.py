@@ -73,18 +73,18 @@ def test_the_next_attempt_of_a_run_of_several_ranks_closes_the_one_that_was_kill
     killed ones had paid in advance is settled: the budget has what the ledger has, and holds nothing.
     """
     if restarts:
-        first, second = torchrun(tmp_path, "crash", restarts=1)
+        # More than one: gloo itself may fail to connect the new ranks.
+        first, second = torchrun(tmp_path, "crash", restarts=4)
     else:
         torchrun(tmp_path, "crash", fails=True, AIFINOPS_RUN_ID="job")
         first, second = torchrun(tmp_path, "crash", AIFINOPS_RUN_ID="job")
-    assert (first["attempt"], second["attempt"]) == (2, 2)
+    assert first["attempt"] == second["attempt"] >= 2
     assert (first["steps"], second["steps"]) == (200, 200)
-    lost = sorted([*first["lost"], *second["lost"]])
-    assert lost in ([[1, 1]], [[0, 1], [1, 1]])
     rows = list(open_ledger(tmp_path / "ledger.db").rows())
-    assert sorted(int(row.tags["rank"]) for row in rows if row.tags.get("phase") == "lost") == [
-        rank for rank, _ in lost
-    ]
+    lost = sorted([int(row.tags["rank"]), int(row.tags["attempt"])] for row in rows if row.tags.get("phase") == "lost")
+    assert lost in ([[1, 1]], [[0, 1], [1, 1]])
+    if first["attempt"] == 2:  # else it is an attempt in between that has closed them
+        assert sorted([*first["lost"], *second["lost"]]) == lost
     for rank in "01":
         held = sum(
             row.quantities["gpu_seconds"] for row in rows if (row.tags["rank"], row.tags["attempt"]) == (rank, "1")

@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, assert_type
 
+from opentelemetry.sdk.trace.export import SpanExporter
+
 import aifinops as af
 from aifinops import gpu
 
@@ -17,6 +19,7 @@ MOMENT = datetime(2026, 3, 1, tzinfo=UTC)
 af.init()
 af.init(ledger="memory", tags={"team": "search"}, otlp="http://localhost:4318", spans="off")
 af.init(budgets=[{"name": "search", "limit": "$50", "per": "day", "match": {"team": "search"}}])
+af.init(dialects=["langfuse"], semconv="latest", metric_tags=["team"], resource_tags=["service.name"], baggage=True)
 af.instrument()
 af.instrument("openai")
 af.uninstrument()
@@ -90,7 +93,7 @@ def capped(number: int) -> int:
 assert_type(capped(1), int)
 
 
-@af.tags(customer="acme")
+@af.tags(customer="acme", propagate=True)
 def attributed() -> str:
     return ""
 
@@ -219,3 +222,10 @@ with gpu.Serving("llama", devices={"NVIDIA H100 80GB HBM3": 2}, price="2.49", te
 rate = gpu.rate("NVIDIA H100 80GB HBM3", gpu.place(), at=0)
 assert_type(rate.usd_per_hour, Decimal | None)
 assert_type(rate.cost(3600), af.Cost)
+
+
+# --- exporters ---------------------------------------------------------------------------------------------------------
+
+
+def exporters(exporter: SpanExporter) -> SpanExporter:
+    return af.SpanPricer(af.DialectExporter(exporter, ["langfuse", "logfire"]), record=False)

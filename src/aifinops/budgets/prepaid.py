@@ -280,7 +280,7 @@ class Prepaid:
             return
         since = self._clock.time_ns() - (self._clock.monotonic_ns() - self._since)
         facts = {
-            "since": since, "rate": self._rate, "paid": self._told,
+            "since": since, "at": since + self._paid_at - self._since, "rate": self._rate, "paid": self._told,
             "parts": [
                 {"nodes": [_node_facts(node) for node in part.nodes], "amounts": list(part.amounts)} for part in parts
             ],

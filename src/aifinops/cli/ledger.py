@@ -41,13 +41,17 @@ def info(ledger: LedgerPath = None, form: Form = "table") -> None:
 
 
 @app.command()
-def migrate(ledger: LedgerPath = None, form: Form = "table") -> None:
+def migrate(
+    anew: Annotated[bool, typer.Option("--anew", help="Make all roll-ups again, from the entries.")] = False,
+    ledger: LedgerPath = None,
+    form: Form = "table",
+) -> None:
     """Bring the tables up to date: those of an earlier version, and roll-ups of what came since."""
     with _open(ledger, form) as source:
         bring = getattr(source, "migrate", None)  # others have theirs brought up to date when they are opened
         before = getattr(source, "migrated_from", None)
         with _bar("Rolling up") as progress:
-            rolled = 0 if bring is None else bring(progress=progress)
+            rolled = 0 if bring is None else bring(anew=anew, progress=progress)
         found = source.info()
     facts = {
         "ledger": found.location,

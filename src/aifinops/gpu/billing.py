@@ -11,12 +11,11 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from aifinops import metering, runtime
-from aifinops.budgets.prepaid import settle_left
 from aifinops.charges import Charge, Cost
-from aifinops.errors import ConfigurationError, swallow
+from aifinops.errors import ConfigurationError
 from aifinops.gpu import devices as hardware
 from aifinops.gpu import distributed
-from aifinops.gpu.journal import Group, Lost
+from aifinops.gpu.journal import Group
 from aifinops.gpu.rates import Rate, rate
 from aifinops.gpu.where import Place, place
 from aifinops.reading import Reading
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from aifinops.runtime import Runtime
     from aifinops.scope import Scope
 
-__all__ = ["WINDOW_NS", "Held", "charge", "charge_lost", "find_devices", "groups_of", "here", "settle_lost"]
+__all__ = ["WINDOW_NS", "Held", "charge", "find_devices", "groups_of", "here"]
 
 WINDOW_NS = 60 * 1_000_000_000
 """Charges are made once in each such window of wall time, in nanoseconds."""
@@ -202,40 +201,3 @@ def _charge_id(group: Group, key: str, at: int, part: int) -> str:
     what = ",".join(group.uuids) or f"{group.owner}|{group.model} x {group.held}|{group.unclaimed}"
     tail = hashlib.blake2b(f"{key}|{what}|{window}|{part}".encode(), digest_size=8).hexdigest()
     return f"{window * WINDOW_NS:016x}{tail}"
-
-
-def charge_lost(lost: Lost, scope: Scope) -> list[Charge]:
-    """Record what a killed attempt has held after its last charge, up to its last sign of life."""
-    if not lost.rest_ns:
-        return []
-    tags = make_tags({**lost.tags, "phase": "lost"})
-    mine = replace(scope, tags=tags, budgets=(), trackers=())
-    # What it had paid in advance is settled, or counts as spent when its lease runs out; posting it here would count it twice.
-    paid = frozenset(one.key for one in runtime.get().budgets(mine, tags))
-    facts = {
-        **({"name": lost.name} if lost.name else {}),
-        "lost": True,
-        "attempt": lost.attempt,
-        "rank": lost.rank,
-        "wasted_s": str(lost.wasted_s),
-    }
-    return [
-        charge(
-            group, mine, key=f"{lost.run}|{lost.attempt}", at=lost.charged_to, length=lost.rest_ns, part=-1, facts=facts,
-            paid=paid, error="Lost",
-        )
-        for group in lost.groups
-    ]  # fmt: skip
-
-
-def settle_lost(lost: Lost, scope: Scope) -> None:
-    """Put what a killed attempt had used in the place of what it held of its budgets in advance, where they are in force here, too."""
-    engines = runtime.get()
-    budgets = engines.budgets(scope, make_tags({**lost.tags}))
-    for id, facts in lost.holds.items():
-        if facts is None or not budgets:
-            continue  # it was killed while that changed: it counts as spent when its lease runs out
-        try:
-            settle_left(engines.guard, budgets, id, facts, lost.last_seen)
-        except Exception as failure:  # the lease decides
-            swallow("gpu.settle_lost", failure)

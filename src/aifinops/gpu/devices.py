@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from aifinops.forking import in_child
 from aifinops.gpu import backends
 from aifinops.gpu.backends.base import Device, Inventory
 
@@ -45,8 +46,7 @@ class _Known:
 
 
 _known = _Known()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_known.forget)
+in_child(_known.forget)
 
 
 def forget() -> None:

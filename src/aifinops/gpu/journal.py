@@ -153,8 +153,9 @@ class Journal:
         self._write_holds(id, None)
 
     def holds(self, id: str, facts: Mapping[str, Any]) -> None:
-        """It holds this."""
+        """It holds this; what it has paid until then it was alive for."""
         self._write_holds(id, facts)
+        self.beat(int(facts["at"]))
 
     def over(self, id: str) -> None:
         """It holds nothing any more."""

@@ -7,7 +7,6 @@ for it up to that moment, and again from when the new one ends.
 from __future__ import annotations
 
 import atexit
-import os
 import threading
 from collections import Counter
 from contextvars import ContextVar
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 from aifinops import scope
 from aifinops.clock import SystemClock
 from aifinops.errors import swallow
+from aifinops.forking import in_child
 
 if TYPE_CHECKING:
     from aifinops.budgets.budget import ActiveBudget
@@ -114,7 +114,7 @@ class _Open:
 
 
 open_runs = _Open()
-os.register_at_fork(after_in_child=open_runs.reset_after_fork)
+in_child(open_runs.reset_after_fork)
 
 
 def current_run() -> Run | None:

@@ -11,7 +11,6 @@ https://learn.microsoft.com/azure/virtual-machines/instance-metadata-service.
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
+from aifinops.forking import in_child
 from aifinops.gpu.where import Place
 
 __all__ = ["BUDGET_S", "DMI", "ask", "firmware", "forget"]
@@ -78,7 +78,7 @@ def forget() -> None:
     _known = _Known()
 
 
-os.register_at_fork(after_in_child=forget)  # the thread and the lock are the parent's
+in_child(forget)  # the thread and the lock are the parent's
 
 
 def ask(environ: Mapping[str, str], *, provider: str | None = None, timeout_s: float = BUDGET_S) -> Place:

@@ -13,6 +13,8 @@ import os
 import threading
 from typing import Any
 
+from aifinops.forking import known
+
 __all__ = ["Lost", "Nvml", "session"]
 
 _log = logging.getLogger("aifinops")
@@ -189,3 +191,4 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=session.reset_after_fork
     )
+    known(session.reset_after_fork)

@@ -13,40 +13,38 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import Token
-from decimal import Decimal
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from aifinops import metering, runtime, scope
 from aifinops.charges import new_id
 from aifinops.errors import ConfigurationError, RunStopped, swallow
-from aifinops.gpu import billing, distributed, journal
-from aifinops.gpu.account import Account, hourly, idle_usd
+from aifinops.gpu import distributed, journal
+from aifinops.gpu.account import hourly
 from aifinops.gpu.ending import Ending, stopped
-from aifinops.gpu.idle import IdleAlarm, Stretch, stretches
-from aifinops.gpu.idle import tell as tell_of_idle
+from aifinops.gpu.figures import forecast, usage_of
 from aifinops.gpu.keeper import innermost, open_runs
+from aifinops.gpu.lost import close_lost
+from aifinops.gpu.meter import Meter
+from aifinops.gpu.options import Options
 from aifinops.gpu.peaks import Flops, peak_given
 from aifinops.gpu.phases import Pace, Phases
 from aifinops.gpu.purse import Purse
-from aifinops.gpu.usage import Forecast, GpuUsage, Sums, span_values, sums_of
+from aifinops.gpu.spans import phase_span, run_span
+from aifinops.gpu.usage import Forecast, GpuUsage, span_values
 from aifinops.ledger import path_of
 from aifinops.tags import EMPTY, Tags, make_tags, merge
-from aifinops.telemetry import attributes as span_attributes
-from aifinops.telemetry import names
 
 if TYPE_CHECKING:
     from aifinops.budgets.budget import ActiveBudget
     from aifinops.budgets.stores.base import Store
     from aifinops.clock import Clock
     from aifinops.errors import BudgetExceeded
-    from aifinops.gpu.billing import Held
-    from aifinops.gpu.events import StepEvents, StepTimes
-    from aifinops.gpu.journal import Group, Lost
-    from aifinops.gpu.measured import Measured
+    from aifinops.gpu.events import StepEvents
+    from aifinops.gpu.journal import Lost
     from aifinops.gpu.slots import Slot
 
 __all__ = ["Run", "track"]
@@ -71,54 +69,25 @@ class Run:
         error: why it was stopped; None as long as it may go on. lost: attempts that were killed, closed by this one.
     """
 
-    def __init__(
-        self,
-        name: str = "",
-        *,
-        devices: Any = "auto",
-        price: Any = "auto",
-        run_id: str = "",
-        checkpoint: Callable[[], object] | None = None,
-        slice_s: float = 10.0,
-        allowance_s: float = 30.0,
-        total_steps: int | None = None,
-        flops_per_step: float | None = None,
-        peak_flops: float | str | None = None,
-        idle_minutes: float | None = None,
-        tags: Tags = EMPTY,
-    ) -> None:
-        if idle_minutes is not None and idle_minutes < 0:
-            raise ConfigurationError(f"idle_minutes={idle_minutes!r} must be minutes, or 0 for never")
-        if slice_s <= 0 or allowance_s < 0:
-            raise ConfigurationError(
-                f"slice_s={slice_s!r} must be above 0 and allowance_s={allowance_s!r} no less than 0"
-            )
+    def __init__(self, name: str = "", *, tags: Tags = EMPTY, **options: Any) -> None:
+        self._options = told = Options(**options)
         self.name = name
-        self.run_id = run_id
+        self.run_id = told.run_id
         self.attempt = 0
         self.rank = distributed.Rank()
         self.steps = 0
-        self.total_steps = total_steps
+        self.total_steps = told.total_steps
         self.error: RunStopped | None = None
         self.lost: list[Lost] = []
         self.is_open = False
-        self.counts_itself = (
-            False  # True once `step` was called: then optimizer steps are no longer counted as its steps
-        )
+        # True once `step` was called: then optimizer steps are no longer counted as its steps.
+        self.counts_itself = False
         self.clock: Clock = runtime.get().clock
-        self._given = devices, price
-        self._save = checkpoint
-        self._slice_s, self._allowance_s = slice_s, allowance_s
-        self._flops = Flops(flops_per_step, peak_given(peak_flops))
-        self._idle_minutes = idle_minutes
+        self._flops = Flops(told.flops_per_step, peak_given(told.peak_flops))
         self._tags = tags
         self._lock = threading.RLock()
         self._now = self.clock.monotonic_ns
         self._due = _NEVER
-        self._held: tuple[Held, ...] = ()
-        self._lent: set[str] = set()  # UUIDs that another run of this process pays for at present
-        self._groups: list[tuple[Group, list[Held]]] = []
-        self._watch: Any = None
         self._events: StepEvents | None = None
         self._journal: journal.Journal | None = None
         self._span: Any = None
@@ -144,24 +113,27 @@ class Run:
         named = self.run_id or distributed.run_id()
         self.run_id = named or new_id()
         self._named = bool(named)
-        self._block = open_runs.block(self.run_id) if named else 0
+        block = open_runs.block(self.run_id) if named else 0
         folder = journal.folder_beside(path_of(engines.config.ledger))
         enabled = engines.config.enabled
-        now = self._mono0 = self._now()
-        self._wall0 = engines.clock.time_ns()
+        now, wall = self._now(), engines.clock.time_ns()
         self.attempt = self.rank.restart + 1
         if enabled:
-            self._close_lost(folder)
+            self.attempt, self.lost = close_lost(folder, self.run_id, self.rank, wall, scope.current())
         self._scope = self._make_scope()
         self._slot = _innermost_slot()
+        self._meter = Meter(
+            self._options, self.rank, self._scope, name=self.name, label=self.name or self.run_id,
+            key=f"{self.run_id}|{self.attempt}|{block}", now=now, wall=wall,
+        )  # fmt: skip
         self._begin_counting(now)
-        self._find(now, enabled=enabled)
+        self._meter.find(now, enabled=enabled)
         self._attempt_all(folder, self._begin_journal)  # before anything is held of a budget
         try:
             self._take_devices(now)
         except BaseException:
             if self._journal is not None:
-                self._journal.close(self._wall0, keep=False)
+                self._journal.close(wall, keep=False)
             raise
         self._attempt_all(folder, self._begin_watch, self._begin_board, self._begin_span)
         return self
@@ -184,46 +156,19 @@ class Run:
             scope.leave(token)
 
     def _begin_counting(self, now: int) -> None:
-        self._from, self._part, self._window = now, 0, -1
-        self._stepped = self._rated = now
+        self._stepped = now
         self._longest = self._told_steps = 0
-        self._phases, self._pace, self._account = Phases(now), Pace(now), Account()
-        self._purse = Purse(self._scope, self._slice_s, self._allowance_s)
-        minutes = runtime.get().config.gpu_idle_minutes if self._idle_minutes is None else self._idle_minutes
-        self._idle = IdleAlarm(60 * minutes)
+        self._phases, self._pace = Phases(now), Pace(now)
+        self._purse = Purse(self._scope, self._options.slice_s, self._options.allowance_s)
         self._ending = Ending(None, self.rank.rank)
-        self._ended: int | None = None
-
-    def _find(self, now: int, *, enabled: bool) -> None:
-        """The devices and their prices; where we fail to find them the loop runs all the same, unmetered."""
-        try:
-            found = billing.find_devices(self._given[0], self.rank)
-            self._held = found if enabled else ()
-            self._make_groups(now)
-        except ConfigurationError:
-            raise
-        except Exception as failure:  # a driver or a setting that nobody has seen
-            self._held, self._groups = (), []
-            swallow("gpu.devices", failure)
-
-    def _make_groups(self, now: int) -> None:
-        mine = [one for one in self._held if one.device.uuid not in self._lent]
-        engines = runtime.get()
-        self._groups = (
-            billing.groups_of(
-                mine, billing.here(engines), at=self._wall(now), price=self._given[1], owner=f"rank {self.rank.rank}"
-            )
-            if mine
-            else []
-        )
 
     def _take_devices(self, now: int) -> None:
         """Pay for these devices from now on, in place of the runs that did."""
-        mine = {one.device.uuid for one in self._held if one.device.uuid}
+        mine = self._meter.uuids
         with open_runs.lock:
             others = [run for run in open_runs.runs if run._lend(mine, now)] if mine else []
             try:
-                self._purse.open(self._priced, now, self._journal)
+                self._purse.open(self._meter.priced, now, self._journal)
             except BaseException:
                 for run in others:
                     run._take_back(mine, now)
@@ -232,57 +177,27 @@ class Run:
             self._plan(now)
             open_runs.add(self)
 
-    @property
-    def _priced(self) -> list[Group]:
-        return [group for group, _ in self._groups]
-
     def _begin_journal(self, folder: Any) -> None:
-        if folder is None or not self._groups:
+        if folder is None or not self._meter.priced:
             return
         self._journal = journal.Journal(
-            folder, self.run_id, self.rank.rank, self.attempt, self._wall0,
-            name=self.name, tags=dict(self._scope.tags), groups=[group.to_json() for group in self._priced],
+            folder, self.run_id, self.rank.rank, self.attempt, self._meter.began,
+            name=self.name, tags=dict(self._scope.tags), groups=[group.to_json() for group in self._meter.priced],
         )  # fmt: skip
 
     def _begin_watch(self, _folder: Any) -> None:
-        devices = [one.device for one in self._held if one.device.uuid]
-        if devices:
-            from aifinops.gpu.sampler import watch
-
-            self._watch = watch(devices)
+        self._meter.begin_watch()
 
     def _begin_board(self, folder: Any) -> None:
         if self.rank.alone or not self._purse.budgets:
             return
         key = f"gpu-stop/{self.run_id}/{distributed.launch(self.rank)}"
         shared: Store | None = self._purse.shared_store()
-        board = distributed.board(shared, folder, key, self._wall0 - _LATE_NS)
+        board = distributed.board(shared, folder, key, self._meter.began - _LATE_NS)
         self._ending = Ending(board, self.rank.rank)
 
     def _begin_span(self, _folder: Any) -> None:
-        engines = runtime.get()
-        if engines.spans is None:
-            return
-        values: dict[str, Any] = {}
-        span_attributes.add_tags(values, engines.tags(self._scope))
-        self._span = engines.spans.start_block(f"gpu {self.name}".strip(), values, self._wall0)
-
-    def _close_lost(self, folder: Any) -> None:
-        """Which attempt this is; and write down what processes that were killed have held to their end."""
-        try:
-            self.attempt = journal.next_attempt(folder, self.run_id, self.rank.rank, self.rank.restart)
-            for one in journal.lost_attempts(folder, self.run_id, self.rank.rank, self._wall0):
-                billing.charge_lost(one, scope.current())
-                billing.settle_lost(one, scope.current())
-                if one.run == self.run_id:
-                    self.lost.append(one)
-                usd = "" if one.wasted_usd is None else f", {one.wasted_usd:.4f} USD"
-                logger.warning(
-                    "aifinops: attempt %d of run %r (rank %d) was lost after step %d: %s device-seconds%s since its last checkpoint are wasted",
-                    one.attempt, one.run, one.rank, one.steps, f"{one.wasted_s:.1f}", usd,
-                )  # fmt: skip
-        except Exception as failure:  # this attempt begins all the same
-            swallow("gpu.lost", failure)
+        self._span = self._meter.span = run_span(self.name, self._scope, self._meter.began)
 
     # --- while it runs ---------------------------------------------------------------------------------------------------
 
@@ -350,7 +265,7 @@ class Run:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Time that is no step: `restore`, `eval`, `checkpoint_save`, `idle`, or a name of your own. In a span of its own."""
-        span = self._phase_span(name)
+        span = phase_span(name, self.run_id)
         attached = metering.attach_span(span)
         self._enter_phase(name)
         failed: BaseException | None = None
@@ -368,17 +283,6 @@ class Run:
     def timed(self, name: str) -> Timed:
         """`phase` for callbacks, which are told of beginning and end apart; end it with its `end()`."""
         return Timed(self, name)
-
-    def _phase_span(self, name: str) -> Any:
-        try:
-            engines = runtime.get()
-            if engines.spans is None:
-                return None
-            values: dict[str, Any] = {names.PHASE: name, names.TAGS["run"]: self.run_id}
-            return engines.spans.start_block(f"gpu {name}", values, engines.clock.time_ns())
-        except Exception as failure:  # a phase without a span
-            swallow("gpu.phase_span", failure)
-            return None
 
     def _enter_phase(self, name: str) -> None:
         if self._events is not None and not self._phases.inside:
@@ -411,9 +315,10 @@ class Run:
             now = self._now()
             if seconds:
                 self._purse.saved(seconds)
-            self._account.save(self._priced, self._uncharged(now))
+            self._meter.saved(now)
             if self._journal is not None:
-                self._journal.note(self._wall(now), checkpoint=self._wall(now), step=self.steps)
+                at = self._meter.wall(now)
+                self._journal.note(at, checkpoint=at, step=self.steps)
 
     # --- every few seconds -----------------------------------------------------------------------------------------------
 
@@ -454,7 +359,7 @@ class Run:
         """Pay the budgets, too, that are in force here and were not when the run began."""
         if self.should_stop:
             return
-        new = self._purse.take(scope.current().budgets, now, self._mono0)
+        new = self._purse.take(scope.current().budgets, now, self._meter.started)
         if new and not self._ending.together:
             self._begin_board(journal.folder_beside(path_of(runtime.get().config.ledger)))
 
@@ -465,23 +370,21 @@ class Run:
         if self._events is None:
             self._begin_events()
         self._purse.tick(self._ending.way(self._longest, self._pace.step_s))
-        if now >= self._cut_due:
+        if now >= self._meter.due:
             self._cut(now)
             self._plan(now)
 
     def _begin_events(self) -> None:
         """Once the framework has the device in use. Of several devices in one process its stream tells nothing of the others."""
-        if len(self._held) == 1 and self._held[0].device.uuid:
+        held = self._meter.held
+        if len(held) == 1 and held[0].device.uuid:
             from aifinops.gpu.events import for_device
 
-            self._events = for_device(self._held[0].device)
+            self._events = for_device(held[0].device)
 
     def _plan(self, now: int) -> None:
         """When to look again: at each step once it is to end."""
-        self._cut_due = (
-            self._mono0 + (self._wall(self._from) // billing.WINDOW_NS + 1) * billing.WINDOW_NS - self._wall0
-        )
-        due = min(now + _LOOK_NS, self._cut_due, max(self._purse.due, now + _NS // 1000))
+        due = min(now + _LOOK_NS, self._meter.due, max(self._purse.due, now + _NS // 1000))
         if self._ending.together:
             due = min(due, self._ending.due)
         self._due = 0 if self.should_stop else due
@@ -490,9 +393,10 @@ class Run:
         """Save, and let `step` say why."""
         self._due = 0
         error = stopped(refusal, self.steps)
-        if self._save is not None:
+        save = self._options.checkpoint
+        if save is not None:
             with self.checkpoint():
-                self._save()
+                save()
         self.error = error
 
     def beat(self) -> None:
@@ -505,91 +409,34 @@ class Run:
             if self._purse.refusal is not None:
                 self._due = 0
             if self._journal is not None:
-                self._journal.beat(self._wall(now))
-            if now >= self._cut_due:
+                self._journal.beat(self._meter.wall(now))
+            if now >= self._meter.due:
                 self._cut(now)
                 self._plan(now)
 
     # --- every minute ----------------------------------------------------------------------------------------------------
 
-    def _wall(self, now: int) -> int:
-        """The wall clock as it was at the beginning, moved on by the monotonic one: stretches join without gaps."""
-        return self._wall0 + now - self._mono0
-
     def _cut(self, now: int) -> None:
         """Charge everything up to now."""
-        start, length = self._from, now - self._from
-        if length <= 0 or not self._groups:
-            self._from = now
+        meter = self._meter
+        if not meter.cut(now, lambda: self._facts(now), self._purse.keys):
             return
-        at = self._wall(start)
-        window = at // billing.WINDOW_NS
-        self._part = self._part + 1 if window == self._window else 0
-        self._from, self._window = now, window
-        facts = self._facts(now)
-        seen: list[Stretch] = []
-        for group, members in self._groups:
-            readings = self._readings(members, start, now)
-            seen += stretches(group, members, readings, length / _NS)
-            try:
-                self._charge(group, at, length, sums_of(members, readings), facts)
-            except Exception as failure:  # the next group is charged all the same
-                swallow("gpu.charge", failure)
-        self._look_for_idle(seen)
+        if self._slot is not None:  # for `aifinops gpu top`
+            self._slot.measured(meter.account.sums.get("busy_s"), float(meter.account.device_s))
         if self._journal is not None:
             self._journal.note(
-                self._wall(now), at=self._wall(now), allocated_s=str(self._account.device_s), steps=self.steps,
-                groups=[group.to_json() for group in self._priced],
+                meter.wall(now), at=meter.wall(now), allocated_s=str(meter.account.device_s), steps=self.steps,
+                groups=[group.to_json() for group in meter.priced],
             )  # fmt: skip
         self._foresee()
-        if now - self._rated >= _RATES_NS:
-            self._rate_again(now)
-
-    def _charge(self, group: Group, at: int, length: int, sums: Sums, facts: Mapping[str, Any]) -> None:
-        seconds = Decimal(length).scaleb(-9)
-        busy, allocated = sums.get("busy_s"), group.held * seconds
-        idle_s, idle = idle_usd(group, seconds, busy)
-        about = {**facts, **sums.facts(), **({} if idle is None else {"idle_usd": str(idle)})}
-        if self.name:
-            about["name"] = self.name
-        made = billing.charge(
-            group, self._scope, key=f"{self.run_id}|{self.attempt}|{self._block}", at=at, length=length, part=self._part,
-            facts=about, paid=self._purse.keys,
-        )  # fmt: skip
-        self._account.add(allocated, made.cost.amount, idle, sums)
-        if self._slot is not None:  # for `aifinops gpu top`
-            self._slot.measured(self._account.sums.get("busy_s"), float(self._account.device_s))
-        states = {"allocated": float(allocated)}
-        if busy is not None:
-            states |= {"busy": busy, "idle": float(idle_s or 0)}
-        if stall := facts["phases"].get("data_wait"):
-            states["stall"] = stall * float(group.held)
-        runtime.get().metrics.gpu_time(made, states)
+        if meter.rate_again(now):
+            logger.info("aifinops: the price of run %r has changed", self.name or self.run_id)
+            self._reopen(now)
 
     def _facts(self, now: int) -> dict[str, Any]:
         """Steps and phases since the last charge."""
         steps, self._told_steps = self.steps - self._told_steps, self.steps
         return {"steps": steps, "phases": self._phases.news(now)}
-
-    def _readings(self, members: list[Held], start: int, end: int) -> list[Measured | None]:
-        """What each of some devices did; None for one that nobody can ask."""
-        found: list[Measured | None] = []
-        for one in members:
-            try:
-                known = self._watch is not None and one.device.uuid
-                found.append(self._watch.between(one.device, start, end) if known else None)
-            except Exception as failure:  # allocated time needs no driver
-                swallow("gpu.measure", failure)
-                found.append(None)
-        return found
-
-    def _look_for_idle(self, found: list[Stretch]) -> None:
-        try:
-            idle = self._idle.note(found)
-            if idle:
-                tell_of_idle(self.name or self.run_id, idle, self._span)
-        except Exception as failure:  # it is only said
-            swallow("gpu.idle", failure)
 
     def _foresee(self) -> None:
         """Say once that the budget will end before the run does."""
@@ -603,109 +450,39 @@ class Run:
                 self.name or self.run_id, ahead.last_step, self.total_steps,
             )  # fmt: skip
 
-    def _rate_again(self, now: int) -> None:
-        """Prices of the spot market move: an hour is long enough."""
-        self._rated = now
-        before = [group.usd_per_hour for group in self._priced]
-        self._make_groups(now)
-        if [group.usd_per_hour for group in self._priced] != before:
-            logger.info("aifinops: the price of run %r has changed", self.name or self.run_id)
-            self._reopen(now)
-
     def _reopen(self, now: int) -> None:
-        self._purse.reopen(self._priced, now)
+        self._purse.reopen(self._meter.priced, now)
         if self._purse.refusal is not None:
             self._due = 0
 
     def _lend(self, uuids: set[str], now: int) -> bool:
         """Another run of this process pays for these devices from now on; True when some were ours."""
         with self._lock:
-            taken = {uuid for group in self._priced for uuid in group.uuids} & uuids
+            taken = {uuid for group in self._meter.priced for uuid in group.uuids} & uuids
             if taken:
                 self._cut(now)
-                self._lent |= taken
-                self._make_groups(now)
+                self._meter.lend(taken, now)
                 self._reopen(now)
             return bool(taken)
 
     def _take_back(self, uuids: set[str], now: int) -> None:
         with self._lock:
-            if self.is_open and self._lent & uuids:
+            if self.is_open and self._meter.lent & uuids:
                 self._cut(now)
-                self._from = now
-                self._lent -= uuids
-                self._make_groups(now)
+                self._meter.take_back(uuids, now)
                 self._reopen(now)
                 self._plan(now)
 
     # --- figures ---------------------------------------------------------------------------------------------------------
 
-    def _uncharged(self, now: int) -> Decimal:
-        """Seconds since the last charge."""
-        return Decimal(0) if self._ended is not None else Decimal(now - self._from).scaleb(-9)
-
     def usage(self) -> GpuUsage:
         """What the run has used so far, with what is not charged yet."""
         with self._lock:
-            now = self._now() if self._ended is None else self._ended
-            seconds, account = self._uncharged(now), self._account
-            allocated, cost = account.with_open(self._priced, seconds)
-            sums, idle = self._with_open(now, seconds)
-            models: dict[str, int] = {}
-            for one in self._held:
-                models[one.device.name] = models.get(one.device.name, 0) + 1
-            price = self._groups[0][0] if self._groups else None
-            known = busy = sums.get("busy_s")
-            source = sums.source
-            timed = self._timed()
-            if busy is None and timed is not None:  # an upper bound, where the driver knows nothing
-                busy, source = timed.step_s * self._held[0].device.share, "cuda_event"
-            return GpuUsage(
-                run=self.run_id,
-                attempt=self.attempt,
-                rank=self.rank.rank,
-                world=self.rank.world,
-                models=models,
-                uuids=tuple(one.device.uuid for one in self._held if one.device.uuid),
-                elapsed_s=(now - self._mono0) / _NS,
-                allocated_s=allocated,
-                busy_s=busy,
-                busy_source=source,
-                busy_error_s=sums.error if sums.spans else None,
-                sm_active_s=sums.get("sm_active_s"),
-                tensor_active_s=sums.get("tensor_active_s"),
-                memory_gib_s=sums.get("memory_gib_s"),
-                energy_j=sums.get("energy_j"),
-                attribution=sums.attribution,
-                stall_s=self._phases.waited / _NS,
-                device_stall_s=None if timed is None else timed.stall_s,
-                steps=self.steps,
-                mfu=self._flops.mfu(self.steps, allocated, self._held),
-                cost=cost,
-                idle_cost=None if known is None else idle,
-                usd_per_hour=hourly(self._priced),
-                price_as_of=price.as_of if price else "",
-                price_source=price.source if price else "",
-                wasted_s=allocated - account.saved_s,
-                wasted_cost=None if cost is None else cost - account.saved_cost,
-                phases={name: ns / _NS for name, ns in self._phases.totals(now).items()},
-            )
-
-    def _timed(self) -> StepTimes | None:
-        """Steps by events of the device; None where there were none."""
-        timed = None if self._events is None else self._events.times()
-        return timed if timed is not None and timed.steps else None
-
-    def _with_open(self, now: int, seconds: Decimal) -> tuple[Sums, Decimal | None]:
-        """(measured figures, idle money) with what is not charged yet."""
-        sums, idle = Sums(), self._account.idle
-        sums.merge(self._account.sums)
-        for group, members in self._groups if self._ended is None else ():
-            part = sums_of(members, self._readings(members, self._from, now))
-            more = idle_usd(group, seconds, part.get("busy_s"))[1]
-            idle = None if idle is None or more is None else idle + more
-            sums.merge(part)
-        return sums, idle
+            now = self._now() if self._meter.ended is None else self._meter.ended
+            return usage_of(
+                self._meter, self._phases, self._events, self._flops, now,
+                run=self.run_id, attempt=self.attempt, rank=self.rank, steps=self.steps,
+            )  # fmt: skip
 
     def estimate_remaining(self, total_steps: int | None = None) -> Forecast:
         """Where the run ends if it goes on as it did lately: a moving average over five minutes of what a step takes and costs.
@@ -720,17 +497,9 @@ class Run:
         if total_steps is None:
             raise ConfigurationError("estimate_remaining() needs total_steps= here or in gpu.track()")
         with self._lock:
-            left = max(0, total_steps - self.steps)
             step_s = self._pace.step_s or self._mean_step_s()
-            usd = hourly(self._priced, 1)
             lasts, kept = self._purse.lasts()
-        seconds = None if step_s is None else left * step_s
-        per_step = None if usd is None or step_s is None else usd * Decimal(repr(step_s))
-        fits = None if seconds is None or lasts is None else seconds <= lasts
-        last = total_steps
-        if fits is False and step_s and lasts is not None:
-            last = min(total_steps, self.steps + int(max(0.0, lasts - kept) / step_s))
-        return Forecast(left, seconds, per_step, None if per_step is None else per_step * left, lasts, fits, last)
+            return forecast(self.steps, total_steps, step_s, hourly(self._meter.priced, 1), lasts, kept)
 
     def _mean_step_s(self) -> float | None:
         """Before there was a look: the mean since the first step."""
@@ -757,13 +526,13 @@ class Run:
                 return
             self.is_open = False
             now = self._now()
-            mine = {one.device.uuid for one in self._held if one.device.uuid} - self._lent
+            mine = self._meter.uuids - self._meter.lent
             endings: list[tuple[str, Callable[[], object]]] = [
                 ("cut", lambda: self._cut(now)),
                 ("budget", lambda: self._purse.close(now)),
                 ("finish", lambda: self._finish(now)),
                 ("journal", lambda: self._close_journal(now, error)),
-                ("watch", lambda: self._watch.close() if self._watch is not None else None),
+                ("watch", lambda: self._meter.watch.close() if self._meter.watch is not None else None),
                 ("span_end", lambda: self._end_span(error)),
             ]
             for name, end in endings:
@@ -773,30 +542,31 @@ class Run:
                     swallow(f"gpu.{name}", failure)
             open_runs.remove(self)
             for run in reversed(open_runs.runs):
-                if mine & run._lent:
-                    run._take_back(mine & run._lent, now)
-                    mine -= {uuid for group in run._priced for uuid in group.uuids}
+                lent = mine & run._meter.lent
+                if lent:
+                    run._take_back(lent, now)
+                    mine -= {uuid for group in run._meter.priced for uuid in group.uuids}
 
     def _finish(self, now: int) -> None:
-        self._ended = now
+        self._meter.ended = now
         self._due = 0 if self.error is not None else _NEVER
 
     def _close_journal(self, now: int, error: BaseException | None) -> None:
         if self._journal is not None:
-            self._journal.close(self._wall(now), "" if error is None else type(error).__name__, keep=self._named)
+            self._journal.close(self._meter.wall(now), "" if error is None else type(error).__name__, keep=self._named)
 
     def _end_span(self, error: BaseException | None) -> None:
         if self._span is None:
             return
-        metering.end_block_span(self._span, span_values(self.usage(), len(self._held)), error)
+        metering.end_block_span(self._span, span_values(self.usage(), len(self._meter.held)), error)
 
     def forget(self) -> None:
         """In a forked child: nothing of it is ours."""
         self._lock = threading.RLock()
         self.is_open = False
         self._due = _NEVER
-        self._groups, self._held = [], ()
-        self._watch = self._span = None
+        self._meter.forget()
+        self._span = None
         self._purse.forget()
         self._ending = Ending(None, 0)
         mine, self._journal = self._journal, None
@@ -846,7 +616,7 @@ class Timed:
 
     def __init__(self, run: Run, name: str) -> None:
         self._run = run
-        self._span = run._phase_span(name)
+        self._span = phase_span(name, run.run_id)
         run._enter_phase(name)
 
     def end(self) -> float:

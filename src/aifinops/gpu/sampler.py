@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Self
 
 from aifinops import errors
 from aifinops.clock import Clock
+from aifinops.forking import in_child
 from aifinops.gpu import backends
 from aifinops.gpu.backends.base import Backend, Device, Reading
 from aifinops.gpu.backends.null import NullProbe
@@ -311,8 +312,7 @@ class _Shared:
 
 
 _shared = _Shared()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_shared.renew)
+in_child(_shared.renew)
 
 
 def watch(devices: Sequence[Device], *, clock: Clock | None = None) -> Watch:

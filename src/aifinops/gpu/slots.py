@@ -27,6 +27,7 @@ from typing import Any
 
 from aifinops import runtime, scope
 from aifinops.errors import ConfigurationError, SlotUnavailable, StoreError, swallow
+from aifinops.forking import in_child
 from aifinops.gpu.board import Board, Entry, View
 from aifinops.gpu.quota import Quotas, read_quotas
 from aifinops.tags import make_tags
@@ -440,4 +441,4 @@ def _after_fork() -> None:
     current_slot.set(None)
 
 
-os.register_at_fork(after_in_child=_after_fork)
+in_child(_after_fork)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -19,6 +18,7 @@ from typing import Any, Self
 
 from aifinops.charges import Charge
 from aifinops.errors import swallow
+from aifinops.forking import in_child
 from aifinops.integrations.extract import Reader, added
 from aifinops.integrations.passing import Opened, Passing, Tap, guarded
 from aifinops.integrations.paths import compiled, plain, split, word
@@ -141,7 +141,7 @@ def _after_fork() -> None:
     _held.__init__()  # type: ignore[misc]
 
 
-os.register_at_fork(after_in_child=_after_fork)
+in_child(_after_fork)
 
 
 def hold(opened: Opened, about: Reading, text: str = "", pieces: int = 0) -> bool:

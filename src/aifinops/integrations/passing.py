@@ -7,7 +7,6 @@ library hands out as objects pass `watched` or `awatched`.
 from __future__ import annotations
 
 import atexit
-import os
 import sys
 import weakref
 from collections import deque
@@ -21,6 +20,7 @@ from typing import Any, TypeVar
 from aifinops import metering
 from aifinops.budgets.waiting import Wait
 from aifinops.errors import BudgetExceeded, swallow
+from aifinops.forking import in_child
 from aifinops.integrations import amazon
 from aifinops.integrations.extract import Reader, StreamText, first_event, read_events, read_objects, said
 from aifinops.integrations.growing import Growth
@@ -494,4 +494,4 @@ def finish_open_streams() -> None:
 atexit.register(finish_open_streams)
 
 # A child of a fork ends by itself: what its parent reads is the parent's to settle.
-os.register_at_fork(after_in_child=_passing.clear)
+in_child(_passing.clear)

@@ -6,7 +6,6 @@ span does not say (how long a cache entry lives, server-side tools) is not price
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from collections import OrderedDict
@@ -19,6 +18,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from aifinops import metering, runtime
 from aifinops.charges import Charge
 from aifinops.errors import swallow
+from aifinops.forking import in_child
 from aifinops.metering import Call, charged
 from aifinops.pricing.match import provider_id
 from aifinops.tags import EMPTY
@@ -80,7 +80,7 @@ def _after_fork() -> None:
     _told.lock = threading.RLock()  # the thread that may have held it is not here
 
 
-os.register_at_fork(after_in_child=_after_fork)
+in_child(_after_fork)
 
 
 class SpanPricer(SpanExporter):

@@ -5,8 +5,8 @@ and every question takes one of them (`FINAL` over a table that keeps the first 
 
 Roll-ups cannot be made by views on insertion, which would count both. Instead an hour is rolled up as a whole once it is quiet, from
 what `FINAL` leaves of it. Before anybody writes entries of an hour he *touches* it. A roll-up has the sum of touches as it was before the
-roll-up was made; where that is no longer the sum, the hour is read entry by entry. What a later correction may change, the sums of unsure
-entries, is in no roll-up and is always read from the entries. See decision 0027.
+roll-up was made; where that is no longer the sum, the hour is read entry by entry. A later correction changes which entries are unsure: the
+hours of what was corrected lately are read entry by entry, and then touched. See decision 0027.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import re
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any, NamedTuple, cast
 from urllib.parse import parse_qsl, urlsplit
@@ -132,15 +133,18 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
         + ", "
         + ", ".join(f"{name} {'Nullable(Int128)' if name in METER_COLUMNS else 'Int128'} CODEC(ZSTD)" for name in SUMS)
         + ", "
-        + ", ".join(_MORE)
+        + ", ".join([*_MORE, *(f"unpriced_{column}" for column in _MORE)])
         + """) ENGINE = MergeTree
         PARTITION BY toYYYYMM(fromUnixTimestamp64Nano(at, 'UTC')) ORDER BY (at, build)""",
         """CREATE TABLE IF NOT EXISTS {db}.aifinops_builds (at Int64, build UInt64, times UInt64, mark UInt64)
         ENGINE = ReplacingMergeTree(build) ORDER BY at""",
+        "CREATE TABLE IF NOT EXISTS {db}.aifinops_corrections (until UInt64) ENGINE = ReplacingMergeTree ORDER BY tuple()",
     ),
 )
 assert len(_MIGRATIONS) == SCHEMA  # noqa: S101 - one for each version
 _TABLE = "aifinops_charges"
+_KEPT = "18446744073709551615 - earlier"
+"""When an entry was inserted, by the server's clock, nanoseconds."""
 _VERSIONS = "CREATE TABLE IF NOT EXISTS {db}.aifinops_schema (version UInt32, since DateTime DEFAULT now()) ENGINE = MergeTree ORDER BY version"
 
 
@@ -294,7 +298,9 @@ class ClickHouseView(_Reader):
             ConfigurationError: for a wrong key. StoreError: when the server cannot be read.
         """
         keys = group_keys(by)
-        return self._asked([_entries(self._source, keys, _where(query, (query.since_ns, query.until_ns)))], len(keys))
+        return self._asked(
+            [_entries(self._source, _keys(keys), _where(query, (query.since_ns, query.until_ns)))], len(keys)
+        )
 
     def info(self) -> LedgerInfo:
         """Where and how much.
@@ -412,12 +418,9 @@ class ClickHouseLedger(_Reader):
         if any(not values for _, values in filters):
             return []  # no value is allowed, so that nothing matches
         period = period_of(query)
-        parts = [_entries(self._source, keys, _where(query, (query.since_ns, query.until_ns)))]
+        parts = [_entries(self._source, _keys(keys), _where(query, (query.since_ns, query.until_ns)))]
         if period.whole and answered_by_cells(keys, filters):
-            hours = [hour for hour in self._hours() if _within(hour.at, period)]
-            if any(not hour.build and hour.quiet for hour in hours):
-                self._roll_up([hour for hour in hours if not hour.build and hour.quiet])
-                hours = [hour for hour in self._hours() if _within(hour.at, period)]
+            hours = self._rolled(period)
             parts = _rolled_parts(self._db, query, keys, period, hours)
         return self._asked(parts, len(keys))
 
@@ -444,9 +447,54 @@ class ClickHouseLedger(_Reader):
         Raises:
             StoreError: when the server cannot be written.
         """
+        self._settle()
         stale = [hour for hour in self._hours() if not hour.build and hour.quiet]
         self._roll_up(stale)
         return len(stale)
+
+    def _rolled(self, period: Period) -> list[_Hour]:
+        """The hours of a period, rolled up where that can be."""
+        lately = self._settle()
+        hours = [hour for hour in self._hours() if _within(hour.at, period)]
+        stale = [hour for hour in hours if not hour.build and hour.quiet]
+        if stale:
+            with suppress(
+                StoreError
+            ):  # who may only read adds up entries; a server that is away fails the question itself
+                self._roll_up(stale)
+            hours = [hour for hour in self._hours() if _within(hour.at, period)]
+        return [hour._replace(build=0) if hour.at in lately else hour for hour in hours]
+
+    def _settle(self) -> set[int]:
+        """Touch the hours of what was corrected, once no correction of that time can be on its way any more.
+
+        Returns:
+            Hours whose roll-ups may have been made without a correction.
+        """
+        ((until, now),) = self._link.query(
+            f"SELECT (SELECT max(until) FROM {self._db}.aifinops_corrections), toUnixTimestamp64Nano(now64(9))"  # noqa: S608 - names of ours
+        )
+        since, cut = int(until), int(now) - int(self._quiet_s * 1e9)
+        old, new = self._corrected(since, cut), self._corrected(max(since, cut), None)
+        if old:
+            try:
+                self._touch(sorted(old))
+                self._link.insert(f"{self._db}.aifinops_corrections", ("until",), f"[{cut}]".encode())
+            except StoreError:
+                return old | new  # as in `_rolled`
+        return new
+
+    def _corrected(self, since: int, until: int | None) -> set[int]:
+        """The hours of unsure entries whose corrections were kept in a period."""
+        kept = f"corrects <> '' AND amount IS NOT NULL AND {_KEPT} >= {since}" + (f" AND {_KEPT} < {until}" if until is not None else "")  # fmt: skip
+        table = f"{self._db}.{_TABLE}"
+        ((count,),) = self._link.query(f"SELECT count() FROM {table} WHERE {kept}")  # noqa: S608 - names of ours and integers
+        if count == "0":
+            return set()
+        rows = self._link.query(
+            f"SELECT DISTINCT at - at % {HOUR_NS} FROM {table} WHERE uncertain AND id IN (SELECT corrects FROM {table} WHERE {kept})"  # noqa: S608 - names of ours and integers
+        )
+        return {int(at) for (at,) in rows}
 
     def _hours(self) -> list[_Hour]:
         rows = self._link.query(f"""
@@ -468,18 +516,17 @@ class ClickHouseLedger(_Reader):
         """Roll some hours up. Their touches were read before, the entries are read now: what comes in between makes the roll-up wrong,
         and is seen by its touch."""
         build = time.time_ns() // 1000 * 1000 + int.from_bytes(os.urandom(2), "big") % 1000  # newer ones are greater
-        names = ", ".join(("at", "build", *DIMENSIONS, *SUMS, "names", "values", "odd"))
-        keys = ", ".join(f"{_dimension(name)} AS d_{name}" for name in DIMENSIONS)
+        more = ", ".join(f"{name}{column}" for name in ("", "unpriced_") for column in ("names", "values", "odd"))
+        keys = ", ".join([f"at - at % {HOUR_NS} AS hour", *(f"{_dimension(name)} AS d_{name}" for name in DIMENSIONS)])
         dimensions = ", ".join(f"d_{name}" for name in DIMENSIONS)
         sums = ", ".join(f"{_sum(name)}(s_{name})" for name in SUMS)
-        self._link.command(f"""
-            INSERT INTO {self._db}.aifinops_hourly ({names})
-            SELECT hour, {build}, {dimensions}, {sums}, tupleElement(sumMap(q_names, q_values) AS q, 1), tupleElement(q, 2), groupArrayArray(q_odd)
-            FROM (
-                SELECT at - at % {HOUR_NS} AS hour, {keys}, {_SURE_SUMS}, names AS q_names, values AS q_values, odd AS q_odd
-                FROM {self._db}.aifinops_charges FINAL WHERE {_in(hours)}
-            ) GROUP BY hour, {dimensions}
-            SETTINGS do_not_merge_across_partitions_select_final = 1""")  # noqa: S608 - names of ours and integers
+        added = ", ".join(_added(one) for one in "qu")
+        self._link.command(
+            f"INSERT INTO {self._db}.aifinops_hourly (at, build, {', '.join((*DIMENSIONS, *SUMS))}, {more}) "  # noqa: S608 - names of ours and integers
+            f"SELECT hour, {build}, {dimensions}, {sums}, {added} "
+            f"FROM ({_entries(self._source, keys, _in(hours))}) GROUP BY hour, {dimensions} "
+            "SETTINGS do_not_merge_across_partitions_select_final = 1, max_query_size = 16777216"
+        )
         rows = "\n".join(f"[{hour.at}, {build}, {hour.times}, {hour.mark}]" for hour in hours)
         self._link.insert(f"{self._db}.aifinops_builds", ("at", "build", "times", "mark"), rows.encode())
 
@@ -665,25 +712,35 @@ _UNSURE_MORE = (
     _NOTHING.format("q_names", "q_values", "q_odd")
     + f", if({_UNPRICED}, names, []) AS u_names, if({_UNPRICED}, values, []) AS u_values, if({_UNPRICED}, odd, []) AS u_odd"
 )
+_CELL_MORE = "names AS q_names, values AS q_values, odd AS q_odd, unpriced_names AS u_names, unpriced_values AS u_values, unpriced_odd AS u_odd"
 
 
-def _entries(source: str, keys: Sequence[GroupKey], where: str) -> str:
+def _entries(source: str, keys: str, where: str) -> str:
     """The sums of entries one by one.
 
     Args:
-        source: the table, with `FINAL` where it may have an entry twice. keys: by which. where: which.
+        source: the table, with `FINAL` where it may have an entry twice. keys: what is selected beside the sums. where: which.
     """
-    sure = f"SELECT {_keys(keys)}, {_SURE_SUMS}, {_SURE_MORE} FROM {source} WHERE {where}"  # noqa: S608 - names of ours and literals
+    sure = f"SELECT {keys}, {_SURE_SUMS}, {_SURE_MORE} FROM {source} WHERE {where}"  # noqa: S608 - names of ours and literals
     return f"{sure} UNION ALL {_uncertain(source, keys, where)}"
 
 
-def _uncertain(source: str, keys: Sequence[GroupKey], where: str) -> str:
+def _uncertain(source: str, keys: str, where: str) -> str:
     """What unsure entries add to the sums of entries that were all taken for sure."""
     every = source.removesuffix(" FINAL")  # a correction that is there twice corrects no more than once
     fixes = f"SELECT corrects FROM {every} WHERE corrects <> '' AND amount IS NOT NULL"  # noqa: S608 - names of ours
     return (
-        f"SELECT {_keys(keys)}, {_UNSURE_SUMS}, {_UNSURE_MORE} FROM {source} "  # noqa: S608 - names of ours and literals
+        f"SELECT {keys}, {_UNSURE_SUMS}, {_UNSURE_MORE} FROM {source} "  # noqa: S608 - names of ours and literals
         f"WHERE uncertain AND id NOT IN ({fixes}) AND {where}"
+    )
+
+
+def _added(one: str) -> str:
+    """Names, sums and odd ones of quantities. The engine leaves a sum of zero out, which is put in again."""
+    put_in = f"if(has(m_{one}.1, name), m_{one}.2[indexOf(m_{one}.1, name)], toDecimal256(0, 30))"
+    return (
+        f"groupUniqArrayArray({one}_names) AS n_{one}, "
+        f"arrayMap(name -> (sumMap({one}_names, {one}_values) AS m_{one}, {put_in}).2, n_{one}), groupArrayArray({one}_odd)"
     )
 
 
@@ -693,15 +750,14 @@ def _rolled_parts(db: str, query: Query, keys: Sequence[GroupKey], period: Perio
     rolled = [hour for hour in hours if hour.build]
     others = [hour for hour in hours if not hour.build]
     filters = _where(query, (None, None))
+    selected = _keys(keys)
     parts = []
     if rolled:
-        where = f"{_in(rolled)} AND {filters}"
         builds = ", ".join(f"({hour.at}, {hour.build})" for hour in rolled)
-        cells = f"SELECT {_keys(keys)}, {_CELL_SUMS}, {_SURE_MORE} FROM {db}.aifinops_hourly WHERE (at, build) IN ({builds}) AND {where}"  # noqa: S608 - names of ours and literals
-        parts += [cells, _uncertain(source, keys, where)]
+        parts.append(f"SELECT {selected}, {_CELL_SUMS}, {_CELL_MORE} FROM {db}.aifinops_hourly WHERE (at, build) IN ({builds}) AND {filters}")  # fmt: skip  # noqa: S608 - names of ours and literals
     if others:
-        parts.append(_entries(source, keys, f"{_in(others)} AND {filters}"))
-    parts += [_entries(source, keys, _where(query, end)) for end in period.ends]
+        parts.append(_entries(source, selected, f"{_in(others)} AND {filters}"))
+    parts += [_entries(source, selected, _where(query, end)) for end in period.ends]
     return parts
 
 

@@ -59,7 +59,7 @@ class Journal:
         folder: where journals are. schema: of the entries; a journal of another schema is left to who knows it.
 
     Attributes:
-        entries: how many since the last `clear`.
+        entries: how many since the last `clear`. busy: an `append` is at work.
     """
 
     def __init__(self, folder: Path, schema: int) -> None:
@@ -69,7 +69,7 @@ class Journal:
         self._path: Path | None = None
         self._map: Any = _NOTHING
         self._size = self._end = self.entries = 0
-        self._busy = False
+        self.busy = False
         self._interrupting: deque[bytes] = deque()
 
     def append(self, entry: bytes) -> None:
@@ -79,17 +79,17 @@ class Journal:
             OSError: when there is no room for it (a full disk); it is not there then, and what was there still is.
         """
         if (
-            self._busy
+            self.busy
         ):  # a signal handler or a finalizer in the middle of another one, on the same thread: that one takes it along
             self._interrupting.append(entry)
             return
-        self._busy = True
+        self.busy = True
         try:
             self._append(entry)
             while self._interrupting:
                 self._append(self._interrupting.popleft())
         finally:
-            self._busy = False
+            self.busy = False
 
     def _append(self, entry: bytes) -> None:
         start = self._end
@@ -148,7 +148,7 @@ class Journal:
             os.close(self._file)
         self._file, self._path, self._map = None, None, _NOTHING
         self._size = self._end = self.entries = 0
-        self._busy = False
+        self.busy = False
         self._interrupting.clear()
 
     def owns(self, path: Path) -> bool:

@@ -59,7 +59,8 @@ FOLD = 20_000
 
 _STEP = 200_000
 _PAGE = 1000
-_BATCH = 10_000
+_BATCH = 500
+"""Entries of one statement. Measured with these tables: 64,000 a second with 500, 28,000 with 10,000."""
 _IDLE = 4
 _TIMEOUT_S = 60.0
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,47}")
@@ -101,14 +102,12 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX hourly_at ON {schema}.hourly (at)",
         "CREATE TABLE {schema}.state (one boolean PRIMARY KEY DEFAULT true CHECK (one), version integer NOT NULL, mark bigint NOT NULL)",
         "INSERT INTO {schema}.state (version, mark) VALUES (1, 0)",
-        """CREATE FUNCTION {schema}.add_quantities(total jsonb, more jsonb) RETURNS jsonb LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
-            SELECT CASE WHEN more IS NULL THEN total WHEN total IS NULL AND more IS NULL THEN NULL ELSE (
-                SELECT jsonb_object_agg(name, value) FROM (
-                    SELECT name, sum(value::numeric) AS value FROM (
-                        SELECT * FROM jsonb_each_text(coalesce(total, '{{}}')) UNION ALL SELECT * FROM jsonb_each_text(more)
-                    ) AS every (name, value) GROUP BY name
-                ) AS sums
-            ) END
+        # STRICT: the aggregate passes rows without such quantities over, which is most of them, without calling it.
+        """CREATE FUNCTION {schema}.add_quantities(total jsonb, more jsonb) RETURNS jsonb LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+            SELECT jsonb_object_agg(name, value) FROM (
+                SELECT name, sum(value::numeric) AS value
+                FROM (SELECT * FROM jsonb_each_text(total) UNION ALL SELECT * FROM jsonb_each_text(more)) AS every (name, value) GROUP BY name
+            ) AS sums
         $$""",
         "CREATE AGGREGATE {schema}.quantity_sum(jsonb) (sfunc = {schema}.add_quantities, stype = jsonb)",
     ),
@@ -591,7 +590,7 @@ def _insert_statement(schema: str, lock_key: str) -> str:
     return (
         f"WITH held AS MATERIALIZED (SELECT pg_advisory_xact_lock_shared({lock_key})) "  # noqa: S608 - only names of ours; values are bound
         f"INSERT INTO {schema}.charges ({', '.join(COLUMNS)}) SELECT {values} "
-        "FROM held, json_array_elements(%s::json) AS r(v) ORDER BY 1 ON CONFLICT (id) DO NOTHING"
+        "FROM held, jsonb_array_elements(%s::jsonb) AS r(v) ORDER BY 1 ON CONFLICT (id) DO NOTHING"
     )
 
 
@@ -690,7 +689,10 @@ def _fold_statement(schema: str) -> str:
     old = _taken(schema, keys, "true", "%(mark)s", " AND seq <= %(goal)s")
     updates = [
         f"{name} = coalesce(hourly.{name} + excluded.{name}, hourly.{name}, excluded.{name})" for name in SUMS
-    ] + [f"{name} = {schema}.add_quantities(hourly.{name}, excluded.{name})" for name in _MORE]
+    ] + [
+        f"{name} = coalesce({schema}.add_quantities(hourly.{name}, excluded.{name}), hourly.{name}, excluded.{name})"
+        for name in _MORE
+    ]
     return (
         f"INSERT INTO {schema}.hourly (cell, {columns}, {', '.join((*SUMS, *_MORE))}) "  # noqa: S608 - only names of ours; values are bound
         f"SELECT {_CELL}, {columns}, {_added(schema)} FROM ({new} UNION ALL {old}) AS parts GROUP BY {columns} "

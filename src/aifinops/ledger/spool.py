@@ -5,11 +5,11 @@ so a charge survives a SIGKILL once `put` has returned, whether its target is up
 in batches and in order. What a target has confirmed is noted in the file, behind the fact: after a crash the last batch may be
 delivered again, and the target knows each charge by its id (at least once, and once after de-duplication).
 
-Every process writes files of its own: `NAME.lock`, which it holds locked while it lives, and segments `NAME.NUMBER.v1.spool`. Whoever
+Every process writes files of its own: `NAME.lock`, which it holds locked while it lives, and segments `NAME.NUMBER.v2.spool`. Whoever
 delivers takes over the files of processes that live no more, oldest segment first. In a forked child nothing of the parent's is delivered.
 
-A segment is a head, 16 hex digits of the place up to which it has been delivered and a line feed, and then entries: eight hex digits of
-the CRC-32 of the rest, a charge as JSON, a line feed. The rest is zeros.
+A segment is a head, 16 hex digits of the place up to which it has been delivered and a line feed, and then entries as in a journal: eight
+bytes, its length and the CRC-32 of the rest, and a charge as `aifinops.ledger.codec.frozen` makes it. The rest is zeros.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import logging
 import mmap
 import os
 import random
+import struct
 import threading
 import time
 from collections import deque
@@ -42,7 +43,7 @@ from aifinops.ledger.base import (
     Query,
     Verification,
 )
-from aifinops.ledger.codec import charge_of, line_of, packed, row_of_line
+from aifinops.ledger.codec import charge_of, frozen, line_of, packed, row_of_line, thawed
 
 try:
     import fcntl
@@ -64,9 +65,10 @@ SEGMENT = 1 << 20
 BATCH = 500
 """Charges that are delivered at once."""
 
-_SUFFIX = ".v1.spool"
+_SUFFIX = ".v2.spool"
 _LOCK = ".lock"
 _HEAD = 17
+_FRAME = struct.Struct("<II")
 _CHUNK = 1 << 19  # bytes that are read for a batch: two batches of ordinary charges, and no request of many megabytes
 _FIRST = 64
 _QUARANTINE = "quarantine.jsonl"
@@ -185,15 +187,14 @@ class Spool:
         Raises:
             StoreError: when the disk is full; the same charge may be given again.
         """
-        text = line_of(packed(charge)).encode()
-        line = b"%08x%b\n" % (crc32(text), text)
+        entry = frozen(charge)
         with self._lock:
             if self._inside:  # the garbage collector or a signal handler settles a call while this thread is in here
-                self._later.append(line)
+                self._later.append(entry)
                 return True
             self._inside = True
             try:
-                kept = self._write(line)
+                kept = self._write(entry)
                 while self._later:
                     self._write(self._later.popleft())
             finally:
@@ -204,15 +205,14 @@ class Spool:
             self._wake.set()
         return kept
 
-    def _write(self, line: bytes) -> bool:
-        end = self._end + len(line)
-        if end > self._size:
-            if not self._grow(len(line)):
-                self.dropped += 1
-                return False
-            end = self._end + len(line)
-        self._map[self._end : end] = line
-        self._end = end
+    def _write(self, entry: bytes) -> bool:
+        size = len(entry) + _FRAME.size
+        if self._end + size > self._size and not self._grow(size):
+            self.dropped += 1
+            return False
+        start, self._end = self._end, self._end + size
+        self._map[start + _FRAME.size : start + size] = entry
+        _FRAME.pack_into(self._map, start, len(entry), crc32(entry))  # last: an entry is there once this is
         self._put += 1
         return True
 
@@ -384,14 +384,14 @@ class Spool:
             active = source is self._own and segment is source.segments[-1]
             end = self._end if active else segment.end
         # Few, as long as it is not known whether the target takes anything: a batch that is refused is told apart by halves.
-        lines, place, ended = _lines(segment, end, self._batch if self.delivered else min(self._batch, _FIRST))
-        charges = self._charges(lines)
+        frames, place, ended = _frames(segment, end, self._batch if self.delivered else min(self._batch, _FIRST))
+        charges = self._charges(frames)
         if charges:
             self._hand_over(charges)
         if place > segment.done:
             _note(segment, place)
         if source is self._own:
-            self._settled += len(lines)
+            self._settled += len(frames)
         if ended and not active:
             self._finish(source, segment)
         return bool(source.segments) if ended and not active else not ended
@@ -405,10 +405,10 @@ class Spool:
                 self._adopted.remove(source)
                 source.release()
 
-    def _charges(self, lines: Sequence[bytes]) -> list[Charge]:
+    def _charges(self, frames: Sequence[_Frame]) -> list[Charge]:
         found = []
-        for line in lines:
-            charge = _charge(line)
+        for frame in frames:
+            charge = _charge(frame)
             if charge is not None:
                 found.append(charge)
             else:
@@ -497,8 +497,8 @@ class Spool:
     def _copy(self, segment: _Segment) -> None:
         ended = False
         while not ended:
-            lines, place, ended = _lines(segment, None, self._batch)
-            charges = [charge for charge in map(_charge, lines) if charge is not None]
+            frames, place, ended = _frames(segment, None, self._batch)
+            charges = [charge for charge in map(_charge, frames) if charge is not None]
             if charges:
                 with suppress(PartlyRefused):  # its own process will say so
                     self._deliver(charges)
@@ -604,35 +604,47 @@ def _reserve(file: int, size: int) -> None:
         at += os.pwrite(file, bytes(min(SEGMENT, size - at)), at)
 
 
-def _lines(segment: _Segment, end: int | None, most: int) -> tuple[list[bytes], int, bool]:
-    """The next entries: (lines without their line feed, the place behind them, whether these are the last until `end`)."""
+_Frame = tuple[int, bytes]
+"""An entry and what its CRC-32 should be."""
+
+
+def _frames(segment: _Segment, end: int | None, most: int) -> tuple[list[_Frame], int, bool]:
+    """The next entries: (entries, the place behind them, whether these are the last until `end`)."""
     file = os.open(segment.path, os.O_RDONLY)
     try:
         size = _CHUNK
         while True:
-            asked = size if end is None else min(size, end - segment.done)
-            read = os.pread(file, asked, segment.done)
-            data = read.partition(b"\0")[0]
-            ended = len(data) < size
-            cut = data.rfind(b"\n") + 1
-            if cut or ended:
-                break
+            data = os.pread(file, size if end is None else min(size, end - segment.done), segment.done)
+            found, place, ended = _parsed(data, most, whole=len(data) < size)
+            if found or ended:
+                return found, segment.done + place, ended
             size *= 2  # one entry that is longer
     finally:
         os.close(file)
-    lines = data[:cut].split(b"\n")[:-1]
-    if len(lines) > most:
-        lines, ended = lines[:most], False
-    return lines, segment.done + sum(map(len, lines)) + len(lines), ended
 
 
-def _charge(line: bytes) -> Charge | None:
+def _parsed(data: bytes, most: int, *, whole: bool) -> tuple[list[_Frame], int, bool]:
+    found: list[_Frame] = []
+    place = 0
+    while len(found) < most:
+        body = place + _FRAME.size
+        size, crc = _FRAME.unpack_from(data, place) if body <= len(data) else (0, 0)
+        if not size or body + size > len(data):
+            # Behind the last entry, or in the middle of one: of what was cut off by the chunk, or by the death of the process.
+            return found, place, whole or (body <= len(data) and not size)
+        found.append((crc, data[body : body + size]))
+        place = body + size
+    return found, place, False
+
+
+def _charge(frame: _Frame) -> Charge | None:
     """The charge of an entry; None where its checksum says that it is none."""
-    if line[:8] != b"%08x" % crc32(line[8:]):
+    crc, entry = frame
+    if crc32(entry) != crc:
         return None
     try:
-        return charge_of(row_of_line(line[8:]))
-    except ValueError:
+        return charge_of(thawed(entry))
+    except (ValueError, TypeError, EOFError):
         return None
 
 

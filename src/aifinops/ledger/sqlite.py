@@ -1,11 +1,11 @@
 """The default ledger: one SQLite file, in WAL mode, that any number of processes may write.
 
-`append` is one statement in its own transaction, on the caller's thread; `enqueue`, which metered calls use, writes a line to a
-journal beside the file (see `aifinops.ledger.journal`) and puts lines into the tables by the hundred. When either has returned, the
-entry is in the operating system's hands and survives a SIGKILL (https://www.sqlite.org/pragma.html#pragma_synchronous; with
-`synchronous=NORMAL` a power failure may take the newest entries but never damages the file).
+`append` is one statement in its own transaction, on the caller's thread; `enqueue`, which metered calls use, copies the entry into a
+journal beside the file (see `aifinops.ledger.journal`), which a thread puts into the tables. When either has returned, the entry is in
+the operating system's hands and survives a SIGKILL (https://www.sqlite.org/pragma.html#pragma_synchronous; with `synchronous=NORMAL` a power
+failure may take the newest entries but never damages the file). The same thread keeps roll-ups (see `aifinops.ledger.rollups`).
 
-Checkpoints run inside the transactions, by SQLite's default one every 1,000 pages. Measured with these tables: 3 to 5 ms once in
+Checkpoints run inside the transactions, by SQLite's default one every 1,000 pages. Measured with `append`: 3 to 5 ms once in
 some 330 entries, 18 us for the median entry. A checkpointing thread took those milliseconds off the one call but tripled
 the median under load, because a log that is written while it is copied never starts over and always needs new pages;
 rarer checkpoints (4,000 and 10,000 pages) are little cheaper on average and take 14 and 30 ms each.
@@ -197,12 +197,16 @@ class SqliteLedger:
             raise OverflowError(f"charge {charge.id} has a number beyond 64 bits") from None
         entry = frozen(charge)
         with self._turn:
+            journal = self._journals[0]
+            within = (
+                journal.busy
+            )  # in a signal handler or a finalizer, with the turn held: no time to wait for the file
             try:
-                self._journals[0].append(entry)
+                journal.append(entry)
             except OSError as error:
                 raise self._file.failed(error) from error
-            waiting = self._journals[0].entries
-        if waiting >= self._fold_at:
+            waiting = journal.entries
+        if waiting >= self._fold_at and not within:
             self._have_it_folded(waiting)
 
     def _have_it_folded(self, waiting: int) -> None:
@@ -244,14 +248,23 @@ class SqliteLedger:
         """Put this process's journals into the tables."""
         for _ in range(2):  # one that could not be put there earlier comes before the one in use
             with self._file.lock:
-                with self._turn:
-                    if not self._journals[1].entries:
-                        self._journals.reverse()
-                    full = self._journals[1]
+                full = self._full()
                 if full.entries:
                     self._put(full)
             if not self._journals[0].entries:
                 break
+
+    def _full(self) -> Journal:
+        """The journal that nobody writes to, which was the one in use if the other was empty."""
+        # Whoever has the turn never waits for the file, but for a signal handler that reads in the middle of an entry.
+        if not self._turn.acquire(timeout=self._file.timeout_s):
+            raise StoreError(f"ledger {self.path}: its journal is in use")
+        try:
+            if not self._journals[1].entries:
+                self._journals.reverse()
+            return self._journals[1]
+        finally:
+            self._turn.release()
 
     def _put(self, full: Journal) -> None:
         connection = self._file.connection or self._file.open()
@@ -348,7 +361,7 @@ class SqliteLedger:
     def _catch_up(self) -> None:
         """Roll up what a report would have to read row by row, but no more than takes a second."""
         with (
-            suppress(sqlite3.OperationalError, StoreError),
+            suppress(sqlite3.Error, StoreError),
             self._file.lock,
         ):  # a locked or full file: reports are right without
             connection = self._file.connection or self._file.open()
@@ -408,13 +421,20 @@ class SqliteLedger:
 
     # --- keeping ------------------------------------------------------------------------------------------------------
 
-    def migrate(self, *, progress: Progress | None = None) -> int:
+    def migrate(self, *, anew: bool = False, progress: Progress | None = None) -> int:
         """Roll up everything that is not rolled up yet, such as the entries of an older version's file; how many there were.
+
+        Args:
+            anew: make all roll-ups again, from the entries; those of compacted days keep what is gone.
+            progress: told how many are done, and of how many.
 
         Raises:
             StoreError: when the file cannot be written.
         """
         self._absorb()
+        if anew:
+            with contextmanager(self._writing)() as connection:
+                rollups.forget_rollups(connection)
         done = 0
         with self._reading() as connection:
             total = rollups.behind(connection, rollups.State.of(connection))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 
+from aifinops.forking import in_child
 from aifinops.pricing.match import provider_id
 
 __all__ = ["Charged", "charged"]
@@ -50,4 +50,4 @@ class Charged:
 
 charged = Charged()
 
-os.register_at_fork(after_in_child=lambda: charged.reset_after_fork())
+in_child(lambda: charged.reset_after_fork())

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from aifinops.errors import swallow
+from aifinops.forking import in_child
 from aifinops.metering import seen
 from aifinops.metering.call import NO_OUTPUT
 from aifinops.telemetry import attributes as span_attributes
@@ -128,4 +128,4 @@ def measure(
         swallow("metering.metrics", failure)
 
 
-os.register_at_fork(after_in_child=late.clear)
+in_child(late.clear)

@@ -12,7 +12,6 @@ for it that a call has not measured already.
 from __future__ import annotations
 
 import math
-import os
 import threading
 import weakref
 from collections import deque
@@ -20,6 +19,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from aifinops.errors import ConfigurationError
+from aifinops.forking import in_child
 from aifinops.usage import Quantities, input_total, output_total
 
 __all__ = ["Kind", "Learned", "Quantiles"]
@@ -150,8 +150,7 @@ def _after_fork() -> None:
         one._lock = threading.RLock()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+in_child(_after_fork)
 
 
 class Learned:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-__all__ = ["begin_afresh"]
+__all__ = ["begin_afresh", "renew_connections"]
 
 
 def begin_afresh(provider: Any, scope: str) -> bool:
@@ -41,3 +41,21 @@ def begin_afresh(provider: Any, scope: str) -> bool:
         for instrument in own:
             del known[instrument]
     return True
+
+
+def renew_connections(exporter: Any) -> bool:
+    """In a forked child: the OTLP/HTTP exporter of the SDK opens connections of its own instead of writing on those of its parent.
+
+    Args:
+        exporter: any. Only one that keeps a `requests.Session`, itself or in its client, is touched.
+
+    Returns:
+        False when no session was found.
+    """
+    client = getattr(exporter, "_client", None)
+    holders: tuple[Any, ...] = (exporter, client, getattr(client, "_transport", None))
+    sessions = [holder._session for holder in holders if hasattr(getattr(holder, "_session", None), "adapters")]
+    for session in sessions:
+        for adapter in session.adapters.values():
+            adapter.__setstate__(adapter.__getstate__())  # as unpickling does: the same settings, and an empty pool
+    return bool(sessions)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import Counter
+
+from aifinops.forking import in_child
 
 __all__ = ["lost"]
 
@@ -32,4 +33,4 @@ class _Lost:
 
 
 lost = _Lost()
-os.register_at_fork(after_in_child=lost.reset)
+in_child(lost.reset)

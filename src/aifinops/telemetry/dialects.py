@@ -227,6 +227,9 @@ def spoken(attributes: Mapping[str, Any], dialects: Sequence[str]) -> dict[str, 
     if names.COST_BASIS not in attributes:  # no call of ours: a block, a device, somebody else's span
         return None
     rows = [DIALECTS[name] for name in dialects]
+    changing = any(row.drops or row.strict for row in rows)
+    if not changing and all(key in attributes for row in rows for key in row.adds):
+        return None
     known = figures(attributes)
     added = {
         key: value
@@ -235,7 +238,7 @@ def spoken(attributes: Mapping[str, Any], dialects: Sequence[str]) -> dict[str, 
         if key not in attributes and (value := _value(source, known)) is not None
     }
     kept = attributes
-    if any(row.drops or row.strict for row in rows):
+    if changing:
         drops = {key for row in rows for key in row.drops}
         strict = any(row.strict for row in rows)
         kept = {

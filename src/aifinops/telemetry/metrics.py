@@ -82,7 +82,7 @@ class DeviceState(NamedTuple):
 class _Series:
     """Sums of one attribute set, and the histogram points that no collection has taken yet, by error type.
 
-    `sums` has a table for each instrument: `calls` by error type, `cost` by component, `tokens` by type, `usage` by (metric, modality).
+    `sums` has a table for each instrument: `calls` by error type, `cost` by component, `tokens` by type, `usage` by metric and modality.
     """
 
     __slots__ = ("attributes", "currency", "operation", "points", "sums")
@@ -258,10 +258,17 @@ class Metrics:
 
     def _count_usage(self, series: _Series, quantities: Quantities) -> None:
         """Add one inference to the counters of the newest conventions; one without usage is a 0 of unknown modality."""
-        usage = series.sums.setdefault("usage", Counter())
-        found = [(cell, int(quantity)) for name, quantity in quantities.items() for cell in _USAGE.get(name, ())]
-        for cell, count in found or [((name, "unknown"), 0) for name in _USAGE_TOTALS]:
-            (usage if cell in usage else self._room(series, "usage"))[cell] += count
+        usage = series.sums.get("usage")
+        if usage is None:
+            usage = series.sums["usage"] = Counter()
+        told = False
+        for name, quantity in quantities.items():
+            for cell in _USAGE.get(name, ()):
+                told = True
+                (usage if cell in usage else self._room(series, "usage"))[cell] += int(quantity)
+        if not told:
+            for cell in _NO_USAGE:
+                (usage if cell in usage else self._room(series, "usage"))[cell] += 0
 
     def _room(self, series: _Series, sums: str) -> Counter[Any]:
         """Where a part of a series is summed that is new: in its own table, or among what the instrument has no room for."""
@@ -473,9 +480,9 @@ class Metrics:
 
     def _observe_usage(self, name: str) -> Iterable[Any]:
         return [
-            _observation(count, {**item.attributes, names.TOKEN_MODALITY_LATEST: modality})
-            for item, (metric, modality), count in self._cells_of("usage")
-            if metric == name
+            _observation(count, {**item.attributes, names.TOKEN_MODALITY_LATEST: cell.rpartition(" ")[2]})
+            for item, cell, count in self._cells_of("usage")
+            if cell.partition(" ")[0] == name
         ]
 
     def _observe_gpu(self, _options: Any) -> Iterable[Any]:
@@ -602,8 +609,8 @@ def _is_official(name: str, latest: bool) -> bool:
     return any(name == row[0] for row in rows)
 
 
-def _usage_cells(name: str) -> tuple[tuple[str, str], ...]:
-    """The counters of the newest conventions that a meter adds to, each with its modality."""
+def _usage_cells(name: str) -> tuple[str, ...]:
+    """The counters of the newest conventions that a meter adds to, each with its modality after a blank: a text knows its hash."""
     meter = METERS[name]
     if meter.family != "tokens":
         return ()
@@ -613,11 +620,12 @@ def _usage_cells(name: str) -> tuple[tuple[str, str], ...]:
         found.append(names.METRIC_CACHE_READ_LATEST if meter.cache == "read" else names.METRIC_CACHE_WRITE_LATEST)
     if name == "reasoning_tokens":
         found.append(names.METRIC_REASONING_LATEST)
-    return tuple((metric, modality) for metric in found)
+    return tuple(f"{metric} {modality}" for metric in found)
 
 
 _USAGE = {name: cells for name in METERS if (cells := _usage_cells(name))}
 _USAGE_TOTALS = (names.METRIC_INPUT_LATEST, names.METRIC_OUTPUT_LATEST)
+_NO_USAGE = tuple(f"{name} unknown" for name in _USAGE_TOTALS)
 _USAGE_ALL = (
     *_USAGE_TOTALS,
     names.METRIC_CACHE_READ_LATEST,

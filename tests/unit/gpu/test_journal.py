@@ -149,7 +149,7 @@ def test_a_living_process_of_the_same_run_is_no_lost_one(tmp_path: Path) -> None
     clock.advance(10)
     first.close()
     again = gpu.Run("", run_id="r", **shared).start()
-    again._block = first._block  # as in another process
+    again._meter._key = first._meter._key  # as in another process
     clock.advance(10)
     again.close()
     assert [charge.quantities["gpu_seconds"] for charge in rows(ledger)] == [10]
@@ -356,3 +356,19 @@ def test_a_run_without_room_leaves_no_file(tmp_path: Path) -> None:
     with af.budget("$0.0001", name="lab"), pytest.raises(af.BudgetExceeded):
         gpu.track("train", run_id="r", **DEVICE).start()
     assert list((tmp_path / "ledger.db.runs").iterdir()) == []
+
+
+def test_a_payment_is_a_sign_of_life(tmp_path: Path) -> None:
+    """Killed right after it has paid a slice, before its thread has shown that it lives: what is paid is in the ledger, too."""
+    ledger, clock = tmp_path / "ledger.db", FakeClock()
+    runtime.init(ledger=ledger, store=tmp_path / "budgets.db", clock=clock)
+    with af.budget("$100", name="lab") as limit:
+        first = gpu.track("train", run_id="r", slice_s=1, **DEVICE).start()
+        for _ in range(20):
+            clock.advance(1)
+            first.step()
+        killed(first)
+        with gpu.track("train", run_id="r", **DEVICE):
+            pass
+        runtime.get().writer.flush()
+        assert limit.spent == sum(Decimal(charge.amount or 0) for charge in rows(ledger)) / 10**9 > Decimal("0.03")

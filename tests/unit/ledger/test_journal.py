@@ -266,3 +266,86 @@ def test_a_forked_child_has_a_journal_of_its_own(tmp_path: Path) -> None:
     assert ledger.info().entries == 11
     assert files(path) == []
     ledger.close()
+
+
+def test_an_entry_from_within_another_one_waits_for_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the turn that a thread with the file may be waiting for."""
+    ledger = SqliteLedger(tmp_path / "l.db")
+    monkeypatch.setattr(ledger, "_fold_at", 1)
+    asked: list[int] = []
+    monkeypatch.setattr(ledger, "_have_it_folded", asked.append)
+    inner = iter([example_charge(2)])
+
+    def interrupted(entry: bytes) -> int:
+        for late in inner:
+            ledger.enqueue(late)
+        return crc32(entry)
+
+    monkeypatch.setattr(journal, "crc32", interrupted)
+    ledger.enqueue(example_charge(1))
+    monkeypatch.undo()
+    assert asked == [2]
+    assert ledger.info().entries == 2
+    ledger.close()
+
+
+def test_a_reader_from_within_an_entry_is_told_so(tmp_path: Path) -> None:
+    """Another thread has the turn and does not come back: a store error, and no deadlock."""
+    ledger = SqliteLedger(tmp_path / "l.db", timeout_s=0.01)
+    ledger.enqueue(example_charge(1))
+    held, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with ledger._turn:
+            held.set()
+            over.wait(30)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(30)
+    with pytest.raises(StoreError, match="journal is in use"):
+        ledger._fold()
+    over.set()
+    thread.join()
+    assert ledger.info().entries == 1
+    ledger.close()
+
+
+def test_without_a_thread_to_be_had_the_caller_does_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the end of the interpreter no thread can be started any more."""
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(sqlite, "FOLD", 3)
+    ledger = SqliteLedger(tmp_path / "l.db")
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    for number in range(7):
+        ledger.enqueue(example_charge(number))
+    assert [own.entries for own in ledger._journals] == [1, 0]
+    assert not ledger._folding
+    ledger.close()
+
+
+def test_a_caller_that_is_too_fast_does_it_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the thread cannot keep up, entries do not pile up without end."""
+    monkeypatch.setattr(sqlite, "MOST_WAITING", 10)
+    monkeypatch.setattr(sqlite, "AT_ONCE", 4)
+    monkeypatch.setattr(sqlite, "FOLD", 1)
+    ledger = SqliteLedger(tmp_path / "l.db")
+    monkeypatch.setattr(ledger, "_folding", True)  # a thread that never gets anything done
+    for number in range(35):
+        ledger.enqueue(example_charge(number))
+    assert sum(own.entries for own in ledger._journals) == 5
+    assert ledger.info().entries == 35
+    ledger.close()
+
+
+def test_rows_are_rolled_up_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that fills the tables keeps roll-ups up to date, so that a report has next to nothing to do."""
+    monkeypatch.setattr(sqlite.rollups, "BATCH", 10)
+    ledger = SqliteLedger(tmp_path / "l.db")
+    for number in range(35):
+        ledger.enqueue(example_charge(number))
+    assert ledger.info().behind == 5
+    ledger.close()

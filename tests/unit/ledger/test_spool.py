@@ -259,7 +259,7 @@ def test_a_damaged_entry_does_not_hide_the_next(tmp_path: Path, target: Target) 
     with run(DIE, tmp_path / "spool", "die") as process:
         process.wait(30)
     first, *_ = sorted((tmp_path / "spool").glob("*.spool"))
-    first.write_bytes(first.read_bytes().replace(b'chatcmpl-1"', b'chatcmpl-9"', 1))
+    first.write_bytes(first.read_bytes().replace(b"chatcmpl-1", b"chatcmpl-9", 1))
     spool = make(tmp_path, target)
     assert spool.flush(5)
     assert [charge.response_id for charge in target.charges[:3]] == ["chatcmpl-0", "chatcmpl-2", "chatcmpl-3"]

@@ -90,6 +90,18 @@ def test_a_lost_mark_is_named_and_migrate_mends_it(ledger: SqliteLedger) -> None
     assert ledger.verify().sound
 
 
+def test_wrong_roll_ups_are_made_anew(ledger: SqliteLedger) -> None:
+    """From the entries, and from what is gone of compacted days."""
+    ledger.append_many([example_charge(number, at=START + 3 * DAY_NS) for number in range(100, 110)])
+    ledger.compact(START + 2 * DAY_NS)
+    before = ledger.summarize(by=["day", "team"])
+    by_hand(ledger, "UPDATE rollups SET amount = 1 WHERE grain <> 0")
+    assert not ledger.verify().sound
+    assert ledger.migrate(anew=True) == 10
+    assert ledger.verify().sound
+    assert ledger.summarize(by=["day", "team"]) == before
+
+
 def test_compacted_days_are_looked_through_as_well(ledger: SqliteLedger) -> None:
     """What is gone is in the sums of the day."""
     ledger.compact(START + 2 * DAY_NS)

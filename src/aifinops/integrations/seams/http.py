@@ -12,7 +12,6 @@ try that the provider answers is a call of its own; one that it refuses costs no
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 import threading
@@ -25,6 +24,7 @@ from weakref import WeakKeyDictionary
 
 from aifinops import metering
 from aifinops.errors import BudgetExceeded, ConfigurationError, swallow
+from aifinops.forking import in_child
 from aifinops.integrations.calls import Calls, acalled, called, path_of, read_httpx, settle
 from aifinops.integrations.changing import How, changed, rewritten
 from aifinops.integrations.passing import Opened, Tap, aguarded, guarded, refusals
@@ -356,7 +356,7 @@ def _after_fork() -> None:
     _lock = threading.RLock()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+in_child(_after_fork)
 
 
 # --- the two colours of the last thin layer -------------------------------------------------------------------------------
