@@ -285,6 +285,24 @@ def test_the_entry_point() -> None:
     assert settings["project"]["entry-points"]["pytest11"] == {"aifinops": "aifinops.testing.pytest_plugin"}
 
 
+def test_aifinops_may_be_there_before_pytest(suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`aifinops run -m pytest` loads us first: pytest, which would rewrite all modules of an installed plugin, does not complain of that."""
+    installed = suite.mkdir("site")
+    facts = installed / "aifinops_there-1.0.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: aifinops-there\nVersion: 1.0\n")
+    (facts / "entry_points.txt").write_text("[pytest11]\naifinops = aifinops.testing.pytest_plugin\n")
+    (facts / "RECORD").write_text("aifinops/__init__.py,,\naifinops_there-1.0.dist-info/METADATA,,\n")
+    monkeypatch.delenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(installed), SOURCE, *filter(None, sys.path)]))
+    suite.makeini("[pytest]\nfilterwarnings = error\nasyncio_default_fixture_loop_scope = function")
+    suite.makepyfile('from spending import spend\ndef test_it(): spend("0.01")')
+    code = "import sys, aifinops, pytest; sys.exit(pytest.main(['-q', '--cost-report']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=suite.path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "$0.0100  1 call" in done.stdout
+
+
 def test_the_mark_is_declared(suite: pytest.Pytester) -> None:
     """`pytest --markers` and `--strict-markers` know it."""
     suite.makepyfile('import pytest\n@pytest.mark.cost_budget("$1")\ndef test_it(): pass')
