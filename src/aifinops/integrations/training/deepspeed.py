@@ -39,7 +39,7 @@ def _stepping(wrapped: Any, engine: Any, args: tuple[Any, ...], kwargs: dict[str
     with counting_itself() as outermost:
         result = wrapped(*args, **kwargs)
     if outermost and _steps(engine) > before:
-        count_step()
+        count_step(engine)
     return result
 
 

@@ -42,6 +42,8 @@ _MOST_BEGUN = 1024  # left by steps that raised
 
 def _before(optimizer: Any, _args: Any, _kwargs: Any) -> None:
     counted = _counted
+    if counted.engines:
+        return
     if len(counted.begun) > _MOST_BEGUN:
         counted.begun.clear()
     counted.begun[id(optimizer)] = counted.steps
@@ -51,14 +53,8 @@ def _after(optimizer: Any, _args: Any, _kwargs: Any) -> None:
     counted = _counted
     steps = counted.steps
     if counted.begun.pop(id(optimizer), -1) != steps:
-        return  # one inside of it was counted: another optimizer's, or that of the class that its own is made of
+        return  # one inside of it was counted: another optimizer's, or that of the class that its own is made of; or an engine counts
     counted.steps = steps + 1
-    if not counted.engines:
-        count_step()
-
-
-def count_step() -> None:
-    """A step has ended: tell the run that is open, or begin one where that is wanted. Raises when a budget ends it."""
     try:
         run = current_run() or _process.run()
         if run is not None:
@@ -67,6 +63,12 @@ def count_step() -> None:
         raise
     except Exception as failure:  # the step is made
         swallow("torch.step", failure)
+
+
+def count_step(owner: Any) -> None:
+    """Count a step of something that is no optimizer of torch, at its end; raises like `Run.step`."""
+    _before(owner, (), {})
+    _after(owner, (), {})
 
 
 @contextmanager
