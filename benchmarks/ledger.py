@@ -58,13 +58,14 @@ def rss() -> float:
 
 
 def copies(templates: list[Charge]) -> Iterator[Charge]:
-    """The same entries over and over, each with an id of its own."""
+    """The same entries over and over, each with a time and an id of its own, 50,000 to a second."""
     number = 0
     while True:
         for one in templates:
             number += 1
             values = one.__dict__.copy()
-            values["id"] = f"{one.at:016x}{os.getpid() << 40 | number:016x}"
+            values["at"] = at = servegen.START_NS + number * 20_000  # ids ascend in time, as those of real calls do
+            values["id"] = f"{at:016x}{os.getpid() << 40 | number:016x}"
             yield make_charge(**values)
 
 
