@@ -285,6 +285,7 @@ SETTINGS = (
     Setting("gpu_idle_minutes", "AIFINOPS_GPU_IDLE_MINUTES", 15.0, _minutes, "After how many minutes a run says that devices which it holds do nothing; 0 for never."),
     Setting("gpu_metadata", "AIFINOPS_GPU_METADATA", False, _flag, "Whether the metadata service of the cloud is asked for the instance type, region and terms, for 0.2 s at most."),
     Setting("gpu_owned", "", None, _table_of('gpu_owned = { capex = "320000", gpus = 8, years = 3 }'), "Hardware of your own, written off: `capex`, `gpus`, `years`, `residual`, `upkeep_per_year`, `kw`, `pue`, `usd_per_kwh`."),
+    Setting("cpu_owned", "", None, _table_of('cpu_owned = { capex = "9000", cpus = 128, years = 4 }'), "Machines of your own without accelerators, written off: as `gpu_owned`, with `cpus` in place of `gpus`."),
     Setting("gpu_quotas", "AIFINOPS_GPU_QUOTAS", None, _text, "File of the quotas of teams (TOML); see [GPU quotas](../how-to/gpu-quotas.md)."),
 )  # fmt: skip
 
@@ -343,6 +344,7 @@ class Config:
     gpu_idle_minutes: float = 15.0
     gpu_metadata: bool = False
     gpu_owned: Mapping[str, Any] | None = None
+    cpu_owned: Mapping[str, Any] | None = None
     gpu_quotas: str | None = None
     origin: Mapping[str, str] = field(default_factory=lambda: EMPTY)
 

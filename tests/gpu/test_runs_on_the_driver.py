@@ -13,7 +13,8 @@ from nvml_scene import GIB, LOST, UNSUPPORTED, FakeNvml
 
 from aifinops import gpu, runtime
 from aifinops.budgets.stores.memory import MemoryStore
-from aifinops.gpu import devices, sampler
+from aifinops.gpu import backends, billing, cpus, devices, sampler
+from aifinops.gpu.backends import nvidia
 from aifinops.gpu.quota import read_table
 from aifinops.gpu.usage import span_values
 
@@ -260,17 +261,56 @@ def test_ranks_of_one_machine_pay_for_their_own_devices(machine: FakeNvml, monke
     ]
 
 
-def test_a_machine_without_a_driver_meters_nothing_and_says_nothing(machine: FakeNvml) -> None:
-    """No device, no charge, no failure; the loop runs and its steps count."""
+@pytest.fixture
+def no_accelerators(machine: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
+    """A driver that has no device, and a machine of four processors that shows none either."""
     machine.machine(0)
     devices.forget()
+    monkeypatch.setattr(backends, "present", lambda: (nvidia.NvidiaBackend(),))
+    monkeypatch.setattr(billing, "_ACCELERATORS", ())
+    monkeypatch.setattr(cpus, "processors", lambda: cpus.Cpus(Decimal(4), "machine", 4))
+    return machine
+
+
+def test_a_machine_without_devices_charges_its_processors_and_no_device_time(no_accelerators: FakeNvml) -> None:
+    """No device: four processors are held, at a price that nobody knows here; the loop runs and its steps count."""
     with gpu.track() as run:
-        machine.advance(5)
+        no_accelerators.advance(5)
         run.step()
     used = run.usage()
-    assert (used.allocated_s, used.steps, used.models) == (0, 1, {})
-    assert used.usd_per_hour is None
+    assert (used.allocated_s, used.steps, used.models, used.uuids) == (0, 1, {}, ())
+    assert (used.cpu_s, used.cpus, used.cost) == (20, cpus.Cpus(Decimal(4), "machine", 4), None)
+    assert (used.usd_per_hour, used.busy_s, used.energy_j) == (None, None, None)
+    (charge,) = runtime.get().ledger.rows()
+    assert (charge.service, charge.quantities, charge.amount) == ("cpu", {"cpu_seconds": 20}, None)
+    with gpu.track(devices=()) as nothing:
+        no_accelerators.advance(5)
+    assert (nothing.usage().cpu_s, nothing.usage().cost) == (0, 0)
+
+
+@pytest.mark.parametrize("hidden", ["", "none"])
+def test_a_machine_with_devices_that_are_hidden_pays_for_no_processors(
+    machine: FakeNvml, monkeypatch: pytest.MonkeyPatch, hidden: str
+) -> None:
+    """Its price is that of its GPUs, and the processors are in it, whoever holds them."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    with gpu.track() as run:
+        machine.advance(5)
+    assert (run.usage().cpu_s, run.usage().cpus) == (0, None)
     assert list(runtime.get().ledger.rows()) == []
+
+
+def test_an_instance_with_accelerators_whose_driver_says_nothing_pays_for_no_processors(
+    no_accelerators: FakeNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The price list knows that a p5.48xlarge has GPUs; asked for by name, its processors are counted without a price of their own."""
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "cloud.provider=aws,cloud.region=us-east-1,host.type=p5.48xlarge")
+    with gpu.track():
+        no_accelerators.advance(5)
+    assert list(runtime.get().ledger.rows()) == []
+    with gpu.track(devices="cpu") as named:
+        no_accelerators.advance(5)
+    assert (named.usage().cpu_s, named.usage().cost) == (20, None)
 
 
 def minutes(machine: FakeNvml, run: gpu.Run, count: int) -> None:

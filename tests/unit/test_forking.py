@@ -23,8 +23,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def test_a_fork_of_the_c_library_is_noticed_once(calls: list[str]) -> None:
-    """In the child everything is called, in its order, and once; in the parent nothing is."""
+@pytest.mark.parametrize("page", [True, False])
+def test_a_fork_of_the_c_library_is_noticed_once(calls: list[str], page: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the child everything is called, in its order, and once; in the parent nothing is. With a page that is wiped, and without."""
+    if not page:
+        monkeypatch.setattr(forking, "_mark", None)
     child = ctypes.PyDLL(None).fork()
     if child == 0:
         first, second = forking.untold(), forking.untold()

@@ -127,7 +127,7 @@ class Desk:
 
 @af.track_cost(team="research", feature="fine-tune", gpu="auto")
 def fine_tune(steps: int = 200) -> float:
-    """A short training loop; where there are GPUs, their seconds are charged to the team beside its calls."""
+    """A short training loop; the seconds of the GPUs, or of the processors where there are none, are the team's beside its calls."""
     import torch
 
     torch.manual_seed(0)

@@ -17,34 +17,41 @@ class Account:
     """Sums over charges.
 
     Attributes:
-        device_s: allocated. cost: USD; None as soon as something has no price. idle: USD of what was not busy; None as soon as that is unknown.
+        device_s: allocated. cpu_s: the same of processors, vCPU-seconds; a run has one of the two. cost: USD; None as soon as something has no price. idle: USD of what was not busy; None as soon as that is unknown.
         sums: measured figures. saved_s, saved_cost: what it came to at the last checkpoint.
     """
 
     def __init__(self) -> None:
-        self.device_s = self.saved_s = self.saved_cost = _NOTHING
+        self.device_s = self.cpu_s = self.saved_s = self.saved_cost = _NOTHING
         self.cost: Decimal | None = _NOTHING
         self.idle: Decimal | None = _NOTHING
         self.sums = Sums()
 
-    def add(self, device_s: Decimal, cost: Decimal | None, idle: Decimal | None, sums: Sums) -> None:
-        """A charge was made."""
-        self.device_s += device_s
+    def add(self, group: Group, seconds: Decimal, cost: Decimal | None, idle: Decimal | None, sums: Sums) -> None:
+        """A charge was made for so many seconds of a group."""
+        if group.on_cpu:
+            self.cpu_s += group.held * seconds
+        else:
+            self.device_s += group.held * seconds
         self.cost = _plus(self.cost, cost)
         self.idle = _plus(self.idle, idle)
         self.sums.merge(sums)
 
-    def with_open(self, groups: Sequence[Group], seconds: Decimal) -> tuple[Decimal, Decimal | None]:
-        """(device-seconds, cost) with so many seconds that are not charged yet."""
-        held, cost = self.device_s, self.cost
+    def with_open(self, groups: Sequence[Group], seconds: Decimal) -> tuple[Decimal, Decimal, Decimal | None]:
+        """(device-seconds, vCPU-seconds, cost) with so many seconds that are not charged yet."""
+        devices, cpus, cost = self.device_s, self.cpu_s, self.cost
         for group in groups:
-            held += group.held * seconds
+            if group.on_cpu:
+                cpus += group.held * seconds
+            else:
+                devices += group.held * seconds
             cost = _plus(cost, group.usd(seconds))
-        return held, cost
+        return devices, cpus, cost
 
     def save(self, groups: Sequence[Group], seconds: Decimal) -> None:
         """A checkpoint was written."""
-        self.saved_s, cost = self.with_open(groups, seconds)
+        devices, cpus, cost = self.with_open(groups, seconds)
+        self.saved_s = devices + cpus
         self.saved_cost = cost or _NOTHING
 
 

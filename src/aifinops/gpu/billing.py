@@ -8,15 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from decimal import Decimal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aifinops import metering, runtime
 from aifinops.charges import Charge, Cost
 from aifinops.errors import ConfigurationError
+from aifinops.gpu import backends, cpus, distributed
 from aifinops.gpu import devices as hardware
-from aifinops.gpu import distributed
 from aifinops.gpu.journal import Group
-from aifinops.gpu.rates import Rate, rate
+from aifinops.gpu.rates import Rate, cpu_rate, has_accelerators, rate
 from aifinops.gpu.where import Place, place
 from aifinops.reading import Reading
 from aifinops.tags import make_tags, merge
@@ -26,13 +27,15 @@ if TYPE_CHECKING:
     from aifinops.runtime import Runtime
     from aifinops.scope import Scope
 
-__all__ = ["WINDOW_NS", "Held", "charge", "find_devices", "groups_of", "here"]
+__all__ = ["WINDOW_NS", "Held", "charge", "find_devices", "find_held", "groups_of", "here"]
 
 WINDOW_NS = 60 * 1_000_000_000
 """Charges are made once in each such window of wall time, in nanoseconds."""
 
 _HOUR_NS = 3600 * 1_000_000_000
 _MOST = 64
+_ACCELERATORS = ("nvidia[0-9]*",)
+"""In `/dev` where there are GPUs, also where no library can be asked for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +44,51 @@ class Held:
 
     Attributes:
         device: what it is; without a UUID where it was only named. unclaimed: held on this machine, and no rank's own.
+        cpus: the processors that it stands for; None for an accelerator. implied: nobody has asked for those.
     """
 
     device: hardware.Device
     unclaimed: bool = False
+    cpus: cpus.Cpus | None = None
+    implied: bool = False
+
+    @property
+    def count(self) -> Decimal:
+        """How many it counts for: the share of a device, the number of processors."""
+        return Decimal(str(self.device.share)) if self.cpus is None else self.cpus.count
+
+
+def find_held(spec: Any, where: distributed.Rank, at: int) -> tuple[Held, ...]:
+    """What `spec` names, as `find_devices` does; with `"cpu"`, and with `"auto"` on a machine without accelerators, its processors.
+
+    Where the machine has accelerators, or its instance type has, the processors are in their price and are not paid for beside them.
+
+    Args:
+        spec: as `devices` of `aifinops.gpu.track`. where: which rank this is. at: wall clock, nanoseconds: by its price list.
+
+    Raises:
+        ConfigurationError: for anything else.
+    """
+    if spec == "cpu":
+        return _processors(where)
+    found = find_devices(spec, where)
+    if found or spec not in ("auto", "rank") or not _only_processors(at):
+        return found
+    return _processors(where, implied=True)
+
+
+def _only_processors(at: int) -> bool:
+    """Whether this is a machine without accelerators; where a driver does not answer, its devices may be there all the same."""
+    if hardware.inventory().devices or len(backends.present()) > 1:
+        return False
+    if any(found for pattern in _ACCELERATORS for found in Path("/dev").glob(pattern)):
+        return False
+    return not has_accelerators(here(runtime.get()), at=at)
+
+
+def _processors(where: distributed.Rank, *, implied: bool = False) -> tuple[Held, ...]:
+    mine = cpus.part_of(cpus.processors(), where)
+    return () if mine is None else (Held(cpus.device(where), cpus=mine, implied=implied),)
 
 
 def find_devices(spec: Any, where: distributed.Rank) -> tuple[Held, ...]:
@@ -97,15 +141,19 @@ class _Rates:
         self._of: tuple[Any, Any] = (None, None)
         self._found: dict[tuple[Any, ...], Rate] = {}
 
-    def get(self, engines: Runtime, device: hardware.Device, where: Place, at: int, price: Any) -> Rate:
-        """As `rate`."""
+    def get(self, engines: Runtime, held: Held, where: Place, at: int, price: Any) -> Rate:
+        """As `rate`, and for processors as `cpu_rate`."""
+        device = held.device
         of = engines.config, engines.book
         if of[0] is not self._of[0] or of[1] is not self._of[1]:
             self._of, self._found = of, {}
         key = (device.name, device.share, where, at // _HOUR_NS, str(price))
         known = self._found.get(key)
         if known is None:
-            known = rate(device, where, at=at, override=None if price == "auto" else price)
+            if held.cpus is None:
+                known = rate(device, where, at=at, override=None if price == "auto" else price)
+            else:
+                known = cpu_rate(where, at=at, override=price)
             if len(self._found) > _MOST:
                 self._found = {}
             self._found[key] = known
@@ -121,8 +169,8 @@ def groups_of(
     """Devices by price, each group with its members.
 
     Args:
-        found: the devices. where: the machine. at: wall clock, nanoseconds. price: USD an hour of one device, or `"auto"`.
-        owner: of devices that have no UUID.
+        found: the devices. where: the machine. at: wall clock, nanoseconds. price: USD an hour of one device, or `"auto"`; one that is given
+            is not that of processors which nobody has asked for. owner: of devices that have no UUID.
 
     Raises:
         ConfigurationError: for a price that is none.
@@ -131,12 +179,13 @@ def groups_of(
     for one in found:
         made.setdefault((one.device.name, one.device.share, one.unclaimed), []).append(one)
     result = []
-    for (model, share, unclaimed), members in made.items():
-        known = _rates.get(runtime.get(), members[0].device, where, at, price)
+    for (model, _, unclaimed), members in made.items():
+        first = members[0]
+        known = _rates.get(runtime.get(), first, where, at, "auto" if first.implied else price)
         group = Group(
             model=model,
             uuids=tuple(one.device.uuid for one in members if one.device.uuid),
-            held=Decimal(str(share)) * len(members),
+            held=sum((one.count for one in members), Decimal(0)),
             provider=known.sku.provider,
             sku=known.sku.model,
             tier=known.sku.tier,
@@ -147,6 +196,8 @@ def groups_of(
             source=known.source,
             unclaimed=unclaimed,
             owner=owner,
+            meter=known.meter,
+            implied=first.implied,
         )
         result.append((group, members))
     return result
@@ -159,6 +210,7 @@ def cost_of(group: Group, device_seconds: Decimal) -> Cost:
         source=group.source,
         as_of=date.fromisoformat(group.as_of) if group.as_of else None,
         sku=Sku(group.provider, group.sku, "gpu", group.tier, group.region),
+        meter=group.meter,
         price_id=group.price_id or None,
     )
     return found.cost(device_seconds)
@@ -187,9 +239,10 @@ def charge(
     seconds = group.held * Decimal(length).scaleb(-9)
     if group.unclaimed:
         scope = replace(scope, tags=merge(scope.tags, make_tags({"phase": "unclaimed"})))
-    call = metering.Call(group.provider, "gpu", group.sku, service="gpu", tier=group.tier)
-    about = {"model": group.model, "uuids": list(group.uuids), **facts}
-    reading = Reading({"gpu_seconds": seconds}, {"gpu": about}, model=group.sku, tier=group.tier, region=group.region)
+    kind = "cpu" if group.on_cpu else "gpu"
+    call = metering.Call(group.provider, kind, group.sku, service=kind, tier=group.tier)
+    about = dict(facts) if group.on_cpu else {"model": group.model, "uuids": list(group.uuids), **facts}
+    reading = Reading({group.meter: seconds}, {kind: about}, model=group.sku, tier=group.tier, region=group.region)
     return metering.record_held(
         call, reading, cost=cost_of(group, seconds), scope=scope, at=at, duration=length,
         id=_charge_id(group, key, at, part), error=error, paid=paid,

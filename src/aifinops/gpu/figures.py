@@ -29,24 +29,24 @@ def usage_of(
     Args:
         meter, phases, events, flops: of the run. now: of the monotonic clock. run, attempt, rank, steps: as `GpuUsage` has them.
     """
-    allocated, cost, sums, idle = meter.with_open(now)
-    account, priced = meter.account, meter.priced
+    allocated, cpu_s, cost, sums, idle = meter.with_open(now)
+    account, priced, devices = meter.account, meter.priced, meter.devices
     models: dict[str, int] = {}
-    for one in meter.held:
+    for one in devices:
         models[one.device.name] = models.get(one.device.name, 0) + 1
     price = priced[0] if priced else None
     known = busy = sums.get("busy_s")
     source = sums.source
     timed = _timed(events)
     if busy is None and timed is not None:  # an upper bound, where the driver knows nothing
-        busy, source = timed.step_s * meter.held[0].device.share, "cuda_event"
+        busy, source = timed.step_s * devices[0].device.share, "cuda_event"
     return GpuUsage(
         run=run,
         attempt=attempt,
         rank=rank.rank,
         world=rank.world,
         models=models,
-        uuids=tuple(one.device.uuid for one in meter.held if one.device.uuid),
+        uuids=tuple(one.device.uuid for one in devices if one.device.uuid),
         elapsed_s=(now - meter.started) / _NS,
         allocated_s=allocated,
         busy_s=busy,
@@ -60,15 +60,17 @@ def usage_of(
         stall_s=phases.waited / _NS,
         device_stall_s=None if timed is None else timed.stall_s,
         steps=steps,
-        mfu=flops.mfu(steps, allocated, meter.held),
+        mfu=flops.mfu(steps, allocated, devices),
         cost=cost,
         idle_cost=None if known is None else idle,
         usd_per_hour=hourly(priced),
         price_as_of=price.as_of if price else "",
         price_source=price.source if price else "",
-        wasted_s=allocated - account.saved_s,
+        wasted_s=allocated + cpu_s - account.saved_s,
         wasted_cost=None if cost is None else cost - account.saved_cost,
         phases={name: ns / _NS for name, ns in phases.totals(now).items()},
+        cpu_s=cpu_s,
+        cpus=meter.cpus,
     )
 
 

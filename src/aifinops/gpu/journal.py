@@ -46,6 +46,8 @@ class Group:
         provider, sku, tier, region: as charges name what was used. usd_per_hour: of one; None is unknown.
         price_id, as_of, source: of that price. unclaimed: held on this machine, and no rank's own.
         owner: whose they are, where no UUID tells them from those of other ranks.
+        meter: what their time is counted as: `gpu_seconds`, or `cpu_seconds` for processors, of which `model` is `CPU`.
+        implied: nobody has asked for them: where they have no price, that holds up no run under a limit in money.
     """
 
     model: str
@@ -61,10 +63,19 @@ class Group:
     source: str = ""
     unclaimed: bool = False
     owner: str = ""
+    meter: str = "gpu_seconds"
+    implied: bool = False
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether these are processors: their time is no device time."""
+        return self.meter == "cpu_seconds"
 
     def to_json(self) -> dict[str, Any]:
         """For a line of the file."""
-        return {
+        # Left out where they say nothing, so that older versions read the file, too.
+        more = {"meter": self.meter, "implied": self.implied} if self.on_cpu else {}
+        return more | {
             "model": self.model, "uuids": list(self.uuids), "held": str(self.held), "provider": self.provider, "sku": self.sku,
             "tier": self.tier, "region": self.region, "usd_per_hour": None if self.usd_per_hour is None else str(self.usd_per_hour),
             "price_id": self.price_id, "as_of": self.as_of, "source": self.source, "unclaimed": self.unclaimed, "owner": self.owner,

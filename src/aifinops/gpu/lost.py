@@ -42,12 +42,16 @@ def close_lost(folder: Path | None, run: str, rank: Rank, now: int, scope: Scope
                 found.append(one)
             usd = "" if one.wasted_usd is None else f", {one.wasted_usd:.4f} USD"
             logger.warning(
-                "aifinops: attempt %d of run %r (rank %d) was lost after step %d: %s device-seconds%s since its last checkpoint are wasted",
-                one.attempt, one.run, one.rank, one.steps, f"{one.wasted_s:.1f}", usd,
+                "aifinops: attempt %d of run %r (rank %d) was lost after step %d: %s %s%s since its last checkpoint are wasted",
+                one.attempt, one.run, one.rank, one.steps, f"{one.wasted_s:.1f}", _unit(one), usd,
             )  # fmt: skip
     except Exception as failure:  # this attempt begins all the same
         swallow("gpu.lost", failure)
     return attempt, found
+
+
+def _unit(lost: Lost) -> str:
+    return "vCPU-seconds" if lost.groups and all(group.on_cpu for group in lost.groups) else "device-seconds"
 
 
 def _charge(lost: Lost, scope: Scope) -> list[Charge]:

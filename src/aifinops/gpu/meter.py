@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from aifinops.gpu.billing import Held
+    from aifinops.gpu.cpus import Cpus
     from aifinops.gpu.distributed import Rank
     from aifinops.gpu.journal import Group
     from aifinops.gpu.measured import Measured
@@ -64,7 +65,7 @@ class Meter:
     def find(self, now: int, *, enabled: bool) -> None:
         """The devices and their prices; where we fail to find them the loop runs all the same, unmetered."""
         try:
-            found = billing.find_devices(self._options.devices, self._rank)
+            found = billing.find_held(self._options.devices, self._rank, self.wall(now))
             self.held = found if enabled else ()
             self._make_groups(now)
         except ConfigurationError:
@@ -87,8 +88,18 @@ class Meter:
         return [group for group, _ in self._groups]
 
     @property
+    def devices(self) -> tuple[Held, ...]:
+        """What is held of accelerators."""
+        return tuple(one for one in self.held if one.cpus is None)
+
+    @property
+    def cpus(self) -> Cpus | None:
+        """The processors that are held; None in a run on accelerators, whose price they are in."""
+        return next((one.cpus for one in self.held if one.cpus is not None), None)
+
+    @property
     def uuids(self) -> set[str]:
-        """Of all devices of the run."""
+        """Of all that the run holds, processors too: who pays for what is told by them."""
         return {one.device.uuid for one in self.held if one.device.uuid}
 
     @property
@@ -98,7 +109,7 @@ class Meter:
 
     def begin_watch(self) -> None:
         """Have them read."""
-        devices = [one.device for one in self.held if one.device.uuid]
+        devices = [one.device for one in self.devices if one.device.uuid]
         if devices:
             from aifinops.gpu.sampler import watch
 
@@ -174,12 +185,16 @@ class Meter:
         busy, allocated = sums.get("busy_s"), group.held * seconds
         idle_s, idle = idle_usd(group, seconds, busy)
         about = {**facts, **sums.facts(), **({} if idle is None else {"idle_usd": str(idle)})}
+        if group.on_cpu and (cpus := self.cpus) is not None:
+            about |= {"cpus": str(cpus.count), "cpus_source": cpus.source, "machine_cpus": cpus.machine}
         if self._name:
             about["name"] = self._name
         made = billing.charge(
             group, self._scope, key=self._key, at=at, length=length, part=self._part, facts=about, paid=paid
         )
-        self.account.add(allocated, made.cost.amount, idle, sums)
+        self.account.add(group, seconds, made.cost.amount, idle, sums)
+        if group.on_cpu:
+            return
         states = {"allocated": float(allocated)}
         if busy is not None:
             states |= {"busy": busy, "idle": float(idle_s or 0)}
@@ -213,10 +228,12 @@ class Meter:
         """Seconds since the last charge."""
         return Decimal(0) if self.ended is not None else Decimal(now - self._from).scaleb(-9)
 
-    def with_open(self, now: int) -> tuple[Decimal, Decimal | None, Sums, Decimal | None]:
-        """(device-seconds, cost, measured figures, idle money) up to now; the money is None where a price or how busy it was is unknown."""
+    def with_open(self, now: int) -> tuple[Decimal, Decimal, Decimal | None, Sums, Decimal | None]:
+        """(device-seconds, vCPU-seconds, cost, measured figures, idle money) up to now; the money is None where a price or how busy it was is
+        unknown.
+        """
         seconds = self.uncharged(now)
-        allocated, cost = self.account.with_open(self.priced, seconds)
+        allocated, cpu_s, cost = self.account.with_open(self.priced, seconds)
         sums, idle = Sums(), self.account.idle
         sums.merge(self.account.sums)
         for group, members in self._groups if self.ended is None else ():
@@ -224,7 +241,7 @@ class Meter:
             more = idle_usd(group, seconds, part.get("busy_s"))[1]
             idle = None if idle is None or more is None else idle + more
             sums.merge(part)
-        return allocated, cost, sums, idle
+        return allocated, cpu_s, cost, sums, idle
 
     def saved(self, now: int) -> None:
         """A checkpoint was written."""

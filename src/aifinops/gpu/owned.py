@@ -34,7 +34,7 @@ class Owned:
     """Machines of one's own. Money is USD.
 
     Attributes:
-        capex: what they cost when they were bought. gpus: how many there are in all.
+        capex: what they cost when they were bought. gpus: how many there are in all; of `cpu_owned`, how many vCPUs.
         years: over which they are written off. residual: the share of the price that they are still worth then.
         upkeep_per_year: people, space, support, repairs. kw: electricity drawn by all of it. usd_per_kwh: its price.
         pue: power usage effectiveness of the room, 1 or more: cooling and losses are in it.
@@ -94,39 +94,50 @@ _FORM = 'gpu_owned = { capex = "320000", gpus = 8, years = 3, residual = "0.3", 
 _NUMBERS = ("capex", "years", "residual", "upkeep_per_year", "kw", "usd_per_kwh", "pue")
 
 
-def read_owned(table: Any) -> Owned:
+_CPU_FORM = 'cpu_owned = { capex = "9000", cpus = 128, years = 4, kw = "0.6", pue = "1.3", usd_per_kwh = "0.10" }'
+
+
+def read_owned(table: Any, setting: str = "gpu_owned") -> Owned:
     """What a table of the configuration says.
+
+    Args:
+        table: as it stands there. setting: its name; that of `cpu_owned` has `cpus` in place of `gpus`, and no `models`.
 
     Raises:
         ConfigurationError: naming the key, the value and what to type.
     """
     if isinstance(table, Owned):
         return table
+    on_cpu = setting == "cpu_owned"
+    unit, form = ("cpus", _CPU_FORM) if on_cpu else ("gpus", _FORM)
     known = {one.name for one in fields(Owned)}
-    if not isinstance(table, Mapping) or not set(table) <= known or not {"capex", "gpus", "years"} <= set(table):
-        raise ConfigurationError(f"gpu_owned needs capex, gpus and years, and knows {', '.join(sorted(known))}; write {_FORM}")  # fmt: skip
-    values = {key: decimal(table[key], f"gpu_owned.{key}") for key in _NUMBERS if key in table}
-    _bounded(values)
-    gpus = table["gpus"]
-    if not isinstance(gpus, int) or isinstance(gpus, bool) or gpus < 1:
-        raise ConfigurationError(f"gpu_owned.gpus={gpus!r} must be a whole number of GPUs, 1 or more")
+    known = known - {"gpus", "models"} | {"cpus"} if on_cpu else known
+    if not isinstance(table, Mapping) or not set(table) <= known or not {"capex", unit, "years"} <= set(table):
+        raise ConfigurationError(f"{setting} needs capex, {unit} and years, and knows {', '.join(sorted(known))}; write {form}")  # fmt: skip
+    values = {key: decimal(table[key], f"{setting}.{key}") for key in _NUMBERS if key in table}
+    _bounded(values, setting, form)
+    count = table[unit]
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ConfigurationError(
+            f"{setting}.{unit}={count!r} must be a whole number of {unit[:-1].upper()}s, 1 or more"
+        )
     day = table.get("as_of")
     if day is not None and not isinstance(day, date):
         try:
             day = date.fromisoformat(str(day))
         except ValueError:
-            raise ConfigurationError(f"gpu_owned.as_of={day!r} is no date; write 2026-11-30") from None
+            raise ConfigurationError(f"{setting}.as_of={day!r} is no date; write 2026-11-30") from None
     models = table.get("models", ())
     if isinstance(models, str):
         models = (models,)
-    return Owned(**values, gpus=gpus, models=tuple(map(str, models)), as_of=day, source=str(table.get("source", "")))
+    return Owned(**values, gpus=count, models=tuple(map(str, models)), as_of=day, source=str(table.get("source", "")))
 
 
-def _bounded(values: Mapping[str, Decimal]) -> None:
+def _bounded(values: Mapping[str, Decimal], setting: str, form: str) -> None:
     for key, value in values.items():
         least = 1 if key == "pue" else 0
         if value < least or (key == "years" and not value) or (key == "residual" and value > 1):
-            raise ConfigurationError(f"gpu_owned.{key}={value} is out of range; write {_FORM}")
+            raise ConfigurationError(f"{setting}.{key}={value} is out of range; write {form}")
 
 
 # --- energy and CO2 ----------------------------------------------------------------------------------------------------------

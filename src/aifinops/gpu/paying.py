@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from aifinops import runtime
-from aifinops.budgets.budget import MICRO
+from aifinops.budgets.budget import MICRO, is_currency
 from aifinops.budgets.prepaid import Prepaid
 from aifinops.budgets.stores.base import Store
 from aifinops.budgets.waiting import Wait
@@ -27,6 +28,22 @@ __all__ = ["Paying"]
 
 _NS = 1_000_000_000
 _NEVER = 1 << 62
+
+logger = logging.getLogger("aifinops.gpu")
+
+
+class _Once:
+    """What is said once a process."""
+
+    def __init__(self) -> None:
+        self.said = False
+
+    def first(self) -> bool:
+        said, self.said = self.said, True
+        return not said
+
+
+_left_out = _Once()
 
 
 class Paying:
@@ -63,7 +80,7 @@ class Paying:
         self.keys = frozenset(one.key for one in self.budgets)
         if not self.budgets:
             return
-        unpriced = next((group for group in groups if group.usd_per_hour is None), None)
+        unpriced = next((group for group in groups if group.usd_per_hour is None and not group.implied), None)
         why = None if unpriced is None else UnknownModel(unpriced.sku or "a GPU", provider=unpriced.provider)
         slice_s, allowance_s = self._times
         prepaid = Prepaid(
@@ -88,12 +105,29 @@ class Paying:
         return self._given if self._scope is None else engines.budgets(self._scope, engines.tags(self._scope))
 
     def _rates(self, groups: Sequence[Group]) -> dict[str, Decimal]:
-        """What a second costs: nano-units of money, millionths of `gpu_seconds`."""
-        amounts = {"gpu_seconds": sum((group.held for group in groups), Decimal(0)) * MICRO}
+        """What a second costs: nano-units of money, millionths of `gpu_seconds` or `cpu_seconds`."""
+        # Both, so that a limit on the time of the other kind takes nothing here.
+        amounts = {"gpu_seconds": Decimal(0), "cpu_seconds": Decimal(0)}
+        for group in groups:
+            amounts[group.meter] += group.held * MICRO
         priced = [usd for group in groups if (usd := group.usd(Decimal(_NS))) is not None]
         if len(priced) == len(groups) or (priced and all(one.budget.unknown == "allow" for one in self.budgets)):
             amounts["USD"] = sum(priced, Decimal(0))
+        if groups and all(group.implied for group in groups):
+            self._leave_out_money(amounts)
         return amounts
+
+    def _leave_out_money(self, amounts: dict[str, Decimal]) -> None:
+        """Processors that nobody has asked for take nothing of a limit in money in which they have no price, rather than hold up the run."""
+        units = {limit.unit for one in self.budgets for limit in one.limits if is_currency(limit.unit)}
+        missing = units - set(amounts)
+        amounts.update(dict.fromkeys(missing, Decimal(0)))
+        if missing and _left_out.first():
+            logger.warning(
+                'aifinops: the processors here have no price in %s, so that a limit in it says nothing of their time; gpu.track(devices="cpu", '
+                "price=...) says one, and the setting cpu_owned that of your own machines",
+                " and ".join(sorted(missing)),
+            )
 
     def reopen(self, groups: Sequence[Group], now: int) -> None:
         """Pay for other devices, or at another price, from now on; without room for it the run ends at its next step."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from aifinops.gpu.devices import Device
     from aifinops.pricing.book import PriceBook
 
-__all__ = ["STALE", "Rate", "cpu_rate", "rate"]
+__all__ = ["STALE", "Rate", "cpu_rate", "has_accelerators", "rate"]
 
 STALE = timedelta(days=180)
 """A price that was last checked so long ago is said to be old, once a process."""
@@ -128,9 +128,29 @@ def rate(
     return _rate(_whole(name), place, "gpu_seconds", at, override, book)
 
 
-def cpu_rate(place: Place, *, at: int, book: PriceBook | None = None) -> Rate:
-    """What an hour of one vCPU costs there: of instances without accelerators, since in others it is in the price of the accelerator."""
-    return _rate("", place, "cpu_seconds", at, "auto", book)
+def cpu_rate(place: Place, *, at: int, override: Any = None, book: PriceBook | None = None) -> Rate:
+    """What an hour of one vCPU costs there: of instances without accelerators, since in others it is in the price of the accelerator.
+
+    Args:
+        place: which instance. at, book: as in `rate`. override: USD an hour of one vCPU; None or `"auto"` without one.
+
+    Raises:
+        ConfigurationError: for an override that is no amount of money.
+    """
+    found = _rate("", place, "cpu_seconds", at, override, book)
+    if found.known or not has_accelerators(place, at=at, book=book):
+        return found
+    said = f"the processors of {place.instance_type} are in the price of its accelerators"
+    return replace(found, notes=(said,))
+
+
+def has_accelerators(place: Place, *, at: int, book: PriceBook | None = None) -> bool:
+    """Whether the price lists know the instance type as one with accelerators, whose price the processors are in.
+
+    Args:
+        place, at, book: as in `cpu_rate`.
+    """
+    return bool(place.instance_type) and _first(book or runtime.get().book, "", place, "gpu_seconds", at) is not None
 
 
 def _whole(name: str) -> str:
@@ -140,7 +160,8 @@ def _whole(name: str) -> str:
 
 def _rate(name: str, place: Place, meter: str, at: int, override: Any, book: PriceBook | None) -> Rate:
     engines = runtime.get()
-    sku = Sku(place.provider or "local", place.instance_type or name, "gpu", _tier(place.term), place.region)
+    named = name or ("CPU" if meter == "cpu_seconds" else "")
+    sku = Sku(place.provider or "local", place.instance_type or named, "gpu", _tier(place.term), place.region)
     blank = Rate(None, term=place.term, sku=sku, meter=meter)
     if override is not None and override != "auto":
         return replace(blank, usd_per_hour=_money(override, "price"), source="given for this run", confidence="high")
@@ -150,11 +171,12 @@ def _rate(name: str, place: Place, meter: str, at: int, override: Any, book: Pri
         )
     prices = book or engines.book
     own = prices.over([one for one in prices.lists if one.id != _BUNDLED])
-    found = _first(own, name, place, meter, at) or _owned(engines.config.gpu_owned, blank, place, name)
+    owned = engines.config.cpu_owned if meter == "cpu_seconds" else engines.config.gpu_owned
+    found = _first(own, name, place, meter, at) or _owned(owned, blank, place, name)
     if found is None and place.term != "owned":
         found = _first(prices, name, place, meter, at)
     if found is None:
-        what = " ".join(filter(None, (place.provider, place.instance_type, place.region, name))) or "an unnamed device"
+        what = " ".join(filter(None, (place.provider, place.instance_type, place.region, named))) or "an unnamed device"
         return replace(blank, notes=(f"no price for {what}: its hours are counted, their cost is unknown",))
     return _checked(replace(found, meter=meter), place, at)
 
@@ -234,17 +256,18 @@ def _told_of(cost: Cost, sku: Sku) -> list[str]:
 
 def _owned(owned: Any, blank: Rate, place: Place, name: str) -> Rate | None:
     """Hardware of one's own: where the user says so, and where a declaration of it is all there is."""
-    if owned is None or blank.meter != "gpu_seconds" or (place.provider and place.term != "owned"):
+    if owned is None or (place.provider and place.term != "owned"):
         return None
     from aifinops.gpu.owned import read_owned
 
-    hardware = read_owned(owned)
-    if not hardware.covers(name):
+    setting = "cpu_owned" if blank.meter == "cpu_seconds" else "gpu_owned"
+    hardware = read_owned(owned, setting)
+    if name and not hardware.covers(name):
         return None
     return replace(
         blank,
         usd_per_hour=hardware.usd_per_gpu_hour,
-        source=hardware.source or "gpu_owned",
+        source=hardware.source or setting,
         as_of=hardware.as_of,
         term="owned",
         confidence="high",

@@ -376,7 +376,7 @@ class Run:
 
     def _begin_events(self) -> None:
         """Once the framework has the device in use. Of several devices in one process its stream tells nothing of the others."""
-        held = self._meter.held
+        held = self._meter.devices
         if len(held) == 1 and held[0].device.uuid:
             from aifinops.gpu.events import for_device
 
@@ -421,11 +421,11 @@ class Run:
         meter = self._meter
         if not meter.cut(now, lambda: self._facts(now), self._purse.keys):
             return
-        if self._slot is not None:  # for `aifinops gpu top`
+        if self._slot is not None and meter.devices:  # for `aifinops gpu top`
             self._slot.measured(meter.account.sums.get("busy_s"), float(meter.account.device_s))
         if self._journal is not None:
             self._journal.note(
-                meter.wall(now), at=meter.wall(now), allocated_s=str(meter.account.device_s), steps=self.steps,
+                meter.wall(now), at=meter.wall(now), allocated_s=str(meter.account.device_s + meter.account.cpu_s), steps=self.steps,
                 groups=[group.to_json() for group in meter.priced],
             )  # fmt: skip
         self._foresee()
@@ -558,7 +558,7 @@ class Run:
     def _end_span(self, error: BaseException | None) -> None:
         if self._span is None:
             return
-        metering.end_block_span(self._span, span_values(self.usage(), len(self._meter.held)), error)
+        metering.end_block_span(self._span, span_values(self.usage(), len(self._meter.devices)), error)
 
     def forget(self) -> None:
         """In a forked child: nothing of it is ours."""
@@ -652,9 +652,10 @@ def track(
 
     Args:
         name: of the run and its span.
-        devices: `"auto"` for those that this process may use, divided among the ranks of this machine; `"visible"` for all, undivided; a
-            list of devices; or a mapping of model to count, `{"NVIDIA H100 80GB HBM3": 8}`, where no driver can be asked.
-        price: USD an hour of one device, or `"auto"` for what the price lists say of this machine.
+        devices: `"auto"` for those that this process may use, divided among the ranks of this machine, and on a machine without any for its
+            processors; `"visible"` for all devices, undivided; `"cpu"` for the processors; a list of devices, which may be empty; or a mapping
+            of model to count, `{"NVIDIA H100 80GB HBM3": 8}`, where no driver can be asked.
+        price: USD an hour of one device (with `"cpu"` of one vCPU), or `"auto"` for what the price lists say of this machine.
         run_id: the name that all ranks and attempts share; default: `AIFINOPS_RUN_ID`, `TORCHELASTIC_RUN_ID`, `SLURM_JOB_ID`, `JOB_UUID`.
         checkpoint: called when a budget ends the run, before `RunStopped` is raised; on every rank, at the same step.
         slice_s: how much is paid in advance, seconds. allowance_s: what a step and a checkpoint take; longer ones that are seen raise it.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from aifinops.gpu.cpus import Cpus
 from aifinops.gpu.measured import Measured
 from aifinops.telemetry import names
 
@@ -97,6 +98,8 @@ class GpuUsage:
             model whose peak is known.
         cost: USD of what is allocated, None when a price is unknown. idle_cost: of what was not busy. usd_per_hour: at which it runs now.
         price_as_of, price_source: of that price. wasted_s, wasted_cost: since the last checkpoint, of this attempt.
+        cpus: the processors of a run on a machine without accelerators; None where there are some, whose price they are in. cpu_s: their
+            vCPU-seconds, processors x time; they are in `cost` and `wasted_s`, and in no other figure.
         phases: `startup`, `data_wait`, `step`, `checkpoint_save`, `restore`, `eval`, `idle`, ... -> seconds of this process.
     """
 
@@ -128,6 +131,8 @@ class GpuUsage:
     wasted_cost: Decimal | None
     phases: Mapping[str, float] = field(default_factory=dict)
     device_stall_s: float | None = None
+    cpu_s: Decimal = Decimal(0)
+    cpus: Cpus | None = None
 
     @property
     def idle_s(self) -> float | None:
@@ -178,7 +183,16 @@ def total(parts: Iterable[GpuUsage]) -> GpuUsage:
         _money(one.wasted_cost for one in found),
         phases,
         _sum(one.device_stall_s for one in found),
+        sum((one.cpu_s for one in found), Decimal(0)),
+        _processors([one.cpus for one in found if one.cpus is not None]),
     )  # fmt: skip
+
+
+def _processors(found: Sequence[Cpus]) -> Cpus | None:
+    """Those of all ranks; of which machine is not known any more."""
+    if not found:
+        return None
+    return Cpus(sum((one.count for one in found), Decimal(0)), _joined("", "+".join(one.source for one in found)))
 
 
 def _sum(values: Iterable[float | None]) -> float | None:
@@ -212,6 +226,10 @@ def span_values(used: GpuUsage, devices: int) -> dict[str, Any]:
         names.GPU_MFU: used.mfu,
         names.GPU_ATTRIBUTION: used.attribution or None,
         names.GPU_STEPS: used.steps,
+        names.CPU_COUNT: None if used.cpus is None else float(used.cpus.count),
+        names.CPU_SOURCE: None if used.cpus is None else used.cpus.source or None,
+        names.CPU_MACHINE: None if used.cpus is None else used.cpus.machine,
+        names.CPU_ALLOCATED: None if used.cpus is None else float(used.cpu_s),
         names.GPU_WASTED: float(used.wasted_s),
         names.COST_TOTAL: None if used.cost is None else float(used.cost),
         names.COST_CURRENCY: None if used.cost is None else "USD",

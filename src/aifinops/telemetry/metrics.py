@@ -586,7 +586,7 @@ _OTHERS_LATEST: _Columns = ((names.METRIC_DURATION, _SECONDS, {}),)
 
 def _undivided(charge: Charge, kind: str) -> tuple[tuple[str, int], ...]:
     """An amount that no meter tells (reported by the provider, recorded by hand) as one line; none for what is unknown or free."""
-    return (("gpu_seconds" if kind == "gpu" else "", charge.amount),) if charge.amount else ()
+    return ((f"{kind}_seconds" if kind in {"gpu", "cpu"} else "", charge.amount),) if charge.amount else ()
 
 
 def _parts(points: Iterable[_Point], kind: str) -> list[int]:

@@ -109,6 +109,10 @@ GPU_MEMORY = "aifinops.gpu.memory_gib_s"
 GPU_ENERGY = "aifinops.gpu.energy_j"
 GPU_MFU = "aifinops.gpu.mfu"
 GPU_ATTRIBUTION = "aifinops.gpu.attribution"
+CPU_COUNT = "aifinops.cpu.count"
+CPU_MACHINE = "aifinops.cpu.machine"
+CPU_SOURCE = "aifinops.cpu.source"
+CPU_ALLOCATED = "aifinops.cpu.allocated_s"
 GPU_STATE = "aifinops.gpu.state"
 GPU_STEPS = "aifinops.gpu.steps"
 GPU_WASTED = "aifinops.gpu.wasted_s"
@@ -200,7 +204,7 @@ COST_BUCKETS = (0.00001, 0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0
 
 
 def component(meter_name: str) -> str:
-    """Which part of the bill a meter belongs to: `cache_read`, `cache_write`, `input`, `output`, `tools`, `gpu`, `other`."""
+    """Which part of the bill a meter belongs to: `cache_read`, `cache_write`, `input`, `output`, `tools`, `gpu`, `cpu`, `other`."""
     found = _components.get(meter_name)
     if found is None:
         found = _components[meter_name] = _component(meter_name)
@@ -216,6 +220,6 @@ def _component(meter_name: str) -> str:
             return prefix
     if meter_name == "reasoning_tokens":
         return "output"
-    if meter_name == "gpu_seconds":
-        return "gpu"
+    if meter_name in {"gpu_seconds", "cpu_seconds"}:
+        return meter_name[:3]
     return "tools" if meter_name.endswith(("_requests", "_calls", "_sessions")) else "other"

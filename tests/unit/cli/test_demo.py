@@ -229,7 +229,7 @@ def test_otlp(tmp_path: Path) -> None:
 
 
 def test_training_is_tracked(tmp_path: Path) -> None:
-    """The training loop learns, and its block is charged for the GPUs that this machine has."""
+    """The training loop learns, and its block is charged for the GPUs that this machine has, or else for its processors."""
     pytest.importorskip("torch", reason="the training loop needs torch")
     from aifinops.cli.demo import fine_tune
     from aifinops.gpu.devices import inventory, visible
@@ -237,7 +237,7 @@ def test_training_is_tracked(tmp_path: Path) -> None:
 
     with capture_charges() as charges:
         assert fine_tune() < 0.1
-    assert len(charges) == len({device.name for device in visible(inventory().devices)})
+    assert len(charges) == max(1, len({device.name for device in visible(inventory().devices)}))
 
 
 def test_without_openai(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

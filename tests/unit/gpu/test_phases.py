@@ -101,11 +101,11 @@ def group(usd: str | None, held: str = "2") -> Group:
 def test_money_is_unknown_as_soon_as_a_part_of_it_is() -> None:
     """Unknown is never zero; time is known all the same."""
     account = Account()
-    account.add(Decimal(10), Decimal("0.1"), None, Sums())
-    assert account.with_open([group("3.60")], Decimal(10)) == (30, Decimal("0.12"))
+    account.add(group("36"), Decimal(5), Decimal("0.1"), None, Sums())
+    assert account.with_open([group("3.60")], Decimal(10)) == (30, 0, Decimal("0.12"))
     assert account.idle is None
-    account.add(Decimal(10), None, None, Sums())
-    assert account.with_open([group("3.60")], Decimal(10)) == (40, None)
+    account.add(group(None), Decimal(5), None, None, Sums())
+    assert account.with_open([group("3.60")], Decimal(10)) == (40, 0, None)
     assert hourly([]) is None
     assert hourly([group("1"), group(None)]) is None
     assert hourly([group("1"), group("2")], 1800) == 3
