@@ -216,7 +216,7 @@ def _put(target: Any, attributes: Attributes) -> None:
 def _set(target: Any, value: Any) -> None:
     if isinstance(value, bool):
         target.bool_value = value
-    elif isinstance(value, int):
+    elif isinstance(value, int) and -_INT64 <= value < _INT64:
         target.int_value = value
     elif isinstance(value, float):
         target.double_value = value

@@ -401,3 +401,18 @@ def test_the_request_is_what_other_programs_read(receiver: Receiver, ledger: Otl
     """The bytes are the protobuf message of the OpenTelemetry project."""
     ledger.append(example_charge(1))
     assert len(ExportLogsServiceRequest.FromString(receiver.bodies[0]).resource_logs[0].scope_logs[0].log_records) == 1
+
+
+def test_a_number_beyond_64_bits_beside_a_charge_is_text() -> None:
+    """An attribute of a span that no integer of OTLP holds does not cost the batch; its own form has room for 64 bits."""
+    beside = {"big": 2**63, "small": -(2**63) - 1, "fits": 2**63 - 1, "list": [1, 2**64]}
+    request = export_request([PLAIN], lambda _: beside, {"process.big": 2**70})
+    (scope,) = request.resource_logs
+    (record,) = scope.scope_logs[0].log_records
+    found = {one.key: one.value for one in record.attributes}
+    assert (found["big"].string_value, found["small"].string_value) == (str(2**63), str(-(2**63) - 1))
+    assert found["fits"].int_value == 2**63 - 1
+    first, second = found["list"].array_value.values
+    assert (first.int_value, second.string_value) == (1, str(2**64))
+    assert scope.resource.attributes[0].value.string_value == str(2**70)
+    assert list(charges_of(request)) == [PLAIN]
