@@ -53,6 +53,12 @@ AROUND = {
     "receivers": ["tests/telemetry_receivers", "tests/stacks"],
     # Servers of processes, and receivers that nobody here wrote.
     "processes": ["tests/faults/test_independence.py", "tests/faults/test_outage.py"],
+    # ClickHouse's engine in process, its driver, and what entries are exported with.
+    "ledgers": [
+        "tests/conformance/test_ledgers_clickhouse.py",
+        "tests/conformance/test_otel_views.py",
+        "tests/unit/ledger/test_export.py",
+    ],
     # A browser draws the page: Chromium on the path, or AIFINOPS_BROWSER.
     "browser": [
         f"tests/{name}.py"
@@ -180,7 +186,8 @@ def stacking(session: nox.Session) -> None:
 def minimums(session: nox.Session) -> None:
     """The whole suite with the lowest version of every direct dependency."""
     extras = PROJECT["project"]["optional-dependencies"]
-    drivers = [*extras["openai"], *extras["approvals"], *extras["postgres"], *extras["redis"]]
+    named = ("openai", "approvals", "postgres", "redis", "clickhouse", "parquet", "duckdb")
+    drivers = list(dict.fromkeys(item for name in named for item in extras[name]))
     ours = _lowest([*PROJECT["project"]["dependencies"], *drivers])
     # genai-prices needs newer packages than we do; the test that compares with it is skipped here.
     left_out = {"genai-prices", *(Requirement(item).name for item in drivers)}

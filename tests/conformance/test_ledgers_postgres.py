@@ -9,7 +9,11 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from decimal import Decimal
@@ -395,3 +399,202 @@ def test_a_wrong_address_says_what_to_write(url: str, match: str) -> None:
     with pytest.raises(ConfigurationError, match=match) as caught:
         open_url(url)
     assert "secret" not in str(caught.value)
+
+
+# --- compaction ---------------------------------------------------------------------------------------------------------
+
+DAY = 24 * HOUR
+BOUNDARY = START - START % DAY + 30 * DAY
+KEPT_BYS = ((), ("team", "model", "day"), ("month", "status", "basis"), ("provider", "feature"))
+
+
+def agree_kept(ledger: PostgresLedger, charges: list[Charge]) -> None:
+    """The sums that are kept are those of a ledger in memory which has had each entry once, and so are details of later days."""
+    wanted = MemoryLedger()
+    wanted.append_many(charges)
+    for by in KEPT_BYS:
+        assert ledger.summarize(by=by) == wanted.summarize(by=by), by
+    later = Query(since_ns=BOUNDARY)
+    assert ledger.summarize(later, ["user", "hour"]) == wanted.summarize(later, ["user", "hour"])
+
+
+@pytest.mark.parametrize("step", [1, 7, 2_000])
+def test_sums_are_exact_between_any_two_steps_of_a_compaction(
+    step: int, make: Callable[..., PostgresLedger], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another ledger asks after each step; entries and corrections come before, between and after them, in any order."""
+    monkeypatch.setattr(postgres, "_GONE_STEP", step)
+    charges = random_charges(31, 150)
+    random.Random(step).shuffle(charges)
+    ledger, other = make(), make()
+    ledger.append_many(charges[:110])
+    late = charges[110:]
+    there = charges[:110]
+
+    def meanwhile(done: int, total: int) -> None:
+        if done % 5 == 0 and late:
+            there.append(late.pop())
+            assert other.append(there[-1])
+        assert other.append_many(there[:10]) == 0
+        agree_kept(other, there)
+
+    first = ledger.compact(BOUNDARY, progress=meanwhile)
+    ledger.append_many(late)
+    agree_kept(other, charges)
+    assert other.append_many(charges) == 0
+    second = ledger.compact(BOUNDARY)
+    agree_kept(other, charges)
+    assert ledger.info().compacted == first.entries + second.entries
+    assert ledger.info().entries == 150
+    assert [one for one in ledger.verify().problems if one.kind == "rollup"] == []
+    assert ledger.migrate(anew=True) == len(list(ledger.rows()))
+    agree_kept(other, charges)
+
+
+def test_a_compaction_that_was_killed_goes_on(
+    own: PostgresServer, make: Callable[..., PostgresLedger], tmp_path: Path
+) -> None:
+    """SIGKILL of who compacts, then of the server: sums are right at once, and the next call does what is left."""
+    charges = random_charges(32, 200)
+    ledger = PostgresLedger(own.dsn, schema=_name())
+    ledger.append_many(charges)
+    program = tmp_path / "compact.py"
+    program.write_text(
+        "import os, signal, sys\n"
+        "from aifinops.ledger import postgres\n"
+        "postgres._GONE_STEP = 3\n"
+        "ledger = postgres.PostgresLedger(sys.argv[1], schema=sys.argv[2])\n"
+        "step = postgres._Compacting._move\n"
+        "def move(self, *arguments):\n"
+        "    step(self, *arguments)\n"
+        "    if self.entries >= 20: os.kill(os.getpid(), signal.SIGKILL)  # between the deletion and the commit\n"
+        "postgres._Compacting._move = move\n"
+        f"ledger.compact({BOUNDARY})\n"
+    )
+    done = subprocess.run([sys.executable, program, own.dsn, ledger.schema], check=False, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    agree_kept(ledger, charges)
+    part = ledger.info().compacted
+    assert 20 <= part < 24
+    own.kill()
+    own.start()
+    agree_kept(ledger, charges)
+    rest = ledger.compact(BOUNDARY)
+    assert ledger.info().compacted == part + rest.entries
+    agree_kept(ledger, charges)
+    assert ledger.append_many(charges) == 0
+    ledger.close()
+
+
+def test_two_compactors_writers_and_readers_at_once(
+    make: Callable[..., PostgresLedger], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two compact the same days while two write old and new entries, many of them twice, and one asks: no entry is lost or counted twice."""
+    monkeypatch.setattr(postgres, "_GONE_STEP", 5)
+    charges = random_charges(33, 300)
+    first = make()
+    first.append_many(charges[:200])
+    errors: list[BaseException] = []
+    compacted: list[int] = []
+
+    def safely(work: Callable[[], object]) -> Callable[[], None]:
+        def run() -> None:
+            try:
+                work()
+            except BaseException as error:  # carried into the main thread below
+                errors.append(error)
+
+        return run
+
+    def compacting() -> None:
+        compacted.append(make().compact(BOUNDARY).entries)
+
+    def writing() -> None:
+        ledger = make()
+        for start in range(0, 300, 10):
+            ledger.append_many(charges[start : start + 10])
+            ledger.append(charges[299 - start])
+
+    def reading() -> None:
+        ledger = make()
+        for _ in range(20):
+            (group,) = ledger.summarize(Query(where={"currency": "USD"}))
+            assert group.calls <= len(charges)
+
+    work = [compacting, compacting, writing, writing, reading]
+    threads = [threading.Thread(target=safely(one)) for one in work]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert first.info().entries == 300
+    assert first.info().compacted == sum(compacted) > 0
+    agree_kept(first, charges)
+
+
+def test_a_duplicate_that_waits_for_a_compaction_is_ignored(make: Callable[..., PostgresLedger], dsn: str) -> None:
+    """Its statement began before the entry was gone and goes on after it, so that it sees neither the entry nor its id."""
+    ledger = make()
+    ledger.append_many([example_charge(1), example_charge(2)])
+    ledger.compact(START - 10 * DAY)  # the trigger is there, nothing else
+    ledger._fold()
+    found: list[bool] = []
+    writer = threading.Thread(target=lambda: found.append(make().append(example_charge(1))))
+    run = postgres._Compacting(ledger, START + 2 * DAY)
+    with psycopg.connect(dsn) as slow:
+        first, _ = postgres._which_go(ledger.schema)
+        assert run._step(slow, START - START % DAY, first) == 2
+        writer.start()
+        writer.join(0.5)
+        assert writer.is_alive()
+        slow.commit()
+    writer.join(30)
+    assert found == [False]
+    assert (ledger.info().entries, list(ledger.rows())) == (2, [])
+
+
+def test_a_role_that_may_not_delete_cannot_compact(dsn: str) -> None:
+    """It is told so; an owner can, and the role writes on afterwards, its late duplicates ignored."""
+    schema, role = _name(), f"role_{_name()}"
+    admin(dsn, f"CREATE ROLE {role} LOGIN", setup_sql(schema, role=role))
+    try:
+        writer = PostgresLedger(dsn.replace("postgres@", f"{role}@"), schema=schema)
+        writer.append_many([example_charge(1), example_charge(2)])
+        with pytest.raises(StoreError, match="must be owner|permission denied"):
+            writer.compact(START + 2 * DAY)
+        owner = PostgresLedger(dsn, schema=schema)
+        done = owner.compact(START + 2 * DAY)
+        assert (done.entries, done.kept, done.freed_bytes > 0) == (2, 0, True)
+        assert [writer.append(example_charge(number)) for number in (1, 2, 3)] == [False, False, True]
+        assert writer.info().entries == 3
+        owner.close()
+        writer.close()
+    finally:
+        admin(dsn, f"DROP SCHEMA {schema} CASCADE", f"DROP ROLE {role}")
+
+
+# --- a server that says nothing --------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_stands_still_is_given_up(own: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGSTOP of the server keeps its connections alive: reader and writer wait for a bounded time, and go on when it does."""
+    monkeypatch.setattr(postgres, "_GRACE_S", 0.5)
+    ledger = PostgresLedger(f"{own.dsn}?connect_timeout=2", schema=_name(), timeout_s=0.5)
+    ledger.append(example_charge(1))
+    asks: list[Callable[[], object]] = [
+        lambda: ledger.summarize(by=["model"]),
+        lambda: list(ledger.rows()),
+        lambda: ledger.append(example_charge(2)),
+    ]
+    with own.frozen():
+        for place, ask in enumerate(asks):
+            begun = time.monotonic()
+            with pytest.raises(StoreError, match="has not answered for 1 seconds" if place == 0 else "look whether"):
+                ask()
+            # The first has a connection; others have none and try three times.
+            assert time.monotonic() - begun < (5 if place == 0 else 20)
+    assert [group.key for group in ledger.summarize(by=["model"])] == [(example_charge(1).model,)]
+    assert ledger.append_many([example_charge(1), example_charge(2)]) in (0, 1)  # the server may have got the second
+    assert ledger.info().entries == 2
+    ledger.close()

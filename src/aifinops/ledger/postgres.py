@@ -6,6 +6,9 @@ Hourly roll-ups (see `aifinops.ledger.sql`) hold every entry up to a mark. A que
 mark, in one statement and so in one view of the data; a correction behind the mark of an entry before it is allowed for in the same way.
 Whoever has put in or has to read many entries behind the mark moves it on (`_fold`). Numbers are given to entries under a shared lock, and
 the mark is only moved to a number below which nobody is still writing, so that no late entry is passed over.
+
+Compaction deletes entries and leaves the roll-ups, which have them already; the hours of a compacted day become one. What went is kept once
+more as daily sums by itself, from which roll-ups can be made anew, and by id. Each step is one transaction.
 """
 
 from __future__ import annotations
@@ -14,16 +17,20 @@ import importlib
 import json
 import os
 import re
+import selectors
 import threading
+import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from aifinops.charges import Charge
 from aifinops.errors import ConfigurationError, StoreError
 from aifinops.ledger.base import (
+    DAY_NS,
     HOUR_NS,
     Capabilities,
     Compaction,
@@ -33,7 +40,9 @@ from aifinops.ledger.base import (
     Progress,
     Query,
     Verification,
+    check_compacted,
     group_keys,
+    start_of,
     verify_rows,
 )
 from aifinops.ledger.codec import COLUMNS, METER_COLUMNS, TAG_COLUMNS, charge_of, clean_text, row_of
@@ -62,8 +71,13 @@ _STEP = 200_000
 _PAGE = 1000
 _BATCH = 500
 """Entries of one statement: one of 10,000 is half as fast, since PostgreSQL reads its JSON into one value."""
+_GONE_STEP = 2_000
+"""Entries that are compacted in one transaction; writers wait meanwhile."""
+_PAUSE_S = 0.002
 _IDLE = 4
 _TIMEOUT_S = 60.0
+_GRACE_S = 5.0
+"""How much longer than the server itself may need we wait for its answer: one that stands still keeps the connection alive and says nothing."""
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,47}")
 _INTEGERS = frozenset({"at", "duration", "amount", "lower", "upper", "stream", *METER_COLUMNS})
 _MORE = ("quantities", "unpriced_quantities")
@@ -95,13 +109,21 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX charges_at ON {schema}.charges (at, id)",
         "CREATE INDEX charges_seq ON {schema}.charges (seq)",
         "CREATE INDEX charges_corrects ON {schema}.charges (corrects) WHERE corrects <> ''",
-        "CREATE TABLE {schema}.hourly (cell bytea PRIMARY KEY, at bigint NOT NULL, "
-        + ", ".join(f'{name} text COLLATE "C" NOT NULL' for name in DIMENSIONS)
-        + ", "
-        + ", ".join(f"{name} numeric" for name in SUMS)
-        + ", quantities jsonb, unpriced_quantities jsonb)",
-        "CREATE INDEX hourly_at ON {schema}.hourly (at)",
-        "CREATE TABLE {schema}.state (one boolean PRIMARY KEY DEFAULT true CHECK (one), version integer NOT NULL, mark bigint NOT NULL)",
+        *(
+            statement
+            for table in ("hourly", "daily")
+            for statement in (
+                f"CREATE TABLE {{schema}}.{table} (cell bytea PRIMARY KEY, at bigint NOT NULL, "
+                + ", ".join(f'{name} text COLLATE "C" NOT NULL' for name in DIMENSIONS)
+                + ", "
+                + ", ".join(f"{name} numeric" for name in SUMS)
+                + ", quantities jsonb, unpriced_quantities jsonb)",
+                f"CREATE INDEX {table}_at ON {{schema}}.{table} (at)",
+            )
+        ),
+        'CREATE TABLE {schema}.gone (id text COLLATE "C" PRIMARY KEY)',
+        """CREATE TABLE {schema}.state (one boolean PRIMARY KEY DEFAULT true CHECK (one), version integer NOT NULL, mark bigint NOT NULL,
+            compacted bigint NOT NULL DEFAULT 0, first_day bigint, until_day bigint, first_at bigint, last_at bigint)""",
         "INSERT INTO {schema}.state (version, mark) VALUES (1, 0)",
         # STRICT: the aggregate passes rows without such quantities over, which is most of them, without calling it.
         """CREATE FUNCTION {schema}.add_quantities(total jsonb, more jsonb) RETURNS jsonb LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
@@ -111,6 +133,11 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
             ) AS sums
         $$""",
         "CREATE AGGREGATE {schema}.quantity_sum(jsonb) (sfunc = {schema}.add_quantities, stype = jsonb)",
+        # A statement inside a function sees what was committed when it begins, so also by whom the insertion has waited for.
+        """CREATE FUNCTION {schema}.pass_over_gone() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF EXISTS (SELECT 1 FROM {schema}.gone WHERE gone.id = NEW.id) THEN RETURN NULL; END IF;
+            RETURN NEW;
+        END $$""",
     ),
 )
 assert len(_MIGRATIONS) == SCHEMA  # noqa: S101 - one for each version
@@ -135,6 +162,7 @@ def setup_sql(schema: str = "aifinops_ledger", *, role: str | None = None) -> st
             f"GRANT SELECT, INSERT ON {schema}.charges TO {who}",
             f"GRANT SELECT, INSERT, UPDATE ON {schema}.hourly TO {who}",
             f"GRANT SELECT, UPDATE ON {schema}.state TO {who}",
+            f"GRANT SELECT ON {schema}.daily, {schema}.gone TO {who}",
             f"GRANT SELECT ON SEQUENCE {schema}.charges_seq_seq TO {who}",
         ]
     return ";\n".join(lines) + ";\n"
@@ -180,7 +208,7 @@ class PostgresLedger:
         StoreError: when the server cannot be reached and `create` is False; otherwise the first operation tries again.
     """
 
-    capabilities = Capabilities(durable=True, shared=True, verifies=True)
+    capabilities = Capabilities(durable=True, shared=True, compacts=True, verifies=True)
 
     def __init__(
         self, dsn: str, *, schema: str = "aifinops_ledger", timeout_s: float = _TIMEOUT_S, create: bool = True
@@ -190,6 +218,7 @@ class PostgresLedger:
             raise ConfigurationError(f"timeout_s={timeout_s} of the ledger: use 0.1 to 86400 seconds")
         self.schema = schema
         self._driver = _import()
+        self._bounded = _bounded(self._driver)
         self._dsn = _parse(self._driver, dsn)
         self._timeout_s = timeout_s
         self._lock_key = f"hashtextextended('aifinops ledger {schema}', 0)"
@@ -306,15 +335,19 @@ class PostgresLedger:
             return []  # no value is allowed, so that nothing matches
         period = period_of(query)
         rolled = period.whole and answered_by_cells(keys, filters)
-        if rolled:
-            self._fold_if_long()
-        return self._summed(query, keys, period if rolled else None)
+        check_compacted(query, keys, *self._reach(fold=rolled))
+        found = self._summed(query, keys, period if rolled else None)
+        # Once more: what was compacted meanwhile is not in the details that were just added up.
+        check_compacted(query, keys, *self._reach(fold=False))
+        return found
 
     def _one_by_one(self, query: Query, by: Sequence[str]) -> list[Group]:
-        return self._summed(query, group_keys(by), None)
+        return self._summed(query, group_keys(by), None, gone=True)
 
-    def _summed(self, query: Query, keys: Sequence[GroupKey], period: Period | None) -> list[Group]:
-        select, values = _summary(self.schema, query, keys, period)
+    def _summed(
+        self, query: Query, keys: Sequence[GroupKey], period: Period | None, *, gone: bool = False
+    ) -> list[Group]:
+        select, values = _summary(self.schema, query, keys, period, gone=gone)
         groups = (_group(row, len(keys)) for row in self._read(select, values))
         return sorted(groups, key=lambda group: (group.key, group.currency))
 
@@ -324,13 +357,21 @@ class PostgresLedger:
         Raises:
             StoreError: when the server cannot be read.
         """
-        size = " + ".join(f"pg_total_relation_size('{self.schema}.{table}')" for table in ("charges", "hourly"))
+        size = " + ".join(
+            f"pg_total_relation_size('{self.schema}.{table}')" for table in ("charges", "hourly", "daily", "gone")
+        )
         select = (
-            f"SELECT state.version, {size}, (SELECT count(*) FROM {self.schema}.charges WHERE seq > state.mark), every.* "  # noqa: S608 - only names of ours
+            f"SELECT state.version, {size}, state.compacted, state.until_day, state.first_at, state.last_at, (SELECT count(*) FROM {self.schema}.charges WHERE seq > state.mark), every.* "  # noqa: S608 - only names of ours
             f"FROM {self.schema}.state, (SELECT count(*), min(at), max(at) FROM {self.schema}.charges) AS every"
         )
-        ((version, bytes_there, behind, entries, first, last),) = self._read(select, [])
-        return LedgerInfo("postgresql", self.location, version, entries, first, last, bytes_there, behind=behind)
+        ((version, size_there, gone, until, gone_first, gone_last, behind, entries, first, last),) = self._read(
+            select, []
+        )
+        first = min((at for at in (first, gone_first) if at is not None), default=None)
+        last = max((at for at in (last, gone_last) if at is not None), default=None)
+        return LedgerInfo(
+            "postgresql", self.location, version, entries + gone, first, last, size_there, gone, until, behind
+        )
 
     def _read(self, select: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
         found: list[tuple[Any, ...]] = self._run(lambda connection: connection.execute(select, values).fetchall())
@@ -338,11 +379,13 @@ class PostgresLedger:
 
     # --- roll-ups ---------------------------------------------------------------------------------------------------------
 
-    def _fold_if_long(self) -> None:
-        select = f"SELECT (SELECT last_value FROM {self.schema}.charges_seq_seq) - mark FROM {self.schema}.state"  # noqa: S608 - only names of ours
-        ((behind,),) = self._read(select, [])
-        if behind >= FOLD:
+    def _reach(self, *, fold: bool) -> tuple[int | None, int | None]:
+        """The days that are compacted, up to the end of the last, nanoseconds; None for none. Moves the mark on where it is far behind."""
+        select = f"SELECT (SELECT last_value FROM {self.schema}.charges_seq_seq) - mark, first_day, until_day FROM {self.schema}.state"  # noqa: S608 - only names of ours
+        ((behind, first, until),) = self._read(select, [])
+        if fold and behind >= FOLD:
             self._fold()
+        return first, until
 
     def _fold(self) -> None:
         """Move the mark of the roll-ups on, unless somebody else is at it or it is not allowed."""
@@ -360,8 +403,8 @@ class PostgresLedger:
         more = True
         while more:
             with connection.transaction():
-                connection.execute(f"SET LOCAL statement_timeout = {int(self._timeout_s * 10_000)}")
-                more = self._fold_step(connection, upto)
+                with self._patient(connection):
+                    more = self._fold_step(connection, upto)
 
     def _fold_step(self, connection: Any, upto: int) -> bool:
         """Put at most `_STEP` numbers into the roll-ups; True when there are more."""
@@ -376,14 +419,40 @@ class PostgresLedger:
     # --- care --------------------------------------------------------------------------------------------------------------
 
     def compact(self, before_ns: int, *, progress: Progress | None = None) -> Compaction:
-        """Not here: old months can be moved with `aifinops ledger export` and deleted in the database.
+        """Turn sure entries of whole days (UTC) before a moment into daily roll-ups; see `aifinops.ledger.base.Ledger`.
+
+        Each step is a transaction of two thousand entries, for which writers wait. Who does it owns the tables, or may delete from
+        `charges`, make a trigger there, and write the other tables. `freed_bytes` is what entries took without their ids: new entries
+        fill it once the server has vacuumed the table, which it does by itself.
 
         Raises:
-            ConfigurationError: always.
+            StoreError: when the server cannot be written, or does not allow it.
         """
-        raise ConfigurationError(
-            "a ledger in PostgreSQL cannot be compacted; its roll-ups are kept anyway, see docs/how-to/ledgers.md"
-        )
+        until = start_of(before_ns, DAY_NS)
+        self._run(self._fold_all)
+        self._run(self._watch_gone)
+        old = self._older(until)
+        run = _Compacting(self, until)
+        for _ in run.steps():
+            if progress is not None:
+                progress(run.entries, max(old, run.entries))
+            time.sleep(_PAUSE_S)
+        return Compaction(run.entries, self._older(until), run.since, until, run.freed)
+
+    def _older(self, until: int) -> int:
+        ((count,),) = self._read(f"SELECT count(*) FROM {self.schema}.charges WHERE at < %s", [until])  # noqa: S608 - only names of ours
+        return int(count)
+
+    def _watch_gone(self, connection: Any) -> None:
+        """Have late ones of a compacted id ignored. Made with the first compaction: until then it costs nothing."""
+        with connection.transaction():
+            connection.execute(f"SELECT 1 FROM {self.schema}.state FOR UPDATE")  # noqa: S608 - only names of ours
+            select = "SELECT 1 FROM pg_trigger WHERE tgrelid = %s::regclass AND tgname = 'charges_gone'"
+            if connection.execute(select, [f"{self.schema}.charges"]).fetchone() is None:
+                connection.execute(
+                    f"CREATE TRIGGER charges_gone BEFORE INSERT ON {self.schema}.charges "
+                    f"FOR EACH ROW EXECUTE FUNCTION {self.schema}.pass_over_gone()"
+                )
 
     def verify(self, *, progress: Progress | None = None) -> Verification:
         """Whether each entry can be read, its lines add up, and roll-ups are the sums of entries. Ids are unique by the table's own rule.
@@ -411,6 +480,7 @@ class PostgresLedger:
         with connection.transaction():
             connection.execute(f"UPDATE {self.schema}.state SET mark = 0")  # noqa: S608 - only names of ours
             connection.execute(f"DELETE FROM {self.schema}.hourly")  # noqa: S608 - only names of ours
+            connection.execute(f"INSERT INTO {self.schema}.hourly SELECT * FROM {self.schema}.daily")  # noqa: S608 - only names of ours
 
     # --- connections ------------------------------------------------------------------------------------------------------
 
@@ -428,7 +498,9 @@ class PostgresLedger:
                     return work(connection)
             except self._driver.Error as error:
                 again = error.sqlstate in _ROLLED_BACK or (
-                    isinstance(error, self._driver.OperationalError) and error.sqlstate != "57014"
+                    isinstance(error, self._driver.OperationalError)
+                    and error.sqlstate != "57014"
+                    and not getattr(error, "silent", False)
                 )
                 if last or not again:
                     raise self._failed(error) from error
@@ -461,14 +533,25 @@ class PostgresLedger:
 
     def _connect(self) -> Any:
         try:
-            connection = self._driver.connect(**self._dsn, autocommit=True, prepare_threshold=None)
+            connection = self._bounded.connect(**self._dsn, autocommit=True, prepare_threshold=None)
         except self._driver.Error as error:
             password = str(self._dsn.get("password") or "")
             if password and password in str(error):
                 raise StoreError(f"the ledger {self.location} cannot be reached ({type(error).__name__})") from None
             raise
+        connection.patience_s = self._timeout_s + _GRACE_S
         connection.execute(f"SET statement_timeout = {int(self._timeout_s * 1000)}")
         return connection
+
+    @contextmanager
+    def _patient(self, connection: Any) -> Iterator[None]:
+        """Allow the statements of a transaction ten times as long."""
+        connection.execute(f"SET LOCAL statement_timeout = {int(self._timeout_s * 10_000)}")
+        connection.patience_s = self._timeout_s * 10 + _GRACE_S
+        try:
+            yield
+        finally:
+            connection.patience_s = self._timeout_s + _GRACE_S
 
     def _failed(self, error: Exception) -> StoreError:
         code = getattr(error, "sqlstate", None)
@@ -508,8 +591,7 @@ class PostgresLedger:
         return int(version)
 
     def _migrate(self, connection: Any) -> None:
-        with connection.transaction():
-            connection.execute(f"SET LOCAL statement_timeout = {int(self._timeout_s * 10_000)}")
+        with connection.transaction(), self._patient(connection):
             connection.execute(f"SELECT pg_advisory_xact_lock({self._lock_key})")
             # Not IF NOT EXISTS: that wants the right to make schemas even where it is there.
             found = connection.execute("SELECT to_regnamespace(%s) IS NULL", [self.schema]).fetchone()
@@ -539,6 +621,96 @@ class PostgresLedger:
             with suppress(Exception):  # it was closed in the parent already
                 os.close(connection.pgconn.socket)
         _abandoned.extend(inherited)
+
+
+class _Compacting:
+    """One compaction of a ledger up to a day.
+
+    An entry may go when nothing can change any more what it adds to the sums: it is sure (see `aifinops.ledger.base.Group`), and it is not
+    the correction that makes another entry sure which is still there, or may still come. So entries go first and their corrections after
+    them.
+
+    Attributes:
+        entries: that are gone. since: the first day of which there were any, nanoseconds. freed: bytes of the table that they took.
+    """
+
+    def __init__(self, ledger: PostgresLedger, until: int) -> None:
+        self._ledger = ledger
+        self._schema = ledger.schema
+        self._until = until
+        self.entries = self.freed = 0
+        self.since: int | None = None
+
+    def steps(self) -> Iterator[int]:
+        """Do one step after the other; how many entries went in each."""
+        first, then = _which_go(self._schema)
+        yield from self._pass(first)
+        while True:  # a correction may itself have been corrected
+            before = self.entries
+            yield from self._pass(then)
+            if self.entries == before:
+                break
+        if self.entries:
+            self._ledger._run(lambda connection: self._extend(connection, self._until, self._until))
+
+    def _pass(self, which: str) -> Iterator[int]:
+        day: int | None = None
+        while (day := self._next(day)) is not None:
+            while gone := self._ledger._run(self._step_of(day, which)):
+                self.entries += gone
+                self.since = day if self.since is None else min(day, self.since)
+                yield gone
+            day += DAY_NS
+
+    def _next(self, since: int | None) -> int | None:
+        """The day of the earliest entry from there on."""
+        select = f"SELECT min(at) FROM {self._schema}.charges WHERE at < %s AND at >= %s"  # noqa: S608 - only names of ours
+        ((at,),) = self._ledger._read(select, [self._until, -(2**63) if since is None else since])
+        return None if at is None else start_of(at, DAY_NS)
+
+    def _step_of(self, day: int, which: str) -> Callable[[Any], int]:
+        def step(connection: Any) -> int:
+            with connection.transaction(), self._ledger._patient(connection):
+                return self._step(connection, day, which)
+
+        return step
+
+    def _step(self, connection: Any, day: int, which: str) -> int:
+        # The state first: who folds holds it for long, and writers must not wait for that.
+        (mark,) = connection.execute(f"SELECT mark FROM {self._schema}.state FOR UPDATE").fetchone()  # noqa: S608 - only names of ours
+        # Nobody is between his look at known ids and his insertion.
+        connection.execute(f"SELECT pg_advisory_xact_lock({self._ledger._lock_key})")
+        select = f"SELECT id FROM {self._schema}.charges AS entry WHERE at >= %(day)s AND at < %(end)s AND seq <= %(mark)s AND {which} LIMIT %(step)s"  # noqa: S608 - only names of ours; values are bound
+        found = connection.execute(select, {"day": day, "end": day + DAY_NS, "mark": mark, "step": _GONE_STEP})
+        ids = [one for (one,) in found]
+        if ids:
+            self._extend(connection, day, day + DAY_NS)
+            self._move(connection, day, ids)
+        return len(ids)
+
+    def _move(self, connection: Any, day: int, ids: list[str]) -> None:
+        connection.execute(_daily_statement(self._schema), {"day": day, "ids": ids})
+        connection.execute(f"INSERT INTO {self._schema}.gone SELECT unnest(%s::text[])", [ids])  # noqa: S608 - only names of ours
+        gone = connection.execute(
+            f"WITH went AS (DELETE FROM {self._schema}.charges AS entry WHERE id = ANY(%s) RETURNING at, pg_column_size(entry.*) - pg_column_size(id) AS size) "  # noqa: S608 - only names of ours
+            "SELECT min(at), max(at), sum(size) FROM went",
+            [ids],
+        )
+        first, last, size = gone.fetchone()
+        self.freed += int(size)
+        connection.execute(
+            f"UPDATE {self._schema}.state SET compacted = compacted + %s, first_at = least(first_at, %s), last_at = greatest(last_at, %s)",  # noqa: S608 - only names of ours
+            [len(ids), first, last],
+        )
+
+    def _extend(self, connection: Any, first: int, until: int) -> None:
+        """Detailed questions cannot be asked of these days any more; hours are details."""
+        connection.execute(
+            f"UPDATE {self._schema}.state SET first_day = least(first_day, %s), until_day = greatest(until_day, %s)",  # noqa: S608 - only names of ours
+            [first, until],
+        )
+        if first < until:
+            connection.execute(_join_hours(self._schema), {"day": first, "end": until})
 
 
 _abandoned: list[Any] = []
@@ -713,21 +885,65 @@ def _fold_statement(schema: str) -> str:
     )  # a modulus, not a value
     new = _entries(schema, keys, "seq > %(mark)s AND seq <= %(goal)s", " AND fix.seq <= %(goal)s")
     old = _taken(schema, keys, "true", "%(mark)s", " AND seq <= %(goal)s")
-    updates = [
-        f"{name} = coalesce(hourly.{name} + excluded.{name}, hourly.{name}, excluded.{name})" for name in SUMS
-    ] + [
-        f"{name} = coalesce({schema}.add_quantities(hourly.{name}, excluded.{name}), hourly.{name}, excluded.{name})"
-        for name in _MORE
-    ]
     return (
         f"INSERT INTO {schema}.hourly (cell, {columns}, {', '.join((*SUMS, *_MORE))}) "  # noqa: S608 - only names of ours; values are bound
         f"SELECT {_CELL}, {columns}, {_added(schema)} FROM ({new} UNION ALL {old}) AS parts GROUP BY {columns} "
-        f"ON CONFLICT (cell) DO UPDATE SET {', '.join(updates)}"
+        f"ON CONFLICT (cell) DO UPDATE SET {', '.join(_updates(schema, 'hourly'))}"
     )
 
 
-def _summary(schema: str, query: Query, keys: Sequence[GroupKey], period: Period | None) -> Bound:
-    """The statement for a summary, from entries alone or, with a period, from cells as well."""
+def _updates(schema: str, table: str) -> list[str]:
+    """What adds a new cell to one that is there."""
+    return [
+        *(f"{name} = coalesce({table}.{name} + excluded.{name}, {table}.{name}, excluded.{name})" for name in SUMS),
+        *(
+            f"{name} = coalesce({schema}.add_quantities({table}.{name}, excluded.{name}), {table}.{name}, excluded.{name})"
+            for name in _MORE
+        ),
+    ]
+
+
+def _daily_statement(schema: str) -> str:
+    """What adds entries of a day, all of them sure, to the sums of what is gone."""
+    columns = ", ".join(("at", *DIMENSIONS))
+    keys = ", ".join(["%(day)s::bigint AS at", *(f"coalesce({name}, '') AS {name}" for name in DIMENSIONS)])
+    return (
+        f"INSERT INTO {schema}.daily (cell, {columns}, {', '.join((*SUMS, *_MORE))}) "  # noqa: S608 - only names of ours; values are bound
+        f"SELECT {_CELL}, {columns}, {_added(schema)} FROM ({_entries(schema, keys, 'id = ANY(%(ids)s)')}) AS parts GROUP BY {columns} "
+        f"ON CONFLICT (cell) DO UPDATE SET {', '.join(_updates(schema, 'daily'))}"
+    )
+
+
+def _join_hours(schema: str) -> str:
+    """What makes one of the roll-ups of a day's hours."""
+    columns = ", ".join(DIMENSIONS)
+    return (
+        f"WITH hours AS (DELETE FROM {schema}.hourly WHERE at >= %(day)s AND at < %(end)s AND EXISTS (SELECT 1 FROM {schema}.hourly WHERE at > %(day)s AND at < %(end)s) RETURNING *), "  # noqa: S608 - only names of ours; values are bound
+        f"days AS (SELECT %(day)s::bigint AS at, {columns}, {_added(schema)} FROM hours GROUP BY {columns}) "
+        f"INSERT INTO {schema}.hourly (cell, at, {columns}, {', '.join((*SUMS, *_MORE))}) "
+        f"SELECT {_CELL}, at, {columns}, {', '.join((*SUMS, *_MORE))} FROM days"
+    )
+
+
+def _which_go(schema: str) -> tuple[str, str]:
+    """Which entries may go in a first pass, and which after them: corrections."""
+    sure = f"((amount IS NOT NULL AND basis <> 'estimated') OR EXISTS ({_fixes(schema, ' AND fix.seq <= %(mark)s')}))"
+    first = f"(corrects = '' OR amount IS NULL) AND {sure}"
+    settled = (
+        f"EXISTS (SELECT 1 FROM {schema}.gone WHERE gone.id = entry.corrects) OR EXISTS (SELECT 1 FROM {schema}.charges AS target "  # noqa: S608 - only names of ours
+        "WHERE target.id = entry.corrects AND target.amount IS NOT NULL AND target.basis <> 'estimated')"
+    )
+    return first, f"corrects <> '' AND amount IS NOT NULL AND ({settled}) AND {sure}"
+
+
+def _summary(
+    schema: str, query: Query, keys: Sequence[GroupKey], period: Period | None, *, gone: bool = False
+) -> Bound:
+    """The statement for a summary, from entries alone or, with a period, from cells as well.
+
+    Args:
+        gone: add the sums of compacted entries, where cells do not have them.
+    """
     expressions = [_expression(key) for key in keys]
     names = [f"k{place}" for place in range(len(keys))]
     selected = "".join(f"{text} AS {name}, " for (text, _), name in zip(expressions, names, strict=True)) + "currency"
@@ -740,6 +956,8 @@ def _summary(schema: str, query: Query, keys: Sequence[GroupKey], period: Period
     if period is None:
         where, values = _where(query, (query.since_ns, query.until_ns))
         add(_entries(schema, selected, where), values)
+        if gone:
+            add(f"SELECT {selected}, {', '.join((*SUMS, *_MORE))} FROM {schema}.daily WHERE {where}", values)  # noqa: S608 - only names of ours; values are bound
     else:
         mark = f"(SELECT mark FROM {schema}.state)"  # noqa: S608 - only names of ours
         where, values = _where(query, (period.first, period.last))
@@ -776,6 +994,53 @@ def _import() -> Any:
         return importlib.import_module("psycopg")
     except ImportError as error:
         raise ConfigurationError("a ledger in PostgreSQL needs psycopg 3: pip install 'aifinops[postgres]'") from error
+
+
+_Selector: Any = getattr(selectors, "PollSelector", selectors.SelectSelector)
+"""Without a descriptor of its own; its events have the driver's numbers."""
+
+
+@cache
+def _bounded(driver: Any) -> Any:
+    """A connection that waits for an answer as long as `patience_s` and no longer.
+
+    The kernel of a machine whose server stands still acknowledges what is sent, so that keepalives and `tcp_user_timeout` see nothing wrong.
+    """
+    base: Any = driver.Connection
+
+    class Bounded(base):  # type: ignore[misc]  # the driver is only known when it runs
+        patience_s = _TIMEOUT_S
+
+        def wait(self, gen: Any, *_: Any, **__: Any) -> Any:
+            try:
+                return _waited(gen, self.pgconn.socket, self.patience_s)
+            except TimeoutError:
+                self.pgconn.finish()
+                error = driver.OperationalError(f"the server has not answered for {self.patience_s:g} seconds")
+                error.silent = True
+                raise error from None
+            except (KeyboardInterrupt, SystemExit, GeneratorExit):
+                self.pgconn.finish()  # in the middle of an answer
+                raise
+
+    return Bounded
+
+
+def _waited(gen: Any, socket: int, patience_s: float) -> Any:
+    """What the driver's generator returns, which yields what it waits for and is told what has come: 1 to read, 2 to write, 3 for both."""
+    end = time.monotonic() + patience_s
+    try:
+        wanted = next(gen)
+        with _Selector() as selector:
+            selector.register(socket, wanted)
+            while True:
+                found = selector.select(max(0.0, end - time.monotonic()))
+                if not found:
+                    raise TimeoutError
+                wanted = gen.send(found[0][1])
+                selector.modify(socket, wanted)
+    except StopIteration as done:
+        return done.value
 
 
 def _parse(driver: Any, dsn: str) -> dict[str, Any]:
