@@ -51,6 +51,13 @@ AROUND = {
     "resources": [f"{_HERE}{name}.py" for name in ("vector_databases", "weaviate", "pgvector", "storage")],
     "litellm": [f"{_HERE}litellm.py", f"{_HERE}retries.py"],
     "receivers": ["tests/telemetry_receivers", "tests/stacks"],
+    # Servers of processes, and receivers that nobody here wrote.
+    "processes": ["tests/faults/test_independence.py", "tests/faults/test_outage.py"],
+    # A browser draws the page: Chromium on the path, or AIFINOPS_BROWSER.
+    "browser": [
+        f"tests/{name}.py"
+        for name in ("unit/analytics/test_page", "docs/test_pictures", "unit/testing/test_pytest_plugin")
+    ],
     "aio": [f"{_HERE}{name}.py" for name in ("bedrock", "google_genai", "retries", "budget_cut_elsewhere")],
 }
 

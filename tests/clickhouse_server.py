@@ -102,13 +102,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, status: int, body: bytes, error: str) -> None:
         self.send_response(status)
         self.send_header("Content-Type", "text/plain; charset=UTF-8")
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Transfer-Encoding", "chunked")  # as the server does; older drivers insist on it
         self.send_header("X-ClickHouse-Summary", '{"read_rows":"0","written_rows":"0"}')
         self.send_header("X-ClickHouse-Timezone", "UTC")
         if error:
             self.send_header("X-ClickHouse-Exception-Code", error.partition("Code: ")[2].partition(".")[0] or "1")
         self.end_headers()
-        self.wfile.write(body)
+        chunks = (body[start : start + 65_536] for start in range(0, len(body), 65_536))
+        self.wfile.writelines(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in (*chunks, b""))
 
     def log_message(self, format: str, *args: Any) -> None:
         pass

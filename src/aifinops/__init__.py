@@ -2,6 +2,8 @@
 
 A list of names and nothing else. Each is loaded from its home when it is first used, so that `import aifinops` costs next to
 nothing and brings in no third-party package.
+
+PYTEST_DONT_REWRITE: with `aifinops run -m pytest` this is loaded before pytest is, which would complain.
 """
 
 import sys

@@ -281,7 +281,7 @@ class Setting:
 
 SETTINGS = (
     Setting("enabled", "AIFINOPS_ENABLED", True, _flag, "False turns metering off; budgets in force refuse nothing then."),
-    Setting("ledger", "AIFINOPS_LEDGER", None, _text, "Path or URL of the ledger: `memory`, a file, `sqlite:///file`, `otlp://collector:4318`."),
+    Setting("ledger", "AIFINOPS_LEDGER", None, _text, "Path or URL of the ledger: `memory`, a file, `sqlite:///file`, `postgresql://`, `clickhouse://`, `chdb:///directory`, `otlp://collector:4318`."),
     Setting("copy_to", "AIFINOPS_COPY_TO", None, _text, "URL of a ledger elsewhere that is given a copy of every charge: `otlp://collector:4318`, or `otlp` for the endpoint of the standard variables."),
     Setting("spool", "AIFINOPS_SPOOL", None, _text, "Folder of charges on their way to a ledger elsewhere; default: `spool` in the user's data directory."),
     Setting("spool_bytes", "AIFINOPS_SPOOL_BYTES", None, _bytes, "The most that they may take there, such as `2 GiB`; what does not fit is dropped and counted. Default: 1 GiB."),

@@ -605,6 +605,7 @@ def shutdown() -> None:
 
 def reset() -> None:
     """Forget the runtime without flushing exporters (for tests)."""
+    untold()
     with _state.lock:
         runtime, _state.runtime = _state.runtime, None
         _state.price_rows, _state.prices = {}, None
@@ -621,6 +622,7 @@ def _run_hooks() -> None:
 
 
 def _at_exit() -> None:
+    untold()  # a child that has never made a call must not close what is its parent's
     _run_hooks()
     runtime = _state.runtime
     if runtime is None:

@@ -21,6 +21,7 @@ import pytest
 from clickhouse_server import HAVE_DRIVER, HAVE_ENGINE, Server
 
 from aifinops.charges import Charge
+from aifinops.clock import to_datetime
 from aifinops.errors import ConfigurationError, StoreError
 from aifinops.ledger import clickhouse, open_ledger, path_of
 from aifinops.ledger.base import Query
@@ -35,16 +36,6 @@ if not HAVE_ENGINE:
 GIVEN = os.environ.get("AIFINOPS_TEST_CLICKHOUSE", "")
 NUMBERS = itertools.count(1)
 BYS = ((), ("team", "model", "day"), ("hour", "basis"), ("model", "status"), ("customer",), ("user",))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The directory of this process's engine, which is kept open: it takes one at a time."""
-    path = tmp_path_factory.mktemp("engine")
-    keep = EngineLink(path, "default", 60)
-    keep.query("SELECT 1")
-    yield path
-    keep.close()
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +56,7 @@ def make_link(request: pytest.FixtureRequest) -> Callable[..., Link]:
     """Makes ways to one database, or with another name to another."""
     here = _name()
     if request.param == "chdb":
-        path = request.getfixturevalue("folder")
+        path = request.getfixturevalue("engine_folder")
         return lambda name=here: open_link(f"chdb:///{path}?database={name}", 60)
     if GIVEN:
         return lambda name=here: open_link(f"{GIVEN.rstrip('/')}/{name}", 60)
@@ -74,10 +65,10 @@ def make_link(request: pytest.FixtureRequest) -> Callable[..., Link]:
 
 
 @pytest.fixture
-def engine(folder: Path) -> Callable[..., Link]:
+def engine(engine_folder: Path) -> Callable[..., Link]:
     """The same in this process only, where what is tested is not the driver."""
     here = _name()
-    return lambda name=here: open_link(f"chdb:///{folder}?database={name}", 60)
+    return lambda name=here: open_link(f"chdb:///{engine_folder}?database={name}", 60)
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -301,6 +292,23 @@ def test_a_meter_whose_sum_is_zero_is_there(engine: Callable[..., Link]) -> None
     assert rolled(ledger) == 1
 
 
+def test_a_roll_up_that_is_wrong_is_found_and_made_anew(engine: Callable[..., Link]) -> None:
+    """Somebody has put a sum in by hand: the day is named, and made again from its entries."""
+    ledger = ClickHouseLedger(engine(), quiet_s=0)
+    charges = [replace(charge, lines=()) for charge in random_charges(28, 40)]
+    ledger.append_many(charges)
+    sound = ledger.verify()
+    assert (sound.sound, sound.entries) == (True, 40)
+    hour = next(hour for hour in ledger._hours() if hour.build)
+    ledger._link.insert(f"{ledger._db}.aifinops_hourly", ("at", "build", "currency", "amount", "known"), f'[{hour.at}, {hour.build}, "USD", "1", "1"]'.encode())  # fmt: skip
+    found = ledger.verify()
+    day = to_datetime(hour.at).date().isoformat()
+    assert [(one.kind, one.where) for one in found.problems] == [("rollup", day)]
+    assert ledger.migrate(anew=True) == len({charge.at // HOUR for charge in charges})
+    assert ledger.verify().sound
+    agree(ledger, charges)
+
+
 def test_periods_that_cut_hours_are_exact(engine: Callable[..., Link]) -> None:
     """The ends of a period are read entry by entry, the whole hours between from roll-ups."""
     ledger = ClickHouseLedger(engine(), quiet_s=0)
@@ -396,7 +404,7 @@ def test_a_migration_that_was_interrupted_goes_on(engine: Callable[..., Link], m
     assert other.info().entries == 1
 
 
-def test_the_engine_has_one_directory_at_a_time(folder: Path, tmp_path: Path) -> None:
+def test_the_engine_has_one_directory_at_a_time(engine_folder: Path, tmp_path: Path) -> None:
     """A second directory is refused with what to do."""
     link = EngineLink(tmp_path / "other", "x", 60)
     with pytest.raises(StoreError, match=r"close that first, or use \?database="):

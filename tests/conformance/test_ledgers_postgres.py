@@ -316,6 +316,24 @@ def test_a_role_with_few_rights_is_enough(dsn: str, make: Callable[..., Postgres
         admin(dsn, f"DROP SCHEMA {schema} CASCADE", f"DROP ROLE {role}", f"DROP ROLE {role}_reader")
 
 
+def test_a_roll_up_that_is_wrong_is_found_and_made_anew(make: Callable[..., PostgresLedger], dsn: str) -> None:
+    """Somebody has changed a sum by hand: the day is named, and made again from its entries."""
+    ledger = make()
+    charges = [replace(charge, lines=()) for charge in random_charges(28, 60)]
+    ledger.append_many(charges)
+    assert ledger.info().behind == 60
+    assert ledger.migrate() == 60
+    assert ledger.info().behind == 0
+    sound = ledger.verify()
+    assert (sound.sound, sound.entries) == (True, 60)
+    ((day,),) = admin(dsn, f"UPDATE {ledger.schema}.hourly SET amount = amount + 1 WHERE at = (SELECT min(at) FROM {ledger.schema}.hourly) RETURNING to_char(to_timestamp(at / 1000000000) AT TIME ZONE 'UTC', 'YYYY-MM-DD')")[:1]  # fmt: skip
+    found = ledger.verify()
+    assert [(one.kind, one.where) for one in found.problems] == [("rollup", day)]
+    assert ledger.migrate(anew=True) == 60
+    assert ledger.verify().sound
+    agree(ledger, charges)
+
+
 def test_eight_may_make_the_tables_at_once(dsn: str) -> None:
     """Whoever comes first makes them; the others wait and use them."""
     schema = _name()

@@ -13,7 +13,7 @@ import json
 import os
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -70,19 +70,10 @@ def as_string(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    path = tmp_path_factory.mktemp("engine")
-    keep = EngineLink(path, "default", 60)
-    keep.query("SELECT 1")
-    yield path
-    keep.close()
-
-
 @pytest.fixture
-def collector(folder: Path) -> EngineLink:
+def collector(engine_folder: Path) -> EngineLink:
     """A database with the exporter's tables and our views."""
-    link = EngineLink(folder, f"otel_{os.getpid()}_{next(NUMBERS)}", 60)
+    link = EngineLink(engine_folder, f"otel_{os.getpid()}_{next(NUMBERS)}", 60)
     link.command(f"CREATE DATABASE {link.database}")
     for table in (LOGS, TRACES):
         link.command(table.replace("CREATE TABLE ", f"CREATE TABLE {link.database}."))

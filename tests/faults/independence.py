@@ -176,21 +176,25 @@ class Stand:
             found[served.id] = fresh * INPUT + totals["cached_tokens"] * CACHED + totals["output_tokens"] * OUTPUT
         return found
 
+    def rows(self) -> list[Any]:
+        """What is in the ledger."""
+        from aifinops.ledger import open_ledger
+
+        source = open_ledger(self.ledger)
+        try:
+            return list(source.rows())
+        finally:
+            source.close()
+
     def judge(self, *, metrics: bool = True, copies: bool = True) -> None:
         """Compare everything with the bill.
 
         Args:
             metrics: whether all processes ended in a way that lets them export. copies: whether copies can have arrived.
         """
-        from aifinops.ledger import open_ledger
-
         truth = self.truth()
         assert truth, "nothing was billed"
-        source = open_ledger(self.ledger)
-        try:
-            rows = list(source.rows())
-        finally:
-            source.close()
+        rows = self.rows()
         found = Counter(row.response_id for row in rows)
         assert found == Counter(list(truth)), (found - Counter(list(truth)), Counter(list(truth)) - found, self.said())
         assert {row.response_id: row.amount for row in rows} == truth

@@ -45,6 +45,17 @@ def test_an_sdk_that_is_off(stand: Any) -> None:
     stand.judge(metrics=False)
 
 
+def test_a_ledger_that_is_nowhere_but_at_the_collector(stand: Any) -> None:
+    """`AIFINOPS_LEDGER=otlp`: what was billed is there, once, in right amounts, with what the spans would say beside it."""
+    stand.run("call(5)", AIFINOPS_LEDGER="otlp", AIFINOPS_COPY_TO="")
+    arrived = {charge.id: charge for charge in stand.collector.charges()}
+    assert {charge.response_id: charge.amount for charge in arrived.values()} == stand.truth()
+    assert len(arrived) == 5
+    assert not stand.ledger.exists()
+    assert b"gen_ai.usage.input_tokens" in stand.collector.bodies["/v1/logs"][0]
+    assert b"aifinops.cost.recorded" in stand.collector.bodies["/v1/logs"][0]
+
+
 @pytest.mark.parametrize("status", [500, 503, 400])
 def test_a_collector_that_refuses(stand: Any, status: int) -> None:
     """The program ends in its time, the ledger is complete, and copies arrive when it has come to its senses."""
@@ -56,9 +67,29 @@ def test_a_collector_that_refuses(stand: Any, status: int) -> None:
 
 
 def test_a_collector_that_is_gone(stand: Any) -> None:
-    """Nobody listens there: the same."""
-    assert stand.run("call(5)", OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9") < 60
+    """Nobody listens there: the same, and the end of the program does not wait for an exporter that tries for half a minute."""
+    with stand.running(
+        'call(5)\nprint("done", flush=True)', OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9"
+    ) as process:
+        assert process.stdout.readline() == "done\n"
+        done = time.monotonic()
+        assert process.wait(60) == 0
+        assert time.monotonic() - done < 20
     stand.judge(metrics=False, copies=False)
+
+
+def test_a_process_that_is_killed(stand: Any) -> None:
+    """Every call that has returned is in the ledger and, by the next process, at the collector; nothing is there that was not billed."""
+    with stand.running('while True:\n    call()\n    print("returned", flush=True)') as process:
+        returned = sum(process.stdout.readline() == "returned\n" for _ in range(7))
+        process.kill()
+        returned += process.stdout.read().count("returned\n")
+    stand.run("aifinops.init()\nassert aifinops.flush(20)")
+    found = {charge.id: charge.response_id for charge in stand.collector.charges()}
+    rows = {charge.id: charge.response_id for charge in stand.rows()}
+    assert found.items() <= rows.items()  # it may have died between the two
+    assert set(rows.values()) <= stand.truth().keys()
+    assert returned <= len(found) <= len(rows) <= returned + 1
 
 
 FORK = """
@@ -211,19 +242,22 @@ def application(environ, start_response):
 
 
 def requests(port: int, count: int) -> set[str]:
-    """Which processes have answered."""
+    """Which processes have answered; four requests at a time, so that no worker has them all."""
+    from concurrent.futures import ThreadPoolExecutor
     from http.client import HTTPConnection
 
-    load("outage").listening(port)
-    found = set()
-    for _ in range(count):
-        connection = HTTPConnection("127.0.0.1", port, timeout=30)
+    def ask(_: int) -> str:
+        connection = HTTPConnection("127.0.0.1", port, timeout=60)
         connection.request("GET", "/")
         response = connection.getresponse()
         assert response.status == 200
-        found.add(response.read().decode())
+        said = response.read().decode()
         connection.close()
-    return found
+        return said
+
+    load("outage").listening(port)
+    with ThreadPoolExecutor(4) as pool:
+        return set(pool.map(ask, range(count)))
 
 
 @pytest.mark.parametrize("before", ["1", ""])
@@ -268,11 +302,26 @@ def test_uwsgi(stand: Any, kind: str) -> None:
                "--home", sys.prefix, *UWSGI[kind]]  # fmt: skip
     with stand.running(command, BEFORE="1") as process:
         workers = requests(port, 12)
+        time.sleep(2)  # an interval of the exporter: how a worker ends is for uWSGI to say
         process.send_signal(signal.SIGTERM)
         process.wait(90)
     assert len(workers) == 2
     assert len(stand.truth()) == 14
     stand.judge(metrics=kind != "bare")
+
+
+def test_a_child_without_a_call_leaves_its_parents_files_alone(stand: Any) -> None:
+    """It was forked by the C library and ends as programs do: what its parent has open stays, and nothing is lost."""
+    stand.run("""
+        import ctypes
+        call(2)
+        child = ctypes.PyDLL(None).fork()
+        if child == 0:
+            sys.exit()
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        call(2)
+    """)
+    stand.judge()
 
 
 def test_a_fork_that_nobody_tells_python_of(stand: Any) -> None:
@@ -282,7 +331,7 @@ def test_a_fork_that_nobody_tells_python_of(stand: Any) -> None:
         call(2)
         children = []
         for _ in range(3):
-            child = ctypes.CDLL(None).fork()
+            child = ctypes.PyDLL(None).fork()
             if child == 0:
                 call(3)
                 aifinops.flush()

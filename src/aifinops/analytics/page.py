@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["page"]
 
 _COLOURS = 7
+_LONG = 24
 _MODELS = 8
 _SOON = Decimal("0.8")
 
@@ -292,7 +293,8 @@ def _models(models: Report) -> str:
     items = []
     for row in rows:
         share = _share(row, whole)
-        name = element("span", text(row.key["model"] or "(none)"), class_="name")
+        model = row.key["model"] or "(none)"
+        name = element("span", text(model), class_="name", title=model if len(model) > _LONG else None)
         amount = element("span", _money(row), element("small", f"{share:.0%}"), class_="amount")
         items.append(element("li", name, amount, _bar(share / highest if highest else share), *_change_small(row)))
     return element("section", element("h2", "Top models"), element("ol", *items, class_="bars"), class_="panel")
@@ -430,9 +432,15 @@ def _line(made: Report, row: ReportRow, kinds: Sequence[str], whole: dict[str, D
     elif row.idle or row.others:
         names = [element("th", text(_title(made, row)), scope="row", colspan=max(1, len(made.by)), class_="sum")]
     else:
-        names = [element("th", text(row.key[key] or "(none)"), scope="row") for key in made.by] or ["<th></th>"]
+        names = [_head(row.key[key]) for key in made.by] or ["<th></th>"]
     cells = [_cell(made, row, kind, whole, foot=foot) for kind in kinds]
     return f"<tr{' class=gone' if row.state == 'gone' else ''}>{''.join([*names, *cells])}</tr>"
+
+
+def _head(value: str) -> str:
+    """What a row is of; a long one, which may be cut short, in whole under the pointer."""
+    name = value or "(none)"
+    return element("th", text(name), scope="row", title=name if len(name) > _LONG else None)
 
 
 def _cell(made: Report, row: ReportRow, kind: str, whole: dict[str, Decimal], *, foot: bool) -> str:
@@ -488,10 +496,7 @@ def _missing(made: Report, models: Report | None) -> str:
         if row.others:
             names = element("th", text(_title(made, row)), scope="row", colspan=max(1, len(made.by)))
         else:
-            names = (
-                "".join(element("th", text(row.key[key] or "(none)"), scope="row") for key in made.by)
-                or '<th scope="row">all</th>'
-            )
+            names = "".join(_head(row.key[key]) for key in made.by) or '<th scope="row">all</th>'
         bounds = (
             ""
             if row.amount is not None or row.cost.upper is None

@@ -50,7 +50,14 @@ def examine(ledger: str | None = None) -> list[Finding]:
     except ConfigurationError as error:
         return [*found, Finding("settings", "bad", str(error))]
     found += _settings(settings)
-    steps: tuple[Callable[[config.Config], Iterator[Finding]], ...] = (_libraries, _ledger, _prices, _exporter, _gpus)
+    steps: tuple[Callable[[config.Config], Iterator[Finding]], ...] = (
+        _libraries,
+        _ledger,
+        _spools,
+        _prices,
+        _exporter,
+        _gpus,
+    )
     for step in steps:
         found += step(settings)
     return [*found, *_failures()]
@@ -168,7 +175,29 @@ def _ledger(settings: config.Config) -> Iterator[Finding]:
     span = f", last entry {to_datetime(info.last_at):%Y-%m-%d %H:%M} UTC" if info.last_at is not None else ""
     size = f", {info.size_bytes:,} bytes" if info.size_bytes else ""
     text = f"{info.location} ({info.kind}, schema {info.schema}): {info.entries:,} entries{size}{span}"
+    if info.kind == "otlp":
+        text = f"{info.location}: charges are sent there and cannot be asked for here"
     yield Finding("ledger", "good", text)
+
+
+def _spools(settings: config.Config) -> Iterator[Finding]:
+    """What is on its way to ledgers elsewhere, and what those have refused."""
+    from aifinops.ledger import spool_of
+    from aifinops.ledger.spool import quarantined, waiting
+
+    for where in (settings.ledger, settings.copy_to):
+        try:
+            folder = None if where is None else spool_of(where, settings.spool)
+            if folder is None:
+                continue
+            count, refused = waiting(folder), sum(1 for _ in quarantined(folder))
+        except (AIFinOpsError, OSError) as error:
+            yield Finding("spool", "bad", str(error))
+            continue
+        text = f"{count:,} charges wait in {folder}"
+        if refused:
+            text += f"; {refused:,} were refused and are in quarantine.jsonl there"
+        yield Finding("spool", "bad" if refused else "good", text)
 
 
 def _prices(settings: config.Config) -> Iterator[Finding]:

@@ -156,6 +156,33 @@ def verify(ledger: LedgerPath = None, form: Form = "table") -> None:
         raise typer.Exit(1)
 
 
+@app.command(name="sql")
+def statements(
+    otel: Annotated[
+        bool, typer.Option("--otel", help="Views over what a collector writes to ClickHouse, to report on.")
+    ] = False,
+    postgres: Annotated[
+        bool, typer.Option("--postgres", help="The tables of a ledger in PostgreSQL, for who makes them by hand.")
+    ] = False,
+    database: Annotated[str, typer.Option(help="With --otel: the collector's database.")] = "otel",
+    logs: Annotated[str, typer.Option(help="With --otel: its table of logs.")] = "otel_logs",
+    traces: Annotated[str, typer.Option(help="With --otel: its table of spans.")] = "otel_traces",
+    schema: Annotated[str, typer.Option(help="With --postgres: in which schema.")] = "aifinops_ledger",
+    role: Annotated[str | None, typer.Option(help="With --postgres: who may write and read afterwards.")] = None,
+) -> None:
+    """Print the SQL that a database needs, to be run there."""
+    if otel == postgres:
+        raise ConfigurationError("say for what: aifinops ledger sql --otel, or aifinops ledger sql --postgres")
+    if otel:
+        from aifinops.ledger.otel_views import otel_sql
+
+        print(otel_sql(database, logs=logs, traces=traces), end="")
+    else:
+        from aifinops.ledger.postgres import setup_sql
+
+        print(setup_sql(schema, role=role), end="")
+
+
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 

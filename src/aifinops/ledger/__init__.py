@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from aifinops.charges import Charge
     from aifinops.ledger.spool import Spooled
 
-__all__ = ["Journey", "default_path", "open_ledger", "path_of", "spool_folder"]
+__all__ = ["Journey", "default_path", "open_ledger", "path_of", "spool_folder", "spool_of"]
 
 _MEMORY = frozenset({"memory", "memory://", ":memory:"})
 _FORMS = (
@@ -145,6 +145,24 @@ def spool_folder(location: str, spool: str | None = None) -> Path:
     else:
         folder = Path(spool).expanduser()
     return folder / hashlib.sha256(location.encode()).hexdigest()[:16]
+
+
+def spool_of(where: str, spool: str | None = None) -> Path | None:
+    """The folder of what is on its way to the ledger at a URL; None for what lies in memory or in a file.
+
+    Args:
+        where: as in `open_ledger`. spool: as in `Journey`.
+
+    Raises:
+        ConfigurationError: for an address that is none.
+    """
+    if _scheme(where) in _SERVERS:
+        return spool_folder(_masked(where), spool)
+    if _scheme(where) not in _OTLP:
+        return None
+    from aifinops.ledger.otlp import location_of
+
+    return spool_folder(location_of(where), spool)
 
 
 def path_of(where: str | os.PathLike[str] | None) -> Path | None:

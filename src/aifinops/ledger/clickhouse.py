@@ -50,6 +50,7 @@ from aifinops.ledger.sql import (
     load_sums,
     period_of,
     sums_of_entry,
+    verify_days,
 )
 from aifinops.usage import Quantity
 
@@ -234,6 +235,17 @@ class _Reader:
         """
         return verify_rows(cast("Ledger", self), progress)
 
+    def summarize(self, query: Query = Query(), by: Sequence[str] = ()) -> list[Group]:  # noqa: B008 - frozen
+        """Sums per key and currency, added up by ClickHouse entry by entry.
+
+        Raises:
+            ConfigurationError: for a wrong key. StoreError: when the server cannot be read.
+        """
+        keys = group_keys(by)
+        return self._asked(
+            [_entries(self._source, _keys(keys), _where(query, (query.since_ns, query.until_ns)))], len(keys)
+        )
+
     def close(self) -> None:
         """Let go of connections, or of the directory. A later call takes them again."""
         self._bare.close()
@@ -290,17 +302,6 @@ class ClickHouseView(_Reader):
             StoreError: for any charge.
         """
         return sum(map(self.append, charges))
-
-    def summarize(self, query: Query = Query(), by: Sequence[str] = ()) -> list[Group]:  # noqa: B008 - frozen
-        """Sums per key and currency, added up by ClickHouse entry by entry.
-
-        Raises:
-            ConfigurationError: for a wrong key. StoreError: when the server cannot be read.
-        """
-        keys = group_keys(by)
-        return self._asked(
-            [_entries(self._source, _keys(keys), _where(query, (query.since_ns, query.until_ns)))], len(keys)
-        )
 
     def info(self) -> LedgerInfo:
         """Where and how much.
@@ -418,11 +419,10 @@ class ClickHouseLedger(_Reader):
         if any(not values for _, values in filters):
             return []  # no value is allowed, so that nothing matches
         period = period_of(query)
-        parts = [_entries(self._source, _keys(keys), _where(query, (query.since_ns, query.until_ns)))]
-        if period.whole and answered_by_cells(keys, filters):
-            hours = self._rolled(period)
-            parts = _rolled_parts(self._db, query, keys, period, hours)
-        return self._asked(parts, len(keys))
+        if not period.whole or not answered_by_cells(keys, filters):
+            return super().summarize(query, by)
+        hours = self._rolled(period)
+        return self._asked(_rolled_parts(self._db, query, keys, period, hours), len(keys))
 
     def info(self) -> LedgerInfo:
         """Where, schema, entries, period and bytes on disk (0 where `system.parts` must not be read).
@@ -539,6 +539,27 @@ class ClickHouseLedger(_Reader):
             ConfigurationError: always.
         """
         raise ConfigurationError("a ledger in ClickHouse cannot be compacted: it packs entries by itself; see docs/how-to/ledgers.md about retention")  # fmt: skip
+
+    def verify(self, *, progress: Progress | None = None) -> Verification:
+        """Whether each entry can be read, its lines add up, and roll-ups are the sums of entries.
+
+        Raises:
+            StoreError: when the server cannot be read.
+        """
+        return verify_days(super().verify(progress=progress), self.summarize, super().summarize)
+
+    def migrate(self, *, anew: bool = False, progress: Progress | None = None) -> int:
+        """Roll up all quiet hours that have changed, or with `anew` all of them; how many hours there were.
+
+        Raises:
+            StoreError: when the server cannot be written.
+        """
+        if anew:
+            self._touch([hour.at for hour in self._hours()])
+        count = self.roll_up()
+        if progress is not None:
+            progress(count, count)
+        return count
 
     # --- life -------------------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import threading
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -211,8 +212,14 @@ class _Engine:
         self.lock = threading.RLock()
         self.path: Path | None = None
         self.connection: Any = None
-        self.users: set[int] = set()
+        self.users: weakref.WeakSet[EngineLink] = weakref.WeakSet()
         self.pid = os.getpid()
+
+    def close(self) -> None:
+        """Let go of the directory."""
+        connection, self.connection, self.path = self.connection, None, None
+        if connection is not None and self.pid == os.getpid():
+            connection.close()
 
 
 _engine = _Engine()
@@ -234,13 +241,15 @@ class EngineLink:
     def _connected(self) -> Any:
         if _engine.pid != os.getpid():
             raise StoreError(f"the ledger {self.location}: the engine does not outlive a fork; use clickhouse:// there")
+        if _engine.path != self.path and not set(_engine.users) - {self}:
+            _engine.close()
         if _engine.connection is None:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
             _engine.connection = self._driver.connect(str(self.path))
             _engine.path = self.path
         elif _engine.path != self.path:
             raise StoreError(f"the ledger {self.location}: the engine of this process has {_engine.path} open; close that first, or use ?database=")  # fmt: skip
-        _engine.users.add(id(self))
+        _engine.users.add(self)
         return _engine.connection
 
     def _ask(self, statement: str, form: str = "TabSeparated") -> str:
@@ -286,10 +295,9 @@ class EngineLink:
     def close(self) -> None:
         """Let go of what is open. A later statement opens it again."""
         with _engine.lock:
-            _engine.users.discard(id(self))
-            if not _engine.users and _engine.connection is not None and _engine.pid == os.getpid():
-                _engine.connection.close()
-                _engine.connection, _engine.path = None, None
+            _engine.users.discard(self)
+            if not _engine.users:
+                _engine.close()
 
     def reset_after_fork(self) -> None:
         """In a forked child: a new lock. The engine itself does not outlive a fork, see `_connected`."""

@@ -444,9 +444,9 @@ class _Question(NamedTuple):
         if empty or not self._served or (not rolled and self.state.until is None):
             yield self._rows(total, since, until)
             return
-        # SQLite would rather take the numbers than the times: right for a few rows, wrong for a file that was never rolled up.
-        number = "rowid" if self.behind <= _FEW else "+rowid"
-        yield self._rows(total, since, until, f"{number} > {rolled or 0}")
+        # A plus keeps SQLite from an index: times find nothing here that numbers do not, unless the file was never rolled up.
+        few = self.behind <= _FEW
+        yield self._rows(total, since, until, f"{'' if few else '+'}rowid > {rolled or 0}", "+at" if few else "at")
         if first != since:
             yield self._rows(total, since, first, f"+rowid <= {rolled or 0}")
         if last != until:
@@ -478,9 +478,9 @@ class _Question(NamedTuple):
         if end != last:
             yield HOUR, end, last
 
-    def _rows(self, total: str, since: int | None, until: int | None, also: str = "1") -> _Part:
+    def _rows(self, total: str, since: int | None, until: int | None, also: str = "1", at: str = "at") -> _Part:
         keys = self.by(_of_row)
-        where, bound = _all([*_period("at", since, until), *_conditions(self.filters, _of_row)])
+        where, bound = _all([*_period(at, since, until), *_conditions(self.filters, _of_row)])
         return _raw(keys, f"{also} AND {where}", total), [*keys.bound, *bound]
 
     def _doubt(self, since: int | None, until: int | None) -> _Part:

@@ -50,7 +50,7 @@ try:
 except ImportError:  # no such locks on this system: charges then go to the target at once
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["AVAILABLE", "MAX_BYTES", "PartlyRefused", "Spool", "Spooled", "quarantined"]
+__all__ = ["AVAILABLE", "MAX_BYTES", "PartlyRefused", "Spool", "Spooled", "quarantined", "waiting"]
 
 logger = logging.getLogger("aifinops")
 
@@ -575,6 +575,18 @@ def quarantined(folder: str | os.PathLike[str]) -> Iterator[tuple[str, Charge]]:
             with suppress(ValueError):  # the last line of a process that was killed
                 entry = json.loads(line)
                 yield entry["why"], charge_of(row_of_line(json.dumps(entry["charge"]).encode()))
+
+
+def waiting(folder: str | os.PathLike[str]) -> int:
+    """How many charges wait in a folder of spools, those of living processes as well."""
+    count = 0
+    for path in _files(Path(folder), _SUFFIX):
+        with suppress(FileNotFoundError):  # delivered meanwhile
+            segment, ended = _Segment(path, _delivered_of(path)), False
+            while not ended:
+                found, segment.done, ended = _frames(segment, None, 100_000)
+                count += len(found)
+    return count
 
 
 def _reserved(path: Path, size: int) -> mmap.mmap:

@@ -7,13 +7,26 @@ filters by nothing else is answered from cells for the whole hours of its period
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from decimal import Decimal
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from aifinops.charges import Charge
-from aifinops.ledger.base import HOUR_NS, ROLLUP_FIELDS, ROLLUP_TAGS, Filters, Group, GroupKey, Query, add_quantities
+from aifinops.ledger.base import (
+    DAY_NS,
+    HOUR_NS,
+    ROLLUP_FIELDS,
+    ROLLUP_TAGS,
+    Filters,
+    Group,
+    GroupKey,
+    Problem,
+    Query,
+    Verification,
+    add_quantities,
+)
 from aifinops.ledger.codec import METER_COLUMNS
 from aifinops.usage import Quantity, tokens_total
 
@@ -28,6 +41,7 @@ __all__ = [
     "load_sums",
     "period_of",
     "sums_of_entry",
+    "verify_days",
 ]
 
 DIMENSIONS = (*ROLLUP_FIELDS, *ROLLUP_TAGS)
@@ -136,6 +150,39 @@ def answered_by_cells(keys: Iterable[GroupKey], filters: Filters) -> bool:
         key.kind == "time" or key.source in (ROLLUP_TAGS if key.kind == "tag" else ROLLUP_FIELDS)
         for key in (*keys, *(key for key, _ in filters))
     )
+
+
+def verify_days(
+    found: Verification,
+    rolled: Callable[[Query, Sequence[str]], list[Group]],
+    one_by_one: Callable[[Query, Sequence[str]], list[Group]],
+) -> Verification:
+    """What was found, and each day whose roll-ups are not the sum of its entries.
+
+    Args:
+        found: in the entries. rolled, one_by_one: a summary from roll-ups, and from entries alone.
+    """
+    problems = []
+    suspects = _differing(rolled, one_by_one, Query())
+    for day in suspects:
+        start = int(datetime.fromisoformat(f"{day}T00:00:00+00:00").timestamp()) * 1_000_000_000
+        of_day = Query(since_ns=start, until_ns=start + DAY_NS)
+        if all(_differing(rolled, one_by_one, of_day) for _ in range(3)):  # not something that was written in between
+            problems.append(Problem("rollup", day, "its roll-ups are not the sum of its entries"))
+    kept = (*found.problems, *problems)[: Verification.MOST]
+    return Verification(found.entries, kept, found.found + len(problems))
+
+
+def _differing(
+    rolled: Callable[[Query, Sequence[str]], list[Group]],
+    one_by_one: Callable[[Query, Sequence[str]], list[Group]],
+    query: Query,
+) -> list[str]:
+    first, second = (
+        {(group.key, group.currency): group for group in ask(query, ("day", "model", "team"))}
+        for ask in (rolled, one_by_one)
+    )
+    return sorted({place[0][0] for place in first.keys() | second.keys() if first.get(place) != second.get(place)})
 
 
 def load_sums(text: str | None) -> dict[str, Quantity]:

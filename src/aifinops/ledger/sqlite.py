@@ -528,8 +528,9 @@ class SqliteLedger:
             try:
                 self._fold()
             finally:
-                for journal in self._journals:
-                    journal.close()
+                with self._turn:
+                    for journal in self._journals:
+                        journal.close()
             self._file.close()
 
     def reset_after_fork(self) -> None:

@@ -8,6 +8,7 @@ is in memory: nobody's ledger is written.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -90,7 +91,21 @@ _KEPT = pytest.StashKey["str | None"]()
 def _keep_in_memory(config: pytest.Config) -> None:
     if _KEPT not in config.stash:
         config.stash[_KEPT] = os.environ.get(_LEDGER)
+        if "aifinops.runtime" in sys.modules:
+            _leave_the_usual_ledger()
         os.environ[_LEDGER] = "memory"
+
+
+def _leave_the_usual_ledger() -> None:
+    """What has begun before pytest (`aifinops run -m pytest`, a conftest) goes on in memory, unless its ledger was named in code."""
+    from aifinops import config, runtime
+    from aifinops.ledger.memory import MemoryLedger
+    from aifinops.ledger.writer import Writer
+
+    engines = runtime._state.runtime  # not `get()`, which would make one
+    if engines is not None and engines.config.ledger == config.load({}).ledger:
+        engines.flush(1.0)
+        engines._writer = Writer(MemoryLedger())
 
 
 def _meter(config: pytest.Config) -> None:

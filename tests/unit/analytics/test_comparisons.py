@@ -6,8 +6,10 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from aifinops.analytics.trends import Point, Steps, add_points, before
 from aifinops.charges import Charge
 from aifinops.clock import to_ns
 from aifinops.errors import ConfigurationError
+from aifinops.ledger import open_ledger
 from aifinops.ledger.memory import MemoryLedger
 from aifinops.money import NANO
 from aifinops.testing.ledger import example_charge, random_charges
@@ -332,3 +335,26 @@ def test_months_have_their_own_lengths() -> None:
     steps = Steps.of(to_ns(datetime(2025, 1, 31, tzinfo=UTC)), to_ns(datetime(2025, 12, 1, tzinfo=UTC)))
     assert steps.labels() == tuple(f"2025-{month:02}" for month in range(1, 12))
     assert steps.end == to_ns(datetime(2025, 12, 1, tzinfo=UTC))
+
+
+@pytest.mark.parametrize("since", ["30m", "5h", "3d", "30d", "2026-01-01", None])
+def test_every_ledger_gives_the_same_report(tmp_path: Path, since: str | None) -> None:
+    """With its roll-ups, SQLite says of changes, trends and unit costs what the plain sums of a ledger in memory say."""
+    charges = [
+        replace(
+            one,
+            id=f"{n:032x}",
+            at=NOW - (one.at * 7919 + n * 104_729) % [HOUR, 9 * HOUR, 9 * DAY, 70 * DAY][n % 4],
+            corrects="",
+        )
+        for n, one in enumerate(random_charges(7, 400))
+    ]
+    memory, file = MemoryLedger(), open_ledger(tmp_path / "ledger.db")
+    for ledger in (memory, file):
+        ledger.append_many(charges)
+    file.migrate()  # type: ignore[attr-defined] # of SQLite: everything is rolled up
+    asked: dict[str, Any] = {"since": since, "compare": since is not None, "trend": True, "top": 5, "now_ns": NOW}
+    one, other = (report(ledger, "team,model", **asked).to_dict() for ledger in (memory, file))
+    assert one == other
+    assert len(one["rows"]) >= 6
+    file.close()

@@ -57,6 +57,35 @@ def test_broken_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "maybe" in last.text
 
 
+def test_what_is_on_its_way_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many charges wait for a ledger elsewhere, and that some were refused."""
+    from aifinops.cli.doctor import _spools
+    from aifinops.config import load
+    from aifinops.ledger import spool_of
+    from aifinops.ledger.spool import PartlyRefused, Spool
+    from aifinops.testing.ledger import example_charge
+
+    environ = {"AIFINOPS_COPY_TO": "otlp://me:secret@127.0.0.1:9", "AIFINOPS_SPOOL": str(tmp_path)}
+    settings = load({}, environ, tmp_path)
+    assert [item.status for item in _spools(settings)] == ["good"]
+
+    def partly(_: object) -> None:
+        raise PartlyRefused(1, "too old")
+
+    folder = spool_of(environ["AIFINOPS_COPY_TO"], str(tmp_path))
+    assert folder is not None
+    spool = Spool(folder, partly, thread=False)
+    spool.put(example_charge(1))
+    spool.flush(1)
+    spool.put(example_charge(2))
+    spool.put(example_charge(3))
+    (found,) = _spools(settings)
+    assert (found.status, found.text) == (
+        "bad", f"2 charges wait in {folder}; 1 were refused and are in quarantine.jsonl there"
+    )  # fmt: skip
+    spool.close(0)
+
+
 def test_a_broken_ledger(tmp_path: Path) -> None:
     """A ledger that is no database is a bad finding that names it, and it is left as it was."""
     path = tmp_path / "notes.txt"

@@ -141,3 +141,18 @@ def test_what_is_typed_wrongly_is_told(run: Run, path: Path, words: tuple[str, .
     status, out, err = run(*words, *(() if "--ledger" in words else ("--ledger", path)))
     assert (status, out) == (2, "")
     assert len(err.splitlines()) == 1
+
+
+def test_sql_is_printed_to_be_run_elsewhere(run: Run) -> None:
+    """Views over a collector's tables, or the tables of a ledger in PostgreSQL; without a word for what, it asks."""
+    status, out, _ = run("sql", "--otel", "--database", "telemetry")
+    assert status == 0
+    assert "CREATE OR REPLACE VIEW telemetry.aifinops_otel_logs AS" in out
+    assert "FROM telemetry.otel_traces" in out
+    status, out, _ = run("sql", "--postgres", "--schema", "spend", "--role", "app")
+    assert status == 0
+    assert out.startswith("CREATE SCHEMA IF NOT EXISTS spend;")
+    assert 'GRANT SELECT, INSERT ON spend.charges TO "app";' in out
+    status, _, error = run("sql")
+    assert status != 0
+    assert "aifinops ledger sql --otel" in error

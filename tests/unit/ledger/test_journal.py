@@ -349,3 +349,27 @@ def test_rows_are_rolled_up_as_they_come(tmp_path: Path, monkeypatch: pytest.Mon
         ledger.enqueue(example_charge(number))
     assert ledger.info().behind == 5
     ledger.close()
+
+
+def test_entries_come_while_others_close_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A close in one thread costs no entry of another: what comes in between is taken in later."""
+    monkeypatch.setattr(sqlite, "FOLD", 20)
+    ledger = SqliteLedger(tmp_path / "l.db")
+    errors: list[BaseException] = []
+
+    def write(first: int) -> None:
+        try:
+            for number in range(first, first + 400):
+                ledger.enqueue(example_charge(number))
+        except BaseException as error:  # carried into the main thread below
+            errors.append(error)
+
+    threads = [threading.Thread(target=write, args=(first,)) for first in (0, 1000, 2000)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        ledger.close()
+    assert errors == []
+    assert ledger.info().entries == 1200
+    ledger.close()
+    assert files(tmp_path / "l.db") == []

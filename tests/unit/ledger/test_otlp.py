@@ -108,7 +108,9 @@ def test_the_record_is_as_the_contract_says() -> None:
     (record,) = logs.log_records
     assert (logs.scope.name, logs.schema_url) == ("aifinops", "https://x/1")
     assert request.resource_logs[0].resource.attributes[0].value.string_value == "shop"
-    assert (record.event_name, record.severity_number, record.severity_text) == (EVENT, 9, "INFO")
+    assert (record.severity_number, record.severity_text) == (9, "INFO")
+    assert bytes([12 << 3 | 2, len(EVENT)]) + EVENT.encode() in record.SerializeToString()
+    assert getattr(record, "event_name", EVENT) == EVENT  # the oldest messages do not know the field
     assert not record.HasField("body")
     assert (record.time_unix_nano, record.observed_time_unix_nano) == (charge.at, charge.at + charge.duration)
     assert (record.trace_id.hex(), record.span_id.hex()) == (charge.trace_id, charge.span_id)

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 
 import aifinops
 from aifinops.errors import ConfigurationError
-from aifinops.telemetry.setup import endpoint, set_up
+from aifinops.telemetry.setup import Export, endpoint, set_up
 
 PROGRAM = """
 import json, sys
@@ -114,3 +116,58 @@ def test_nothing_is_installed_without_an_endpoint_or_with_the_sdk_disabled() -> 
     assert set_up(None, {}).providers == []
     assert set_up(HERE, {"OTEL_SDK_DISABLED": "true"}).providers == []
     assert endpoint(None, {"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": HERE}) == HERE
+
+
+class Slow:
+    """A provider whose exporter tries again and again."""
+
+    def __init__(self) -> None:
+        self.over = threading.Event()
+
+    def force_flush(self, _: int) -> bool:
+        return self.over.wait(60)
+
+    def shutdown(self) -> None:
+        self.over.wait(60)
+
+
+class Failing:
+    def force_flush(self, _: int) -> bool:
+        raise OSError("no network")
+
+
+def test_an_exporter_that_does_not_end_is_left_to_itself() -> None:
+    """Flush and shutdown take the time that they are given, for all providers together."""
+    slow = [Slow(), Slow()]
+    export = Export(providers=[*slow])
+    begun = time.monotonic()
+    assert not export.flush(0.1)
+    export.shutdown(0.1)
+    assert time.monotonic() - begun < 20
+    assert not export.providers
+    for one in slow:
+        one.over.set()
+
+
+def test_an_exporter_that_fails_keeps_no_other_from_its_turn() -> None:
+    """The failure is swallowed (and raised here, where tests want to see it); the other has been flushed."""
+    other = Slow()
+    other.over.set()
+    export = Export(providers=[Failing(), other])
+    with pytest.raises(OSError, match="no network"):
+        export.flush(5)
+
+
+def test_a_child_opens_connections_of_its_own() -> None:
+    """The pool of the exporter's session is a new one, with the settings of the old; what is no such exporter is left alone."""
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    exporter = OTLPSpanExporter(endpoint="http://127.0.0.1:9/v1/traces")
+    client: Any = getattr(exporter, "_client", None)
+    session: Any = getattr(exporter, "_session", None) or client._transport._session
+    adapter = session.get_adapter("http://127.0.0.1:9")
+    pool, size = adapter.poolmanager, adapter._pool_maxsize
+    Export(exporters=[exporter, object()]).reset_after_fork()
+    assert adapter.poolmanager is not pool
+    assert adapter._pool_maxsize == size
+    exporter.shutdown()

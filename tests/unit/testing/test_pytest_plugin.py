@@ -180,7 +180,7 @@ def test_the_limit_holds_for_the_last_test_and_for_what_is_unknown(suite: pytest
     suite.makepyfile(f"import aifinops as af\ndef test_1(): {UNPRICED}")
     result = ran(suite, "--cost-limit", "$0.10")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.stdout.fnmatch_lines(["*1 call without a price (house-llama)*"])
+    result.stdout.fnmatch_lines(["*1 call has no price (house-llama)*"])
     assert ran(suite, "--cost-limit", "$0.10", "--cost-allow-unpriced").ret == pytest.ExitCode.OK
 
 
@@ -283,6 +283,49 @@ def test_the_entry_point() -> None:
     """pytest finds the plugin by itself where aifinops is installed."""
     settings = tomllib.loads((Path(SOURCE).parent / "pyproject.toml").read_text(encoding="utf-8"))
     assert settings["project"]["entry-points"]["pytest11"] == {"aifinops": "aifinops.testing.pytest_plugin"}
+
+
+@pytest.mark.parametrize("words", [["--cost-report"], []], ids=["option", "mark"])
+def test_what_began_before_goes_on_in_memory(suite: pytest.Pytester, tmp_path: Path, words: list[str]) -> None:
+    """A conftest that sets aifinops up without naming a ledger has the usual one; with costs in question that is left alone."""
+    suite.makeconftest("import aifinops as af\naf.init(tags={'team': 'tests'})\naf.record(cost='1', model='before')\n")
+    suite.makepyfile("""
+        import pytest
+        from spending import spend
+
+        @pytest.mark.cost_budget("$0.05")
+        def test_it(): spend("0.01")
+    """)
+    result = ran(suite, *words)
+    result.assert_outcomes(passed=1)
+    result.stdout.no_fnmatch_line("*were written to*")
+    if words:
+        assert not (tmp_path / "users.db").exists()
+        return
+    # A mark is only known once conftests have run: what they spent is where it was, and nothing else.
+    from aifinops.ledger import open_ledger
+
+    ledger = open_ledger(tmp_path / "users.db", create=False)
+    assert [charge.model for charge in ledger.rows()] == ["before"]
+    ledger.close()
+
+
+def test_aifinops_may_be_there_before_pytest(suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`aifinops run -m pytest` loads us first: pytest, which would rewrite all modules of an installed plugin, does not complain of that."""
+    installed = suite.mkdir("site")
+    facts = installed / "aifinops_there-1.0.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: aifinops-there\nVersion: 1.0\n")
+    (facts / "entry_points.txt").write_text("[pytest11]\naifinops = aifinops.testing.pytest_plugin\n")
+    (facts / "RECORD").write_text("aifinops/__init__.py,,\naifinops_there-1.0.dist-info/METADATA,,\n")
+    monkeypatch.delenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(installed), SOURCE, *filter(None, sys.path)]))
+    suite.makeini("[pytest]\nfilterwarnings = error\nasyncio_default_fixture_loop_scope = function")
+    suite.makepyfile('from spending import spend\ndef test_it(): spend("0.01")')
+    code = "import sys, aifinops, pytest; sys.exit(pytest.main(['-q', '--cost-report']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=suite.path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "$0.0100  1 call" in done.stdout
 
 
 def test_the_mark_is_declared(suite: pytest.Pytester) -> None:
