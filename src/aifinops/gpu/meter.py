@@ -42,7 +42,8 @@ class Meter:
 
     Attributes:
         held: devices of this rank. account: what was charged. started, began: the beginning, monotonic and wall. ended: the end; None before.
-        watch: what reads the devices; None where none can be read. grid: that the machine hangs on, None where nobody knows it. span: of the run, for what is told.
+        watch: what reads the devices; None where none can be read. span: of the run, for what is told.
+        grid: that the machine hangs on, None where nobody knows it.
     """
 
     def __init__(

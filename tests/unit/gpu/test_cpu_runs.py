@@ -233,6 +233,22 @@ def test_cpu_hours_end_a_run_at_a_step_below_the_limit(clock: FakeClock) -> None
     assert 165 <= run.steps <= 180
 
 
+def test_hours_of_the_other_kind_that_are_used_up_stop_nobody(clock: FakeClock) -> None:
+    """A quota in GPU-hours is no matter of a run on processors, and one in CPU-hours none of a run on GPUs."""
+    with af.budget("0.01 gpu_hours") as gpus, af.budget("0.01 cpu_hours") as processors:
+        with gpu.track(devices={"X": 1}, price="1", slice_s=36, allowance_s=0):
+            clock.advance(36)
+        assert (gpus.spent, gpus.remaining, processors.spent) == (36, 0, 0)
+        with pytest.raises(BudgetExceeded), gpu.track(devices={"X": 1}, price="1"):
+            pytest.fail("it has begun")
+        with gpu.track(devices="cpu", price="1", slice_s=1, allowance_s=1) as second:
+            while second.advance():
+                clock.advance(1)
+        assert gpus.spent == 36
+        assert 30 <= processors.spent <= 36
+        assert processors.spent == second.usage().cpu_s
+
+
 def test_dollars_are_paid_in_advance_and_the_budget_has_what_the_ledger_has(
     clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
