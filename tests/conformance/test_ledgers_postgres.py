@@ -561,7 +561,7 @@ def test_a_role_that_may_not_delete_cannot_compact(dsn: str) -> None:
     try:
         writer = PostgresLedger(dsn.replace("postgres@", f"{role}@"), schema=schema)
         writer.append_many([example_charge(1), example_charge(2)])
-        with pytest.raises(StoreError, match="must be owner|permission denied"):
+        with pytest.raises(StoreError, match=r"must be owner|permission denied"):
             writer.compact(START + 2 * DAY)
         owner = PostgresLedger(dsn, schema=schema)
         done = owner.compact(START + 2 * DAY)

@@ -402,9 +402,8 @@ class PostgresLedger:
             (upto,) = connection.execute(f"SELECT last_value FROM {self.schema}.charges_seq_seq").fetchone()  # noqa: S608 - only names of ours
         more = True
         while more:
-            with connection.transaction():
-                with self._patient(connection):
-                    more = self._fold_step(connection, upto)
+            with connection.transaction(), self._patient(connection):
+                more = self._fold_step(connection, upto)
 
     def _fold_step(self, connection: Any, upto: int) -> bool:
         """Put at most `_STEP` numbers into the roll-ups; True when there are more."""
@@ -690,7 +689,7 @@ class _Compacting:
 
     def _move(self, connection: Any, day: int, ids: list[str]) -> None:
         connection.execute(_daily_statement(self._schema), {"day": day, "ids": ids})
-        connection.execute(f"INSERT INTO {self._schema}.gone SELECT unnest(%s::text[])", [ids])  # noqa: S608 - only names of ours
+        connection.execute(f"INSERT INTO {self._schema}.gone SELECT unnest(%s::text[])", [ids])
         gone = connection.execute(
             f"WITH went AS (DELETE FROM {self._schema}.charges AS entry WHERE id = ANY(%s) RETURNING at, pg_column_size(entry.*) - pg_column_size(id) AS size) "  # noqa: S608 - only names of ours
             "SELECT min(at), max(at), sum(size) FROM went",
