@@ -147,6 +147,8 @@ def tests_older(session: nox.Session, sdk: str) -> None:
 def tests_around(session: nox.Session, group: str) -> None:
     """What stands above and beside model calls, each kind in an environment of its own since their pins clash."""
     session.install("-e", ".[test]", *_group(group))
+    if group == "processes":
+        session.env["AIFINOPS_FAULTS"] = "all"
     _pytest(session, *AROUND[group])
 
 

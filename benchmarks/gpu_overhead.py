@@ -29,7 +29,10 @@ from environments import ROOT, Worker, environment, left_out
 
 NVML = "nvidia-ml-py==13.615.71"
 ENVIRONMENTS: dict[str, tuple[list[str], tuple[str, ...]]] = {
-    "ours": ([str(ROOT), NVML], ("aifinops step", "aifinops step+budget", "aifinops step, busy read")),
+    "ours": (
+        [str(ROOT), NVML],
+        ("aifinops step", "aifinops step+budget", "aifinops step, busy read", "aifinops step, processors"),
+    ),
     "torch": ([str(ROOT), NVML, "torch==2.13.0"], ("aifinops hooks in torch", "aifinops hooks, no run")),
     "zeus": ([NVML, "zeus==0.16.0"], ("zeus window", "zeus around")),
     "codecarbon": ([NVML, "codecarbon==3.3.2"], ("codecarbon task", "codecarbon around")),
@@ -61,11 +64,11 @@ class Nothing:
 
 
 class Ours(Nothing):
-    def __init__(self, *, budget: bool = False, fake: bool = False) -> None:
+    def __init__(self, *, budget: bool = False, devices: Any = None) -> None:
         super().__init__()
         import aifinops as af
 
-        self.af, self.budget, self.fake = af, budget, fake
+        self.af, self.budget, self.devices = af, budget, devices or {"X": 2}
         af.init(ledger="memory")
 
     def begin(self) -> None:
@@ -74,7 +77,7 @@ class Ours(Nothing):
         self.limit = self.af.budget("$1000000") if self.budget else None
         if self.limit is not None:
             self.limit.__enter__()
-        self.run = gpu.track("bench", devices="auto" if self.fake else {"X": 2}, price="2.50")
+        self.run = gpu.track("bench", devices=self.devices, price="2.50")
         self.run.__enter__()
         self.edge = self.run.step  # type: ignore[method-assign]
 
@@ -155,7 +158,8 @@ class CodeCarbon(Nothing):
 SYSTEMS: dict[str, Callable[[], Nothing]] = {
     "aifinops step": Ours,
     "aifinops step+budget": lambda: Ours(budget=True),
-    "aifinops step, busy read": lambda: Ours(fake=True),
+    "aifinops step, busy read": lambda: Ours(devices="auto"),
+    "aifinops step, processors": lambda: Ours(devices="cpu"),
     "aifinops hooks in torch": lambda: Hooks(open_run=True),
     "aifinops hooks, no run": lambda: Hooks(open_run=False),
     "zeus window": lambda: Zeus(steps=True),

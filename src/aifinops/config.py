@@ -211,6 +211,32 @@ def _term(value: object) -> str:
     return _choice("on_demand", "spot", "reserved", "capacity_block", "owned")(value)
 
 
+def _decimal_of(value: object) -> Decimal | None:
+    from aifinops.money import decimal
+
+    try:
+        return decimal(value, "it")  # type: ignore[arg-type]  # it refuses what is no number
+    except ConfigurationError:
+        return None
+
+
+def _grid(value: object) -> str | Decimal:
+    grams = _decimal_of(value)
+    if grams is None and isinstance(value, str) and value.strip().isalpha():
+        name = value.strip()
+        return "world" if name.lower() == "world" else name.upper()
+    if grams is None or grams < 0:
+        raise ValueError("write a country such as SWE, `world`, or grams of CO2 for one kWh, e.g. 120")
+    return grams
+
+
+def _pue(value: object) -> Decimal:
+    found = _decimal_of(value)
+    if found is None or found < 1:
+        raise ValueError('write a number of 1 or more, e.g. "1.3"')
+    return found
+
+
 def _table_of(example: str) -> Callable[[object], Mapping[str, Any]]:
     def read(value: object) -> Mapping[str, Any]:
         if not isinstance(value, Mapping):
@@ -286,6 +312,8 @@ SETTINGS = (
     Setting("gpu_metadata", "AIFINOPS_GPU_METADATA", False, _flag, "Whether the metadata service of the cloud is asked for the instance type, region and terms, for 0.2 s at most."),
     Setting("gpu_owned", "", None, _table_of('gpu_owned = { capex = "320000", gpus = 8, years = 3 }'), "Hardware of your own, written off: `capex`, `gpus`, `years`, `residual`, `upkeep_per_year`, `kw`, `pue`, `usd_per_kwh`."),
     Setting("cpu_owned", "", None, _table_of('cpu_owned = { capex = "9000", cpus = 128, years = 4 }'), "Machines of your own without accelerators, written off: as `gpu_owned`, with `cpus` in place of `gpus`."),
+    Setting("gpu_grid", "AIFINOPS_GPU_GRID", None, _grid, "Whose electricity it is, for the CO2 of runs: ISO 3166 country such as `SWE`, `world`, or grams for one kWh; default: the country of the cloud's region."),
+    Setting("gpu_pue", "AIFINOPS_GPU_PUE", None, _pue, "Power usage effectiveness of the room, 1 or more; default: that of `gpu_owned`, or what the provider has published."),
     Setting("gpu_quotas", "AIFINOPS_GPU_QUOTAS", None, _text, "File of the quotas of teams (TOML); see [GPU quotas](../how-to/gpu-quotas.md)."),
 )  # fmt: skip
 
@@ -345,6 +373,8 @@ class Config:
     gpu_metadata: bool = False
     gpu_owned: Mapping[str, Any] | None = None
     cpu_owned: Mapping[str, Any] | None = None
+    gpu_grid: str | Decimal | None = None
+    gpu_pue: Decimal | None = None
     gpu_quotas: str | None = None
     origin: Mapping[str, str] = field(default_factory=lambda: EMPTY)
 

@@ -451,6 +451,8 @@ def init(
     gpu_metadata: bool | None = None,
     gpu_owned: Mapping[str, Any] | None = None,
     cpu_owned: Mapping[str, Any] | None = None,
+    gpu_grid: Any = None,
+    gpu_pue: Any = None,
     gpu_quotas: str | os.PathLike[str] | None = None,
     instrument: Any = None,
     summary: bool | None = None,
@@ -487,6 +489,8 @@ def init(
         gpu_idle_minutes: after how many minutes a run says that devices which it holds do nothing, default 15; 0 for never.
         gpu_metadata: whether the metadata service of the cloud may be asked where this is. gpu_owned: hardware of your own, written off;
             cpu_owned: machines of your own without accelerators, likewise.
+        gpu_grid: whose electricity it is, for the CO2 of runs: a country such as `"SWE"`, `"world"`, or grams for one kWh. gpu_pue: power usage
+            effectiveness of the room.
         gpu_quotas: file of the quotas of teams.
         instrument, summary: for programs that run without a line of code, so they are customary in the environment or the file.
         **unknown: there is no other setting; a misspelt one is answered with the nearest name.
@@ -500,7 +504,7 @@ def init(
     arguments = {
         "ledger": ledger, "copy_to": copy_to, "spool": spool, "spool_bytes": spool_bytes, "store": store, "approval_key": approval_key, "prices": prices, "price_folder": price_folder, "model_map": model_map, "tags": tags, "budgets": budgets, "alerts": alerts, "smtp": smtp, "otlp": otlp, "spans": spans,
         "dialects": dialects, "semconv": semconv, "resource_tags": resource_tags, "baggage": baggage, "metric_tags": metric_tags, "threads": threads, "stream_usage": stream_usage, "enabled": enabled, "egress": egress,
-        "gpu_usd_per_hour": gpu_usd_per_hour, "gpu_term": gpu_term, "gpu_idle_minutes": gpu_idle_minutes, "gpu_metadata": gpu_metadata, "gpu_owned": gpu_owned, "cpu_owned": cpu_owned, "gpu_quotas": gpu_quotas,
+        "gpu_usd_per_hour": gpu_usd_per_hour, "gpu_term": gpu_term, "gpu_idle_minutes": gpu_idle_minutes, "gpu_metadata": gpu_metadata, "gpu_owned": gpu_owned, "cpu_owned": cpu_owned, "gpu_grid": gpu_grid, "gpu_pue": gpu_pue, "gpu_quotas": gpu_quotas,
         "instrument": instrument, "summary": summary, **unknown,
     }  # fmt: skip
     return _install(arguments, clock, only_if_missing=False)

@@ -573,9 +573,9 @@ def track_cost(
     Args:
         function: given when the decorator is used without parentheses.
         name: of the block and its span; default: the function's qualified name.
-        gpu: `"auto"` also meters, and pays from the budgets in force, the GPUs that this process holds while the function runs; a mapping
-            `{"NVIDIA H100 80GB HBM3": 8}` where no driver can be asked; see `aifinops.gpu.track`, whose other arguments
-            `{"devices": "auto", "checkpoint": save}` may have.
+        gpu: `"auto"` also meters, and pays from the budgets in force, the GPUs that this process holds while the function runs, on a machine
+            without any its processors (`"cpu"` by name); a mapping `{"NVIDIA H100 80GB HBM3": 8}` where no driver can be asked; see
+            `aifinops.gpu.track`, whose other arguments `{"devices": "auto", "checkpoint": save}` may have.
         meter: a call of the function is itself one charge of this: `{"searches": 1}`, a quantity or a function of the result. A meter
             that is not known yet is made. Its price is that of `sku` (`register_price`); without one the cost is unknown.
         sku: `"provider/model"` of that charge; default: `custom/` and the name of the block.

@@ -298,12 +298,17 @@ def holding_facts(one: Holding, keys: Sequence[str]) -> dict[str, Any]:
         "idle_gpu_hours": _text(_hours(one.idle_s)) if one.measured_s else None,
         "unmeasured_gpu_hours": _text(_hours(one.device_s - one.measured_s)),
         "cost_usd": _text(one.cost), "idle_cost_usd": _text(one.idle_cost),
+        "energy_kwh": _small(one.energy_kwh), "co2_kg": _small(one.co2_kg), "co2_of_gpu_hours": _text(_hours(one.co2_s)), "co2_basis": sorted(one.co2_bases),
         "unpriced_gpu_hours": _text(_hours(one.unpriced_s)), "since": _moment(one.first / _NS), "until": _moment(one.last / _NS),
     }  # fmt: skip
 
 
 def _hours(seconds: Decimal) -> Decimal:
     return (seconds / _HOUR).quantize(Decimal("0.000001"))
+
+
+def _small(amount: Decimal | None) -> str | None:
+    return _text(None if amount is None else amount.quantize(Decimal("1E-9")))
 
 
 def _text(amount: Decimal | None) -> str | None:
@@ -363,21 +368,31 @@ def _print_runs(found: Sequence[Holding], keys: Sequence[str], title: str, *, na
     unpriced = sum((one.unpriced_s for one in found), Decimal(0))
     if unpriced:
         out.print(f"{unpriced / _HOUR:,.2f} GPU-h have no price and are in no cost above", style="yellow")
+    for basis in sorted({basis for one in found for basis in one.co2_bases}):
+        out.print(f"CO2e: {basis}", style="dim", soft_wrap=True, markup=False)
 
 
 def runs_table(found: Sequence[Holding], keys: Sequence[str], *, named: bool = False) -> Table:
-    """GPU time of each key: hours, busy or idle, and what both cost; with the names of the runs before them."""
+    """GPU time of each key: hours, busy or idle, what both cost, and CO2 where any is known; with the names of the runs before them."""
     from aifinops.cli import show
 
-    table = _table({**({"name": False} if named else {}), **dict.fromkeys(keys, False), "devices": False, "GPU-h": True, "busy": True, "idle GPU-h": True, "cost": True, "idle cost": True})  # fmt: skip
+    emits = any(one.co2_kg is not None for one in found)
+    table = _table({**({"name": False} if named else {}), **dict.fromkeys(keys, False), "devices": False, "GPU-h": True, "busy": True, "idle GPU-h": True, "cost": True, "idle cost": True, **({"CO2e": True} if emits else {})})  # fmt: skip
     for one in found:
         count = f"{len(one.devices)} x " if one.devices else ""
         table.add_row(
             *([show.key(names(one))] if named else []), *map(show.key, one.key), show.key(count + ", ".join(sorted(one.models))), f"{one.device_s / _HOUR:,.2f}",
             _share(one.busy_share), f"{one.idle_s / _HOUR:,.2f}" if one.measured_s else "unknown", _usd(one.cost),
-            _usd(one.idle_cost),
+            _usd(one.idle_cost), *([_co2(one)] if emits else []),
         )  # fmt: skip
     return table
+
+
+def _co2(one: Holding) -> str:
+    if one.co2_kg is None:
+        return "unknown"
+    mass = f"{one.co2_kg * 1000:,.1f} g" if one.co2_kg < 1 else f"{one.co2_kg:,.2f} kg"
+    return mass if one.co2_s == one.device_s else f"{mass} of {one.co2_s / _HOUR:,.2f} GPU-h"
 
 
 def devices_table(devices: Sequence[Mapping[str, Any]]) -> Table:

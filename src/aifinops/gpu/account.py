@@ -35,7 +35,7 @@ class Account:
             self.device_s += group.held * seconds
         self.cost = _plus(self.cost, cost)
         self.idle = _plus(self.idle, idle)
-        self.sums.merge(sums)
+        self.sums.merge(sums, of_all=group.on_cpu or not seconds)
 
     def with_open(self, groups: Sequence[Group], seconds: Decimal) -> tuple[Decimal, Decimal, Decimal | None]:
         """(device-seconds, vCPU-seconds, cost) with so many seconds that are not charged yet."""

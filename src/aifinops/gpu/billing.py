@@ -115,7 +115,7 @@ def find_devices(spec: Any, where: distributed.Rank) -> tuple[Held, ...]:
     ):
         return tuple(map(Held, spec))
     raise ConfigurationError(
-        f'gpu={spec!r} must be "auto", "visible", devices, or a mapping such as {{"NVIDIA H100 80GB HBM3": 8}}'
+        f'gpu={spec!r} must be "auto", "visible", "cpu" (of a run), devices, or a mapping such as {{"NVIDIA H100 80GB HBM3": 8}}'
     )
 
 

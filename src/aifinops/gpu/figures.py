@@ -71,6 +71,7 @@ def usage_of(
         phases={name: ns / _NS for name, ns in phases.totals(now).items()},
         cpu_s=cpu_s,
         cpus=meter.cpus,
+        co2=meter.co2(sums),
     )
 
 

@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 from aifinops.charges import Charge
+from aifinops.gpu.carbon import Co2
 from aifinops.ledger.base import Query, group_keys
 from aifinops.money import from_nanos
 
@@ -23,6 +24,8 @@ class Holding:
         measured_s: the part of them of which somebody knows how busy it was; busy_s: the busy ones of these.
         cost: USD of those with a price; None where none has one. unpriced_s: device-seconds without a price, which are in no cost.
         idle_cost: USD of what was measured and not busy, of those with a price; None where there is none of both.
+        co2_kg, energy_kwh: of the part of which both are known, PUE included; None where nothing is. co2_s: that part, device-seconds.
+        co2_bases: by which intensities and PUEs.
         devices: UUIDs seen. models: names of devices, instance types where nobody named a device. runs: tags of runs. names: of those that
             have one.
     """
@@ -34,6 +37,10 @@ class Holding:
     cost: Decimal | None = None
     idle_cost: Decimal | None = None
     unpriced_s: Decimal = Decimal(0)
+    co2_kg: Decimal | None = None
+    energy_kwh: Decimal | None = None
+    co2_s: Decimal = Decimal(0)
+    co2_bases: set[str] = field(default_factory=set)
     first: int = 0
     last: int = 0
     devices: set[str] = field(default_factory=set)
@@ -67,12 +74,23 @@ class Holding:
             self.unpriced_s += seconds
         else:
             self.cost = (self.cost or Decimal(0)) + amount
+        self._add_co2(facts.get("co2"), seconds)
         busy = _number(facts.get("busy_s"))
         if busy is not None and seconds:
             self.measured_s += seconds
             self.busy_s += min(busy, seconds)
             if amount is not None:
                 self.idle_cost = (self.idle_cost or Decimal(0)) + amount * max(Decimal(0), 1 - busy / seconds)
+
+    def _add_co2(self, facts: Any, seconds: Decimal) -> None:
+        try:
+            found = Co2.from_json(facts)
+        except (KeyError, TypeError, ValueError, ArithmeticError):  # not known of this entry
+            return
+        self.co2_kg = (self.co2_kg or Decimal(0)) + found.kg
+        self.energy_kwh = (self.energy_kwh or Decimal(0)) + found.energy_kwh
+        self.co2_s += seconds
+        self.co2_bases.add(found.basis)
 
 
 def _facts(charge: Charge) -> dict[str, Any]:

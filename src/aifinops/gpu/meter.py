@@ -10,6 +10,7 @@ from aifinops import runtime
 from aifinops.errors import ConfigurationError, swallow
 from aifinops.gpu import billing
 from aifinops.gpu.account import Account, idle_usd
+from aifinops.gpu.carbon import grid_at
 from aifinops.gpu.idle import IdleAlarm, Stretch, stretches
 from aifinops.gpu.idle import tell as tell_of_idle
 from aifinops.gpu.usage import Sums, sums_of
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from aifinops.gpu.billing import Held
+    from aifinops.gpu.carbon import Co2, Grid
     from aifinops.gpu.cpus import Cpus
     from aifinops.gpu.distributed import Rank
     from aifinops.gpu.journal import Group
@@ -41,6 +43,7 @@ class Meter:
     Attributes:
         held: devices of this rank. account: what was charged. started, began: the beginning, monotonic and wall. ended: the end; None before.
         watch: what reads the devices; None where none can be read. span: of the run, for what is told.
+        grid: that the machine hangs on, None where nobody knows it.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Meter:
         self._name, self._label, self._key = name, label, key
         self._lent: set[str] = set()  # UUIDs that another run of this process pays for at present
         self._groups: list[tuple[Group, list[Held]]] = []
+        self.grid: Grid | None = None
         self._from, self._part, self._window = now, 0, -1
         self._rated = now
         self._idle = IdleAlarm(options.idle_s)
@@ -79,7 +83,9 @@ class Meter:
         if not mine:
             self._groups = []
             return
-        where, price = billing.here(runtime.get()), self._options.price
+        engines, price = runtime.get(), self._options.price
+        where = billing.here(engines)
+        self.grid = grid_at(where, engines.config)
         self._groups = billing.groups_of(mine, where, at=self.wall(now), price=price, owner=f"rank {self._rank.rank}")
 
     @property
@@ -185,6 +191,8 @@ class Meter:
         busy, allocated = sums.get("busy_s"), group.held * seconds
         idle_s, idle = idle_usd(group, seconds, busy)
         about = {**facts, **sums.facts(), **({} if idle is None else {"idle_usd": str(idle)})}
+        if (co2 := self.co2(sums)) is not None:
+            about["co2"] = co2.to_json()
         if group.on_cpu and (cpus := self.cpus) is not None:
             about |= {"cpus": str(cpus.count), "cpus_source": cpus.source, "machine_cpus": cpus.machine}
         if self._name:
@@ -201,6 +209,10 @@ class Meter:
         if stall := facts["phases"].get("data_wait"):
             states["stall"] = stall * float(group.held)
         runtime.get().metrics.gpu_time(made, states)
+
+    def co2(self, sums: Sums) -> Co2 | None:
+        """Of the energy in these figures; None where it or the grid is unknown."""
+        return None if self.grid is None else self.grid.co2(sums.get("energy_j"))
 
     def _readings(self, members: list[Held], start: int, end: int) -> list[Measured | None]:
         """What each of some devices did; None for one that nobody can ask."""
@@ -240,7 +252,7 @@ class Meter:
             part = sums_of(members, self._readings(members, self._from, now))
             more = idle_usd(group, seconds, part.get("busy_s"))[1]
             idle = None if idle is None or more is None else idle + more
-            sums.merge(part)
+            sums.merge(part, of_all=group.on_cpu or not seconds)
         return allocated, cpu_s, cost, sums, idle
 
     def saved(self, now: int) -> None:

@@ -309,7 +309,8 @@ def _checked(found: Rate, place: Place, at: int) -> Rate:
         import logging
 
         logging.getLogger("aifinops").warning(
-            "aifinops: the price of %s is from %s, %d days ago (%s); set AIFINOPS_GPU_USD_PER_HOUR or a price list of your own",
+            "aifinops: the price of %s is from %s, %d days ago (%s); set %sa price list of your own",
             sure.sku.model, sure.as_of.isoformat(), days, sure.source,
+            "" if sure.meter == "cpu_seconds" else "AIFINOPS_GPU_USD_PER_HOUR or ",
         )  # fmt: skip
     return replace(sure, stale=True, notes=(*sure.notes, f"this price was last checked {days} days ago"))

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from aifinops.budgets.stores.base import Store
     from aifinops.clock import Clock
     from aifinops.errors import BudgetExceeded
+    from aifinops.gpu.carbon import Co2
     from aifinops.gpu.events import StepEvents
     from aifinops.gpu.journal import Lost
     from aifinops.gpu.slots import Slot
@@ -483,6 +484,11 @@ class Run:
                 self._meter, self._phases, self._events, self._flops, now,
                 run=self.run_id, attempt=self.attempt, rank=self.rank, steps=self.steps,
             )  # fmt: skip
+
+    @property
+    def co2(self) -> Co2 | None:
+        """What the electricity of its devices has emitted so far; None where their energy or the region is unknown. `usage()` has it, too."""
+        return self.usage().co2
 
     def estimate_remaining(self, total_steps: int | None = None) -> Forecast:
         """Where the run ends if it goes on as it did lately: a moving average over five minutes of what a step takes and costs.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from aifinops.gpu.carbon import Co2, sum_of
 from aifinops.gpu.cpus import Cpus
 from aifinops.gpu.measured import Measured
 from aifinops.telemetry import names
@@ -41,9 +42,16 @@ class Sums:
         self.source = _joined(self.source, measured.busy_source)
         self.attribution = _joined(self.attribution, measured.attribution)
 
-    def merge(self, other: Sums) -> None:
-        """Take in another one."""
+    def merge(self, other: Sums, *, of_all: bool = True) -> None:
+        """Take in another one.
+
+        Args:
+            of_all: False where an empty one is of devices that were held: then the energy of all is not known any more. Seconds stay those of what
+                was measured, as the ledger has them beside the others.
+        """
         if not other.spans:
+            if not of_all:
+                self.values["energy_j"] = None
             return
         self.spans += other.spans
         for name, value in other.values.items():
@@ -100,6 +108,7 @@ class GpuUsage:
         price_as_of, price_source: of that price. wasted_s, wasted_cost: since the last checkpoint, of this attempt.
         cpus: the processors of a run on a machine without accelerators; None where there are some, whose price they are in. cpu_s: their
             vCPU-seconds, processors x time; they are in `cost` and `wasted_s`, and in no other figure.
+        co2: of `energy_j`, with the intensity of the grid, its source and year, and the PUE; None where the energy or the region is unknown.
         phases: `startup`, `data_wait`, `step`, `checkpoint_save`, `restore`, `eval`, `idle`, ... -> seconds of this process.
     """
 
@@ -133,6 +142,7 @@ class GpuUsage:
     device_stall_s: float | None = None
     cpu_s: Decimal = Decimal(0)
     cpus: Cpus | None = None
+    co2: Co2 | None = None
 
     @property
     def idle_s(self) -> float | None:
@@ -185,6 +195,7 @@ def total(parts: Iterable[GpuUsage]) -> GpuUsage:
         _sum(one.device_stall_s for one in found),
         sum((one.cpu_s for one in found), Decimal(0)),
         _processors([one.cpus for one in found if one.cpus is not None]),
+        sum_of([one.co2 for one in found]),
     )  # fmt: skip
 
 
@@ -223,6 +234,7 @@ def span_values(used: GpuUsage, devices: int) -> dict[str, Any]:
         names.GPU_TENSOR_ACTIVE: used.tensor_active_s,
         names.GPU_MEMORY: used.memory_gib_s,
         names.GPU_ENERGY: used.energy_j,
+        **_co2_values(used.co2),
         names.GPU_MFU: used.mfu,
         names.GPU_ATTRIBUTION: used.attribution or None,
         names.GPU_STEPS: used.steps,
@@ -240,6 +252,21 @@ def span_values(used: GpuUsage, devices: int) -> dict[str, Any]:
         **{f"{names.PHASE_PREFIX}{name}_s": seconds for name, seconds in used.phases.items()},
     }
     return {key: value for key, value in values.items() if value is not None}
+
+
+def _co2_values(found: Co2 | None) -> dict[str, Any]:
+    if found is None:
+        return {}
+    return {
+        names.CO2_KG: float(found.kg),
+        names.CO2_INTENSITY: float(found.grams_per_kwh),
+        names.CO2_COUNTRY: found.country or None,
+        names.CO2_YEAR: found.year,
+        names.CO2_SOURCE: found.source,
+        names.ENERGY_KWH: float(found.energy_kwh),
+        names.ENERGY_PUE: float(found.pue),
+        names.ENERGY_PUE_SOURCE: found.pue_source or None,
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,7 @@ class Metric(NamedTuple):
 
 _TAG = "the tag is in force"
 _COST = "the price is known"
+_CO2 = "the energy was measured and the region is known"
 _TELLS = "the answer says it"
 _LATEST = 'semconv="latest"'
 _OURS = "the span is ours"
@@ -126,6 +127,12 @@ ATTRIBUTES = tuple(
         ("gpu", (names.GPU_MFU,), "double", "1", "FLOPs are stated", OWN, "what of the peak was the model's"),
         ("gpu", (names.GPU_MEMORY,), "double", "GiB.s", "measured", OWN, "memory over time"),
         ("gpu", (names.GPU_ENERGY,), "double", "J", "measured", OWN, "energy"),
+        ("gpu", (names.CO2_KG,), "double", "kg", _CO2, OWN, "CO2e of that energy"),
+        ("gpu", (names.CO2_INTENSITY,), "double", "g/kWh", _CO2, OWN, "of the grid"),
+        ("gpu", (names.CO2_COUNTRY, names.CO2_SOURCE), "string", "", _CO2, OWN, "whose grid that is, and who says it"),
+        ("gpu", (names.CO2_YEAR,), "int", "", _CO2, OWN, "of which it is an average; left out where the grams were given"),
+        ("gpu", (names.ENERGY_KWH, names.ENERGY_PUE), "double", "kWh, 1", _CO2, OWN, "energy with what the room takes, and the factor for that"),
+        ("gpu", (names.ENERGY_PUE_SOURCE,), "string", "", _CO2, OWN, "who says it; left out where nobody does, and the factor is 1"),
         ("gpu", (names.GPU_ATTRIBUTION,), "string", "", "measured", OWN, "whose the measured figures are"),
         ("gpu", (names.GPU_STALL,), "double", "s", "always", OWN, "the loop waited for data"),
         ("gpu", (names.GPU_DEVICE_STALL,), "double", "s", "measured by events", OWN, "the device waited for the loop between two steps"),

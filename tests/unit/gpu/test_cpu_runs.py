@@ -15,7 +15,7 @@ import aifinops as af
 from aifinops import gpu, runtime
 from aifinops.charges import Charge
 from aifinops.errors import BudgetExceeded, ConfigurationError, RunStopped
-from aifinops.gpu import billing, cpus, devices, paying
+from aifinops.gpu import billing, cpus, devices, paying, rates
 from aifinops.gpu.backends import nvidia
 from aifinops.gpu.backends.base import Inventory
 from aifinops.gpu.cpus import Cpus
@@ -162,9 +162,13 @@ def test_terms_and_places_have_their_prices(clock: FakeClock) -> None:
     """On demand and elsewhere from the list, spot where the list has it or on demand with low confidence, one's own by `cpu_owned`."""
     east = Place("aws", "us-east-1", "m5.large", "", "high")
     assert cpu_rate(east, at=AT).usd_per_hour == Decimal("0.048")
-    spot = cpu_rate(Place("aws", "us-east-1", "m5.large", "spot", "high"), at=AT)
-    assert spot.usd_per_hour is not None
-    assert spot.term == "spot" or (spot.confidence == "low" and "spot" in spot.notes[0])
+    spot = cpu_rate(Place("gcp", "us-central1", "e2-standard-4", "spot", "high"), at=AT)
+    assert (spot.usd_per_hour, spot.term, spot.confidence) == (Decimal("0.020106"), "spot", "high")
+    reserved = cpu_rate(Place("aws", "us-east-1", "m5.large", "reserved", "high"), at=AT)
+    assert (reserved.usd_per_hour, reserved.term, reserved.confidence) == (Decimal("0.048"), "on_demand", "low")
+    assert reserved.notes == ("no price for reserved in the list: the one on demand",)
+    elsewhere = cpu_rate(Place("aws", "eu-west-1", "m5.large", "", "high"), at=AT)
+    assert (elsewhere.usd_per_hour, elsewhere.confidence) == (Decimal("0.048"), "low")
     owned = {"capex": "8760", "cpus": 10, "years": 1, "source": "invoice 3", "as_of": "2026-11-01"}
     runtime.init(ledger="memory", clock=clock, cpu_owned=owned)
     mine = cpu_rate(Place(term="owned"), at=AT)
@@ -227,6 +231,22 @@ def test_cpu_hours_end_a_run_at_a_step_below_the_limit(clock: FakeClock) -> None
         assert limit.reserved == 0
     assert saved == [1]
     assert 165 <= run.steps <= 180
+
+
+def test_hours_of_the_other_kind_that_are_used_up_stop_nobody(clock: FakeClock) -> None:
+    """A quota in GPU-hours is no matter of a run on processors, and one in CPU-hours none of a run on GPUs."""
+    with af.budget("0.01 gpu_hours") as gpus, af.budget("0.01 cpu_hours") as processors:
+        with gpu.track(devices={"X": 1}, price="1", slice_s=36, allowance_s=0):
+            clock.advance(36)
+        assert (gpus.spent, gpus.remaining, processors.spent) == (36, 0, 0)
+        with pytest.raises(BudgetExceeded), gpu.track(devices={"X": 1}, price="1"):
+            pytest.fail("it has begun")
+        with gpu.track(devices="cpu", price="1", slice_s=1, allowance_s=1) as second:
+            while second.advance():
+                clock.advance(1)
+        assert gpus.spent == 36
+        assert 30 <= processors.spent <= 36
+        assert processors.spent == second.usage().cpu_s
 
 
 def test_dollars_are_paid_in_advance_and_the_budget_has_what_the_ledger_has(
@@ -425,3 +445,22 @@ def test_ranks_add_up(clock: FakeClock) -> None:
         used.append(run.usage())
     both = total(used)
     assert (both.cpu_s, both.cost, both.cpus) == (40, Decimal("0.004"), Cpus(Decimal(4), "machine"))
+
+
+def test_an_old_price_is_said_without_naming_a_setting_that_is_for_gpus(caplog: pytest.LogCaptureFixture) -> None:
+    """Once a process, with what can be done about it."""
+    runtime.init(ledger="memory")
+    rates._told.prices.clear()
+    with caplog.at_level(logging.WARNING, "aifinops"):
+        found = cpu_rate(Place("azure", "eastus", "Standard_D4s_v5", "", "high"), at=AT)
+    assert found.stale
+    (text,) = [record.getMessage() for record in caplog.records]
+    assert text.endswith("days ago (karpenter-provider-azure); set a price list of your own")
+
+
+def test_what_is_no_device_says_what_to_type(clock: FakeClock) -> None:
+    """The name for processors is among what can be typed; a server of models has no use for it."""
+    with pytest.raises(ConfigurationError, match='"cpu"'), gpu.track(devices="cpus"):
+        pytest.fail("it has begun")
+    with pytest.raises(ConfigurationError, match="gpu='cpu' must be"):
+        billing.find_devices("cpu", Rank())
