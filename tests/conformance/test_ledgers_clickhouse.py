@@ -607,6 +607,28 @@ def test_a_question_that_a_compaction_overtakes_is_asked_again(engine: Callable[
         later.summarize(Query(until_ns=BOUNDARY + DAY), ["user"])
 
 
+def test_a_month_that_is_compacted_gives_its_room_back(engine: Callable[..., Link]) -> None:
+    """The month of the last day keeps the room until it is over; sums and duplicates are as before."""
+    month = 30 * DAY
+    charges = [example_charge(place, at=START + place % 2 * month + place * HOUR // 1000) for place in range(4000)]
+    ledger = ClickHouseLedger(engine(), quiet_s=0)
+    ledger.append_many(charges)
+    before = ledger.summarize(by=["model", "month"])
+
+    def rows() -> dict[str, int]:
+        select = f"SELECT partition, sum(rows) FROM system.parts WHERE active AND database = '{ledger._db}' AND table = 'aifinops_charges' GROUP BY partition"
+        return {str(partition): int(count) for partition, count in ledger._link.query(select) if int(count)}
+
+    _, second = sorted(rows())
+    done = ledger.compact(START + month + DAY)
+    assert (done.entries, done.kept) == (4000, 0)
+    assert rows() == {second: 2000}
+    assert ledger.compact(START + 3 * month).entries == 0
+    assert rows() == {}, "the second month is over"
+    assert ledger.summarize(by=["model", "month"]) == before
+    assert ledger.append_many(charges) == 0
+
+
 def test_who_was_taken_over_from_cannot_commit(engine: Callable[..., Link]) -> None:
     """It stood still for longer than the lease, between its sums and its commit; another one has done the work meanwhile."""
     charges = of_few_days(43, 40)

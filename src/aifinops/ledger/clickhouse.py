@@ -615,8 +615,8 @@ class ClickHouseLedger(_Reader):
         """Turn sure entries of whole days (UTC) before a moment into daily roll-ups; see `aifinops.ledger.base.Ledger`.
 
         A step is a day, or an hour where a day has more than half a million entries. Nobody waits for it but who compacts as well. When one was
-        killed, the next waits a minute and a half before it takes over. `freed_bytes` is what is free when it returns: the engine gives
-        more back when it merges parts.
+        killed, the next waits a minute and a half before it takes over. `freed_bytes` is what is free when it returns: of months that are
+        compacted as a whole. The engine gives the rest back when it merges parts.
 
         Raises:
             StoreError: when the server cannot be written, or somebody else has taken over.
@@ -627,6 +627,8 @@ class ClickHouseLedger(_Reader):
         for _ in run.steps():
             if progress is not None:
                 progress(run.entries, max(old, run.entries))
+        with suppress(StoreError):  # who must not look at parts leaves that to the engine
+            run.make_room()
         return Compaction(run.entries, self._older(until), run.since, until, max(0, before - self._size()))
 
     def _daily_statement(self, build: int, day: int, where: str) -> str:

@@ -205,6 +205,20 @@ class Run:
         if self.entries and until is not None and until < self._until:
             self._build(self._until - DAY_NS, (self._until, self._until), "0")  # no days but the reach
 
+    def make_room(self) -> None:
+        """Have the engine write months anew of which all days are compacted. It does so by itself only when it merges their parts, which may be never.
+
+        The month of the last day waits: to write its other days anew every night would be much work for little room.
+
+        Raises:
+            StoreError: when `system.parts` must not be read, or the server cannot be written.
+        """
+        where = f"active AND has_lightweight_delete AND database = {literal(self._db)} AND table IN ('{_CHARGES}', 'aifinops_hourly')"
+        month = f"toYYYYMM(fromUnixTimestamp64Nano(toInt64({self._until}), 'UTC'))"
+        rows = self._link.query(f"SELECT DISTINCT table, partition FROM system.parts WHERE {where} AND toUInt32OrZero(partition) < {month}")  # fmt: skip  # noqa: S608 - a literal and an integer
+        for table, partition in rows:
+            self._link.command(f"ALTER TABLE {self._db}.{table} APPLY DELETED MASK IN PARTITION {int(partition)} SETTINGS mutations_sync = 1")  # fmt: skip
+
     def _finish_last(self) -> None:
         """Who was at it before may have been killed after his commit."""
         step = step_of(self._link, self._db)
