@@ -6,7 +6,7 @@ import functools
 import hashlib
 import logging
 import threading
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec
 
@@ -31,7 +31,7 @@ P = ParamSpec("P")
 
 logger = logging.getLogger("aifinops.budgets")
 
-_IDS_MOST, _TOLD_MOST, _TALLY_MOST = 20, 4096, 1024
+_IDS_MOST, _TOLD_MOST, _TALLY_MOST, _COUNTED_MOST = 20, 4096, 1024, 256
 _KEY_MOST = 200
 
 
@@ -73,6 +73,7 @@ class Witness:
         self._heads: dict[int, str] = {}
         self._tally: Counter[tuple[str, str]] = Counter()
         self._tally_lock = threading.Lock()
+        self._counted: deque[tuple[str, str]] = deque()
         self._nothing = Audit(None)
 
     def audit(self, store: Store) -> Audit:
@@ -114,7 +115,7 @@ class Witness:
     def reset_after_fork(self) -> None:
         """In a forked child: what waits is the parent's."""
         self.alerts.reset_after_fork()
-        self._tally, self._tally_lock = Counter(), threading.Lock()
+        self._tally, self._tally_lock, self._counted = Counter(), threading.Lock(), deque()
         for _, audit in list(self._audits.values()):
             audit.reset_after_fork()
 
@@ -125,8 +126,8 @@ class Witness:
 
         Beyond so many names the key is empty: all the others together.
         """
-        with self._tally_lock:
-            return dict(self._tally)
+        self._add_up(timeout_s=1.0)
+        return dict(self._tally)
 
     def allowed(self, budgets: Sequence[ActiveBudget]) -> None:
         """A call has room in all of these."""
@@ -135,10 +136,22 @@ class Witness:
 
     def _count(self, key: str, action: str) -> None:
         if not key.startswith("#"):  # of a block there is one for each run of it
-            with self._tally_lock:
+            self._counted.append((key, action))
+            if len(self._counted) >= _COUNTED_MOST:
+                self._add_up(timeout_s=0.0)
+
+    def _add_up(self, timeout_s: float) -> None:
+        """Take in what was counted. Nobody who makes a call waits here: he may be a signal handler in the middle of somebody who is at it."""
+        if not self._tally_lock.acquire(timeout=timeout_s):
+            return
+        try:
+            while self._counted:
+                key, action = self._counted.popleft()
                 if len(self._tally) >= _TALLY_MOST and (key, action) not in self._tally:
                     key = ""  # names that somebody makes by the thousand are told of together
                 self._tally[key, action] += 1
+        finally:
+            self._tally_lock.release()
 
     # --- decisions ----------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -401,3 +402,15 @@ def test_a_call_that_is_made_smaller_is_written_down(tmp_path: Path, model: str,
     runtime.flush()
     _, entry = entries(tmp_path / "budgets.db.audit")
     assert (entry.facts["kind"], entry.facts.get("action")) == (kind, "downgrade" if kind == "changed" else None)
+
+
+def test_whoever_decides_waits_for_nobody_who_counts() -> None:
+    """A signal handler may make a call in the middle of another one's count: with its lock held no decision stands still, and none is lost."""
+    witness = Witness()
+    active = SimpleNamespace(key="search")
+    with witness._tally_lock:
+        worker = threading.Thread(target=lambda: [witness.allowed([active]) for _ in range(1000)], daemon=True)
+        worker.start()
+        worker.join(10)
+        assert not worker.is_alive()
+    assert witness.decisions() == {("search", "allow"): 1000}
