@@ -473,3 +473,261 @@ def test_what_waits_on_disk_arrives_when_the_server_is_back(tmp_path: Path, monk
         ledger.close()
     finally:
         own.close()
+
+
+# --- compaction ---------------------------------------------------------------------------------------------------------
+
+DAY = 24 * HOUR
+BOUNDARY = START - START % DAY + 4 * DAY
+KEPT_BYS = (("team", "model", "day"), ("month", "status", "basis"))
+
+
+def of_few_days(seed: int, count: int) -> list[Charge]:
+    """Random charges of seven days; a day costs many statements."""
+    return [replace(one, at=START + (one.at - START) % (7 * DAY)) for one in random_charges(seed, count)]
+
+
+def agree_kept(ledger: ClickHouseLedger, charges: list[Charge]) -> None:
+    """The sums that are kept are those of a ledger in memory which has had each entry once, and so are details of later days."""
+    wanted = MemoryLedger()
+    wanted.append_many(charges)
+    for by in KEPT_BYS:
+        assert ledger.summarize(by=by) == wanted.summarize(by=by), by
+    later = Query(since_ns=BOUNDARY)
+    assert ledger.summarize(later, ["user", "hour"]) == wanted.summarize(later, ["user", "hour"])
+
+
+class Watched(ClickHouseLedger):
+    """A ledger of whose statements somebody hears before each, once `heard` is set."""
+
+    def listen(self, heard: Callable[[str], object]) -> None:
+        command, insert = self._bare.command, self._bare.insert
+
+        def commanded(statement: str) -> None:
+            heard(statement)
+            command(statement)
+
+        def inserted(table: str, columns: Any, rows: bytes) -> None:
+            heard(f"INSERT INTO {table}")
+            insert(table, columns, rows)
+
+        self._bare.command = commanded  # type: ignore[method-assign]  # each link is an object of its own
+        self._bare.insert = inserted  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("quiet_s", [0, 300])
+def test_sums_are_exact_before_each_statement_of_a_compaction(quiet_s: int, engine: Callable[..., Link]) -> None:
+    """Another ledger asks, and writes late entries, corrections and duplicates, wherever the compaction may be."""
+    charges = of_few_days(41, 90)
+    random.Random(quiet_s).shuffle(charges)
+    ledger, other = Watched(engine(), quiet_s=quiet_s), ClickHouseLedger(engine(), quiet_s=quiet_s)
+    there, late = charges[:60], charges[60:]
+    ledger.append_many(there)
+    agree_kept(other, there)  # rolled up before, where it is quiet
+    heard: list[str] = []
+
+    def meanwhile(statement: str) -> None:
+        heard.append(statement.split(" ", 1)[0])
+        if late and len(heard) % 3 == 0:
+            there.append(late.pop())
+            assert other.append(there[-1])
+        if len(heard) % 4 == 0:
+            assert other.append_many(there[:10]) == 0
+        agree_kept(other, there)
+        assert other.info().entries == len(there)
+
+    ledger.listen(meanwhile)
+    first = ledger.compact(BOUNDARY)
+    assert first.entries > 5
+    assert {"INSERT", "RENAME", "DELETE"} <= set(heard)
+    other.append_many(late)
+    second = other.compact(BOUNDARY)
+    agree_kept(other, charges)
+    assert other.append_many(charges) == 0
+    assert (other.info().entries, other.info().compacted) == (90, first.entries + second.entries)
+    assert [one for one in other.verify().problems if one.kind == "rollup"] == []
+    other.migrate(anew=True)
+    agree_kept(other, charges)
+
+
+class Killed(BaseException):
+    """SIGKILL, as far as one process can have it: nothing that comes after it is done."""
+
+
+@pytest.mark.parametrize("place", range(1, 15))
+def test_a_compaction_that_was_killed_at_any_statement_goes_on(place: int, engine: Callable[..., Link]) -> None:
+    """What was committed stays, what was not is as if it had never been; the next one takes over and does the rest."""
+    charges = of_few_days(42, 40)
+    ledger = Watched(engine())
+    ledger.append_many(charges)
+    left = [place]
+
+    def until(statement: str) -> None:
+        left[0] -= 1
+        if left[0] <= 0:
+            raise Killed
+
+    ledger.listen(until)
+    with pytest.raises(Killed):
+        ledger.compact(BOUNDARY)
+    other = ClickHouseLedger(engine(), lease_s=0.2)
+    agree_kept(other, charges)
+    part = other.info().compacted
+    done = other.compact(BOUNDARY)
+    assert other.info().compacted == part + done.entries > 0
+    agree_kept(other, charges)
+    assert other.append_many(charges) == 0
+    assert other.compact(BOUNDARY).entries == 0
+    assert len(list(other.rows())) == 40 - part - done.entries
+
+
+def test_a_question_that_a_compaction_overtakes_is_asked_again(engine: Callable[..., Link]) -> None:
+    """Days are compacted and their entries deleted after it has looked at what is compacted, and before it adds up."""
+    charges = of_few_days(47, 40)
+    other = ClickHouseLedger(engine())
+    other.append_many(charges)
+    overtaken: list[int] = []
+
+    class Overtaken(ClickHouseLedger):
+        def _asked(self, parts: Any, keys: int) -> Any:
+            if len(overtaken) < 3:
+                overtaken.append(other.compact(BOUNDARY - (2 - len(overtaken)) * DAY).entries)
+            return super()._asked(parts, keys)
+
+    ledger = Overtaken(engine())
+    wanted = MemoryLedger()
+    wanted.append_many(charges)
+    assert ledger.summarize(by=["team", "day"]) == wanted.summarize(by=["team", "day"])
+    assert sum(overtaken) > 5
+    assert overtaken[0] * overtaken[1]
+    overtaken.clear()
+    later = Overtaken(engine())
+    other.append_many([replace(charge, id=f"again {charge.id}", corrects="") for charge in charges])
+    with pytest.raises(ConfigurationError, match="daily roll-ups are kept"):
+        later.summarize(Query(until_ns=BOUNDARY + DAY), ["user"])
+
+
+def test_a_month_that_is_compacted_gives_its_room_back(engine: Callable[..., Link]) -> None:
+    """The month of the last day keeps the room until it is over; sums and duplicates are as before."""
+    month = 30 * DAY
+    charges = [example_charge(place, at=START + place % 2 * month + place * HOUR // 1000) for place in range(4000)]
+    ledger = ClickHouseLedger(engine(), quiet_s=0)
+    ledger.append_many(charges)
+    before = ledger.summarize(by=["model", "month"])
+
+    def rows() -> dict[str, int]:
+        select = f"SELECT partition, sum(rows) FROM system.parts WHERE active AND database = '{ledger._db}' AND table = 'aifinops_charges' GROUP BY partition"
+        return {str(partition): int(count) for partition, count in ledger._link.query(select) if int(count)}
+
+    _, second = sorted(rows())
+    done = ledger.compact(START + month + DAY)
+    assert (done.entries, done.kept) == (4000, 0)
+    assert rows() == {second: 2000}
+    assert ledger.compact(START + 3 * month).entries == 0
+    assert rows() == {}, "the second month is over"
+    assert ledger.summarize(by=["model", "month"]) == before
+    assert ledger.append_many(charges) == 0
+
+
+def test_who_was_taken_over_from_cannot_commit(engine: Callable[..., Link]) -> None:
+    """It stood still for longer than the lease, between its sums and its commit; another one has done the work meanwhile."""
+    charges = of_few_days(43, 40)
+    slow = Watched(engine())
+    slow.append_many(charges)
+    other = ClickHouseLedger(engine(), lease_s=0.2)
+    renames = itertools.count()
+
+    def late(statement: str) -> None:
+        if statement.startswith("RENAME") and next(renames) == 1:  # the first takes, the second commits
+            assert other.compact(BOUNDARY).entries > 5
+
+    slow.listen(late)
+    with pytest.raises(StoreError, match="somebody else compacts it and has taken over"):
+        slow.compact(BOUNDARY)
+    agree_kept(other, charges)
+    assert other.compact(BOUNDARY).entries == 0
+    agree_kept(other, charges)
+
+
+def test_two_compactors_writers_and_a_reader_at_once(engine: Callable[..., Link]) -> None:
+    """Threads, with writers that do not see each other's entries: no entry is lost or counted twice."""
+    charges = of_few_days(44, 120)
+    first = ClickHouseLedger(engine())
+    first.append_many(charges[:80])
+    errors: list[BaseException] = []
+    compacted: list[int] = []
+
+    def safely(work: Callable[[], object]) -> None:
+        try:
+            work()
+        except BaseException as error:  # carried into the main thread below
+            errors.append(error)
+
+    def writing() -> None:
+        ledger = Blind(engine())
+        for start in range(0, 120, 12):
+            ledger.append_many(charges[start : start + 12])
+
+    def reading() -> None:
+        ledger = ClickHouseLedger(engine())
+        for _ in range(15):
+            assert sum(group.calls + group.corrections for group in ledger.summarize()) in range(80, 121)
+
+    work = [lambda: compacted.append(ClickHouseLedger(engine()).compact(BOUNDARY).entries)] * 2 + [writing, writing, reading]  # fmt: skip
+    threads = [threading.Thread(target=safely, args=(one,)) for one in work]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    agree_kept(first, charges)
+    assert (first.info().entries, first.info().compacted) == (120, sum(compacted))
+    first.compact(BOUNDARY)
+    agree_kept(first, charges)
+    assert first.info().entries == 120
+
+
+def test_a_long_day_is_compacted_by_the_hour(engine: Callable[..., Link], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its sums are exact all the same, and there are fewer entries in each step."""
+    monkeypatch.setattr(clickhouse.compaction, "STEP", 20)
+    charges = [replace(one, at=START + place * HOUR // 3) for place, one in enumerate(of_few_days(45, 60))]
+    ledger = ClickHouseLedger(engine())
+    ledger.append_many(charges)
+    steps: list[int] = []
+    done = ledger.compact(BOUNDARY, progress=lambda at, _: steps.append(at))
+    assert len(steps) > 8
+    assert done.entries == steps[-1] == ledger.info().compacted
+    wanted = MemoryLedger()
+    wanted.append_many(charges)
+    for by in KEPT_BYS:
+        assert ledger.summarize(by=by) == wanted.summarize(by=by)
+
+
+def test_a_compaction_outlives_the_server(tmp_path: Path) -> None:
+    """The server is killed in the middle of it and started again: sums are right at once, and it goes on."""
+    if not HAVE_DRIVER:
+        pytest.skip("needs clickhouse-connect")
+    own = Server()
+    try:
+        url = own.url(_name())
+        charges = of_few_days(46, 40)
+        ledger = Watched(open_link(url, 60))
+        ledger.append_many(charges)
+        heard = itertools.count(1)
+
+        def kill(statement: str) -> None:
+            if next(heard) == 12:
+                own.kill()
+
+        ledger.listen(kill)
+        with pytest.raises(StoreError):
+            ledger.compact(BOUNDARY)
+        own.start()
+        other = ClickHouseLedger(open_link(url, 60), lease_s=0.2)
+        agree_kept(other, charges)
+        assert other.compact(BOUNDARY).entries > 0
+        agree_kept(other, charges)
+        assert other.append_many(charges) == 0
+        other.close()
+    finally:
+        own.close()

@@ -6,7 +6,8 @@ and every question takes one of them (`FINAL` over a table that keeps the first 
 Roll-ups cannot be made by views on insertion, which would count both. Instead an hour is rolled up as a whole once it is quiet, from
 what `FINAL` leaves of it. Before anybody writes entries of an hour he *touches* it. A roll-up has the sum of touches as it was before the
 roll-up was made; where that is no longer the sum, the hour is read entry by entry. A later correction changes which entries are unsure: the
-hours of what was corrected lately are read entry by entry, and then touched. See decision 0027.
+hours of what was corrected lately are read entry by entry, and then touched. See decision 0027, and `aifinops.ledger.clickhouse_compaction`
+for what becomes of old days.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from decimal import Decimal
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 from urllib.parse import parse_qsl, urlsplit
 
 from aifinops.charges import Charge
 from aifinops.errors import ConfigurationError, StoreError
+from aifinops.ledger import clickhouse_compaction as compaction
 from aifinops.ledger.base import (
+    DAY_NS,
     HOUR_NS,
     Capabilities,
     Compaction,
@@ -35,9 +38,12 @@ from aifinops.ledger.base import (
     Progress,
     Query,
     Verification,
+    check_compacted,
     group_keys,
+    start_of,
     verify_rows,
 )
+from aifinops.ledger.clickhouse_compaction import Gone, gone_of, left, step_of
 from aifinops.ledger.clickhouse_link import Link, literal, open_link
 from aifinops.ledger.codec import COLUMNS, METER_COLUMNS, TAG_COLUMNS, charge_of, clean_text, load_quantities, row_of
 from aifinops.ledger.sql import (
@@ -67,6 +73,8 @@ _PAGE = 5000
 _BATCH = 100_000
 _HOURS = 31 * 24
 _RANGES = 8
+_TRIES = 30
+"""How often a question is asked again because something was compacted meanwhile."""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 # --- the tables ---------------------------------------------------------------------------------------------------------
@@ -129,17 +137,23 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
             at Int64, times SimpleAggregateFunction(sum, UInt64), mark SimpleAggregateFunction(sum, UInt64),
             last SimpleAggregateFunction(max, DateTime64(3, 'UTC')) DEFAULT now64(3)
         ) ENGINE = AggregatingMergeTree ORDER BY at""",
-        "CREATE TABLE IF NOT EXISTS {db}.aifinops_hourly (at Int64 CODEC(Delta, ZSTD), build UInt64, "
-        + ", ".join(f"{name} LowCardinality(String)" for name in DIMENSIONS)
-        + ", "
-        + ", ".join(f"{name} {'Nullable(Int128)' if name in METER_COLUMNS else 'Int128'} CODEC(ZSTD)" for name in SUMS)
-        + ", "
-        + ", ".join([*_MORE, *(f"unpriced_{column}" for column in _MORE)])
-        + """) ENGINE = MergeTree
-        PARTITION BY toYYYYMM(fromUnixTimestamp64Nano(at, 'UTC')) ORDER BY (at, build)""",
+        *(
+            f"CREATE TABLE IF NOT EXISTS {{db}}.{table} (at Int64 CODEC(Delta, ZSTD), build UInt64, "
+            + ", ".join(f"{name} LowCardinality(String)" for name in DIMENSIONS)
+            + ", "
+            + ", ".join(
+                f"{name} {'Nullable(Int128)' if name in METER_COLUMNS else 'Int128'} CODEC(ZSTD)" for name in SUMS
+            )
+            + ", "
+            + ", ".join([*_MORE, *(f"unpriced_{column}" for column in _MORE)])
+            + """) ENGINE = MergeTree
+            PARTITION BY toYYYYMM(fromUnixTimestamp64Nano(at, 'UTC')) ORDER BY (at, build)"""
+            for table in ("aifinops_hourly", compaction.DAILY)
+        ),
         """CREATE TABLE IF NOT EXISTS {db}.aifinops_builds (at Int64, build UInt64, times UInt64, mark UInt64)
         ENGINE = ReplacingMergeTree(build) ORDER BY at""",
         "CREATE TABLE IF NOT EXISTS {db}.aifinops_corrections (until UInt64) ENGINE = ReplacingMergeTree ORDER BY tuple()",
+        *compaction.TABLES,
     ),
 )
 assert len(_MIGRATIONS) == SCHEMA  # noqa: S101 - one for each version
@@ -210,6 +224,10 @@ class _Reader:
         """
         return self._pages(query, _where(query, (query.since_ns, query.until_ns)))
 
+    def _only(self) -> str:
+        """SQL: which entries of the table count."""
+        return "1"
+
     def _pages(self, query: Query, where: str) -> Iterator[Charge]:
         sign, order = ("<", "DESC") if query.newest_first else (">", "ASC")
         left = query.limit
@@ -217,7 +235,7 @@ class _Reader:
         while left is None or left > 0:
             size = _PAGE if left is None else min(left, _PAGE)
             page = self._link.query(
-                f"SELECT {', '.join(COLUMNS)} FROM {self._source} WHERE {where}{after} "  # noqa: S608 - names of ours and literals
+                f"SELECT {', '.join(COLUMNS)} FROM {self._source} WHERE {where} AND {self._only()}{after} "  # noqa: S608 - names of ours and literals
                 f"ORDER BY at {order}, id {order} LIMIT {size}"
             )
             yield from map(_charge_of, page)
@@ -254,9 +272,11 @@ class _Reader:
         rows = self._link.query(_summary(parts, keys)) if parts else []
         return sorted((_group(row, keys) for row in rows), key=lambda group: (group.key, group.currency))
 
-    def _span(self) -> tuple[int, int | None, int | None]:
+    def _span(self, only: str = "1") -> tuple[int, int | None, int | None]:
         """How many entries, and the first and last moment."""
-        ((entries, first, last),) = self._link.query(f"SELECT count(), min(at), max(at) FROM {self._source}")  # noqa: S608 - names of ours
+        ((entries, first, last),) = self._link.query(
+            f"SELECT count(), min(at), max(at) FROM {self._source} WHERE {only}"  # noqa: S608 - names of ours
+        )
         return (int(entries), int(first), int(last)) if int(entries) else (0, None, None)
 
 
@@ -324,11 +344,15 @@ class ClickHouseView(_Reader):
         self._bare.reset_after_fork()
 
 
+_Found = TypeVar("_Found")
+
+
 class ClickHouseLedger(_Reader):
     """Charges in tables of a ClickHouse database (`aifinops_...`), which are made where they are not there.
 
     Args:
         link: the way to it, see `open_url`. quiet_s: see `QUIET_S`; less only where no other process writes.
+        lease_s: how long another one's compaction may stand still before this one takes over, seconds.
         create: False refuses a database without our tables.
 
     Raises:
@@ -336,11 +360,15 @@ class ClickHouseLedger(_Reader):
         StoreError: when the server cannot be reached and `create` is False; otherwise the first operation tries again.
     """
 
-    def __init__(self, link: Link, *, quiet_s: float = QUIET_S, create: bool = True) -> None:
+    def __init__(
+        self, link: Link, *, quiet_s: float = QUIET_S, lease_s: float = compaction.LEASE_S, create: bool = True
+    ) -> None:
         super().__init__(link, f"{_TABLE} FINAL")
         self._quiet_s = quiet_s
+        self._lease_s = lease_s
+        self._gone: Gone | None = None
         self._lock = threading.RLock()
-        self.capabilities = Capabilities(durable=True, shared=link.shared, verifies=True)
+        self.capabilities = Capabilities(durable=True, shared=link.shared, compacts=True, verifies=True)
         self._ready = False
         try:
             self._get_ready(create=create)
@@ -398,8 +426,9 @@ class ClickHouseLedger(_Reader):
 
     def _known(self, ids: Iterable[str]) -> list[str]:
         written = ", ".join(literal(_utf8(one)) for one in ids)
-        select = f"SELECT DISTINCT id FROM {self._db}.aifinops_charges WHERE id IN ({written})"  # noqa: S608 - literals
-        return [row[0] for row in self._link.query(select)]
+        # First entries, then what is gone: an id is written there before its entry is deleted.
+        selects = (f"SELECT DISTINCT id FROM {self._db}.{table} WHERE id IN ({written})" for table in (_TABLE, "aifinops_gone"))  # fmt: skip  # noqa: S608 - literals
+        return list(dict.fromkeys(row[0] for select in selects for row in self._link.query(select)))
 
     def _touch(self, hours: Sequence[int]) -> None:
         mark = int.from_bytes(os.urandom(8), "big")
@@ -418,11 +447,51 @@ class ClickHouseLedger(_Reader):
         filters = query.filters()
         if any(not values for _, values in filters):
             return []  # no value is allowed, so that nothing matches
+        return self._steadily(lambda gone: self._answer(query, keys, gone), query, keys)
+
+    def _answer(self, query: Query, keys: Sequence[GroupKey], gone: Gone) -> list[Group]:
         period = period_of(query)
-        if not period.whole or not answered_by_cells(keys, filters):
-            return super().summarize(query, by)
-        hours = self._rolled(period)
-        return self._asked(_rolled_parts(self._db, query, keys, period, hours), len(keys))
+        only = left(self._db, gone)
+        if not period.whole or not answered_by_cells(keys, query.filters()):
+            where = f"{_where(query, (query.since_ns, query.until_ns))} AND {only}"
+            return self._asked([_entries(self._source, _keys(keys), where)], len(keys))
+        hours = self._rolled(period, gone)
+        parts = _rolled_parts(self._db, query, keys, period, hours, only)
+        return self._asked([*parts, *_gone_parts(self._db, query, keys, period, gone)], len(keys))
+
+    def _one_by_one(self, query: Query, by: Sequence[str]) -> list[Group]:
+        """A summary without roll-ups, but for those of what is gone."""
+        keys = group_keys(by)
+
+        def answer(gone: Gone) -> list[Group]:
+            where = _where(query, (query.since_ns, query.until_ns))
+            parts = [_entries(self._source, _keys(keys), f"{where} AND {left(self._db, gone)}")]
+            return self._asked([*parts, *_daily(self._db, _keys(keys), gone, where)], len(keys))
+
+        return self._steadily(answer, query, keys)
+
+    def _steadily(self, ask: Callable[[Gone], _Found], query: Query, keys: Sequence[GroupKey]) -> _Found:
+        """What is found when nothing is compacted between the look at what is gone and the end of the question."""
+        for _ in range(_TRIES):
+            gone = self._gone
+            if (
+                gone is not None
+            ):  # what was known at the last question; if it still holds in the end, it has held all the time
+                check_compacted(query, keys, gone.first, gone.until)
+                found = ask(gone)
+                if self._holds(gone):
+                    return found
+            self._gone = gone_of(self._link, self._db)
+        raise StoreError(f"the ledger {self._bare.location} is compacted faster than it can answer; ask again when that is done, or for a shorter period")  # fmt: skip
+
+    def _holds(self, gone: Gone) -> bool:
+        return step_of(self._link, self._db) // 2 == gone.step // 2  # to begin with a build changes nothing
+
+    def _only(self) -> str:
+        gone = self._gone
+        if gone is None or not self._holds(gone):
+            gone = self._gone = gone_of(self._link, self._db)
+        return left(self._db, gone)
 
     def info(self) -> LedgerInfo:
         """Where, schema, entries, period and bytes on disk (0 where `system.parts` must not be read).
@@ -430,14 +499,32 @@ class ClickHouseLedger(_Reader):
         Raises:
             StoreError: when the server cannot be read.
         """
+        size = self._size()
+        gone, (entries, first, last) = self._steadily(
+            lambda gone: (gone, self._span(left(self._db, gone))), Query(), ()
+        )
+        first = min((at for at in (first, gone.first_at) if at is not None), default=None)
+        last = max((at for at in (last, gone.last_at) if at is not None), default=None)
+        return LedgerInfo(
+            self._link.kind,
+            self._link.location,
+            self._version() or 0,
+            entries + gone.entries,
+            first,
+            last,
+            size,
+            gone.entries,
+            gone.until,
+        )
+
+    def _size(self) -> int:
         try:
             ((size,),) = self._link.query(
                 f"SELECT sum(bytes_on_disk) FROM system.parts WHERE active AND database = {literal(self._db)} AND startsWith(table, 'aifinops_')"  # noqa: S608 - a literal
             )
         except StoreError:
-            size = 0
-        entries, first, last = self._span()
-        return LedgerInfo(self._link.kind, self._link.location, self._version() or 0, entries, first, last, int(size))
+            return 0
+        return int(size)
 
     # --- roll-ups ---------------------------------------------------------------------------------------------------------
 
@@ -448,21 +535,22 @@ class ClickHouseLedger(_Reader):
             StoreError: when the server cannot be written.
         """
         self._settle()
-        stale = [hour for hour in self._hours() if not hour.build and hour.quiet]
+        gone = gone_of(self._link, self._db)
+        stale = [hour for hour in self._hours() if not hour.build and hour.quiet and not _of(hour, gone)]
         self._roll_up(stale)
         return len(stale)
 
-    def _rolled(self, period: Period) -> list[_Hour]:
-        """The hours of a period, rolled up where that can be."""
+    def _rolled(self, period: Period, gone: Gone) -> list[_Hour]:
+        """The hours of a period that are of no compacted day, rolled up where that can be."""
         lately = self._settle()
-        hours = [hour for hour in self._hours() if _within(hour.at, period)]
+        hours = [hour for hour in self._hours() if _within(hour.at, period) and not _of(hour, gone)]
         stale = [hour for hour in hours if not hour.build and hour.quiet]
         if stale:
             with suppress(
                 StoreError
             ):  # who may only read adds up entries; a server that is away fails the question itself
                 self._roll_up(stale)
-            hours = [hour for hour in self._hours() if _within(hour.at, period)]
+            hours = [hour for hour in self._hours() if _within(hour.at, period) and not _of(hour, gone)]
         return [hour._replace(build=0) if hour.at in lately else hour for hour in hours]
 
     def _settle(self) -> set[int]:
@@ -516,29 +604,41 @@ class ClickHouseLedger(_Reader):
         """Roll some hours up. Their touches were read before, the entries are read now: what comes in between makes the roll-up wrong,
         and is seen by its touch."""
         build = time.time_ns() // 1000 * 1000 + int.from_bytes(os.urandom(2), "big") % 1000  # newer ones are greater
-        more = ", ".join(f"{name}{column}" for name in ("", "unpriced_") for column in ("names", "values", "odd"))
-        keys = ", ".join([f"at - at % {HOUR_NS} AS hour", *(f"{_dimension(name)} AS d_{name}" for name in DIMENSIONS)])
-        dimensions = ", ".join(f"d_{name}" for name in DIMENSIONS)
-        sums = ", ".join(f"{_sum(name)}(s_{name})" for name in SUMS)
-        added = ", ".join(_added(one) for one in "qu")
-        self._link.command(
-            f"INSERT INTO {self._db}.aifinops_hourly (at, build, {', '.join((*DIMENSIONS, *SUMS))}, {more}) "  # noqa: S608 - names of ours and integers
-            f"SELECT hour, {build}, {dimensions}, {sums}, {added} "
-            f"FROM ({_entries(self._source, keys, _in(hours))}) GROUP BY hour, {dimensions} "
-            "SETTINGS do_not_merge_across_partitions_select_final = 1, max_query_size = 16777216"
-        )
+        entries = _entries(self._source, _cell_keys(f"at - at % {HOUR_NS}"), _in(hours))
+        self._link.command(_add_up(f"{self._db}.aifinops_hourly", build, entries))
         rows = "\n".join(f"[{hour.at}, {build}, {hour.times}, {hour.mark}]" for hour in hours)
         self._link.insert(f"{self._db}.aifinops_builds", ("at", "build", "times", "mark"), rows.encode())
 
     # --- care --------------------------------------------------------------------------------------------------------------
 
     def compact(self, before_ns: int, *, progress: Progress | None = None) -> Compaction:
-        """Not here.
+        """Turn sure entries of whole days (UTC) before a moment into daily roll-ups; see `aifinops.ledger.base.Ledger`.
+
+        A step is a day, or an hour where a day has more than half a million entries. Nobody waits for it but who compacts as well. When one was
+        killed, the next waits a minute and a half before it takes over. `freed_bytes` is what is free when it returns: of months that are
+        compacted as a whole. The engine gives the rest back when it merges parts.
 
         Raises:
-            ConfigurationError: always.
+            StoreError: when the server cannot be written, or somebody else has taken over.
         """
-        raise ConfigurationError("a ledger in ClickHouse cannot be compacted: it packs entries by itself; see docs/how-to/ledgers.md about retention")  # fmt: skip
+        until = start_of(before_ns, DAY_NS)
+        before, old = self._size(), self._older(until)
+        run = compaction.Run(self._link, self._db, until, self._daily_statement, lease_s=self._lease_s)
+        for _ in run.steps():
+            if progress is not None:
+                progress(run.entries, max(old, run.entries))
+        with suppress(StoreError):  # who must not look at parts leaves that to the engine
+            run.make_room()
+        return Compaction(run.entries, self._older(until), run.since, until, max(0, before - self._size()))
+
+    def _daily_statement(self, build: int, day: int, where: str) -> str:
+        keys, source = _cell_keys(f"toInt64({day})"), self._source
+        entries = f"SELECT {keys}, {_SURE_SUMS}, {_SURE_MORE} FROM {source} WHERE {where}"  # noqa: S608 - names of ours and literals
+        return _add_up(f"{self._db}.{compaction.DAILY}", build, entries)
+
+    def _older(self, until: int) -> int:
+        """Entries of that time that are not compacted."""
+        return self._steadily(lambda gone: self._span(f"at < {until} AND {left(self._db, gone)}")[0], Query(), ())
 
     def verify(self, *, progress: Progress | None = None) -> Verification:
         """Whether each entry can be read, its lines add up, and roll-ups are the sums of entries.
@@ -546,7 +646,7 @@ class ClickHouseLedger(_Reader):
         Raises:
             StoreError: when the server cannot be read.
         """
-        return verify_days(super().verify(progress=progress), self.summarize, super().summarize)
+        return verify_days(super().verify(progress=progress), self.summarize, self._one_by_one)
 
     def migrate(self, *, anew: bool = False, progress: Progress | None = None) -> int:
         """Roll up all quiet hours that have changed, or with `anew` all of them; how many hours there were.
@@ -765,7 +865,52 @@ def _added(one: str) -> str:
     )
 
 
-def _rolled_parts(db: str, query: Query, keys: Sequence[GroupKey], period: Period, hours: Sequence[_Hour]) -> list[str]:
+def _cell_keys(at: str) -> str:
+    return ", ".join([f"{at} AS start", *(f"{_dimension(name)} AS d_{name}" for name in DIMENSIONS)])
+
+
+def _add_up(table: str, build: int, entries: str) -> str:
+    """The statement that writes cells: the sums of `entries` by `_cell_keys`."""
+    more = ", ".join(f"{name}{column}" for name in ("", "unpriced_") for column in ("names", "values", "odd"))
+    dimensions = ", ".join(f"d_{name}" for name in DIMENSIONS)
+    sums = ", ".join(f"{_sum(name)}(s_{name})" for name in SUMS)
+    added = ", ".join(_added(one) for one in "qu")
+    return (
+        f"INSERT INTO {table} (at, build, {', '.join((*DIMENSIONS, *SUMS))}, {more}) "  # noqa: S608 - names of ours and integers
+        f"SELECT start, {build}, {dimensions}, {sums}, {added} FROM ({entries}) GROUP BY start, {dimensions} "
+        "SETTINGS do_not_merge_across_partitions_select_final = 1, max_query_size = 16777216"
+    )
+
+
+def _of(hour: _Hour, gone: Gone) -> bool:
+    """Whether an hour is of a compacted day."""
+    return start_of(hour.at, DAY_NS) in gone.days
+
+
+def _gone_parts(db: str, query: Query, keys: Sequence[GroupKey], period: Period, gone: Gone) -> list[str]:
+    """What to add up of compacted days: their sums, and the entries that are left. A question has such days as a whole or not at all."""
+    days = sorted(day for day in gone.days if _within(day, period))
+    if not days:
+        return []
+    filters = _where(query, (period.first, period.last))
+    entries = f"at >= {days[0]} AND at < {days[-1] + DAY_NS} AND at - at % {DAY_NS} IN ({', '.join(map(str, days))})"
+    selected = _keys(keys)
+    return [
+        _entries(f"{db}.{_TABLE} FINAL", selected, f"{entries} AND {filters} AND {left(db, gone)}"),
+        *_daily(db, selected, gone, filters),
+    ]
+
+
+def _daily(db: str, selected: str, gone: Gone, where: str) -> list[str]:
+    if not gone.builds:
+        return []
+    builds = ", ".join(map(str, gone.builds))
+    return [f"SELECT {selected}, {_CELL_SUMS}, {_CELL_MORE} FROM {db}.{compaction.DAILY} WHERE build IN ({builds}) AND {where}"]  # fmt: skip  # noqa: S608 - names of ours and literals
+
+
+def _rolled_parts(
+    db: str, query: Query, keys: Sequence[GroupKey], period: Period, hours: Sequence[_Hour], only: str
+) -> list[str]:
     """What to add up: cells of the hours that have a right roll-up, entries of the others and of the ends."""
     source = f"{db}.{_TABLE} FINAL"
     rolled = [hour for hour in hours if hour.build]
@@ -777,8 +922,8 @@ def _rolled_parts(db: str, query: Query, keys: Sequence[GroupKey], period: Perio
         builds = ", ".join(f"({hour.at}, {hour.build})" for hour in rolled)
         parts.append(f"SELECT {selected}, {_CELL_SUMS}, {_CELL_MORE} FROM {db}.aifinops_hourly WHERE (at, build) IN ({builds}) AND {filters}")  # fmt: skip  # noqa: S608 - names of ours and literals
     if others:
-        parts.append(_entries(source, selected, f"{_in(others)} AND {filters}"))
-    parts += [_entries(source, selected, _where(query, end)) for end in period.ends]
+        parts.append(_entries(source, selected, f"{_in(others)} AND {filters} AND {only}"))
+    parts += [_entries(source, selected, f"{_where(query, end)} AND {only}") for end in period.ends]
     return parts
 
 

@@ -444,7 +444,7 @@ class PostgresLedger:
 
     def _watch_gone(self, connection: Any) -> None:
         """Have late ones of a compacted id ignored. Made with the first compaction: until then it costs nothing."""
-        with connection.transaction():
+        with connection.transaction(), self._patient(connection):
             connection.execute(f"SELECT 1 FROM {self.schema}.state FOR UPDATE")  # noqa: S608 - only names of ours
             select = "SELECT 1 FROM pg_trigger WHERE tgrelid = %s::regclass AND tgname = 'charges_gone'"
             if connection.execute(select, [f"{self.schema}.charges"]).fetchone() is None:
