@@ -716,7 +716,8 @@ def test_many_abandoned_streams_leave_nothing_open(capsys: pytest.CaptureFixture
             )
     # Up to 512 calls wait to be added up, three objects each; beyond those nothing may be left, of ten thousand as of three hundred.
     assert more - objects < 1_000
-    assert late - early < 500_000 + 400 * number  # the ids of answers are remembered, of the last 16,384 at most, a few hundred bytes each
+    # The ids of answers are remembered, of the last 16,384 at most, a few hundred bytes each.
+    assert late - early < 500_000 + 400 * number
 
 
 def _level() -> tuple[int, int]:
