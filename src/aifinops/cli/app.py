@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from aifinops.cli import approvals, audit, budgets, gpu, importing, prices, reporting, rerating, tokens, top
+from aifinops.cli import approvals, audit, budgets, focus, gpu, importing, prices, reporting, rerating, tokens, top
 from aifinops.cli import ledger as ledgers
 from aifinops.errors import ConfigurationError
 
@@ -30,6 +30,7 @@ app.add_typer(budgets.app, name="budget")
 app.add_typer(audit.app, name="audit")
 app.add_typer(gpu.app, name="gpu")
 app.add_typer(ledgers.app, name="ledger")
+app.add_typer(focus.app, name="focus")
 app.command()(reporting.report)
 app.command()(rerating.rerate)
 app.command("import")(importing.import_)

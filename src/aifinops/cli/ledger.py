@@ -16,7 +16,7 @@ from aifinops.errors import ConfigurationError
 if TYPE_CHECKING:
     from aifinops.ledger.base import Ledger, LedgerInfo, Progress, Verification
 
-__all__ = ["app"]
+__all__ = ["LedgerPath", "app", "opened", "progress_bar"]
 
 app = typer.Typer(
     help="What is in the ledger; bring it up to date, make old entries daily sums, write it to files, look for damage.",
@@ -35,7 +35,7 @@ _SHOWN = 20
 @app.command()
 def info(ledger: LedgerPath = None, form: Form = "table") -> None:
     """Where the ledger is, how much is in it and of when, and what is compacted."""
-    with _open(ledger, form) as source:
+    with opened(ledger, form) as source:
         found = source.info()
     _tell(_facts(found), _info_rows(found), form)
 
@@ -47,10 +47,10 @@ def migrate(
     form: Form = "table",
 ) -> None:
     """Bring the tables up to date: those of an earlier version, and roll-ups of what came since."""
-    with _open(ledger, form) as source:
+    with opened(ledger, form) as source:
         bring = getattr(source, "migrate", None)  # others have theirs brought up to date when they are opened
         before = getattr(source, "migrated_from", None)
-        with _bar("Rolling up") as progress:
+        with progress_bar("Rolling up") as progress:
             rolled = 0 if bring is None else bring(anew=anew, progress=progress)
         found = source.info()
     facts = {
@@ -82,14 +82,14 @@ def compact(
     from aifinops.ledger.base import DAY_NS, ROLLUP_FIELDS, ROLLUP_TAGS, start_of
 
     until = start_of(parse_since(before, runtime.get().clock.time_ns()), DAY_NS)
-    with _open(ledger, form) as source:
+    with opened(ledger, form) as source:
         if not source.capabilities.compacts:
             raise ConfigurationError(f"{source.info().location} cannot be compacted; see aifinops ledger info")
         kept = ", ".join((*ROLLUP_FIELDS, *ROLLUP_TAGS))
         question = f"Of entries before {_day(until)} only daily sums by {kept} will be left. Shall they go?"
         if not yes and not typer.confirm(question, err=True):
             raise typer.Exit(1)
-        with _bar("Compacting") as progress:
+        with progress_bar("Compacting") as progress:
             done = source.compact(until, progress=progress)
     since = None if done.since_ns is None else _day(done.since_ns)
     facts = {
@@ -131,7 +131,7 @@ def export(
 
     asked = period(since, until, filters(where or []), runtime.get().clock.time_ns())
     kind: Any = form  # what is no format is told below
-    with _open(ledger) as source, _bar("Writing") as progress:
+    with opened(ledger) as source, progress_bar("Writing") as progress:
         gone = source.info().compacted_until_ns
         count = files.export(source, to, query=asked, format=kind, by_day=by_day, replace=replace, progress=progress)
     print(f"{count:,} entries in {to}")
@@ -142,10 +142,10 @@ def export(
 @app.command()
 def verify(ledger: LedgerPath = None, form: Form = "table") -> None:
     """Look through everything: is the store sound, can each entry be read, do lines and roll-ups add up?"""
-    with _open(ledger, form) as source:
+    with opened(ledger, form) as source:
         if not source.capabilities.verifies:
             raise ConfigurationError(f"{source.info().location} cannot be verified; see aifinops ledger info")
-        with _bar("Looking") as progress:
+        with progress_bar("Looking") as progress:
             found = source.verify(progress=progress)
     if form == "json":
         problems = [{"kind": one.kind, "where": one.where, "text": one.text} for one in found.problems]
@@ -187,7 +187,12 @@ def statements(
 
 
 @contextmanager
-def _open(named: str | None, form: str = "table") -> Iterator[Ledger]:
+def opened(named: str | None, form: str = "table") -> Iterator[Ledger]:
+    """A ledger that is there, closed afterwards; `form` is what `--format` said.
+
+    Raises:
+        ConfigurationError: when there is none, or for an unknown format.
+    """
     from aifinops.config import load
     from aifinops.ledger import open_ledger
 
@@ -201,7 +206,7 @@ def _open(named: str | None, form: str = "table") -> Iterator[Ledger]:
 
 
 @contextmanager
-def _bar(what: str) -> Iterator[Progress]:
+def progress_bar(what: str) -> Iterator[Progress]:
     """A progress bar on standard error, where that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
