@@ -22,11 +22,14 @@ from aifinops.analytics.trends import NOTHING, Point, Steps, add_points, before,
 from aifinops.charges import Basis, Cost
 from aifinops.clock import to_datetime
 from aifinops.errors import ConfigurationError
-from aifinops.ledger.base import Group, Ledger, Query, add_quantities
+from aifinops.ledger.base import ROLLUP_TAGS, Group, Ledger, Query, add_quantities
 from aifinops.money import decimal, format_money, from_nanos, parse_money
 from aifinops.usage import EMPTY_QUANTITIES, Moment, Quantities, Quantity, moment, tokens_total
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from aifinops.analytics.focus import Exported, Per
     from aifinops.budgets.standing import Standing
     from aifinops.pricing.contract import Capacity
 
@@ -308,6 +311,36 @@ class Report:
         if self.compared is not None:
             names += ["state", "previous_cost", "previous_calls", "previous_unpriced_calls", "change", "change_share"]
         return [*names, "others"] if any(row.others for row in self.rows) else names
+
+    def to_focus(
+        self,
+        path: str | Path,
+        *,
+        per: Per = "day",
+        tags: Sequence[str] | None = ROLLUP_TAGS,
+        account: str = "unspecified",
+        replace_file: bool = False,
+    ) -> Exported:
+        """Write what this report adds up as a FOCUS 1.2 file (CSV): the entries of its period and filter, by meter, whatever `by` was.
+
+        Args:
+            path, per, tags, account, replace_file: as in `aifinops.analytics.focus.export_focus`.
+
+        Returns:
+            What the file holds, and what it does not: calls without a price are in no row.
+
+        Raises:
+            ConfigurationError: for a wrong option, a path that is taken, or a report that was put together by hand.
+            StoreError: when the ledger cannot be read. OSError: when the file cannot be written.
+        """
+        from aifinops.analytics.focus import export_focus
+
+        if self.source is None:
+            raise ConfigurationError("a report that was put together by hand has no entries; make it by af.report(...)")
+        query = Query(self.since_ns, self.until_ns, self.where)
+        return export_focus(
+            self.source.ledger, path, query=query, per=per, tags=tags, account=account, replace_file=replace_file
+        )
 
     def to_html(self, *, title: str = "Spend", budgets: Iterable[Standing] = ()) -> str:
         """One page that needs nothing else: no network, no script to be read; for the screen (light and dark), the phone and paper.

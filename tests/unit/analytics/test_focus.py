@@ -15,6 +15,7 @@ import pytest
 from aifinops.analytics import focus
 from aifinops.analytics.focus import CUSTOM, FOCUS_COLUMNS, Unpriced, export_focus, focus_rows
 from aifinops.analytics.focus_rules import COLUMNS, MANDATORY, Finding, lint, lint_header, lint_row
+from aifinops.analytics.reports import report
 from aifinops.charges import LISTED, Charge
 from aifinops.errors import ConfigurationError, StoreError
 from aifinops.ledger.base import DAY_NS, Query
@@ -333,6 +334,17 @@ def test_a_file_that_is_there_is_kept(tmp_path: Path) -> None:
     export_focus(ledger, tmp_path / "f.csv", replace_file=True, progress=lambda done, total: told.append((done, total)))
     assert told == [(5000, 5001), (5001, 5001)]
     assert len(read(tmp_path / "f.csv")) == 4
+
+
+def test_a_report_writes_its_own_period_and_filter(tmp_path: Path) -> None:
+    """The file adds up to the report's total; one that was put together by hand has no entries."""
+    calls = [example_charge(number, at=START + number * DAY_NS, tags={"team": "ab"[number % 2]}) for number in range(6)]
+    made = report(ledger_of(*calls), "model", since="2025-11-25", where={"team": "a"}, now_ns=START + 9 * DAY_NS)
+    done = made.to_focus(tmp_path / "f.csv", per="hour", account="acme")
+    assert done.entries == 2
+    assert sums(read(tmp_path / "f.csv"), "BilledCost") == {"USD": made.total.amount}
+    with pytest.raises(ConfigurationError, match=r"make it by af\.report"):
+        replace(made, source=None).to_focus(tmp_path / "g.csv")
 
 
 # --- lint ---------------------------------------------------------------------------------------------------------------
