@@ -15,6 +15,7 @@ import pytest
 import aifinops as af
 from aifinops import runtime
 from aifinops.analytics.focus import export_focus
+from aifinops.analytics.focus_rules import lint
 from aifinops.charges import LISTED
 from aifinops.ledger.base import DAY_NS, Ledger
 from aifinops.ledger.memory import MemoryLedger
@@ -186,3 +187,19 @@ def test_the_other_validator_judges(right: str, wrong: str, tmp_path: Path) -> N
     assert right in text
     newer.write_text(text.replace(right, wrong), encoding="utf-8")
     assert judged(newer)[0] == 1
+
+
+@pytest.mark.parametrize("provider", ["aws", "azure", "gcp"])
+def test_our_lint_has_nothing_to_say_of_files_of_others(provider: str, tmp_path: Path) -> None:
+    """Files as the clouds write them, with commitments, taxes, credits and purchases, made by the toolkit."""
+    done = subprocess.run(
+        [program("focus-toolkit"), "generate", "--provider", provider, "--focus-version", "1.2", "--rows", "300", "--out", tmp_path],
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.glob("*.csv")
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 300
+    assert len({row["ChargeCategory"] for row in rows}) > 1
+    assert list(lint(path)) == []

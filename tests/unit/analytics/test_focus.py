@@ -426,6 +426,20 @@ def test_corrections_of_a_closed_period_need_not_multiply() -> None:
     )
 
 
+def test_what_our_files_do_not_have_is_right_too() -> None:
+    """A commitment that was bought, used and left unused, and a tax."""
+    owned = {"CommitmentDiscountId": "ptu-1", "CommitmentDiscountName": "PTU", "CommitmentDiscountCategory": "Usage",
+             "CommitmentDiscountType": "Reservation"}  # fmt: skip
+    counted = {"CommitmentDiscountQuantity": "20.0", "CommitmentDiscountUnit": "Hours"}
+    nothing = {"ConsumedQuantity": "", "ConsumedUnit": ""}
+    bought = GOOD | owned | counted | nothing | {"ChargeCategory": "Purchase", "ChargeFrequency": "Recurring"}
+    used = GOOD | owned | counted | {"CommitmentDiscountStatus": "Used", "PricingCategory": "Committed"}
+    unused = used | nothing | {"CommitmentDiscountStatus": "Unused"}
+    tax = CREDIT | {"ChargeCategory": "Tax", "BilledCost": "1.5", "ListCost": "1.5", "ContractedCost": "1.5"}
+    assert [lint_row(row) for row in (bought, used, unused, tax)] == [[], [], [], []]
+    assert {one.rule for one in lint_row(unused | {"ConsumedQuantity": "1.0", "ConsumedUnit": "Hours"})} == {"consumed"}
+
+
 def test_headers() -> None:
     """A column that is missing, one that is there twice, one of one's own."""
     found = lint_header([name for name in COLUMNS if name != "BilledCost"] + ["Tags", "ModelId", "x_ok"])
