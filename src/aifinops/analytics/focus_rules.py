@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import Context, Decimal, InvalidOperation
+from decimal import Context, Decimal
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -172,9 +172,9 @@ _DETAILS = frozenset(
 )  # fmt: skip
 _TIME = r"(?:Year|Month|Day|Hour|Minute|Second)"
 _WORDS = r"[A-Za-z][A-Za-z0-9]*(?: [A-Za-z][A-Za-z0-9]*)*"
-_UNIT = re.compile(rf"(?:[1-9]\d* )?{_WORDS}(?:-{_TIME}s|/{_TIME}|/[1-9]\d* {_TIME}s)?")
 # `1M Tokens` is neither a number with a unit nor words.
-_DECIMAL = re.compile(r"-?(?:\d+(?:\.\d+)?|\.\d+)(?:[eE]-?\d+)?")
+_UNIT = re.compile(rf"(?:[1-9]\d* )?{_WORDS}(?:-{_TIME}s|/{_TIME}|/[1-9]\d* {_TIME}s)?")
+_DECIMAL = re.compile(r"-?(?:\d+(?:\.\d+)?|\.\d+)(?:[eE]-?\d{1,3})?")  # what has more digits is a slip, and no Decimal
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _ID_COLUMNS = {"BillingAccount": ("BillingAccountType",), "SubAccount": ("SubAccountName", "SubAccountType"), "Resource": ("ResourceName", "ResourceType"), "Region": ("RegionName",)}  # fmt: skip
 _COMMITMENT = ("CommitmentDiscountCategory", "CommitmentDiscountName", "CommitmentDiscountType", "CommitmentDiscountQuantity", "CommitmentDiscountStatus")  # fmt: skip
@@ -210,7 +210,7 @@ def lint(path: str | Path) -> Iterator[Finding]:
         ConfigurationError: when the file cannot be read, or is no CSV in UTF-8.
     """
     try:
-        with Path(path).open(encoding="utf-8", newline="") as file:
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:
             yield from _lint_lines(csv.reader(file, strict=True))
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -409,7 +409,4 @@ def _arithmetic(row: Mapping[str, str]) -> Iterator[_Found]:
 
 def _number(row: Mapping[str, str], name: str) -> Decimal | None:
     text = row.get(name, "")
-    try:
-        return Decimal(text) if _DECIMAL.fullmatch(text) else None
-    except InvalidOperation:
-        return None
+    return Decimal(text) if _DECIMAL.fullmatch(text) else None

@@ -69,19 +69,25 @@ def _tell(to: Path, done: Exported) -> None:
     from aifinops.money import format_money, from_nanos
 
     sums = ", ".join(format_money(from_nanos(amount), currency) for currency, amount in sorted(done.billed.items()))
-    print(f"{done.rows:,} rows in {to}: {sums or 'nothing'} of {done.entries:,} entries")
+    print(f"{done.rows:,} rows in {to}: {sums or 'nothing'}, from {done.entries:,} entries of the ledger")
     if done.unpriced:
         calls = sum(one.calls for one in done.unpriced)
-        print(f"{calls:,} calls have no price; they are in no row, since nobody knows what they cost:", file=sys.stderr)
+        print(
+            f"Without a price, and in no row, since nobody knows what it cost: {_count(calls, 'call')}", file=sys.stderr
+        )
         for one in done.unpriced:
             name = plain(f"{one.provider} {one.model}").plain
-            print(f"  {name}: {one.calls:,} calls, {one.tokens:,} tokens", file=sys.stderr)
+            print(f"  {name}: {_count(one.calls, 'call')}, {_count(one.tokens, 'token')}", file=sys.stderr)
     if done.committed:
         print(
-            f"{done.committed:,} entries are of capacity that is paid for by the hour; their part of its price is in no EffectiveCost "
-            "(aifinops report --amortised)",
+            f"Of capacity that is paid for by the hour: {_count(done.committed, 'call')}, whose part of its price is in no EffectiveCost "
+            "(aifinops report --amortised has it)",
             file=sys.stderr,
         )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 @app.command()

@@ -361,6 +361,8 @@ BROKEN = [
     (GOOD, {"BilledCost": "$1.0"}, "BilledCost", "decimal"),
     (GOOD, {"BilledCost": "1e+3"}, "BilledCost", "decimal"),
     (GOOD, {"BilledCost": "NaN"}, "BilledCost", "decimal"),
+    (GOOD, {"ListUnitPrice": "-1e99999999999999999999"}, "ListUnitPrice", "decimal"),
+    (GOOD, {"ListUnitPrice": "1e999", "PricingQuantity": "1e999"}, "ListCost", "arithmetic"),
     (GOOD, {"ListUnitPrice": "-0.25"}, "ListUnitPrice", "non-negative"),
     (GOOD, {"ChargePeriodStart": "2025-11-24 00:00:00"}, "ChargePeriodStart", "date-time"),
     (GOOD, {"ChargePeriodStart": "2025-13-24T00:00:00Z"}, "ChargePeriodStart", "date-time"),
@@ -438,6 +440,13 @@ def test_what_our_files_do_not_have_is_right_too() -> None:
     tax = CREDIT | {"ChargeCategory": "Tax", "BilledCost": "1.5", "ListCost": "1.5", "ContractedCost": "1.5"}
     assert [lint_row(row) for row in (bought, used, unused, tax)] == [[], [], [], []]
     assert {one.rule for one in lint_row(unused | {"ConsumedQuantity": "1.0", "ConsumedUnit": "Hours"})} == {"consumed"}
+
+
+def test_a_mark_of_byte_order_is_no_part_of_a_name(tmp_path: Path) -> None:
+    """Spreadsheets write it."""
+    export_focus(ledger_of(example_charge()), tmp_path / "f.csv")
+    (tmp_path / "g.csv").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "f.csv").read_bytes())
+    assert list(lint(tmp_path / "g.csv")) == []
 
 
 def test_headers() -> None:

@@ -48,10 +48,10 @@ def test_what_is_exported_is_right_and_told(run: Run, path: Path, tmp_path: Path
     """Sums on standard output, what has no price on standard error, and the lint of the file finds nothing."""
     status, out, err = run("export", tmp_path / "f.csv", "--ledger", path)
     assert status == 0
-    assert out == f"12 rows in {tmp_path / 'f.csv'}: €0.000351, $0.000351 of 3 entries\n"
-    assert "1 calls have no price" in err
-    assert "  openai new: 1 calls, 1,048 tokens" in err
-    assert "1 entries are of capacity that is paid for by the hour" in err
+    assert out == f"12 rows in {tmp_path / 'f.csv'}: €0.000351, $0.000351, from 3 entries of the ledger\n"
+    assert "Without a price, and in no row, since nobody knows what it cost: 1 call\n" in err
+    assert "  openai new: 1 call, 1,048 tokens" in err
+    assert "Of capacity that is paid for by the hour: 1 call, whose part" in err
     assert run("lint", tmp_path / "f.csv") == (0, f"{tmp_path / 'f.csv'}: nothing wrong\n", "")
 
 
@@ -59,7 +59,7 @@ def test_options_of_the_export(run: Run, path: Path, tmp_path: Path) -> None:
     """A period, a filter, an hour a row, all tags, an account; a file is replaced only when that is said."""
     words = ("export", tmp_path / "f.csv", "--ledger", path, "--since", "2025-11-25", "--until", "2025-11-26")
     status, out, _ = run(*words, "--where", "team=ads", "--per", "hour", "--tags", "all", "--account", "acme")
-    assert (status, out) == (0, f"4 rows in {tmp_path / 'f.csv'}: €0.000351 of 1 entries\n")
+    assert (status, out) == (0, f"4 rows in {tmp_path / 'f.csv'}: €0.000351, from 1 entries of the ledger\n")
     text = (tmp_path / "f.csv").read_text(encoding="ascii")
     assert '""run"": ""2""' in text
     assert ",acme," in text
@@ -110,5 +110,5 @@ def test_days_that_are_compacted_are_told(run: Run, path: Path, tmp_path: Path) 
     ledger.compact(start_of(START, DAY_NS) + DAY_NS)
     ledger.close()
     _, out, err = run("export", tmp_path / "f.csv", "--ledger", path)
-    assert "€0.000351 of 1 entries" in out
+    assert "€0.000351, from 1 entries" in out
     assert "Of compacted days the ledger has daily sums only" in err
