@@ -48,13 +48,14 @@ class Pace:
     estimated: Decimal = Decimal(0)
 
     @property
-    def hour(self) -> Decimal:
-        """Spent in all minutes that are kept and in the one that runs, of what has a price."""
-        return _sum((*self.minutes, self.running))
+    def hour(self) -> Decimal | None:
+        """Spent in all minutes that are kept and in the one that runs, of what has a price; None where nothing of it has one."""
+        return _known((*self.minutes, self.running))
 
-    def average(self, minutes: int) -> Decimal:
-        """Spent a minute, on the average of the last whole ones."""
-        return _ROUNDED.divide(_sum(self.minutes[-minutes:]), Decimal(minutes))
+    def average(self, minutes: int) -> Decimal | None:
+        """Spent a minute, on the average of the last whole ones; None as for `hour`."""
+        spent = _known(self.minutes[-minutes:])
+        return None if spent is None else _ROUNDED.divide(spent, Decimal(minutes))
 
     def to_dict(self, names: Sequence[str]) -> dict[str, Any]:
         """Plain values; money as text."""
@@ -129,7 +130,7 @@ def _paces(
             minutes.setdefault((group.key, group.currency), {})[start] = group
     recent = {(group.key, group.currency): group for group in last}
     found = [_pace(place, minutes.get(place, {}), starts, running, recent.get(place)) for place in {*minutes, *recent}]
-    return sorted(found, key=lambda pace: (-pace.hour, -(pace.now or Decimal(0)), pace.key, pace.currency))
+    return sorted(found, key=lambda pace: (-(pace.hour or Decimal(0)), -(pace.now or Decimal(0)), pace.key, pace.currency))
 
 
 def _pace(place: Place, groups: Mapping[int, Group], starts: Sequence[int], running: int, last: Group | None) -> Pace:

@@ -194,7 +194,7 @@ class Frame:
         from aifinops.analytics.live import together
 
         currencies = dict.fromkeys(pace.currency for pace in self.paces) or {"USD": None}
-        return sorted((together(self.paces, one) for one in currencies), key=lambda pace: -pace.hour)
+        return sorted((together(self.paces, one) for one in currencies), key=lambda pace: -(pace.hour or Decimal(0)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; money as text."""

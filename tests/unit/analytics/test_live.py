@@ -73,6 +73,13 @@ def test_what_has_no_price_is_not_nothing() -> None:
     assert (pace.unpriced_calls, pace.hour) == (2, 1)
 
 
+def test_an_hour_of_what_has_no_price_is_unknown() -> None:
+    """So are its averages: where nothing is known of a span in which there were calls, it is not zero."""
+    (pace,) = looked(charge(1, None, 90), charge(2, None, 5))
+    assert (pace.hour, pace.average(5), pace.average(60)) == (None, None, None)
+    assert pace.to_dict(("model",))["hour"] is None
+
+
 def test_a_clock_that_is_ahead() -> None:
     """A call that another machine dates into our future counts as of now."""
     (pace,) = looked(charge(1, "4", -20))
@@ -130,6 +137,6 @@ def test_it_agrees_with_the_report(entries: list[tuple[int, int | None, str]], l
     found = [pulse.look(NOW + looks + n) for n in range(MINUTES)][-1]
     since = NOW - NOW % MINUTE - MINUTES * MINUTE
     wanted = report(ledger, "model", since=since, now_ns=NOW)
-    assert {pace.key[0]: (pace.hour, pace.unpriced_calls) for pace in found} == {
+    assert {pace.key[0]: (pace.hour or 0, pace.unpriced_calls) for pace in found} == {
         row.key["model"]: (row.amount or 0, row.unpriced_calls) for row in wanted
     }

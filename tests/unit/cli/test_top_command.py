@@ -100,7 +100,7 @@ of this hour: 1 without a price, ~$0.10 estimated
 team     model        last min  5 min   60 min   hour  calls
 search   gpt-5           $0.25  $0.20  $0.0183  $1.35      1  ················▁·█·
 support  gpt-5           $0.50  $0.10  $0.00833  $0.50      1  ···················█
-lab      house-llama   unknown  $0.00    $0.00  $0.00      1  ····················
+lab      house-llama   unknown  $0.00    $0.00  unknown      1  ····················
 
 budget  window                limit  spent   held    left  share              rate  lasts
 search  per day              $10.00  $7.00  $1.50   $1.50  ███████     70%  $0.58/h  5 h
