@@ -130,7 +130,9 @@ def _paces(
             minutes.setdefault((group.key, group.currency), {})[start] = group
     recent = {(group.key, group.currency): group for group in last}
     found = [_pace(place, minutes.get(place, {}), starts, running, recent.get(place)) for place in {*minutes, *recent}]
-    return sorted(found, key=lambda pace: (-(pace.hour or Decimal(0)), -(pace.now or Decimal(0)), pace.key, pace.currency))
+    return sorted(
+        found, key=lambda pace: (-(pace.hour or Decimal(0)), -(pace.now or Decimal(0)), pace.key, pace.currency)
+    )
 
 
 def _pace(place: Place, groups: Mapping[int, Group], starts: Sequence[int], running: int, last: Group | None) -> Pace:
