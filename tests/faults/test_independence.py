@@ -17,6 +17,7 @@ pytest.importorskip("fcntl")
 
 ALL = os.environ.get("AIFINOPS_FAULTS") == "all"
 """By default one of each kind, since each takes seconds of starting processes; `AIFINOPS_FAULTS=all` tries every one."""
+slow = pytest.mark.skipif(not ALL, reason="AIFINOPS_FAULTS=all runs it, as `nox` does")
 STATUSES = [500, 503, 400] if ALL else [503]
 METHODS = ["fork", "spawn", "forkserver"] if ALL else ["fork"]
 
@@ -72,6 +73,7 @@ def test_a_collector_that_refuses(stand: Any, status: int) -> None:
     stand.judge(metrics=False)
 
 
+@slow
 def test_a_collector_that_is_gone(stand: Any) -> None:
     """Nobody listens there: the same, and the end of the program does not wait for an exporter that tries for half a minute."""
     with stand.running(
@@ -114,7 +116,7 @@ call(1)
 """
 
 
-@pytest.mark.parametrize("flushed", [True, False])
+@pytest.mark.parametrize("flushed", [True, False] if ALL else [True])
 def test_forked_children_that_end_as_programs_do(stand: Any, flushed: bool) -> None:
     """The sum of what parent and children export is the truth: nothing from before the fork is told again, nothing is negative."""
     stand.run(FORK.format(flushed=flushed, end="sys.exit()"))
@@ -193,6 +195,7 @@ def test_multiprocessing(stand: Any, method: str, before: bool) -> None:
     stand.judge()
 
 
+@slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_pool_that_is_closed(stand: Any, method: str) -> None:
     """Its workers end by themselves."""
@@ -200,6 +203,7 @@ def test_a_pool_that_is_closed(stand: Any, method: str) -> None:
     stand.judge()
 
 
+@slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_pool_that_is_terminated(stand: Any, method: str) -> None:
     """Its workers are killed with SIGTERM: what they have metered is in the ledger, and copies are delivered by the next process."""
