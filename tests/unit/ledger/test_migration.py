@@ -75,7 +75,9 @@ def test_a_file_of_schema_1_is_brought_up_to_date(tmp_path: Path) -> None:
     assert not list(path.with_name("l.db-spool").glob("*.journal"))
     assert ledger.verify().sound
     ledger.close()
-    assert SqliteLedger(path).migrated_from == 2
+    again = SqliteLedger(path)
+    assert again.migrated_from == 2
+    again.close()
 
 
 def test_migrate_rolls_everything_up_and_tells_how_far_it_is(tmp_path: Path) -> None:
