@@ -44,19 +44,19 @@ def import_(
 ) -> None:  # fmt: skip
     """Read exports of OpenAI, Anthropic, LiteLLM and Langfuse, span dumps and plain tables into the ledger, each row once."""
     from aifinops import runtime
+    from aifinops.cli.ledger import progress_bar
     from aifinops.cli.reporting import filters
     from aifinops.config import load
     from aifinops.importing import import_files
-    from aifinops.ledger import open_ledger
 
     if output not in ("table", "json"):
         raise ConfigurationError(f"--output {output!r} is unknown; write table or json")
-    with _on_disk(files) as paths, _bar() as told:
-        target = open_ledger(load({"ledger": ledger}).ledger)
+    with _on_disk(files) as paths, progress_bar("Reading") as told:
+        target = runtime.open_ledger(load({"ledger": ledger}))
         try:
             outcome = import_files(
                 paths, target, runtime.get().book, form=form, mapping=_pairs("--map", mapping), constants=_pairs("--set", constants),
-                tags=_single(filters(tags or [])), write=not dry_run, anyway=anyway, theirs=theirs, strict=strict, progress=told,
+                tags=_single(filters(tags or [])), write=not dry_run, anyway=anyway, theirs=theirs, strict=strict, progress=lambda _, done, total: told(done, total),
             )  # fmt: skip
         finally:
             target.close()
@@ -81,24 +81,6 @@ def _on_disk(files: list[Path]) -> Iterator[list[Path]]:
         with kept.open("wb") as stream:
             shutil.copyfileobj(sys.stdin.buffer, stream)
         yield [kept if str(path) == "-" else path for path in files]
-
-
-@contextmanager
-def _bar() -> Iterator[Any]:
-    """A progress bar on standard error, where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(24), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bars: dict[Path, Any] = {}
-
-        def told(path: Path, done: int, total: int) -> None:
-            if path not in bars:
-                bars[path] = progress.add_task(path.name, total=total)
-            progress.update(bars[path], completed=done)
-
-        yield told
 
 
 def _pairs(option: str, given: list[str] | None) -> dict[str, str]:

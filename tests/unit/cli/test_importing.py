@@ -68,3 +68,14 @@ def test_what_is_typed_wrongly_is_told(typed: Callable[..., Any], words: list[st
     result = typed(*words)
     assert isinstance(result.exception, ConfigurationError)
     assert said in str(result.exception)
+
+
+def test_what_is_imported_is_copied_like_any_other_entry(
+    typed: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a collector that is away it waits on the disk."""
+    monkeypatch.setenv("AIFINOPS_COPY_TO", "otlp://127.0.0.1:9")
+    monkeypatch.setenv("AIFINOPS_SPOOL", str(tmp_path / "spool"))
+    assert "1 entries written" in typed("calls.csv").output
+    waiting = b"".join(path.read_bytes() for path in (tmp_path / "spool").rglob("*") if path.is_file())
+    assert b"gpt-5-mini" in waiting
