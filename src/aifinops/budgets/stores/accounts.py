@@ -1,8 +1,13 @@
-"""What operations do to balances, in plain integers: for stores that decide in Python under a lock of their own."""
+"""What operations do to balances, in plain integers: for stores that decide in Python under a lock of their own.
+
+A lock keeps out other threads, not a signal handler or a finalizer that makes a call in this very thread. Those come in at a call or at the end of
+a loop, so no figure is read before a call and written after it, and money is held before it is looked whether it is there.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from aifinops.budgets.policy import Balance, Decision, decide, fits
 from aifinops.budgets.stores.base import (
@@ -92,7 +97,8 @@ class Record:
             account.reserved += held
             account.forfeited -= held
             # A credit may have taken part of it out already: spent never falls below zero.
-            account.spent = max(0, account.spent - held)
+            account.spent -= held
+            account.spent = max(account.spent, 0)
 
 
 def reserve(
@@ -109,7 +115,9 @@ def reserve(
             if taken > limit:
                 for back, given in zip(accounts[: index + 1], amounts):  # noqa: B905
                     back.reserved -= given
-                return refusal(nodes, accounts, amounts, now)
+                decision = refusal(nodes, accounts, amounts, now)
+                # It is allowed where somebody who came in between has given something back: once more.
+                return reserve(nodes, accounts, amounts, now) if decision.allowed else decision
     return None
 
 
@@ -173,6 +181,8 @@ def extend(record: Record, operation: Extend) -> Outcome:
             for back, given in zip(record.accounts, growth, strict=True):
                 back.reserved -= given
             decision = refusal(operation.nodes, record.accounts, growth, operation.now)
+            if decision.allowed:  # as in `reserve`
+                return extend(record, operation)
             return Outcome(record.state, applied=False, decision=decision)
     record.held = wanted
     record.expires = operation.now + operation.ttl
@@ -184,19 +194,40 @@ def draw(record: Record, operation: Draw) -> Outcome:
     if (record.state, "draw") not in TRANSITIONS or operation.step <= record.step:
         return UNCHANGED[record.state]
     crossed: list[Crossing] = []
-    for node, account, held, spent in zip(operation.nodes, record.accounts, record.held, operation.spent, strict=True):
-        account.reserved -= held
+    for node, account, held, spent, least in zip(  # noqa: B905 - `Draw` has seen to the lengths
+        operation.nodes, record.accounts, record.held, operation.spent, operation.least
+    ):
+        # Both at once, and never below what is kept in any case: who comes in between finds nothing that was let go for a moment only.
+        account.reserved += least - held
         account.spent += spent
-        account.overrun += max(0, spent - held)
+        if spent > held:
+            account.overrun += spent - held
         crossed += reached(node, account)
-    decision = reserve(operation.nodes, record.accounts, operation.held, operation.now)
-    record.held = operation.held if decision is None else operation.least
-    if decision is not None:
-        for account, amount in zip(record.accounts, operation.least, strict=True):
-            account.reserved += amount
+    record.held = operation.least
+    decision = _grow(record, operation)
     record.step = operation.step
     record.expires = operation.now + operation.ttl
     return Outcome(record.state, applied=True, decision=decision, crossed=tuple(crossed))
+
+
+def _grow(record: Record, operation: Draw) -> Decision | None:
+    """From the least to what is asked for; a decision where there is no room for that."""
+    nodes, accounts, least, wanted = operation.nodes, record.accounts, operation.least, operation.held
+    while True:
+        for account, low, high in zip(accounts, least, wanted):  # noqa: B905
+            account.reserved += high - low
+        record.held = wanted
+        triples = zip(nodes, accounts, wanted)  # noqa: B905
+        if all(fits(node.limit, account.taken() - amount, 0, amount) for node, account, amount in triples):
+            return None
+        for account, low, high in zip(accounts, least, wanted):  # noqa: B905
+            account.reserved -= high - low
+        record.held = least
+        balances = [account.balance(node) for node, account in zip(nodes, accounts)]  # noqa: B905
+        without = [replace(balance, reserved=balance.reserved - low) for balance, low in zip(balances, least)]  # noqa: B905
+        decision = decide(without, wanted, operation.now)
+        if not decision.allowed:  # as in `reserve`
+            return decision
 
 
 def forfeit(record: Record) -> list[Crossing]:
@@ -215,8 +246,10 @@ def adjust(operation: Adjust, accounts: Sequence[Account]) -> Outcome:
     """What has happened already is added."""
     crossed: list[Crossing] = []
     for node, account, amount in zip(operation.nodes, accounts, operation.amounts, strict=True):
-        account.overrun += max(0, amount)
-        account.spent += max(amount, -account.spent)
+        if amount > 0:
+            account.overrun += amount
+        account.spent += amount
+        account.spent = max(account.spent, 0)
         crossed += reached(node, account)
     return Outcome(_SETTLED, applied=True, crossed=tuple(crossed))
 

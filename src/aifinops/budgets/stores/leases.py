@@ -125,15 +125,15 @@ class _Path:
 
     def put(self, id: str, actual: Sequence[int | None]) -> bool:
         """A call has ended; False where it took more than there was."""
-        free, flying, used, enough = self.free, self.flying, self.used, True
+        flying, used, enough = self.flying, self.used, True
         for index, amount in enumerate(self.calls.pop(id)):
             spent = actual[index]
             cost = amount if spent is None else spent
             flying[index] -= amount
             used[index] += cost
             if self.id:
-                free[index] += amount - cost
-                if free[index] < 0:
+                self.free[index] += amount - cost
+                if self.free[index] < 0:
                     enough = False
         return enough
 
@@ -431,7 +431,9 @@ class LeasedStore:
             # Nothing is given away while the store is asked; what comes back meanwhile is put in order after it.
             free, path.free = path.free, [0] * len(wanted)
             kept = tuple(max(0, min(pair)) for pair in zip(free, wanted, strict=True))
-            flying, used = tuple(path.flying), tuple(path.used)
+            # What is used first: a call that a signal handler ends in between is in neither, not in both. What comes free by that is given up.
+            used = tuple(path.used)
+            flying = tuple(path.flying)
             # The least is what the store holds already, so that it is the same whether or not an answer comes.
             operation = Draw(
                 path.id, path.nodes, path.step + 1, used, _sum(flying, wanted), _sum(flying, kept), now, self._ttl

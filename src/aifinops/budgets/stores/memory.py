@@ -145,7 +145,10 @@ class MemoryStore:
                     if taken > limit:
                         for back in range(index + 1):
                             accounts[back].reserved -= amounts[back]
-                        return Outcome(None, applied=False, decision=refusal(nodes, accounts, amounts, now))
+                        decision = refusal(nodes, accounts, amounts, now)
+                        if decision.allowed:  # somebody who came in between has given something back
+                            return self.quick_reserve(id, nodes, amounts, now, ttl)
+                        return Outcome(None, applied=False, decision=decision)
             self._open[id] = nodes, amounts, accounts, now + ttl
         return _NOW_HELD
 

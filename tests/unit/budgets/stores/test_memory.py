@@ -12,8 +12,10 @@ from typing import ClassVar
 import pytest
 
 from aifinops.budgets.policy import Balance
+from aifinops.budgets.stores.accounts import Account, reserve
 from aifinops.budgets.stores.base import (
     Adjust,
+    Draw,
     Extend,
     Node,
     Operation,
@@ -135,7 +137,7 @@ def test_a_signal_handler_may_come_back_in() -> None:
 
 
 class Interrupting(int):
-    """A limit at which, when it is compared with, a signal handler makes a call: the worst moment there is."""
+    """A limit or a mark at which, when it is compared with, a signal handler makes a call: the worst moment there is."""
 
     handler: ClassVar[Callable[[], object] | None] = None
 
@@ -146,6 +148,10 @@ class Interrupting(int):
     def __ge__(self, taken: int) -> bool:
         self.interrupt()
         return int(self) >= taken
+
+    def __gt__(self, fired: int) -> bool:
+        self.interrupt()
+        return int(self) > fired
 
     @staticmethod
     def interrupt() -> None:
@@ -167,6 +173,48 @@ def test_money_for_one_is_given_to_one_of_two(way: str) -> None:
         first = Extend("first", nodes, 0, DAY, (10, 10))
     first.execute(store)
     assert [balance.reserved for balance in Read(nodes).execute(store)] == [10, 10]
+
+
+def test_a_lease_lets_nothing_go_that_it_keeps() -> None:
+    """While it says what was spent, in the same thread, nobody is given what it goes on holding."""
+    store = MemoryStore()
+    nodes = (Node("a", 0, "USD", None), Node("b", 0, "USD", 10, marks=(Interrupting(1),)))
+    Reserve("lease", nodes, (10, 10), 0, DAY).execute(store)
+    given: list[bool] = []
+    Interrupting.handler = lambda: given.append(Reserve("handler's", nodes, (9, 9), 0, DAY).execute(store).applied)
+    Draw("lease", nodes, 1, (1, 1), (9, 9), (9, 9), 0, DAY).execute(store)
+    assert given == [False]
+    assert [(balance.spent, balance.reserved) for balance in Read(nodes).execute(store)] == [(1, 9), (1, 9)]
+
+
+@pytest.mark.parametrize("way", ["reserve", "extend", "draw", "by the guard"])
+def test_what_comes_back_while_something_is_refused_is_given(way: str) -> None:
+    """A handler ends its call between the look at the limit and the decision: it is looked at once more, not refused for no reason."""
+    store = MemoryStore()
+    nodes = (Node("b", 0, "USD", Interrupting(10)),)
+    Reserve("first", nodes, (4,), 0, DAY).execute(store)
+    Reserve("handler's", nodes, (6,), 0, DAY).execute(store)
+    Interrupting.handler = lambda: Release("handler's", nodes).execute(store)
+    if way == "by the guard":
+        outcome = store.quick_reserve("second", nodes, (6,), 0, DAY)
+    else:
+        operation: Operation[Outcome] = {
+            "reserve": Reserve("second", nodes, (6,), 0, DAY),
+            "extend": Extend("first", nodes, 0, DAY, (10,)),
+            "draw": Draw("first", nodes, 1, (0,), (10,), (4,), 0, DAY),
+        }[way]
+        outcome = operation.execute(store)
+    assert outcome.applied
+    assert outcome.decision is None
+    assert [balance.reserved for balance in Read(nodes).execute(store)] == [10]
+
+
+def test_one_of_several_rows_gives_room_while_it_is_refused() -> None:
+    """The same for a store that keeps its figures elsewhere and decides by them in Python."""
+    node, account = Node("b", 0, "USD", Interrupting(10)), Account(reserved=6)
+    Interrupting.handler = lambda: setattr(account, "reserved", account.reserved - 6)
+    assert reserve((node,), [account], (10,), 0) is None
+    assert account.reserved == 10
 
 
 @pytest.mark.parametrize(
