@@ -27,17 +27,28 @@ SOURCES = Path(__file__).parents[2] / "src"
 INPUT, CACHED, OUTPUT = 250, 25, 2000
 
 HEAD = """
-import os, signal, sys, time
+import os, signal, ssl, sys, time
 import openai
 import aifinops
 
 aifinops.instrument("openai")
 
+# Made once: OpenSSL takes locks for it, and a child that is forked while another thread holds one waits for ever.
+CONTEXT = ssl.create_default_context()
+
 def call(times=1):
     # A client of its own each time: one that is shared with a forked child would share its connections.
     for _ in range(times):
-        with openai.OpenAI(base_url=os.environ["PROVIDER"], api_key="test", max_retries=0) as client:
+        wire = openai.DefaultHttpxClient(verify=CONTEXT)
+        with openai.OpenAI(base_url=os.environ["PROVIDER"], api_key="test", max_retries=0, http_client=wire) as client:
             client.chat.completions.create(model="gpt-5-mini", messages=[{"role": "user", "content": "hello"}])
+
+def be_quiet():
+    # The C library's fork leaves the interpreter's lock as it is. If any thread is waiting for it right then, CPython hangs in the child as soon
+    # as that starts a thread; Python's own fork makes the lock anew. So: before a bare fork all threads sleep.
+    aifinops.flush()
+    time.sleep(0.3)
+
 
 """
 

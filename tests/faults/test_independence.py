@@ -137,7 +137,7 @@ def test_a_fork_in_the_middle_of_calls(stand: Any) -> None:
         def work():
             while not over.is_set():
                 call()
-        threads = [threading.Thread(target=work) for _ in range(3)]
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(3)]
         call()
         for thread in threads:
             thread.start()
@@ -327,6 +327,7 @@ def test_a_child_without_a_call_leaves_its_parents_files_alone(stand: Any) -> No
     stand.run("""
         import ctypes
         call(2)
+        be_quiet()
         child = ctypes.PyDLL(None).fork()
         if child == 0:
             sys.exit()
@@ -341,6 +342,7 @@ def test_a_fork_that_nobody_tells_python_of(stand: Any) -> None:
     stand.run("""
         import ctypes
         call(2)
+        be_quiet()
         children = []
         for _ in range(3):
             child = ctypes.PyDLL(None).fork()
