@@ -62,7 +62,7 @@ _OVER_NS = 1_000_000
 _BUSY_S = 0.1
 """How long a call waits for another one of its path that talks to the store, before it does so itself."""
 _CHANGE_S = 1.0
-"""And a call that wants more."""
+"""And a call that wants more, or whoever tells the store what was spent."""
 _OF_CALLS = frozenset({Settle, Release, MarkSent, Extend})
 _HELD, _SENT, _SETTLED, _RELEASED = (
     APPLIED[state] for state in (State.HELD, State.SENT, State.SETTLED, State.RELEASED)
@@ -77,7 +77,7 @@ class _Path:
     Attributes:
         id, step: of the reservation that is the lease, empty for none. until: when it was not renewed for too long, monotonic.
         free: to be given to calls. flying: with calls in flight. used: settled, and not yet told to the store.
-        calls: in flight, by id. count, since, last: how often it is asked. given: when it last had what was asked for.
+        calls: in flight, by id. changes: counts what comes and goes. count, since, last: how often it is asked. given: when it last had what was asked for.
         ttl: how long a call may hold something, nanoseconds. seen: when a call in flight was first seen in a look around, by id. handing: of those for
             which the store was asked to hold itself, and did not say whether it does.
         denied, denied_until: the last refusal, and how long it stands. pending: a draw of which nobody knows whether it had its effect.
@@ -86,7 +86,7 @@ class _Path:
     """
 
     __slots__ = (
-        "busy", "calls", "closing", "count", "denied", "denied_until", "flying", "free", "given", "handing", "id", "last", "nodes", "pending", "seen",
+        "busy", "calls", "changes", "closing", "count", "denied", "denied_until", "flying", "free", "given", "handing", "id", "last", "nodes", "pending", "seen",
         "since", "step", "ttl", "until", "used",
     )  # fmt: skip
 
@@ -96,6 +96,7 @@ class _Path:
         self.id, self.step, self.until = "", 0, 0
         self.free, self.flying, self.used = ([0] * len(nodes) for _ in range(3))
         self.calls: dict[str, Amounts] = {}
+        self.changes = 0
         self.ttl = 0
         self.seen: dict[str, int] = {}
         self.handing: set[str] = set()
@@ -110,17 +111,21 @@ class _Path:
         if now >= self.until:
             return False
         # Taken before it is looked at: a signal handler or a finalizer may come in between, in this very thread, and take some as well. It never
-        # comes within a few lines without a call or an end of a loop; on that all sums of a lease rely.
+        # comes within a few lines without a call or an end of a loop; on that all sums of a lease rely: what is free, flying and used is
+        # always what the store holds, and too much is given back before anybody sees it.
         for index, amount in enumerate(amounts):
             self.free[index] -= amount
             self.flying[index] += amount
             if self.free[index] < 0:
-                for back, given in enumerate(amounts[: index + 1]):
-                    self.free[back] += given
-                    self.flying[back] -= given
+                self.free[index] += amount
+                self.flying[index] -= amount
+                for back in range(index):
+                    self.free[back] += amounts[back]
+                    self.flying[back] -= amounts[back]
                 return False
         self.calls[id] = amounts
         self.given = now
+        self.changes += 1
         return True
 
     def put(self, id: str, actual: Sequence[int | None]) -> bool:
@@ -135,12 +140,21 @@ class _Path:
                 self.free[index] += amount - cost
                 if self.free[index] < 0:
                     enough = False
+        self.changes += 1
         return enough
 
     def hand(self, id: str) -> None:
         """The store itself holds for a call from now on: it is none of the lease, which gives up as much when it is told."""
         for index, amount in enumerate(self.calls.pop(id)):
             self.flying[index] -= amount
+
+    def owed(self) -> tuple[Amounts, Amounts]:
+        """What is flying and what is used, at one and the same time: a call that ends in between would be in both, or in neither."""
+        while True:
+            changes = self.changes
+            flying, used = tuple(self.flying), tuple(self.used)
+            if self.changes == changes:
+                return flying, used
 
     def overdue(self, now: int) -> list[str]:
         """Calls that have been in flight for longer than they may hold something."""
@@ -407,7 +421,7 @@ class LeasedStore:
         self._finish(path)
         with self._lock:
             # Calls of a lease that was lost may still be in flight, or not be told yet.
-            held = _sum(wanted, path.flying, path.used)
+            held = _sum(wanted, *path.owed())
         id = new_id()
         try:
             outcome = Reserve(id, path.nodes, held, now, self._ttl).execute(self.inner)
@@ -431,9 +445,7 @@ class LeasedStore:
             # Nothing is given away while the store is asked; what comes back meanwhile is put in order after it.
             free, path.free = path.free, [0] * len(wanted)
             kept = tuple(max(0, min(pair)) for pair in zip(free, wanted, strict=True))
-            # What is used first: a call that a signal handler ends in between is in neither, not in both. What comes free by that is given up.
-            used = tuple(path.used)
-            flying = tuple(path.flying)
+            flying, used = path.owed()
             # The least is what the store holds already, so that it is the same whether or not an answer comes.
             operation = Draw(
                 path.id, path.nodes, path.step + 1, used, _sum(flying, wanted), _sum(flying, kept), now, self._ttl
@@ -490,11 +502,18 @@ class LeasedStore:
                 path.hand(id)
             path.handing.discard(id)
 
-    def _close(self, path: _Path, now: int) -> None:
+    def _close(self, path: _Path, now: int) -> bool:
+        """Give the lease back; False where it is in use after all."""
         with self._lock:
-            path.closing = Settle(path.id, path.nodes, tuple(path.used), now)
+            until, path.until = path.until, 0  # from here on nothing is taken, before it is looked whether anything was
+            flying, used = path.owed()
+            if path.calls or any(flying) or path.pending is not None:
+                path.until = until
+                return False
+            path.closing = Settle(path.id, path.nodes, used, now)
             path.drop()
         self._finish(path)
+        return True
 
     def _finish(self, path: _Path) -> None:
         """Tell the store the last word on a lease; where that fails it stays to be told."""
@@ -519,12 +538,10 @@ class LeasedStore:
         self._let_run_out(path, now)
         with self._lock:
             keep = (0,) * len(path.free) if idle else tuple(max(0, amount) for amount in path.free)
-            over, owed = idle and not path.calls and path.pending is None, tuple(path.used)
-        if path.id and not over:
-            self._draw(path, keep, wall)
-        elif path.id:
-            self._close(path, wall)
-        elif any(owed):  # of a lease that was lost
+        if path.id:
+            if not (idle and self._close(path, wall)):
+                self._draw(path, keep, wall)
+        elif any(owed := path.owed()[1]):  # of a lease that was lost
             path.closing = Adjust(new_id(), path.nodes, owed, wall)
             self._finish(path)
 
@@ -551,11 +568,18 @@ class LeasedStore:
             paths = list(self._paths.items())
         for key, path in paths:
             if path.id or any(path.used) or path.calls or path.handing:
-                with path.busy:
-                    self._settle_up(path)
+                self._alone(path)
             with self._lock:
                 if not path.id and not path.calls and not any(path.used) and now - path.last > _FORGET_NS:
                     self._paths.pop(key, None)
+
+    def _alone(self, path: _Path, *, idle: bool = False) -> None:
+        # Not for ever: this may be a signal handler that came in where its own thread holds it, and is about to tell the store.
+        if path.busy.acquire(timeout=_CHANGE_S):
+            try:
+                self._settle_up(path, idle=idle)
+            finally:
+                path.busy.release()
 
     # --- life -----------------------------------------------------------------------------------------------------------
 
@@ -596,11 +620,8 @@ class LeasedStore:
         self._stop = threading.Event()
         try:
             for path in list(self._paths.values()):
-                if (path.id or any(path.used)) and path.busy.acquire(timeout=_CHANGE_S):
-                    try:
-                        self._settle_up(path, idle=True)
-                    finally:
-                        path.busy.release()
+                if path.id or any(path.used):
+                    self._alone(path, idle=True)
         finally:
             self.inner.close()
 
