@@ -292,6 +292,34 @@ def test_a_forked_child_has_connections_of_its_own(make: Callable[..., PostgresL
     assert ledger.info().entries == 3
 
 
+_PARENT_AND_CHILD = """
+import os, sys
+from aifinops.ledger.postgres import PostgresLedger
+from aifinops.testing.ledger import example_charge
+ledger = PostgresLedger(sys.argv[1], schema=sys.argv[2])
+ledger.append(example_charge(1))
+child = os.fork()
+if child:
+    status = os.waitpid(child, 0)[1]
+else:
+    status = 0 if ledger.append(example_charge(2)) else 1
+ledger.close()
+sys.exit(status != 0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_that_ends_as_programs_do_complains_of_nothing(
+    make: Callable[..., PostgresLedger], dsn: str
+) -> None:
+    """The parent's connections, which it must not close, are no ResourceWarning at its end."""
+    ledger = make()
+    command = [sys.executable, "-W", "error", "-c", _PARENT_AND_CHILD, dsn, ledger.schema]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ledger.info().entries == 2
+
+
 def test_a_role_with_few_rights_is_enough(dsn: str, make: Callable[..., PostgresLedger]) -> None:
     """After `setup_sql` a role writes, folds and reads; it may neither change nor delete entries. One that may only read, reads."""
     schema, role = _name(), f"role_{_name()}"

@@ -619,7 +619,7 @@ class PostgresLedger:
         for connection in inherited:
             with suppress(Exception):  # it was closed in the parent already
                 os.close(connection.pgconn.socket)
-        _abandoned.extend(inherited)
+            _abandon(connection)
 
 
 class _Compacting:
@@ -723,7 +723,12 @@ def _close_all(connections: list[Any], pid: int) -> None:
         if pid == os.getpid():
             connection.close()
         else:
-            _abandoned.append(connection)
+            _abandon(connection)
+
+
+def _abandon(connection: Any) -> None:
+    connection.abandoned = True
+    _abandoned.append(connection)
 
 
 # --- text ---------------------------------------------------------------------------------------------------------------
@@ -1009,6 +1014,11 @@ def _bounded(driver: Any) -> Any:
 
     class Bounded(base):  # type: ignore[misc]  # the driver is only known when it runs
         patience_s = _TIMEOUT_S
+        abandoned = False
+
+        def __del__(self) -> None:
+            if not self.abandoned:  # one of a parent process may not be closed: that is nothing to warn of
+                super().__del__()
 
         def wait(self, gen: Any, *_: Any, **__: Any) -> Any:
             try:
