@@ -532,9 +532,13 @@ def _install(arguments: dict[str, Any], clock: Clock | None, *, only_if_missing:
         if only_if_missing and _state.runtime is not None:
             return _state.runtime
         runtime = Runtime(config.load(arguments), clock)
-        if not only_if_missing:
-            _ = runtime.writer  # an unreadable ledger is an error now, not in the first call
-        runtime.export = set_up(runtime.config.otlp, dialects=runtime.config.dialects)
+        try:
+            if not only_if_missing:
+                _ = runtime.writer  # an unreadable ledger is an error now, not in the first call
+            runtime.export = set_up(runtime.config.otlp, dialects=runtime.config.dialects)
+        except BaseException:
+            runtime.close()  # nothing is applied, and nothing is left open
+            raise
         old, _state.runtime = _state.runtime, runtime
         if not _state.registered:
             _state.registered = True

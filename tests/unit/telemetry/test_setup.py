@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import aifinops
+from aifinops import files, runtime
 from aifinops.errors import ConfigurationError
 from aifinops.telemetry.setup import Export, endpoint, set_up
 
@@ -109,6 +110,17 @@ def test_an_unknown_protocol_is_an_error_that_names_its_variable(environ: dict[s
         set_up(HERE, environ)
     with pytest.raises(ConfigurationError, match="has no scheme"):
         set_up("localhost:4318", {})
+
+
+def test_what_cannot_be_set_up_leaves_no_ledger_open(tmp_path: Path) -> None:
+    """The ledger is opened first; where the endpoint is wrong, what was in force stays so, and the file is let go of."""
+    before = aifinops.init(ledger="memory")
+    with pytest.raises(ConfigurationError, match="has no scheme"):
+        aifinops.init(ledger=tmp_path / "ledger.db", otlp="collector:4318")
+    assert runtime.get() is before
+    assert not [
+        one for one in files.forks._open if getattr(one, "path", None) == tmp_path / "ledger.db" and one.connection
+    ]
 
 
 def test_nothing_is_installed_without_an_endpoint_or_with_the_sdk_disabled() -> None:
