@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from aifinops.budgets.budget import ActiveBudget, Budget
 from aifinops.budgets.guard import Guard
 from aifinops.budgets.stores.sqlite import SqliteStore
 from aifinops.charges import Charge
-from aifinops.cli import main
 from aifinops.cli.top import Frame, render
 from aifinops.ledger import open_ledger
 from aifinops.ledger.memory import MemoryLedger
@@ -79,16 +79,9 @@ def place(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Type it: (exit status, standard output, standard error)."""
-
-    def typed(*words: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            main(["top", *map(str, words)])
-        captured = capsys.readouterr()
-        return int(left.value.code or 0), captured.out, captured.err
-
-    return typed
+def run(run: Run) -> Run:
+    """Type `aifinops top` and what follows: (exit status, standard output, standard error)."""
+    return partial(run, "top")
 
 
 GOLDEN = """\
