@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 from urllib.parse import parse_qsl, urlsplit
 
 from aifinops.charges import Charge
@@ -36,7 +36,10 @@ from aifinops.ledger.base import (
     Query,
     Verification,
     check_compacted,
+    earliest,
     group_keys,
+    latest,
+    paged,
     start_of,
     verify_rows,
 )
@@ -60,7 +63,7 @@ from aifinops.ledger.clickhouse_statements import (
     where_of,
 )
 from aifinops.ledger.codec import COLUMNS
-from aifinops.ledger.sql import answered_by_cells, fits, period_of, verify_days
+from aifinops.ledger.sql import answered_by_cells, check_numbers, check_version, period_of, verify_days
 
 __all__ = ["QUIET_S", "SCHEMA", "ClickHouseLedger", "ClickHouseView", "open_url"]
 
@@ -125,28 +128,26 @@ class _Reader:
         Raises:
             ConfigurationError: for a wrong key. StoreError: when the server cannot be read.
         """
-        return self._pages(query, where_of(query, (query.since_ns, query.until_ns)))
+        where = where_of(query, (query.since_ns, query.until_ns))
+        sign, order = ("<", "DESC") if query.newest_first else (">", "ASC")
+
+        def page_of(last: list[Any] | None, size: int) -> list[list[Any]]:
+            after = ""
+            if last is not None:
+                at, id = int(last[1]), literal(last[0])
+                after = (
+                    f" AND at {sign}= {at} AND (at, id) {sign} ({at}, {id})"  # the first lets it skip what was before
+                )
+            return self._link.query(
+                f"SELECT {', '.join(COLUMNS)} FROM {self._source} WHERE {where} AND {self._only()}{after} "  # noqa: S608 - names of ours and literals
+                f"ORDER BY at {order}, id {order} LIMIT {size}"
+            )
+
+        return map(read_charge, paged(query, _PAGE, page_of))
 
     def _only(self) -> str:
         """SQL: which entries of the table count."""
         return "1"
-
-    def _pages(self, query: Query, where: str) -> Iterator[Charge]:
-        sign, order = ("<", "DESC") if query.newest_first else (">", "ASC")
-        left = query.limit
-        after = ""
-        while left is None or left > 0:
-            size = _PAGE if left is None else min(left, _PAGE)
-            page = self._link.query(
-                f"SELECT {', '.join(COLUMNS)} FROM {self._source} WHERE {where} AND {self._only()}{after} "  # noqa: S608 - names of ours and literals
-                f"ORDER BY at {order}, id {order} LIMIT {size}"
-            )
-            yield from map(read_charge, page)
-            if len(page) < size:
-                return
-            at, last = int(page[-1][1]), literal(page[-1][0])
-            after = f" AND at {sign}= {at} AND (at, id) {sign} ({at}, {last})"  # the first lets it skip what was before
-            left = None if left is None else left - size
 
     def verify(self, *, progress: Progress | None = None) -> Verification:
         """Whether each entry can be read and its lines add up.
@@ -303,9 +304,7 @@ class ClickHouseLedger(_Reader):
         Raises:
             StoreError: when not all were kept. OverflowError: for a number beyond 64 bits.
         """
-        for charge in charges:
-            if not fits(charge):
-                raise OverflowError(f"charge {charge.id} has a number beyond 64 bits")
+        check_numbers(charges)
         with self._lock:
             batches = (charges[start : start + _BATCH] for start in range(0, len(charges), _BATCH))
             return sum(map(self._insert, batches))
@@ -401,15 +400,13 @@ class ClickHouseLedger(_Reader):
         gone, (entries, first, last) = self._steadily(
             lambda gone: (gone, self._span(left(self._db, gone))), Query(), ()
         )
-        first = min((at for at in (first, gone.first_at) if at is not None), default=None)
-        last = max((at for at in (last, gone.last_at) if at is not None), default=None)
         return LedgerInfo(
             self._link.kind,
             self._link.location,
             self._version() or 0,
             entries + gone.entries,
-            first,
-            last,
+            earliest(first, gone.first_at),
+            latest(last, gone.last_at),
             size,
             gone.entries,
             gone.until,
@@ -500,16 +497,9 @@ class ClickHouseLedger(_Reader):
 
     def _get_ready(self, *, create: bool) -> None:
         version = self._version()
-        if version is None and not create:
-            raise ConfigurationError(
-                f"there is no ledger at {self._bare.location}; make the first metered call, or correct AIFINOPS_LEDGER"
-            )
+        check_version(self._bare.location, version, SCHEMA, create=create)
         if version is None or version < SCHEMA:
             self._migrate(version or 0)
-        elif version > SCHEMA:
-            raise ConfigurationError(
-                f"the ledger {self._bare.location} has schema {version}; this one knows up to {SCHEMA}: pip install --upgrade aifinops"
-            )
         self._ready = True
 
     def _version(self) -> int | None:

@@ -32,7 +32,10 @@ from aifinops.ledger.base import (
     Query,
     Verification,
     check_compacted,
+    earliest,
     group_keys,
+    latest,
+    paged,
     start_of,
     verify_rows,
 )
@@ -51,7 +54,7 @@ from aifinops.ledger.postgres_statements import (
     summary,
     where_of,
 )
-from aifinops.ledger.sql import Period, answered_by_cells, fits, period_of, verify_days
+from aifinops.ledger.sql import Period, answered_by_cells, check_numbers, check_version, period_of, verify_days
 
 __all__ = ["SCHEMA", "PostgresLedger", "open_url", "setup_sql"]
 
@@ -183,9 +186,7 @@ class PostgresLedger:
         """
         if not charges:
             return 0
-        for charge in charges:
-            if not fits(charge):
-                raise OverflowError(f"charge {charge.id} has a number beyond 64 bits")
+        check_numbers(charges)
         rows = [row_of(charge) for charge in charges]
         count = self._insert(rows)
         self._unfolded += count
@@ -214,24 +215,15 @@ class PostgresLedger:
         Raises:
             ConfigurationError: for a wrong key. StoreError: when the server cannot be read.
         """
-        query.filters()
-        return self._pages(query)
-
-    def _pages(self, query: Query) -> Iterator[Charge]:
         sign, order = ("<", "DESC") if query.newest_first else (">", "ASC")
         where, values = where_of(query, (query.since_ns, query.until_ns))
-        left = query.limit
-        last: list[Any] = []
-        while left is None or left > 0:
-            size = _PAGE if left is None else min(left, _PAGE)
-            after = f" AND (at, id) {sign} (%s, %s)" if last else ""
+
+        def page_of(last: tuple[Any, ...] | None, size: int) -> list[tuple[Any, ...]]:
+            after, moment = (f" AND (at, id) {sign} (%s, %s)", [last[1], last[0]]) if last else ("", [])
             select = f"SELECT {SELECTED} FROM {self.schema}.charges WHERE {where}{after} ORDER BY at {order}, id {order} LIMIT %s"  # noqa: S608 - only names of ours; values are bound
-            page = self._read(select, [*values, *last, size])
-            yield from map(read_charge, page)
-            if len(page) < size:
-                return
-            last = [page[-1][1], page[-1][0]]
-            left = None if left is None else left - size
+            return self._read(select, [*values, *moment, size])
+
+        return map(read_charge, paged(query, _PAGE, page_of))
 
     def summarize(self, query: Query = Query(), by: Sequence[str] = ()) -> list[Group]:  # noqa: B008 - frozen
         """Sums per key and currency, added up by PostgreSQL: from hourly roll-ups where these have all that is asked for.
@@ -277,8 +269,7 @@ class PostgresLedger:
         ((version, size_there, gone, until, gone_first, gone_last, behind, entries, first, last),) = self._read(
             select, []
         )
-        first = min((at for at in (first, gone_first) if at is not None), default=None)
-        last = max((at for at in (last, gone_last) if at is not None), default=None)
+        first, last = earliest(first, gone_first), latest(last, gone_last)
         return LedgerInfo(
             "postgresql", self.location, version, entries + gone, first, last, size_there, gone, until, behind
         )
@@ -389,17 +380,10 @@ class PostgresLedger:
 
     def _get_ready(self, *, create: bool) -> None:
         version = self._version()
-        if version is None and not create:
-            raise ConfigurationError(
-                f"there is no ledger at {self.location}; make the first metered call, or correct AIFINOPS_LEDGER"
-            )
+        check_version(self.location, version, SCHEMA, create=create)
         if version is None or version < SCHEMA:
             self._connections.do(self._migrate)
-            version = self._version()
-        if version is not None and version > SCHEMA:
-            raise ConfigurationError(
-                f"the ledger {self.location} has schema {version}; this one knows up to {SCHEMA}: pip install --upgrade aifinops"
-            )
+            check_version(self.location, self._version(), SCHEMA, create=True)
         self._ready = True
 
     def _version(self) -> int | None:
