@@ -46,7 +46,7 @@ def export(
     """Write what was spent as FOCUS 1.2 (CSV); each row is checked before it is written."""
     from aifinops import runtime
     from aifinops.analytics.focus import export_focus
-    from aifinops.analytics.reports import period
+    from aifinops.analytics.periods import period
     from aifinops.cli.reporting import filters
 
     if per not in ("hour", "day"):

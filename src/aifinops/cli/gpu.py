@@ -100,7 +100,7 @@ def idle(
 ) -> None:
     """What was paid for and not used: GPU hours held, busy and idle, and their cost, from the ledger."""
     from aifinops import runtime
-    from aifinops.analytics.reports import parse_since
+    from aifinops.analytics.periods import parse_since
 
     keys = tuple(key.strip() for key in by.split(","))
     found = _read(ledger, parse_since(since, runtime.get().clock.time_ns()), keys)

@@ -78,7 +78,7 @@ def compact(
 ) -> None:
     """Keep sums by day in place of old entries. Entries of which the cost is not sure stay; what goes cannot be had back."""
     from aifinops import runtime
-    from aifinops.analytics.reports import parse_since
+    from aifinops.analytics.periods import parse_since
     from aifinops.ledger.base import DAY_NS, ROLLUP_FIELDS, ROLLUP_TAGS, start_of
 
     until = start_of(parse_since(before, runtime.get().clock.time_ns()), DAY_NS)
@@ -125,7 +125,7 @@ def export(
 ) -> None:
     """Write entries to a file: CSV, JSON lines, Parquet or DuckDB."""
     from aifinops import runtime
-    from aifinops.analytics.reports import period
+    from aifinops.analytics.periods import period
     from aifinops.cli.reporting import filters
     from aifinops.ledger import export as files
 

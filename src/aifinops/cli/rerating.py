@@ -86,7 +86,7 @@ def rerate(
 ) -> None:
     """What the calls of a period would have cost under another price list or contract, each at its own moment."""
     from aifinops import runtime
-    from aifinops.analytics.reports import period
+    from aifinops.analytics.periods import period
     from aifinops.cli.reporting import filters
     from aifinops.config import load
     from aifinops.ledger.base import group_keys
