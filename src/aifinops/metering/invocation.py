@@ -47,7 +47,7 @@ class Invocation:
     """One call between its beginning and its single end."""
 
     __slots__ = (
-        "_once", "_owner", "answer", "asked", "beside", "budgets", "call", "changed", "currency", "engines", "first_chunk", "guest", "id", "prompt_bound",
+        "_once", "_owner", "answer", "asked", "beside", "budgets", "call", "changed", "currency", "engines", "first_chunk", "guest", "id", "place", "prompt_bound",
         "reservation", "said", "scope", "span", "started", "tags", "tried", "upper", "wall",
     )  # fmt: skip
 
@@ -75,6 +75,7 @@ class Invocation:
         self.tried: BaseException | None = None  # how the last try ended, as long as the library may make another one
         self._owner: Token[Invocation | None] | None = None
         self._once = [True]
+        self.place = engines.presence.begin(call.model, self.wall)  # among the calls in flight that others may see
 
     # --- before the call ----------------------------------------------------------------------------------------------
 
@@ -282,6 +283,7 @@ class Invocation:
         """The last resort, where what ends a call has failed itself: nothing of it stays open. What is held is kept as spent, since the
         call was made, and a span ends with what it has."""
         self._once.clear()
+        self._leave_place()
         reservation, self.reservation = self.reservation, None
         steps = [self.leave]
         if reservation is not None:
@@ -301,7 +303,12 @@ class Invocation:
             self._once.pop()  # atomic: of two ends (a finalizer and a close, say) only one gets it
         except IndexError:
             return False
+        self._leave_place()
         return True
+
+    def _leave_place(self) -> None:
+        place, self.place = self.place, None
+        self.engines.presence.end(place)
 
     def _pay(self, charge: Charge, reading: Reading) -> None:
         if self.reservation is None and not self.budgets:
