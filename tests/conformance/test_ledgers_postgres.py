@@ -520,7 +520,7 @@ def test_a_duplicate_that_waits_for_a_compaction_is_ignored(make: Callable[..., 
     run = postgres_compaction.Run(ledger._connections, ledger.schema, START + 2 * DAY)
     with psycopg.connect(dsn) as slow:
         first, _ = postgres_compaction._which_go(ledger.schema)
-        assert run._step(slow, START - START % DAY, first) == 2
+        assert run._take(slow, START - START % DAY, first) == 2
         writer.start()
         writer.join(0.5)
         assert writer.is_alive()

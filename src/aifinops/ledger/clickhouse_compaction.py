@@ -21,6 +21,7 @@ from typing import NamedTuple
 from aifinops.errors import StoreError
 from aifinops.ledger.base import DAY_NS, HOUR_NS
 from aifinops.ledger.clickhouse_link import Link, literal
+from aifinops.ledger.passes import Passes
 
 __all__ = ["CHARGES", "DAILY", "LEASE_S", "STEP", "TABLES", "Gone", "Run", "gone_of", "left", "step_of", "within"]
 
@@ -165,12 +166,8 @@ def left(db: str, gone: Gone) -> str:
     )
 
 
-class Run:
+class Run(Passes):
     """One compaction up to a day.
-
-    An entry may go when nothing can change any more what it adds to the sums: it is sure (see `aifinops.ledger.base.Group`), and it is not
-    the correction that makes another entry sure which is still there, or may still come. So entries go first and their corrections after
-    them.
 
     Args:
         link: the way to the server. db: name of the database. until: the day, nanoseconds.
@@ -184,13 +181,11 @@ class Run:
     def __init__(
         self, link: Link, db: str, until: int, add_up: Callable[[int, int, str], str], *, lease_s: float = LEASE_S
     ) -> None:
+        super().__init__(until)
         self._link = link
         self._db = db
-        self._until = until
         self._add_up = add_up
         self._lease_s = lease_s
-        self.entries = 0
-        self.since: int | None = None
 
     def steps(self) -> Iterator[int]:
         """Do one step after the other; how many entries went in each.
@@ -199,12 +194,7 @@ class Run:
             StoreError: when the server cannot be written, or somebody else has taken over.
         """
         self._finish_last()
-        yield from self._pass(_FIRST)
-        while True:  # a correction may itself have been corrected
-            before = self.entries
-            yield from self._pass(_THEN)
-            if self.entries == before:
-                break
+        yield from self._passes(_FIRST, _THEN)
         until = gone_of(self._link, self._db).until
         if self.entries and until is not None and until < self._until:
             self._build(self._until - DAY_NS, (self._until, self._until), "0")  # no days but the reach
@@ -229,17 +219,13 @@ class Run:
         if step and step % 2 == 0:
             self._finish(step - 1)
 
-    def _pass(self, which: str) -> Iterator[int]:
+    def _pass(self, which: str) -> Iterator[tuple[int, int]]:
         for day, count in self._days():
             length = DAY_NS if count <= STEP else HOUR_NS
             for since in range(day, day + DAY_NS, length):
                 span = (since, since + length)
                 if self._count(span, which):
-                    gone = self._build(day, span, which)
-                    self.entries += gone
-                    if gone:
-                        self.since = day if self.since is None else min(day, self.since)
-                    yield gone
+                    yield day, self._build(day, span, which)
 
     def _days(self) -> list[tuple[int, int]]:
         rows = self._link.query(

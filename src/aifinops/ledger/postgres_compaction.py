@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from aifinops.ledger.base import DAY_NS, start_of
+from aifinops.ledger.passes import Passes
 from aifinops.ledger.postgres_connections import Connections
 from aifinops.ledger.postgres_statements import CELL, MORE, added, cells_statement, entries_of, fixes, lock_statement
 from aifinops.ledger.sql import DIMENSIONS, SUMS
@@ -16,12 +17,8 @@ STEP = 2_000
 """Entries that are compacted in one transaction; writers wait meanwhile."""
 
 
-class Run:
+class Run(Passes):
     """One compaction of a ledger up to a day.
-
-    An entry may go when nothing can change any more what it adds to the sums: it is sure (see `aifinops.ledger.base.Group`), and it is not
-    the correction that makes another entry sure which is still there, or may still come. So entries go first and their corrections after
-    them.
 
     Args:
         connections: to a database whose tables are there. schema: of the ledger. until: the end of the last day, nanoseconds.
@@ -31,22 +28,15 @@ class Run:
     """
 
     def __init__(self, connections: Connections, schema: str, until: int) -> None:
+        super().__init__(until)
         self._connections = connections
         self._schema = schema
-        self._until = until
-        self.entries = self.freed = 0
-        self.since: int | None = None
+        self.freed = 0
 
     def steps(self) -> Iterator[int]:
         """Do one step after the other; how many entries went in each."""
         self._connections.do(self._watch)
-        first, then = _which_go(self._schema)
-        yield from self._pass(first)
-        while True:  # a correction may itself have been corrected
-            before = self.entries
-            yield from self._pass(then)
-            if self.entries == before:
-                break
+        yield from self._passes(*_which_go(self._schema))
         if self.entries:
             self._connections.do(lambda connection: self._extend(connection, self._until, self._until))
 
@@ -61,15 +51,6 @@ class Run:
                     f"FOR EACH ROW EXECUTE FUNCTION {self._schema}.pass_over_gone()"
                 )
 
-    def _pass(self, which: str) -> Iterator[int]:
-        day: int | None = None
-        while (day := self._next(day)) is not None:
-            while gone := self._connections.do(self._step_of(day, which)):
-                self.entries += gone
-                self.since = day if self.since is None else min(day, self.since)
-                yield gone
-            day += DAY_NS
-
     def _next(self, since: int | None) -> int | None:
         """The day of the earliest entry from there on."""
         select = f"SELECT min(at) FROM {self._schema}.charges WHERE at < %s AND at >= %s"  # noqa: S608 - only names of ours
@@ -77,14 +58,14 @@ class Run:
         (at,) = self._connections.do(lambda connection: connection.execute(select, values).fetchone())
         return None if at is None else start_of(at, DAY_NS)
 
-    def _step_of(self, day: int, which: str) -> Callable[[Any], int]:
+    def _step(self, day: int, which: str) -> int:
         def step(connection: Any) -> int:
             with connection.transaction(), self._connections.patient(connection):
-                return self._step(connection, day, which)
+                return self._take(connection, day, which)
 
-        return step
+        return int(self._connections.do(step))
 
-    def _step(self, connection: Any, day: int, which: str) -> int:
+    def _take(self, connection: Any, day: int, which: str) -> int:
         # The state first: who folds holds it for long, and writers must not wait for that.
         (mark,) = connection.execute(f"SELECT mark FROM {self._schema}.state FOR UPDATE").fetchone()  # noqa: S608 - only names of ours
         # Nobody is between his look at known ids and his insertion.
