@@ -75,7 +75,11 @@ class Invocation:
         self.tried: BaseException | None = None  # how the last try ended, as long as the library may make another one
         self._owner: Token[Invocation | None] | None = None
         self._once = [True]
-        self.place = engines.presence.begin(call.model, self.wall)  # among the calls in flight that others may see
+        self.place: Any = None  # among the calls in flight that others may see
+        try:
+            self.place = engines.presence.begin(call.model, self.wall)
+        except Exception as failure:  # it is made and metered all the same
+            swallow("metering.presence", failure)
 
     # --- before the call ----------------------------------------------------------------------------------------------
 
@@ -197,6 +201,7 @@ class Invocation:
             return
         busy.on = True
         try:
+            self._leave_place()
             if self.call.region and not reading.region:
                 charging.place(self, reading)
             if reading.quantities or error is None:
@@ -266,6 +271,7 @@ class Invocation:
             return
         busy.on = True
         try:
+            self._leave_place()
             if self.reservation is not None:
                 self.engines.guard.release(self.reservation)
                 self.reservation = None
@@ -283,9 +289,8 @@ class Invocation:
         """The last resort, where what ends a call has failed itself: nothing of it stays open. What is held is kept as spent, since the
         call was made, and a span ends with what it has."""
         self._once.clear()
-        self._leave_place()
         reservation, self.reservation = self.reservation, None
-        steps = [self.leave]
+        steps = [self.leave, self._leave_place]
         if reservation is not None:
             steps.append(partial(self.engines.guard.settle, reservation, {}))
         if self.span is not None:
@@ -303,12 +308,14 @@ class Invocation:
             self._once.pop()  # atomic: of two ends (a finalizer and a close, say) only one gets it
         except IndexError:
             return False
-        self._leave_place()
         return True
 
     def _leave_place(self) -> None:
         place, self.place = self.place, None
-        self.engines.presence.end(place)
+        try:
+            self.engines.presence.end(place)
+        except Exception as failure:  # it is shown as in flight for longer than it is
+            swallow("metering.presence", failure)
 
     def _pay(self, charge: Charge, reading: Reading) -> None:
         if self.reservation is None and not self.budgets:
