@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ def test_each_rank_pays_for_its_device_and_the_first_for_what_nobody_claims(kind
     assert (first["steps"], second["steps"]) == (5, 5)
     assert (first["devices"], second["devices"]) == (2, 1)
     assert (first["all"], second["all"]) == (3, 3)
-    rows = list(open_ledger(tmp_path / "ledger.db").rows())
+    with closing(open_ledger(tmp_path / "ledger.db")) as ledger:
+        rows = list(ledger.rows())
     held = Counter((row.tags["rank"], row.tags.get("phase", "")) for row in rows)
     assert set(held) == {("0", ""), ("0", "unclaimed"), ("1", "")}
     assert {row.tags["run"] for row in rows} == {"run-7"}
@@ -58,7 +60,8 @@ def test_two_ranks_stop_at_the_same_step_after_the_checkpoint_and_below_the_limi
     assert first["saved"] == second["saved"] == [first["steps"]]
     assert first["why"] == second["why"] == f"ranks after step {first['steps']}"
     assert Decimal(first["spent"]) <= Decimal("0.04")
-    rows = list(open_ledger(tmp_path / "ledger.db").rows())
+    with closing(open_ledger(tmp_path / "ledger.db")) as ledger:
+        rows = list(ledger.rows())
     assert sum(row.amount or 0 for row in rows) <= 40_000_000
     assert Decimal(first["cost"]) + Decimal(second["cost"]) == Decimal(sum(row.amount or 0 for row in rows)) / 10**9
 
@@ -80,7 +83,8 @@ def test_the_next_attempt_of_a_run_of_several_ranks_closes_the_one_that_was_kill
         first, second = torchrun(tmp_path, "crash", AIFINOPS_RUN_ID="job")
     assert first["attempt"] == second["attempt"] >= 2
     assert (first["steps"], second["steps"]) == (200, 200)
-    rows = list(open_ledger(tmp_path / "ledger.db").rows())
+    with closing(open_ledger(tmp_path / "ledger.db")) as ledger:
+        rows = list(ledger.rows())
     lost = sorted([int(row.tags["rank"]), int(row.tags["attempt"])] for row in rows if row.tags.get("phase") == "lost")
     assert lost in ([[1, 1]], [[0, 1], [1, 1]])
     if first["attempt"] == 2:  # else it is an attempt in between that has closed them

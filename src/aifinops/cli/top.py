@@ -253,13 +253,14 @@ class _Watcher:
         self._names = tuple(dict.fromkeys(part.strip() for part in by.split(",") if part.strip()))
         path = path_of(settings.ledger)
         self._folder = None if path is None else folder_of(path)
-        self._open = ExitStack()
-        self._ledger = open_ledger(settings.ledger, create=False)
-        self._open.callback(self._ledger.close)
-        self._pulse = Pulse(self._ledger, self._names, filters(where))
-        self._target = runtime.shared_store(settings) if store is None else store
-        if store is not None and (path := file_of(store)) is not None and not path.exists():
-            raise ConfigurationError(f"there is no budget store at {path}; name another: --store")
+        with ExitStack() as opened:  # nobody closes us when what follows is wrong
+            self._ledger = open_ledger(settings.ledger, create=False)
+            opened.callback(self._ledger.close)
+            self._pulse = Pulse(self._ledger, self._names, filters(where))
+            self._target = runtime.shared_store(settings) if store is None else store
+            if store is not None and (path := file_of(store)) is not None and not path.exists():
+                raise ConfigurationError(f"there is no budget store at {path}; name another: --store")
+            self._open = opened.pop_all()
         self._gpus_at = 0
         self._runs: Sequence[Holding] = ()
         self._devices = _Devices(self._open, settle_s)

@@ -105,7 +105,9 @@ def _leave_the_usual_ledger() -> None:
     engines = runtime._state.runtime  # not `get()`, which would make one
     if engines is not None and engines.config.ledger == config.load({}).ledger:
         engines.flush(1.0)
-        engines._writer = Writer(MemoryLedger())
+        left, engines._writer = engines._writer, Writer(MemoryLedger())
+        if left is not None:
+            left.close()
 
 
 def _meter(config: pytest.Config) -> None:

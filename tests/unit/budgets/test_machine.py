@@ -201,17 +201,21 @@ class InFile(Budgets):
     def make_store(self) -> Store:
         """A new file."""
         self.folder = tempfile.TemporaryDirectory()
+        self.before: list[Store] = []
         return SqliteStore(Path(self.folder.name) / "b.db", timeout_s=30)
 
     def open_again(self, store: Store) -> Store:
         """The same file, with a connection of its own."""
         assert isinstance(store, SqliteStore)
         store.close()
+        self.before.append(store)
         return SqliteStore(store.path, timeout_s=30)
 
     def teardown(self) -> None:
-        """Without a trace."""
+        """Without a trace. What comes late to a store that was left has opened it again."""
         super().teardown()
+        for store in getattr(self, "before", ()):
+            store.close()
         if hasattr(self, "folder"):
             self.folder.cleanup()
 

@@ -49,10 +49,16 @@ class Shop:
         amounts = {unit: cents * CENT}
         return self.guard.reserve([active], amounts, id=f"call-{self.count}", at=self.clock.time_ns())
 
+    def close(self) -> None:
+        self.guard.close()
+        self.store.close()
+
 
 @pytest.fixture
-def shop(tmp_path: Path) -> Shop:
-    return Shop(tmp_path / "budgets.db")
+def shop(tmp_path: Path) -> Iterator[Shop]:
+    shop = Shop(tmp_path / "budgets.db")
+    yield shop
+    shop.close()
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from aifinops import runtime
+from aifinops import ledger, runtime
 from aifinops.analytics.live import Pulse
 from aifinops.budgets.budget import ActiveBudget, Budget
 from aifinops.budgets.guard import Guard
@@ -183,12 +183,21 @@ def test_an_idle_ledger(run: Run, place: Path) -> None:
         (["--where", "x"], "key=value"),
     ],
 )
-def test_wrong_input(run: Run, place: Path, words: list[str], told: str) -> None:
-    """One line that says what is wrong, status 2, and no file is made."""
+def test_wrong_input(run: Run, place: Path, words: list[str], told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line that says what is wrong, status 2, no file is made, and none is left open."""
+    opened: list[Any] = []
+
+    def kept(*arguments: Any, **settings: Any) -> Any:
+        opened.append(open_ledger(*arguments, **settings))
+        return opened[-1]
+
+    monkeypatch.setattr(ledger, "open_ledger", kept)
     status, out, err = run("--once", *(word.format(place) for word in words))
     assert (status, out) == (2, "")
     assert told in err
     assert not (place / "none.db").exists()
+    assert len(opened) == (words[0] != "--ledger")
+    assert all(one._file.connection is None for one in opened)
 
 
 def many(count: int) -> Frame:

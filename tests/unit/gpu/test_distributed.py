@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from decimal import Decimal
 from pathlib import Path
 
@@ -99,17 +100,18 @@ def test_where_nobody_says_how_many_ranks_there_are_nothing_is_left_over() -> No
     assert distributed.share("abc", Rank(0, 0, 0, 0, alone=False)) == (["a"], [])
 
 
-def _store_board(path: Path, since: int) -> StoreBoard:
-    return StoreBoard(SqliteStore(path / "budgets.db"), "gpu-stop/r", since)
+@pytest.fixture(params=["store", "file"])
+def board(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[int], distributed.StopBoard]]:
+    """Each board as another process has it: a store has a connection of its own."""
+    with ExitStack() as opened:
 
+        def one(since: int) -> distributed.StopBoard:
+            if request.param == "file":
+                return FileBoard(tmp_path / "r.stop", since)
+            store = opened.enter_context(closing(SqliteStore(tmp_path / "budgets.db")))
+            return StoreBoard(store, "gpu-stop/r", since)
 
-def _file_board(path: Path, since: int) -> FileBoard:
-    return FileBoard(path / "r.stop", since)
-
-
-@pytest.fixture(params=[_store_board, _file_board], ids=["store", "file"])
-def board(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[int], distributed.StopBoard]:
-    return lambda since: request.param(tmp_path, since)  # type: ignore[no-any-return]
+        yield one
 
 
 def refusal(name: str = "b") -> BudgetExceeded:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 
@@ -31,7 +32,8 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rows(path: Path) -> list[Charge]:
-    return sorted(open_ledger(path).rows(), key=lambda charge: charge.at)
+    with closing(open_ledger(path)) as ledger:
+        return sorted(ledger.rows(), key=lambda charge: charge.at)
 
 
 def of_another_process(path: Path) -> None:

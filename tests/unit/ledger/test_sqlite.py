@@ -88,6 +88,7 @@ def test_a_damaged_file_is_a_store_error(tmp_path: Path) -> None:
         ledger.summarize(by=["model"])
     with pytest.raises(StoreError):
         list(ledger.rows())
+    ledger.close()
 
 
 def test_a_file_that_was_replaced_while_closed_is_a_store_error(ledger: SqliteLedger) -> None:

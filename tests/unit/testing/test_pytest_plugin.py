@@ -291,10 +291,13 @@ def test_what_began_before_goes_on_in_memory(suite: pytest.Pytester, tmp_path: P
     suite.makeconftest("import aifinops as af\naf.init(tags={'team': 'tests'})\naf.record(cost='1', model='before')\n")
     suite.makepyfile("""
         import pytest
+        from aifinops import files
         from spending import spend
 
         @pytest.mark.cost_budget("$0.05")
-        def test_it(): spend("0.01")
+        def test_it():
+            spend("0.01")
+            assert not [one for one in files.forks._open if getattr(one, "connection", None)]  # what is left is closed
     """)
     result = ran(suite, *words)
     result.assert_outcomes(passed=1)

@@ -70,6 +70,7 @@ class Server:
         """Go back to the state after so many writes of all."""
         with self.lock:
             self.log = self.log[:keep]
+            self.store.close()
             self.store = self.make()
             self.counts = Counter(writer for writer, _ in self.log)
             for _, operation in self.log:
@@ -224,6 +225,7 @@ def test_what_the_store_says_of_a_node(tmp_path: Path) -> None:
     server.lose(0)
     assert [node for node, _ in process.do(Accounts())] == before
     assert {node.limit for node in before} == {None, LIMIT}
+    server.store.close()
 
 
 def test_marks_are_not_reported_again(server: Server, process: Process) -> None:
