@@ -28,6 +28,7 @@ from aifinops import runtime
 from aifinops.cli import main as aifinops
 from aifinops.cli import show
 from aifinops.gpu.slots import slot
+from aifinops.ledger.presence import Presence, folder_of
 from aifinops.testing import FakeClock
 
 QUOTAS = """
@@ -86,6 +87,11 @@ def hour(place: Path, folder: Path) -> None:
             one.measured(55 * 60 * gpus * busy, 55.0 * 60 * gpus)
             one._beat()
         clock.set_wall(sample_ledger.NOW)
+        for calls in sample_ledger.IN_FLIGHT:
+            process = Presence(lambda: folder_of(place / "ledger.db"))
+            held.callback(process.close)
+            for model, seconds in calls:
+                process.begin(model, clock.time_ns() - int(seconds * 1e9))
         terminal(folder / "top.svg", 118, "top", "--once")
         terminal(folder / "gpu-top.svg", 118, "gpu", "top", "--watch", "0")
     runtime.reset()

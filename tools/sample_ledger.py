@@ -148,6 +148,12 @@ def _charge(provider, operation, model, at, quantities, amounts, tags, **more) -
 RUNS = (("research", "finetune", 4, 0.93), ("research", "ablation", 2, 0.31), ("assistant", "distill", 1, 0.88))
 """Team, name of the run, H100s, and how busy they are."""
 
+IN_FLIGHT = (
+    (("gpt-5-mini", 0.4), ("gpt-5-mini", 1.9), ("claude-haiku-4-5", 0.8)),
+    (("gpt-5", 14.2), ("claude-haiku-4-5", 2.6)),
+)
+"""Calls of two processes: model, and for how many seconds each lasts by now."""
+
 
 def write_hour(path: str | Path, now: datetime = NOW) -> int:
     """Write a ledger of the last hour, as busy as that of a service: many small calls, and GPU runs that make a charge a minute."""

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aifinops import _version, config
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from aifinops.budgets.stores.base import Store
     from aifinops.charges import Charge
     from aifinops.ledger.base import Ledger
+    from aifinops.ledger.presence import Presence
     from aifinops.ledger.writer import Writer
     from aifinops.pricing.book import PriceBook
     from aifinops.pricing.learned import Learned
@@ -58,7 +60,7 @@ EXIT_FLUSH_S = 2.0
 """The most that leaving the process may wait for an exporter, in seconds."""
 
 _LEAST_S = 0.1
-_ENGINES = frozenset({"guard", "learned", "metrics", "policies", "spans"})
+_ENGINES = frozenset({"guard", "learned", "metrics", "policies", "presence", "spans"})
 
 _HOST = {"off": 3, "emit": 2, "auto": 1, "enrich": 0}
 """How sure (`Call.host`) it must be that somebody else makes a call's span for us to make none."""
@@ -71,7 +73,7 @@ class Runtime:
         config: the settings in force. clock: where time comes from. book: the price lists. policies: standing budgets with their `match`.
         compat, latest: whether `gen_ai.usage.cost` is put on spans, and whether the newest conventions are followed. schema_url: of those.
         spans: span maker, or None when spans are off. host: from which `Call.host` on a call is a guest under a foreign span.
-        metrics: metric sums. export: the OTLP providers that we made.
+        metrics: metric sums. export: the OTLP providers that we made. presence: calls in flight, for others to see.
         capture: True when what is said goes onto spans. learned: what calls of a kind have used.
     """
 
@@ -80,6 +82,7 @@ class Runtime:
     learned: Learned
     metrics: Metrics
     policies: tuple[ActiveBudget, ...]
+    presence: Presence
     spans: Spans | None
 
     def __init__(self, settings: config.Config, clock: Clock | None = None) -> None:
@@ -123,6 +126,7 @@ class Runtime:
         from aifinops.budgets.guard import Guard
         from aifinops.budgets.stores.memory import MemoryStore
         from aifinops.budgets.witness import Witness
+        from aifinops.ledger.presence import Presence
         from aifinops.pricing.learned import Learned
         from aifinops.telemetry.metrics import Metrics
         from aifinops.telemetry.spans import Spans
@@ -143,6 +147,7 @@ class Runtime:
         )
         self.metrics.full = mode in {"auto", "emit"}
         self.learned = Learned()
+        self.presence = Presence(self._where)
         told = sinks(self.config.alerts, self.config.smtp)
         alerts = Alerts(told if mode == "off" else [*told, _event])
         witness = Witness(self.audit_of, alerts)
@@ -282,10 +287,14 @@ class Runtime:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+        if "presence" in self.__dict__:
+            self.presence.close()
 
     def reset_after_fork(self) -> None:
         """In a forked child: nothing of the parent's is ours to write, to hold or to export."""
         self._lock = threading.RLock()
+        if "presence" in self.__dict__:
+            self.presence.reset_after_fork()
         self.export.reset_after_fork()
         for audit in self._audits.values():
             audit.reset_after_fork()
@@ -294,6 +303,14 @@ class Runtime:
             self.guard.reset_after_fork()
         if self._writer is not None:
             self._writer.reset_after_fork()
+
+    def _where(self) -> Path | None:
+        """Where calls in flight are shown."""
+        from aifinops.ledger import path_of
+        from aifinops.ledger.presence import folder_of
+
+        path = path_of(self.config.ledger)
+        return None if path is None else folder_of(path)
 
     def _budget_states(self, most: int) -> list[BudgetState]:
         """How budgets with a name stand, for the gauges; a standing one also where nothing was asked of it yet."""

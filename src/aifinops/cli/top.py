@@ -7,6 +7,7 @@ import select
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from aifinops.budgets.standing import Standing
     from aifinops.gpu.board import View
     from aifinops.gpu.holdings import Holding
+    from aifinops.ledger.presence import Present
 
 __all__ = ["Frame", "render", "top"]
 
@@ -35,6 +37,9 @@ _NS = 1_000_000_000
 _GPUS_EVERY_NS = 5 * _NS
 _RUN_S = 180
 """A run that made no charge for so long is over: it makes one a minute."""
+
+_MODELS = 4
+"""Models that are named of the calls in flight."""
 
 _SETTLE_S = 0.5
 _SHARE = 4
@@ -177,7 +182,8 @@ class Frame:
     Attributes:
         at: when, nanoseconds since the epoch. by: keys of the rows. paces: how fast each key spends.
         budgets: how they stand. view: of the GPU board, where there is one. runs: GPU runs of the last minutes.
-        devices: of this machine, with how busy they were since the look before.
+        devices: of this machine, with how busy they were since the look before. present: processes of this machine that make calls, with
+            those in flight.
     """
 
     at: int
@@ -187,6 +193,7 @@ class Frame:
     view: View | None = None
     runs: Sequence[Holding] = ()
     devices: Sequence[Mapping[str, Any]] = ()
+    present: Sequence[Present] = ()
 
     @property
     def totals(self) -> list[Pace]:
@@ -212,6 +219,18 @@ class Frame:
             "waiting": [] if view is None else [slot_facts(one, view) for one in view.waiting.values()],
             "runs": [{"name": names(one) or None, **holding_facts(one, ("team", "run"))} for one in self.runs],
             "devices": list(self.devices),
+            "in_flight": self.in_flight(),
+        }
+
+    def in_flight(self) -> dict[str, Any]:
+        """The same in figures: how many of which model, in how many processes, and for how many seconds the oldest."""
+        calls = sorted(call for one in self.present for call in one.calls)
+        return {
+            "calls": len(calls),
+            "more": any(one.full for one in self.present),
+            "processes": len(self.present),
+            "oldest_s": max(0.0, round((self.at - calls[0][0]) / _NS, 3)) if calls else None,
+            "models": dict(Counter(model for _, model in calls).most_common()),
         }
 
 
@@ -226,12 +245,15 @@ class _Watcher:
         from aifinops.cli.audit import file_of
         from aifinops.cli.reporting import filters
         from aifinops.config import load
-        from aifinops.ledger import open_ledger
+        from aifinops.ledger import open_ledger, path_of
+        from aifinops.ledger.presence import folder_of
 
         engines = runtime.get()
         self._engines = engines
         settings = engines.config if ledger is None else load({"ledger": ledger})
         self._names = tuple(dict.fromkeys(part.strip() for part in by.split(",") if part.strip()))
+        path = path_of(settings.ledger)
+        self._folder = None if path is None else folder_of(path)
         self._open = ExitStack()
         self._ledger = open_ledger(settings.ledger, create=False)
         self._open.callback(self._ledger.close)
@@ -249,7 +271,13 @@ class _Watcher:
         paces = self._pulse.look(now)
         if now - self._gpus_at >= _GPUS_EVERY_NS or now < self._gpus_at:
             self._gpus_at, self._runs = now, self._running(now)
-        return Frame(now, self._names, paces, self._standings(now), self._board(), self._runs, self._devices.look())
+        standings, devices = self._standings(now), self._devices.look()
+        return Frame(now, self._names, paces, standings, self._board(), self._runs, devices, self._present())
+
+    def _present(self) -> Sequence[Present]:
+        from aifinops.ledger.presence import present
+
+        return () if self._folder is None else present(self._folder)
 
     def _standings(self, now: int) -> Sequence[Standing]:
         from aifinops.budgets.standing import present
@@ -341,8 +369,9 @@ def render(frame: Frame, out: Console, *, height: int | None = None, hint: str =
 
     blocks = show.can_draw(out)
     below = [part for part in (_budgets(frame, blocks=blocks), *_gpus(frame)) if part is not None]
-    lines = None if height is None else max(3, height - 4 - 3 * len(frame.totals) - sum(_lines(part) for part in below))
-    parts: list[Any] = [_title(frame, hint), *_summary(frame, blocks=blocks)]
+    above: list[Any] = [_title(frame, hint), *_summary(frame, blocks=blocks), *_calls(frame)]
+    lines = None if height is None else max(3, height - 3 - len(above) - sum(_lines(part) for part in below))
+    parts = above
     rows = _rows(frame, lines, blocks=blocks)
     parts += ["", rows] if rows is not None else ["", _nothing(frame)]
     for part in below:
@@ -387,6 +416,26 @@ def _summary(frame: Frame, *, blocks: bool) -> list[Text]:
         if apart:
             lines.append(Text(f"of this hour: {', '.join(apart)}", style="yellow" if pace.unpriced_calls else "dim"))
     return lines
+
+
+def _calls(frame: Frame) -> list[Text]:
+    """What is in flight; nothing where no process makes calls."""
+    from rich.text import Text
+
+    if not frame.present:
+        return []
+    facts = frame.in_flight()
+    count, processes = facts["calls"], facts["processes"]
+    text = f"{count:,}{' or more' if facts['more'] else ''} call{'' if count == 1 else 's'} in flight in {processes:,} process{'' if processes == 1 else 'es'}"
+    if count:
+        text += f", the oldest for {facts['oldest_s']:,.1f} s"
+    line = Text(text)
+    models = list(facts["models"].items())
+    told = [f"{number:,} {model or '(no model)'}" for model, number in models[:_MODELS]]
+    if len(models) > _MODELS:
+        told.append(f"{sum(number for _, number in models[_MODELS:]):,} of others")
+    line.append(f"   {', '.join(told)}", style="dim")
+    return [line]
 
 
 def _nothing(frame: Frame) -> Text:

@@ -31,9 +31,18 @@ try:
 except ImportError:  # no such locks on this system: the ledger then writes its tables at once
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["AVAILABLE", "Journal", "journals"]
+__all__ = ["AVAILABLE", "Foreign", "Journal", "journals", "lock"]
 
 AVAILABLE = fcntl is not None
+
+
+def lock(file: int) -> bool:
+    """Lock an open file for this process, for as long as it has it open; False where another one has, which is alive then."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 _FORM, _LINES = 3, 2  # of entries; a journal of another form is left to the version that knows it
@@ -119,7 +128,7 @@ class Journal:
         fresh = self._folder / f"{name}.new"
         self._file = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         # Locked before it has the name that others look for, so that no one takes it for a dead process's.
-        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(self._file)
         self._path = fresh.rename(self._folder / f"{name}{self._suffix}")
         return self._file
 
@@ -172,11 +181,7 @@ class Foreign:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = os.open(path, os.O_RDWR)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._dead = True
-        except OSError:
-            self._dead = False  # its process lives, and will delete it
+        self._dead = lock(self._file)  # else its process lives, and will delete it
         data = path.read_bytes()
         read = _lines(data) if path.name.endswith(f".{_LINES}.journal") else _rows(data, len(data))
         self.rows = list(read)

@@ -50,6 +50,7 @@ from aifinops.ledger.codec import (
     row_of,
 )
 from aifinops.ledger.journal import AVAILABLE, Foreign, Journal, journals
+from aifinops.ledger.presence import folder_of
 
 __all__ = ["SCHEMA", "SqliteLedger"]
 
@@ -149,7 +150,7 @@ class SqliteLedger:
     def __init__(self, path: str | os.PathLike[str], *, create: bool = True, timeout_s: float = BUSY_S) -> None:
         self._file = Database(path, _KIND, create=create, timeout_s=timeout_s)
         self.path = self._file.path
-        self._spool = self.path.with_name(f"{self.path.name}-spool")
+        self._spool = folder_of(self.path)
         # Entries go into the first while the second is put into the tables.
         self._journals = [Journal(self._spool, ROWS), Journal(self._spool, ROWS)]
         self._file.in_child = self._in_child

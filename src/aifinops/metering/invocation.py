@@ -47,7 +47,7 @@ class Invocation:
     """One call between its beginning and its single end."""
 
     __slots__ = (
-        "_once", "_owner", "answer", "asked", "beside", "budgets", "call", "changed", "currency", "engines", "first_chunk", "guest", "id", "prompt_bound",
+        "_once", "_owner", "answer", "asked", "beside", "budgets", "call", "changed", "currency", "engines", "first_chunk", "guest", "id", "place", "prompt_bound",
         "reservation", "said", "scope", "span", "started", "tags", "tried", "upper", "wall",
     )  # fmt: skip
 
@@ -75,6 +75,11 @@ class Invocation:
         self.tried: BaseException | None = None  # how the last try ended, as long as the library may make another one
         self._owner: Token[Invocation | None] | None = None
         self._once = [True]
+        self.place: Any = None  # among the calls in flight that others may see
+        try:
+            self.place = engines.presence.begin(call.model, self.wall)
+        except Exception as failure:  # it is made and metered all the same
+            swallow("metering.presence", failure)
 
     # --- before the call ----------------------------------------------------------------------------------------------
 
@@ -196,6 +201,7 @@ class Invocation:
             return
         busy.on = True
         try:
+            self._leave_place()
             if self.call.region and not reading.region:
                 charging.place(self, reading)
             if reading.quantities or error is None:
@@ -265,6 +271,7 @@ class Invocation:
             return
         busy.on = True
         try:
+            self._leave_place()
             if self.reservation is not None:
                 self.engines.guard.release(self.reservation)
                 self.reservation = None
@@ -283,7 +290,7 @@ class Invocation:
         call was made, and a span ends with what it has."""
         self._once.clear()
         reservation, self.reservation = self.reservation, None
-        steps = [self.leave]
+        steps = [self.leave, self._leave_place]
         if reservation is not None:
             steps.append(partial(self.engines.guard.settle, reservation, {}))
         if self.span is not None:
@@ -302,6 +309,13 @@ class Invocation:
         except IndexError:
             return False
         return True
+
+    def _leave_place(self) -> None:
+        place, self.place = self.place, None
+        try:
+            self.engines.presence.end(place)
+        except Exception as failure:  # it is shown as in flight for longer than it is
+            swallow("metering.presence", failure)
 
     def _pay(self, charge: Charge, reading: Reading) -> None:
         if self.reservation is None and not self.budgets:

@@ -30,6 +30,7 @@ from aifinops.cli import main
 from aifinops.cli.top import Frame, render
 from aifinops.ledger import open_ledger
 from aifinops.ledger.memory import MemoryLedger
+from aifinops.ledger.presence import Presence, folder_of
 from aifinops.testing.clock import FakeClock
 from aifinops.testing.ledger import example_charge
 
@@ -145,6 +146,33 @@ def test_other_keys_and_filters(run: Run, place: Path) -> None:
     """As of a report."""
     data = json.loads(run("--once", "--format", "json", "--by", "team", "--where", "team=support")[1])
     assert [row["key"] for row in data["rows"]] == [{"team": "support"}]
+
+
+def test_calls_in_flight(run: Run, place: Path) -> None:
+    """How many in how many processes, of which models, and for how long the oldest; a process without any is counted as well."""
+    now = FakeClock(NOW).time_ns()
+    showing, idle = (Presence(lambda: folder_of(place / "ledger.db")) for _ in range(2))
+    first, *others = [
+        showing.begin(model, now - ago * 10**9) for model, ago in [("gpt-5", 2), ("house-llama", 12), ("gpt-5", 1)]
+    ]
+    idle.end(idle.begin("gpt-5", now))
+    line = "3 calls in flight in 2 processes, the oldest for 12.0 s 2 gpt-5, 1 house-llama"
+    assert line in squeezed(run("--once")[1])
+    showing.end(first)
+    flying = json.loads(run("--once", "--format", "json")[1])["in_flight"]
+    assert flying == {
+        "calls": 2,
+        "more": False,
+        "processes": 2,
+        "oldest_s": 12.0,
+        "models": {"gpt-5": 1, "house-llama": 1},
+    }
+    for token in others:
+        showing.end(token)
+    assert "0 calls in flight in 2 processes" in squeezed(run("--once")[1])
+    showing.close()
+    idle.close()
+    assert "in flight" not in run("--once")[1]
 
 
 def test_an_idle_ledger(run: Run, place: Path) -> None:
