@@ -7,6 +7,7 @@ import json
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -290,6 +291,8 @@ def _take_terminal(descriptor: int) -> Callable[[], None]:
         import termios
 
         fcntl.ioctl(descriptor, termios.TIOCSCTTY, 0)
+        # A job in the background of a shell has Ctrl-C ignored, and what it starts inherits that: these tests may be one.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     return take
 
