@@ -302,9 +302,9 @@ def fill_and_report(name: str, ledger: Any, rows: int) -> None:
 
 def _raw_parts(ledger: Any) -> list[str]:
     from aifinops.ledger.base import group_keys
-    from aifinops.ledger.clickhouse import _entries, _keys
+    from aifinops.ledger.clickhouse_statements import entries_of, keys_of
 
-    return [_entries(ledger._source, _keys(group_keys(BY)), "1")]
+    return [entries_of(ledger._source, keys_of(group_keys(BY)), "1")]
 
 
 class Endless(MemoryLedger):

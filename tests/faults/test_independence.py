@@ -322,9 +322,14 @@ def test_uwsgi(stand: Any, kind: str) -> None:
     stand.judge(metrics=kind != "bare")
 
 
+SLEEPY = {"OTEL_METRIC_EXPORT_INTERVAL": "60000", "OTEL_BSP_SCHEDULE_DELAY": "60000"}
+"""No exporter wakes up in the middle of a bare fork: the end of a program exports as well."""
+
+
 def test_a_child_without_a_call_leaves_its_parents_files_alone(stand: Any) -> None:
     """It was forked by the C library and ends as programs do: what its parent has open stays, and nothing is lost."""
-    stand.run("""
+    stand.run(
+        """
         import ctypes
         call(2)
         be_quiet()
@@ -333,18 +338,21 @@ def test_a_child_without_a_call_leaves_its_parents_files_alone(stand: Any) -> No
             sys.exit()
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         call(2)
-    """)
+    """,
+        **SLEEPY,
+    )
     stand.judge()
 
 
 def test_a_fork_that_nobody_tells_python_of(stand: Any) -> None:
     """`fork()` of the C library: parent and children write journals and spools of their own, and tell their own sums."""
-    stand.run("""
+    stand.run(
+        """
         import ctypes
         call(2)
-        be_quiet()
         children = []
         for _ in range(3):
+            be_quiet()
             child = ctypes.PyDLL(None).fork()
             if child == 0:
                 call(3)
@@ -355,7 +363,9 @@ def test_a_fork_that_nobody_tells_python_of(stand: Any) -> None:
         for child in children:
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         call(1)
-    """)
+    """,
+        **SLEEPY,
+    )
     stand.judge()
 
 

@@ -9,6 +9,7 @@ import contextvars
 import gc
 import inspect
 import logging
+import os
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
@@ -24,7 +25,7 @@ from aifinops.budgets.stores import base as store_base  # noqa: E402
 from aifinops.budgets.stores import memory as store_memory  # noqa: E402
 from aifinops.integrations import calls, extract, hiding, passing  # noqa: E402
 from aifinops.integrations.seams import stainless  # noqa: E402
-from aifinops.ledger import codec, journal, sqlite, writer  # noqa: E402
+from aifinops.ledger import codec, journal, presence, sqlite, writer  # noqa: E402
 from aifinops.metering import (  # noqa: E402
     blocks,
     bounds,
@@ -53,7 +54,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 MODULES = (
     stainless, calls, passing, hiding, extract, metering, blocks, bounds, call, charging, deferred, estimates, fitting, holding, invocation, opening, recording,
-    seen, telling, undecided, units, waiting, watched, spans, metrics, histograms, attributes, names, writer, sqlite, journal, codec, guard, lines, policy, refusals, reservations, store_base, store_memory,
+    seen, telling, undecided, units, waiting, watched, spans, metrics, histograms, attributes, names, writer, sqlite, journal, presence, codec, guard, lines, policy, refusals, reservations, store_base, store_memory,
     book, contract, lists, match, prices, sheet, tokens, charges, money, reading, usage, runtime, scope,
 )  # fmt: skip
 
@@ -69,6 +70,10 @@ CONTAINERS = {
     "passing._watched", "passing._awatched",
     "scope.enter", "scope.leave", "scope.Scope.__init__",  # the user's own `with`, not the call
 }  # fmt: skip
+ERRORS: tuple[type[Exception], ...] = (RuntimeError, MemoryError, RecursionError)
+ALL = os.environ.get("AIFINOPS_FAULTS") == "all"
+"""Every kind of error in every module; else they take turns."""
+
 SET_UP = {"runtime.init", "runtime.reset", "runtime.shutdown", "runtime._install", "runtime.get", "runtime.flush"}
 
 
@@ -167,8 +172,14 @@ def test_there_are_many_sites() -> None:
     assert len(SITES) >= 300
 
 
-@pytest.mark.parametrize("error", [RuntimeError, MemoryError, RecursionError])
-@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__.rpartition(".")[2])
+@pytest.mark.parametrize(
+    ("module", "error"),
+    [
+        pytest.param(module, error, id=f"{module.__name__.rpartition('.')[2]}-{error.__name__}")
+        for place, module in enumerate(MODULES)
+        for error in (ERRORS if ALL else [ERRORS[place % len(ERRORS)]])
+    ],
+)
 def test_a_broken_internal_never_changes_what_the_user_gets(
     module: ModuleType,
     error: type[Exception],

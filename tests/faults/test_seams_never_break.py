@@ -240,8 +240,8 @@ def test_a_broken_internal_never_changes_what_the_user_gets(armed: Armed) -> Non
 
 
 READING = frozenset({
-    "extract.Reader.tolerant", "extract.Reader.text", "extract.Reader.describe", "calls.settle", "calls.settle_body", "extract.read_events",
-    "extract.read_objects", "passing.Tap.__init__", "passing.PassingEvents.__init__", "passing.Passing.__init__", "botocore._told",
+    "extract.Reader.tolerant", "extract.Reader.text", "extract.Reader.describe", "calls.settle", "calls.settle_body", "streams.read_events",
+    "streams.read_objects", "passing.Tap.__init__", "passing.PassingEvents.__init__", "passing.Passing.__init__", "botocore._told",
     "botocore._refused", "google_genai._watch", "google_genai._is_login", "google_genai._refused", "sessions._Live._tell",
     "sessions._said_at_end", "sessions._response_of",
 })  # fmt: skip

@@ -407,6 +407,7 @@ def test_one_client_alone() -> None:
 @pytest.mark.skipif(not AIOHTTP, reason="aiohttp is not installed")
 def test_a_try_that_nobody_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """With aiohttp google-genai makes a second try of its own where a connection has ended: that is held for as well."""
+    pytest.importorskip("google.genai")
     monkeypatch.setattr("google.genai._api_client.random.randint", lambda *_: 0)
     tried = Tried("google", "google.genai", google(asynchronous=True, implicit=True), GENERATED, True, hangs_up=True)
     bound = bound_of(tried)

@@ -11,6 +11,7 @@ from datetime import datetime
 from decimal import Decimal
 
 from aifinops.analytics.markup import element, text
+from aifinops.analytics.report_text import calls_text
 from aifinops.analytics.trends import Point, Steps
 from aifinops.clock import to_datetime
 from aifinops.money import format_money
@@ -112,19 +113,15 @@ def _told(point: Point, steps: Steps, place: int, currency: str) -> str:
     if point.estimated:
         said += f", {format_money(point.estimated, currency)} of it estimated"
     if point.unpriced_calls:
-        said += f", and {_calls(point.unpriced_calls)} without a price"
+        said += f", and {calls_text(point.unpriced_calls)} without a price"
     return said
-
-
-def _calls(count: int) -> str:
-    return f"{count:,} call" + ("" if count == 1 else "s")
 
 
 def _unpriced(total: Sequence[Point], steps: Steps) -> str:
     """A mark below each step that has calls of unknown cost: they are in no column."""
     marks = "".join(
         f'<rect x="{place * 10 + 1}" y="0" width="8" height="4"><title>{text(step_name(steps.starts[place], steps))}: '
-        f"{text(_calls(point.unpriced_calls))} without a price</title></rect>"
+        f"{text(calls_text(point.unpriced_calls))} without a price</title></rect>"
         for place, point in enumerate(total)
         if point.unpriced_calls
     )

@@ -12,6 +12,8 @@ from decimal import Context, Decimal
 from types import MappingProxyType
 from typing import Any
 
+from aifinops.analytics.report_text import amount_text
+from aifinops.analytics.trends import exact_sum
 from aifinops.ledger.base import Group, Ledger, Query
 from aifinops.money import from_nanos
 
@@ -62,26 +64,15 @@ class Pace:
         return {
             "key": dict(zip(names, self.key, strict=True)),
             "currency": self.currency,
-            "last_minute": _text(self.now),
-            "per_minute_5": _text(self.average(5)),
-            "per_minute_60": _text(self.average(60)),
-            "hour": _text(self.hour),
+            "last_minute": amount_text(self.now),
+            "per_minute_5": amount_text(self.average(5)),
+            "per_minute_60": amount_text(self.average(60)),
+            "hour": amount_text(self.hour),
             "calls_last_minute": self.calls,
             "unpriced_calls": self.unpriced_calls,
-            "estimated": _text(self.estimated),
-            "minutes": list(map(_text, self.minutes)),
+            "estimated": amount_text(self.estimated),
+            "minutes": list(map(amount_text, self.minutes)),
         }
-
-
-def _text(amount: Decimal | None) -> str | None:
-    return None if amount is None else f"{amount.normalize(_EXACT):f}"
-
-
-def _sum(amounts: Sequence[Decimal | None]) -> Decimal:
-    total = Decimal(0)
-    for amount in amounts:
-        total = _EXACT.add(total, amount or Decimal(0))
-    return total
 
 
 @dataclass(slots=True)
@@ -143,7 +134,7 @@ def _pace(place: Place, groups: Mapping[int, Group], starts: Sequence[int], runn
         running=_amount(groups.get(running)),
         calls=0 if last is None else last.calls,
         unpriced_calls=sum(group.unpriced_calls for group in groups.values()),
-        estimated=_sum([from_nanos(group.estimated) for group in groups.values()]),
+        estimated=exact_sum([from_nanos(group.estimated) for group in groups.values()]),
     )
 
 
@@ -166,11 +157,11 @@ def together(paces: Sequence[Pace], currency: str, key: tuple[str, ...] = ()) ->
         _known([pace.running for pace in own]),
         sum(pace.calls for pace in own),
         sum(pace.unpriced_calls for pace in own),
-        _sum([pace.estimated for pace in own]),
+        exact_sum([pace.estimated for pace in own]),
     )
 
 
 def _known(amounts: Sequence[Decimal | None]) -> Decimal | None:
     """The sum of what is known; None where something is not and nothing else was spent."""
-    total = _sum(amounts)
+    total = exact_sum(amount for amount in amounts if amount is not None)
     return None if not total and None in amounts else total

@@ -43,7 +43,7 @@ def _heads(made: Report) -> list[str]:
 
 
 def _line(made: Report, row: ReportRow, *, foot: bool = False) -> str:
-    from aifinops.analytics.reports import change_text
+    from aifinops.analytics.report_text import change_text
 
     if foot:
         names = ["total", *[""] * (len(made.by) - 1)]

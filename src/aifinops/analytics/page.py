@@ -215,7 +215,7 @@ def _estimate(row: ReportRow) -> str:
 
 def _change(row: ReportRow) -> str:
     """A badge that says up or down in words and signs, not by its colour alone."""
-    from aifinops.analytics.reports import share_text, signed_money
+    from aifinops.analytics.report_text import share_text, signed_money
 
     if row.state in {"new", "gone"}:
         return element("span", row.state, class_=f"badge {row.state}")
@@ -521,7 +521,7 @@ def _missing(made: Report, models: Report | None) -> str:
 
 
 def _notes(made: Report) -> str:
-    from aifinops.analytics.reports import capacity_notes
+    from aifinops.analytics.report_text import capacity_notes
 
     notes = list(capacity_notes(made))
     earlier = sum(row.previous.unpriced_calls for row in made.totals if row.previous is not None)

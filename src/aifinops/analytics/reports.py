@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,13 +17,23 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from aifinops.analytics.amortise import Amortised, amortise
-from aifinops.analytics.trends import NOTHING, Point, Steps, add_points, before, plain_points, trends
+from aifinops.analytics.periods import period
+from aifinops.analytics.report_text import (
+    amount_text,
+    calls_text,
+    capacity_notes,
+    csv_cell,
+    json_number,
+    moment_text,
+    notes_of,
+    table,
+)
+from aifinops.analytics.trends import NOTHING, Point, Steps, add_points, before, exact_sum, plain_points, trends
 from aifinops.charges import Basis, Cost
-from aifinops.clock import to_datetime
 from aifinops.errors import ConfigurationError
 from aifinops.ledger.base import ROLLUP_TAGS, Group, Ledger, Query, add_quantities
 from aifinops.money import decimal, format_money, from_nanos, parse_money
-from aifinops.usage import EMPTY_QUANTITIES, Moment, Quantities, Quantity, moment, tokens_total
+from aifinops.usage import EMPTY_QUANTITIES, Moment, Quantities, Quantity, tokens_total
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,13 +48,7 @@ __all__ = [
     "ReportRow",
     "Source",
     "State",
-    "capacity_notes",
-    "change_text",
-    "parse_since",
-    "period",
     "report",
-    "share_text",
-    "signed_money",
 ]
 
 State = Literal["", "kept", "new", "gone"]
@@ -53,9 +56,6 @@ State = Literal["", "kept", "new", "gone"]
 
 _EXACT = Context(prec=60)
 _RATE = Context(prec=12)  # a quotient has no end: twelve digits are a thousandth of a nano-unit of a dollar
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_AGO = re.compile(r"^(\d{1,6})\s*([smhdw])$")
-_TIME_FORMS = '"7d", "24h", "30m", "2026-11-01" or "2026-11-01T12:00:00+00:00"'
 _MOST_ROWS = 500
 """Rows of a page; all further ones are added up in one, or a page by customer could not be opened."""
 
@@ -155,17 +155,17 @@ class ReportRow:
         return {
             "key": dict(self.key),
             "currency": cost.currency,
-            "cost": _text(cost.amount),
-            "estimated": _text(self.estimated),
-            "lower": _text(cost.lower),
-            "upper": _text(cost.upper),
+            "cost": amount_text(cost.amount),
+            "estimated": amount_text(self.estimated),
+            "lower": amount_text(cost.lower),
+            "upper": amount_text(cost.upper),
             **{name: getattr(self, name) for name in _COUNTS},
             "unpriced_calls": self.unpriced_calls,
             "unpriced_tokens": self.unpriced_tokens,
-            "duration_seconds": _text(from_nanos(self.duration)),
-            "quantities": {name: _json_number(value) for name, value in sorted(self.quantities.items())},
-            "per_call": _text(self.per_call),
-            "per_1k_tokens": _text(self.per_1k_tokens),
+            "duration_seconds": amount_text(from_nanos(self.duration)),
+            "quantities": {name: json_number(value) for name, value in sorted(self.quantities.items())},
+            "per_call": amount_text(self.per_call),
+            "per_1k_tokens": amount_text(self.per_1k_tokens),
             **self._amortised(),
             **self._compared(),
             **({} if self.trend is None else {"trend": plain_points(self.trend)}),
@@ -178,17 +178,21 @@ class ReportRow:
         earlier = self.previous
         return {
             "state": self.state,
-            "previous_cost": None if earlier is None else _text(earlier.effective),
+            "previous_cost": None if earlier is None else amount_text(earlier.effective),
             "previous_calls": 0 if earlier is None else earlier.calls,
             "previous_unpriced_calls": 0 if earlier is None else earlier.unpriced_calls,
-            "change": _text(self.change),
-            "change_share": _text(self.change_share),
+            "change": amount_text(self.change),
+            "change_share": amount_text(self.change_share),
         }
 
     def _amortised(self) -> dict[str, Any]:
         if self.amortised is None:
             return {}
-        return {"amortised": _text(self.amortised), "effective": _text(self.effective), "idle": self.idle or None}
+        return {
+            "amortised": amount_text(self.amortised),
+            "effective": amount_text(self.effective),
+            "idle": self.idle or None,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,24 +238,24 @@ class Report:
         """Everything as plain values."""
         return {
             "by": list(self.by),
-            "since": _moment(self.since_ns),
-            "until": _moment(self.until_ns),
+            "since": moment_text(self.since_ns),
+            "until": moment_text(self.until_ns),
             "where": {key: value if isinstance(value, str) else list(value) for key, value in self.where.items()},
-            "made_at": _moment(self.made_ns),
+            "made_at": moment_text(self.made_ns),
             "rows": [row.to_dict() for row in self.rows],
             "totals": [row.to_dict() for row in self.totals],
             **({} if self.capacity is None else self._capacity()),
             **(
                 {}
                 if self.compared is None
-                else {"compared": dict(zip(("since", "until"), map(_moment, self.compared), strict=True))}
+                else {"compared": dict(zip(("since", "until"), map(moment_text, self.compared), strict=True))}
             ),
             **({} if self.steps is None else {"steps": self._steps(self.steps)}),
         }
 
     @staticmethod
     def _steps(steps: Steps) -> dict[str, Any]:
-        return {"step": steps.name, "starts": list(map(_moment, steps.starts)), "end": _moment(steps.end)}
+        return {"step": steps.name, "starts": list(map(moment_text, steps.starts)), "end": moment_text(steps.end)}
 
     def _capacity(self) -> dict[str, Any]:
         return {
@@ -259,11 +263,14 @@ class Report:
                 {
                     "name": one.name,
                     "currency": one.currency,
-                    "since": _moment(one.start_ns),
-                    "until": _moment(one.end_ns),
+                    "since": moment_text(one.start_ns),
+                    "until": moment_text(one.end_ns),
                     "calls": one.calls,
-                    "utilisation": _text(one.utilisation),
-                    **{name: _text(from_nanos(getattr(one, name))) for name in ("cost", "used", "idle", "elsewhere")},
+                    "utilisation": amount_text(one.utilisation),
+                    **{
+                        name: amount_text(from_nanos(getattr(one, name)))
+                        for name in ("cost", "used", "idle", "elsewhere")
+                    },
                 }
                 for one in self.capacity or ()
             ],
@@ -283,14 +290,14 @@ class Report:
         writer = csv.writer(out, lineterminator="\n")
         numbers = self._columns()
         steps = () if self.steps is None else tuple(f"cost {label}" for label in self.steps.labels())
-        writer.writerow([*map(_cell, self.by), *numbers, *steps])
+        writer.writerow([*map(csv_cell, self.by), *numbers, *steps])
         for row in self.rows:
             values = {"idle": "", "others": 0, **row.to_dict()}
             for name in ("currency", "idle"):
-                values[name] = _cell(values[name] or "")
+                values[name] = csv_cell(values[name] or "")
             cells = ["" if values[name] is None else values[name] for name in numbers]
             spent = ["" if cost is None else cost for cost in values["trend"]["cost"]] if "trend" in values else []
-            writer.writerow([*(_cell(row.key[name]) for name in self.by), *cells, *spent])
+            writer.writerow([*(csv_cell(row.key[name]) for name in self.by), *cells, *spent])
         return out.getvalue()
 
     def _columns(self) -> list[str]:
@@ -365,9 +372,9 @@ class Report:
 
     def _repr_html_(self) -> str:
         """What a notebook shows: a compact table."""
-        from aifinops.analytics.notebook import table
+        from aifinops.analytics import notebook
 
-        return table(self)
+        return notebook.table(self)
 
     def assert_under(self, limit: str | Decimal | int, *, allow_unpriced: bool = False) -> None:
         """Raise when more than `limit` was spent, or when that cannot be known.
@@ -421,11 +428,11 @@ class Report:
             name = f"idle {dearest.idle}" if dearest.idle else f"{dearest.others} others"
         most = f" (most by {name}: {dearest.effective:f})" if name and dearest.effective is not None else ""
         part = f", {spent.estimated:f} of it estimated" if spent.estimated else ""
-        return [f"{amount:f} {currency} in {_calls(spent.calls)} is above {limit:f} {currency}{part}{most}"]
+        return [f"{amount:f} {currency} in {calls_text(spent.calls)} is above {limit:f} {currency}{part}{most}"]
 
     def __str__(self) -> str:
-        lines = _table(self)
-        lines += [note for row in self.totals for note in _notes(row)]
+        lines = table(self)
+        lines += [note for row in self.totals for note in notes_of(row)]
         return "\n".join([*lines, *capacity_notes(self)])
 
 
@@ -477,7 +484,7 @@ def report(
         ledger: where to read.
         by: keys, as a list or with commas: tags, `provider`, `model`, `operation`, `day`, `hour`, `month` and the others of
             `aifinops.ledger.base.FIELD_KEYS`.
-        since, until: see `parse_since`; from (inclusive), up to (exclusive).
+        since, until: see `aifinops.analytics.periods.parse_since`; from (inclusive), up to (exclusive).
         where: key -> value or values that must hold.
         now_ns: the moment that `"7d"` counts back from, nanoseconds since the epoch; default: now.
         capacity: what is paid for by the hour (`PriceBook.capacity`), to be spread over the calls that it served; rows then have
@@ -556,7 +563,7 @@ def _merged(rows: Sequence[ReportRow], keys: tuple[str, ...]) -> ReportRow:
     """The sum of rows of one currency under no key."""
     known = [row.amount for row in rows if row.amount is not None]
     uppers = [row.cost.upper for row in rows if row.cost.upper is not None]
-    amount = _exact_sum(known) if known else None
+    amount = exact_sum(known) if known else None
     basis: Basis = (
         "unknown"
         if amount is None
@@ -573,25 +580,18 @@ def _merged(rows: Sequence[ReportRow], keys: tuple[str, ...]) -> ReportRow:
     return ReportRow(
         key=MappingProxyType(dict.fromkeys(keys, "")),
         cost=Cost(
-            amount, rows[0].currency, basis, _exact_sum(row.cost.lower or Decimal(0) for row in rows),
-            _exact_sum(uppers) if len(uppers) == len(rows) else None,
+            amount, rows[0].currency, basis, exact_sum(row.cost.lower or Decimal(0) for row in rows),
+            exact_sum(uppers) if len(uppers) == len(rows) else None,
         ),
-        estimated=_exact_sum(row.estimated for row in rows),
+        estimated=exact_sum(row.estimated for row in rows),
         **{name: sum(getattr(row, name) for row in rows) for name in (*_COUNTS, "unpriced_calls", "unpriced_tokens", "gpu_seconds", "duration")},
         quantities=MappingProxyType(quantities),
-        amortised=_exact_sum(spread) if spread else None,
+        amortised=exact_sum(spread) if spread else None,
         trend=None if rows[0].trend is None else add_points(row.trend or () for row in rows),
         state=next(iter(states)) if len(states) == 1 else "kept",
         previous=_merged(earlier, keys) if earlier else None,
         others=len(rows),
     )  # fmt: skip
-
-
-def _exact_sum(amounts: Iterable[Decimal]) -> Decimal:
-    total = Decimal(0)
-    for amount in amounts:
-        total = _EXACT.add(total, amount)
-    return total
 
 
 def _plain(
@@ -688,47 +688,6 @@ def _total_amortised(totals: Iterable[ReportRow], rows: Sequence[ReportRow]) -> 
     return found + [replace(_bare_row((), (), currency, 0), amortised=amount) for currency, amount in sums.items()]
 
 
-def period(
-    since: Moment | None,
-    until: Moment | None,
-    where: Mapping[str, str | Sequence[str]] | None,
-    now_ns: int,
-) -> Query:
-    """What was typed as a query; see `report`.
-
-    Raises:
-        ConfigurationError: for a time that is none, and for a period that ends before it begins.
-    """
-    query = Query(_bound(since, now_ns), _bound(until, now_ns), where or {})
-    if query.since_ns is not None and query.until_ns is not None and query.since_ns >= query.until_ns:
-        raise ConfigurationError(f"since={since!r} is not before until={until!r}; swap them")
-    return query
-
-
-def parse_since(value: Moment, now_ns: int) -> int:
-    """A moment as typed -> nanoseconds since the epoch.
-
-    Args:
-        value: how long ago (`"90s"`, `"30m"`, `"24h"`, `"7d"`, `"2w"`), an ISO 8601 date or time (UTC unless it says
-            otherwise), a date, a datetime (naive: UTC), or nanoseconds since the epoch.
-        now_ns: the present, nanoseconds since the epoch.
-
-    Raises:
-        ConfigurationError: naming the value and the forms.
-    """
-    ago = _AGO.match(value.strip()) if isinstance(value, str) else None
-    if ago:
-        return now_ns - int(ago[1]) * _SECONDS[ago[2]] * 1_000_000_000
-    try:
-        return moment(value)
-    except ConfigurationError:
-        raise ConfigurationError(f"{value!r} is no time; write {_TIME_FORMS}") from None
-
-
-def _bound(value: Moment | None, now_ns: int) -> int | None:
-    return None if value is None else parse_since(value, now_ns)
-
-
 def _names(by: str | Sequence[str]) -> list[str]:
     return [part.strip() for part in by.split(",") if part.strip()] if isinstance(by, str) else list(by)
 
@@ -765,6 +724,12 @@ def _cost(group: Group) -> Cost:
     )
 
 
+def _ratio(amount: Decimal | None, count: int, times: int = 1) -> Decimal | None:
+    return (
+        None if amount is None or count <= 0 else _RATE.divide(_EXACT.multiply(amount, Decimal(times)), Decimal(count))
+    )
+
+
 def _rank(row: ReportRow, order: Mapping[str, int]) -> tuple[Any, ...]:
     # Dearest first; what has no price comes last, where it is seen to be apart.
     known = row.amount is not None or bool(row.amortised)
@@ -795,149 +760,3 @@ def _total(currency: str, groups: Sequence[Group]) -> Group:
         quantities=quantities,
         duration=sum(group.duration for group in own),
     )
-
-
-# --- text -------------------------------------------------------------------------------------------------------------
-
-
-def _ratio(amount: Decimal | None, count: int, times: int = 1) -> Decimal | None:
-    return (
-        None if amount is None or count <= 0 else _RATE.divide(_EXACT.multiply(amount, Decimal(times)), Decimal(count))
-    )
-
-
-def _text(amount: Decimal | None) -> str | None:
-    if amount is None:
-        return None
-    text = f"{amount:f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def _json_number(value: Quantity) -> int | str:
-    return f"{value:f}" if isinstance(value, Decimal) else value
-
-
-def _moment(ns: int | None) -> str | None:
-    return None if ns is None else to_datetime(ns).isoformat()
-
-
-def _harmless(text: str) -> str:
-    """Text from calls without what steers a terminal or breaks a line: such characters become `?`."""
-    return text if text.isprintable() else "".join(letter if letter.isprintable() else "?" for letter in text)
-
-
-def _cell(text: str) -> str:
-    text = _harmless(text)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
-
-
-def _shown(text: str) -> str:
-    return _harmless(text) or "(none)"
-
-
-def _table(made: Report) -> list[str]:
-    spread = made.capacity is not None
-    compared = made.compared is not None
-    head = [
-        *made.by,
-        "calls",
-        "input",
-        "output",
-        "cost",
-        *(("amortised", "effective") if spread else ()),
-        *(("change",) if compared else ()),
-        "unpriced",
-    ]
-    body = [_cells(made.by, row) for row in made.rows]
-    foot = [["total", *[""] * (len(made.by) - 1), *_cells((), row)] for row in made.totals] if made.by else []
-    everything = [head, *body, *foot]
-    if not any(line[-1] for line in everything[1:]):
-        everything = [line[:-1] for line in everything]  # no column for what there is not
-    widths = [max(map(len, column)) for column in zip(*everything, strict=True)]
-    texts = ["  ".join(_aligned(line, widths, len(made.by))).rstrip() for line in everything]
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    return [texts[0], rule, *texts[1 : len(body) + 1], *([rule, *texts[len(body) + 1 :]] if foot else [])]
-
-
-def _aligned(line: Sequence[str], widths: Sequence[int], left: int) -> list[str]:
-    return [
-        cell.ljust(width) if place < left else cell.rjust(width)
-        for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-    ]
-
-
-def _cells(by: Sequence[str], row: ReportRow) -> list[str]:
-    names = [_shown(row.key[name]) for name in by]
-    if (row.idle or row.others) and names:
-        first = f"(idle: {_harmless(row.idle)})" if row.idle else f"({row.others:,} others)"
-        names = [first, *[""] * (len(names) - 1)]
-    spread = (
-        [] if row.amortised is None else [format_money(one, row.currency) for one in (row.amortised, row.effective)]
-    )
-    return [
-        *names,
-        f"{row.calls:,}",
-        f"{row.input_tokens:,}",
-        f"{row.output_tokens:,}",
-        format_money(row.amount, row.currency),
-        *spread,
-        *([change_text(row)] if row.state else ()),
-        f"{row.unpriced_calls:,}" if row.unpriced_calls else "",
-    ]
-
-
-def change_text(row: ReportRow) -> str:
-    """`+$1.20 (+34%)`, `new`, `gone` or `unknown`, for people."""
-    if row.state in {"new", "gone"}:
-        return row.state
-    if row.change is None:
-        return "unknown" if row.state else ""
-    share = f" ({share_text(row.change_share)})" if row.change_share is not None else ""
-    return f"{signed_money(row.change, row.currency)}{share}"
-
-
-def signed_money(amount: Decimal, currency: str) -> str:
-    """An amount with its sign, also a plus."""
-    return ("+" if amount > 0 else "") + format_money(amount, currency)
-
-
-def share_text(share: Decimal | None) -> str:
-    """A share as per cent with its sign; ten times and more as a factor; empty for None."""
-    if share is None:
-        return ""
-    return f"x{share + 1:,.0f}" if share >= 9 else f"{share:+.0%}"
-
-
-def _notes(row: ReportRow) -> list[str]:
-    notes = []
-    if row.unpriced_calls:
-        notes.append(
-            f"{row.unpriced_calls:,} calls ({row.unpriced_tokens:,} tokens) have no price; no amount above holds them."
-        )
-    if row.estimated:
-        upper = format_money(row.cost.upper, row.currency) if row.cost.upper is not None else "no known upper bound"
-        notes.append(
-            f"{format_money(row.estimated, row.currency)} is estimated; the total lies between "
-            f"{format_money(row.cost.lower, row.currency)} and {upper}."
-        )
-    return notes
-
-
-def capacity_notes(made: Report) -> list[str]:
-    """A sentence for each capacity that was spread, and one for calls that none covers."""
-    notes = []
-    for one in made.capacity or ():
-        known = "" if one.utilisation is None else f", {one.utilisation:.1%} of it used"
-        cost = format_money(from_nanos(one.cost), one.currency)
-        notes.append(f"{_harmless(one.name)}: {cost} in this time, {_calls(one.calls)} served{known}.")
-    if made.uncovered_calls:
-        belong = "belongs" if made.uncovered_calls == 1 else "belong"
-        notes.append(
-            f"{_calls(made.uncovered_calls)} of committed capacity {belong} to none that a contract declares: what it costs is "
-            "in no amount above. Add [[provisioned]] or [[commitments]]."
-        )
-    return notes
-
-
-def _calls(count: int) -> str:
-    return f"{count:,} call" + ("" if count == 1 else "s")

@@ -8,12 +8,13 @@ from datetime import datetime, timedelta
 from decimal import Context, Decimal
 from typing import Any
 
+from aifinops.analytics.report_text import amount_text
 from aifinops.clock import to_datetime, to_ns
 from aifinops.errors import ConfigurationError
 from aifinops.ledger.base import TIME_KEYS, Group, Ledger, Query
 from aifinops.money import from_nanos
 
-__all__ = ["NOTHING", "Point", "Steps", "add_points", "before", "plain_points", "trends"]
+__all__ = ["NOTHING", "Point", "Steps", "add_points", "before", "exact_sum", "plain_points", "trends"]
 
 Place = tuple[tuple[str, ...], str]
 """A key and a currency: what a row of a report is."""
@@ -170,14 +171,15 @@ def _sum(points: Sequence[Point]) -> Point:
         return NOTHING
     known = [point.amount for point in called if point.amount is not None]
     return Point(
-        _exact(known) if known else None,
-        _exact([point.estimated for point in called]),
+        exact_sum(known) if known else None,
+        exact_sum([point.estimated for point in called]),
         sum(point.calls for point in called),
         sum(point.unpriced_calls for point in called),
     )
 
 
-def _exact(amounts: Iterable[Decimal]) -> Decimal:
+def exact_sum(amounts: Iterable[Decimal]) -> Decimal:
+    """A sum to the last digit."""
     total = Decimal(0)
     for amount in amounts:
         total = _EXACT.add(total, amount)
@@ -187,7 +189,7 @@ def _exact(amounts: Iterable[Decimal]) -> Decimal:
 def plain_points(points: Sequence[Point]) -> dict[str, Any]:
     """For JSON: money as text, unknown as null."""
     return {
-        "cost": [None if point.amount is None else f"{point.amount.normalize(_EXACT):f}" for point in points],
+        "cost": [amount_text(point.amount) for point in points],
         "calls": [point.calls for point in points],
         "unpriced_calls": [point.unpriced_calls for point in points],
     }

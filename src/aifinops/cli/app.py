@@ -12,6 +12,7 @@ import typer
 
 from aifinops.cli import approvals, audit, budgets, focus, gpu, importing, prices, reporting, rerating, tokens, top
 from aifinops.cli import ledger as ledgers
+from aifinops.cli.options import LedgerPath
 from aifinops.errors import ConfigurationError
 
 __all__ = ["app"]
@@ -38,9 +39,6 @@ app.command()(top.top)
 
 
 Tokens = Annotated[int, typer.Option(min=0, metavar="TOKENS")]
-LedgerPath = Annotated[
-    str | None, typer.Option("--ledger", metavar="PATH", help="Ledger to use (default: the one of the settings).")
-]
 
 
 @app.command()

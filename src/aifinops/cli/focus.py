@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aifinops.cli.ledger import LedgerPath, opened, progress_bar
+from aifinops.cli.ledger import opened, progress_bar
+from aifinops.cli.options import LedgerPath, Since, Until, Where
 from aifinops.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -29,11 +30,9 @@ _SHOWN = 50
 @app.command()
 def export(
     to: Annotated[Path, typer.Argument(metavar="FILE", help="The CSV file to write.")],
-    since: Annotated[str | None, typer.Option(help='From: "7d", "24h", "2026-11-01" (default: everything).')] = None,
-    until: Annotated[str | None, typer.Option(help="Up to, as --since.")] = None,
-    where: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only these; give it again for further keys.")
-    ] = None,
+    since: Since = None,
+    until: Until = None,
+    where: Where = None,
     per: Annotated[str, typer.Option(metavar="hour|day", help="How long a row's charge period is (UTC).")] = "day",
     tags: Annotated[
         str, typer.Option(metavar="KEYS", help="Tags that tell rows apart, with commas; all for every one.")
@@ -46,7 +45,7 @@ def export(
     """Write what was spent as FOCUS 1.2 (CSV); each row is checked before it is written."""
     from aifinops import runtime
     from aifinops.analytics.focus import export_focus
-    from aifinops.analytics.reports import period
+    from aifinops.analytics.periods import period
     from aifinops.cli.reporting import filters
 
     if per not in ("hour", "day"):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from aifinops.cli.options import LedgerPath
 from aifinops.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ app = typer.Typer(
 quota_app = typer.Typer(help="Quotas of teams: how they stand, whether a file is right, what a cluster needs of them.", rich_markup_mode=None)  # fmt: skip
 app.add_typer(quota_app, name="quota", invoke_without_command=True)
 
-LedgerPath = Annotated[str | None, typer.Option("--ledger", metavar="PATH", help="Ledger to use (default: the one of the settings).")]  # fmt: skip
 StoreName = Annotated[str | None, typer.Option("--store", metavar="STORE", help="Where slots are held: a file or the URL of a server (default: the settings).")]  # fmt: skip
 QuotaFile = Annotated[str | None, typer.Option("--quotas", metavar="FILE", help="The quota file (default: the one of the settings).")]  # fmt: skip
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON; amounts are texts, so that they stay exact.")]
@@ -100,7 +100,7 @@ def idle(
 ) -> None:
     """What was paid for and not used: GPU hours held, busy and idle, and their cost, from the ledger."""
     from aifinops import runtime
-    from aifinops.analytics.reports import parse_since
+    from aifinops.analytics.periods import parse_since
 
     keys = tuple(key.strip() for key in by.split(","))
     found = _read(ledger, parse_since(since, runtime.get().clock.time_ns()), keys)

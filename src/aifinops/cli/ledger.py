@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from aifinops.cli.options import LedgerPath, Since, TableOrJson, Until, Where
 from aifinops.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from aifinops.ledger.base import Ledger, LedgerInfo, Progress, Verification
 
-__all__ = ["LedgerPath", "app", "opened", "progress_bar"]
+__all__ = ["app", "opened", "progress_bar"]
 
 app = typer.Typer(
     help="What is in the ledger; bring it up to date, make old entries daily sums, write it to files, look for damage.",
@@ -24,16 +25,12 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-LedgerPath = Annotated[
-    str | None, typer.Option("--ledger", metavar="PATH", help="Ledger to use (default: the one of the settings).")
-]
-Form = Annotated[str, typer.Option("--format", metavar="table|json", help="Written as.")]
 
 _SHOWN = 20
 
 
 @app.command()
-def info(ledger: LedgerPath = None, form: Form = "table") -> None:
+def info(ledger: LedgerPath = None, form: TableOrJson = "table") -> None:
     """Where the ledger is, how much is in it and of when, and what is compacted."""
     with opened(ledger, form) as source:
         found = source.info()
@@ -44,7 +41,7 @@ def info(ledger: LedgerPath = None, form: Form = "table") -> None:
 def migrate(
     anew: Annotated[bool, typer.Option("--anew", help="Make all roll-ups again, from the entries.")] = False,
     ledger: LedgerPath = None,
-    form: Form = "table",
+    form: TableOrJson = "table",
 ) -> None:
     """Bring the tables up to date: those of an earlier version, and roll-ups of what came since."""
     with opened(ledger, form) as source:
@@ -74,11 +71,11 @@ def compact(
     ],
     ledger: LedgerPath = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    form: Form = "table",
+    form: TableOrJson = "table",
 ) -> None:
     """Keep sums by day in place of old entries. Entries of which the cost is not sure stay; what goes cannot be had back."""
     from aifinops import runtime
-    from aifinops.analytics.reports import parse_since
+    from aifinops.analytics.periods import parse_since
     from aifinops.ledger.base import DAY_NS, ROLLUP_FIELDS, ROLLUP_TAGS, start_of
 
     until = start_of(parse_since(before, runtime.get().clock.time_ns()), DAY_NS)
@@ -111,11 +108,9 @@ def compact(
 @app.command()
 def export(
     to: Annotated[Path, typer.Argument(metavar="FILE", help="Ends with .csv, .jsonl, .parquet or .duckdb.")],
-    since: Annotated[str | None, typer.Option(help='From: "7d", "24h", "2026-11-01" (default: everything).')] = None,
-    until: Annotated[str | None, typer.Option(help="Up to, as --since.")] = None,
-    where: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only these; give it again for further keys.")
-    ] = None,
+    since: Since = None,
+    until: Until = None,
+    where: Where = None,
     form: Annotated[
         str | None, typer.Option("--format", metavar="csv|jsonl|parquet|duckdb", help="When the name does not say it.")
     ] = None,
@@ -125,7 +120,7 @@ def export(
 ) -> None:
     """Write entries to a file: CSV, JSON lines, Parquet or DuckDB."""
     from aifinops import runtime
-    from aifinops.analytics.reports import period
+    from aifinops.analytics.periods import period
     from aifinops.cli.reporting import filters
     from aifinops.ledger import export as files
 
@@ -140,7 +135,7 @@ def export(
 
 
 @app.command()
-def verify(ledger: LedgerPath = None, form: Form = "table") -> None:
+def verify(ledger: LedgerPath = None, form: TableOrJson = "table") -> None:
     """Look through everything: is the store sound, can each entry be read, do lines and roll-ups add up?"""
     with opened(ledger, form) as source:
         if not source.capabilities.verifies:
@@ -213,7 +208,10 @@ def progress_bar(what: str) -> Iterator[Progress]:
 
     columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn())
     out = Console(stderr=True)
-    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as progress:
+    if not out.is_terminal:  # older versions of rich write an empty line there even of a bar that is disabled
+        yield lambda done, total: None
+        return
+    with Progress(*columns, console=out, transient=True) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from aifinops.cli.options import TableOrJson
 from aifinops.errors import ConfigurationError, PricingError
 
 if TYPE_CHECKING:
@@ -37,8 +38,6 @@ _KINDS = 2
 _NAMED = 20
 _METER = 44
 
-Form = Annotated[str, typer.Option("--format", metavar="table|json", help="Written as.")]
-
 
 @app.command()
 def search(
@@ -47,7 +46,7 @@ def search(
     ],
     provider: Annotated[str | None, typer.Option(help="Only of this provider.")] = None,
     limit: Annotated[int, typer.Option(min=1, metavar="N", help="The most rows.")] = _MOST,
-    form: Form = "table",
+    form: TableOrJson = "table",
 ) -> None:
     """Models, GPUs, storage and databases whose name has all the words, with their price of today."""
     from aifinops.cli import show
@@ -375,7 +374,7 @@ def diff(
         str, typer.Argument(metavar="OLD", help="'current', 'bundled', 'installed' (genai-prices), or a file.")
     ],
     new: Annotated[str, typer.Argument(metavar="NEW", help="Likewise.")],
-    form: Form = "table",
+    form: TableOrJson = "table",
 ) -> None:
     """What changed between two price lists: models that came and went, and every price that moved. Discounts are left out."""
     from aifinops.pricing.changes import changes

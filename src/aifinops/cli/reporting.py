@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from aifinops.cli.options import LedgerPath, Since, Until, Where
 from aifinops.errors import AIFinOpsError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -49,11 +50,9 @@ def report(
     by: Annotated[
         str, typer.Option(help="Keys with commas: team, feature, model, provider, day, ... or any tag.")
     ] = "model",
-    since: Annotated[str | None, typer.Option(help='From: "7d", "24h", "2026-11-01" (default: everything).')] = None,
-    until: Annotated[str | None, typer.Option(help="Up to, as --since.")] = None,
-    where: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only these; give it again for further keys.")
-    ] = None,
+    since: Since = None,
+    until: Until = None,
+    where: Where = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Beside the period of the same length before; needs --since.")
     ] = False,
@@ -71,9 +70,7 @@ def report(
         str | None, typer.Option("--html", metavar="FILE", help="Write one page with charts; - for standard output.")
     ] = None,
     title: Annotated[str, typer.Option(help="With --html: what stands at the top of the page.")] = "Spend",
-    ledger: Annotated[
-        str | None, typer.Option("--ledger", metavar="PATH", help="Ledger to use (default: the one of the settings).")
-    ] = None,
+    ledger: LedgerPath = None,
 ) -> None:
     """Spend by team, model or any other key, from the ledger; calls without a price are shown apart."""
     from aifinops import runtime

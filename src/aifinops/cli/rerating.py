@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from aifinops.cli.options import LedgerPath, TableOrJson, Until, Where
 from aifinops.errors import ConfigurationError, StoreError
 
 if TYPE_CHECKING:
@@ -72,21 +73,17 @@ def rerate(
     ] = None,
     by: Annotated[str, typer.Option(help="Keys with commas to add up by: model, team, day, provider, ...")] = "model",
     since: Annotated[str | None, typer.Option(help='From: "30d", "2026-11-01" (default: everything).')] = None,
-    until: Annotated[str | None, typer.Option(help="Up to, as --since.")] = None,
-    where: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only these; give it again for further keys.")
-    ] = None,
+    until: Until = None,
+    where: Where = None,
     write: Annotated[
         bool, typer.Option("--write", help="Append corrections to the ledger: the difference of each entry.")
     ] = False,
-    form: Annotated[str, typer.Option("--format", metavar="table|json", help="Written as.")] = "table",
-    ledger: Annotated[
-        str | None, typer.Option("--ledger", metavar="PATH", help="Ledger to use (default: the one of the settings).")
-    ] = None,
+    form: TableOrJson = "table",
+    ledger: LedgerPath = None,
 ) -> None:
     """What the calls of a period would have cost under another price list or contract, each at its own moment."""
     from aifinops import runtime
-    from aifinops.analytics.reports import period
+    from aifinops.analytics.periods import period
     from aifinops.cli.reporting import filters
     from aifinops.config import load
     from aifinops.ledger.base import group_keys

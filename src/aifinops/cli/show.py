@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from aifinops.analytics.reports import Report, ReportRow, capacity_notes, share_text, signed_money
+from aifinops.analytics.report_text import capacity_notes, share_text, signed_money
+from aifinops.analytics.reports import Report, ReportRow
 from aifinops.clock import to_datetime
 from aifinops.money import format_money
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from aifinops.cli.options import Where
 from aifinops.errors import AIFinOpsError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -57,9 +58,7 @@ def top(
     by: Annotated[
         str, typer.Option(help="Keys of the rows, with commas: team, model, feature, ... or any tag.")
     ] = "team,model",
-    where: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only these; give it again for further keys.")
-    ] = None,
+    where: Where = None,
     every: Annotated[float, typer.Option(min=0.2, metavar="SECONDS", help="How often it is read anew.")] = 1.0,
     once: Annotated[
         bool, typer.Option("--once", help="One look, as plain text where nobody sits at a terminal.")

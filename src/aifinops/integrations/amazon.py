@@ -14,8 +14,9 @@ import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from aifinops.integrations.extract import Reader, StreamText, read_objects
+from aifinops.integrations.extract import Reader
 from aifinops.integrations.responses import reader_for
+from aifinops.integrations.streams import StreamText, read_objects
 from aifinops.reading import Reading
 from aifinops.usage import output_total
 

@@ -15,12 +15,13 @@ from aifinops import metering
 from aifinops.errors import swallow
 from aifinops.integrations import amazon, others
 from aifinops.integrations.changing import Changes, How
-from aifinops.integrations.extract import Reader, dig, first_event, read_events
+from aifinops.integrations.extract import Reader, dig
 from aifinops.integrations.later import Files, Later, Lines, Poll, Unknown
 from aifinops.integrations.passing import Opened, Tap
 from aifinops.integrations.paths import compiled
 from aifinops.integrations.provider import Provider, Route
 from aifinops.integrations.registry import answers, knows
+from aifinops.integrations.streams import first_event, read_events
 from aifinops.metering import Call, ending
 from aifinops.reading import Reading
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from aifinops.errors import BudgetExceeded
-from aifinops.integrations.extract import collected, read_events
+from aifinops.integrations.streams import collected, read_events
 from aifinops.pricing.tokens import count_tokens
 from aifinops.usage import output_total
 
 if TYPE_CHECKING:
-    from aifinops.integrations.extract import Reader, StreamText
+    from aifinops.integrations.extract import Reader
+    from aifinops.integrations.streams import StreamText
     from aifinops.metering import Invocation
     from aifinops.reading import Reading
 

@@ -22,8 +22,9 @@ from aifinops.budgets.waiting import Wait
 from aifinops.errors import BudgetExceeded, swallow
 from aifinops.forking import in_child
 from aifinops.integrations import amazon
-from aifinops.integrations.extract import Reader, StreamText, first_event, read_events, read_objects, said
+from aifinops.integrations.extract import Reader
 from aifinops.integrations.growing import Growth
+from aifinops.integrations.streams import StreamText, first_event, read_events, read_objects, said
 from aifinops.metering import Invocation
 from aifinops.reading import Reading
 

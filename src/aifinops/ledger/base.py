@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Context, Decimal
 from types import MappingProxyType
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, TypeVar
 
 from aifinops.charges import Charge
 from aifinops.clock import to_datetime
@@ -39,9 +39,12 @@ __all__ = [
     "Verification",
     "add_quantities",
     "check_compacted",
+    "earliest",
     "group_key",
     "group_keys",
     "is_rolled_up",
+    "latest",
+    "paged",
     "problems_of",
     "start_of",
     "verify_rows",
@@ -377,6 +380,38 @@ def problems_of(charge: Charge) -> list[Problem]:
     if charge.lines and charge.amount is not None and total != charge.amount:
         return [Problem("lines", charge.id, f"its lines add up to {total} nano-units, its amount is {charge.amount}")]
     return []
+
+
+_Row = TypeVar("_Row")
+
+
+def paged(query: Query, most: int, page_of: Callable[[_Row | None, int], Sequence[_Row]]) -> Iterator[_Row]:
+    """The rows that a question asks for, a page at a time.
+
+    Args:
+        query: of which the limit counts. most: rows of a page.
+        page_of: reads as many rows as it is told, from behind the one that it is given on, or from the first on.
+    """
+    left = query.limit
+    last: _Row | None = None
+    while left is None or left > 0:
+        size = most if left is None else min(left, most)
+        page = page_of(last, size)
+        yield from page
+        if len(page) < size:
+            return
+        last = page[-1]
+        left = None if left is None else left - size
+
+
+def earliest(*moments: int | None) -> int | None:
+    """The first of those that are known, nanoseconds."""
+    return min((at for at in moments if at is not None), default=None)
+
+
+def latest(*moments: int | None) -> int | None:
+    """The last of those that are known, nanoseconds."""
+    return max((at for at in moments if at is not None), default=None)
 
 
 def verify_rows(ledger: Ledger, progress: Progress | None = None) -> Verification:

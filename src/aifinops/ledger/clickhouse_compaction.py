@@ -21,8 +21,9 @@ from typing import NamedTuple
 from aifinops.errors import StoreError
 from aifinops.ledger.base import DAY_NS, HOUR_NS
 from aifinops.ledger.clickhouse_link import Link, literal
+from aifinops.ledger.passes import Passes
 
-__all__ = ["DAILY", "LEASE_S", "STEP", "TABLES", "Gone", "Run", "gone_of", "left", "step_of", "within"]
+__all__ = ["CHARGES", "DAILY", "LEASE_S", "STEP", "TABLES", "Gone", "Run", "gone_of", "left", "step_of", "within"]
 
 LEASE_S = 90.0
 """How long who compacts may take for one build before another may take over, seconds: longer than a statement is waited for."""
@@ -30,8 +31,12 @@ LEASE_S = 90.0
 STEP = 500_000
 """Entries of a day from which on it is taken hour by hour."""
 
+CHARGES = "aifinops_charges"
+"""The table of entries."""
+
 DAILY = "aifinops_daily"
-_CHARGES = "aifinops_charges"
+"""The table of what is gone, as daily sums."""
+
 _NAME = "aifinops_compaction_"
 _POLL_S = 0.1
 _RANGES = 50
@@ -46,13 +51,13 @@ TABLES = (
 )
 """What is needed beside `DAILY`, which is like the table of hours."""
 
-_FIXES = f"SELECT corrects FROM {{db}}.{_CHARGES} WHERE corrects <> '' AND amount IS NOT NULL"  # noqa: S608 - names of ours
+_FIXES = f"SELECT corrects FROM {{db}}.{CHARGES} WHERE corrects <> '' AND amount IS NOT NULL"  # noqa: S608 - names of ours
 _SURE = f"(NOT uncertain OR id IN ({_FIXES}))"
 _FIRST = f"(corrects = '' OR amount IS NULL) AND {_SURE}"
 _NAMED = f"{_FIXES} AND {{span}}"
 _THEN = f"""corrects <> '' AND amount IS NOT NULL AND {_SURE} AND (
     corrects IN (SELECT id FROM {{db}}.aifinops_gone WHERE {{builds}} AND id IN ({_NAMED}))
-    OR corrects IN (SELECT id FROM {{db}}.{_CHARGES} WHERE NOT uncertain AND id IN ({_NAMED})))"""  # noqa: S608 - names of ours
+    OR corrects IN (SELECT id FROM {{db}}.{CHARGES} WHERE NOT uncertain AND id IN ({_NAMED})))"""  # noqa: S608 - names of ours
 
 Span = tuple[int, int]
 
@@ -155,18 +160,14 @@ def left(db: str, gone: Gone) -> str:
         return "1"
     # The other way round it would be a set of all ids that are gone; in these spans few entries are left.
     spans = within(gone.spans)
-    there = f"SELECT id FROM {db}.{_CHARGES} WHERE {spans}"  # noqa: S608 - names of ours and integers
+    there = f"SELECT id FROM {db}.{CHARGES} WHERE {spans}"  # noqa: S608 - names of ours and integers
     return (
         f"NOT ({spans} AND id IN (SELECT id FROM {db}.aifinops_gone WHERE {_among(gone.builds)} AND id IN ({there})))"  # noqa: S608 - as above
     )
 
 
-class Run:
+class Run(Passes):
     """One compaction up to a day.
-
-    An entry may go when nothing can change any more what it adds to the sums: it is sure (see `aifinops.ledger.base.Group`), and it is not
-    the correction that makes another entry sure which is still there, or may still come. So entries go first and their corrections after
-    them.
 
     Args:
         link: the way to the server. db: name of the database. until: the day, nanoseconds.
@@ -180,13 +181,11 @@ class Run:
     def __init__(
         self, link: Link, db: str, until: int, add_up: Callable[[int, int, str], str], *, lease_s: float = LEASE_S
     ) -> None:
+        super().__init__(until)
         self._link = link
         self._db = db
-        self._until = until
         self._add_up = add_up
         self._lease_s = lease_s
-        self.entries = 0
-        self.since: int | None = None
 
     def steps(self) -> Iterator[int]:
         """Do one step after the other; how many entries went in each.
@@ -195,12 +194,7 @@ class Run:
             StoreError: when the server cannot be written, or somebody else has taken over.
         """
         self._finish_last()
-        yield from self._pass(_FIRST)
-        while True:  # a correction may itself have been corrected
-            before = self.entries
-            yield from self._pass(_THEN)
-            if self.entries == before:
-                break
+        yield from self._passes(_FIRST, _THEN)
         until = gone_of(self._link, self._db).until
         if self.entries and until is not None and until < self._until:
             self._build(self._until - DAY_NS, (self._until, self._until), "0")  # no days but the reach
@@ -213,7 +207,7 @@ class Run:
         Raises:
             StoreError: when `system.parts` must not be read, or the server cannot be written.
         """
-        where = f"active AND has_lightweight_delete AND database = {literal(self._db)} AND table IN ('{_CHARGES}', 'aifinops_hourly')"
+        where = f"active AND has_lightweight_delete AND database = {literal(self._db)} AND table IN ('{CHARGES}', 'aifinops_hourly')"
         month = f"toYYYYMM(fromUnixTimestamp64Nano(toInt64({self._until}), 'UTC'))"
         rows = self._link.query(f"SELECT DISTINCT table, partition FROM system.parts WHERE {where} AND toUInt32OrZero(partition) < {month}")  # fmt: skip  # noqa: S608 - a literal and an integer
         for table, partition in rows:
@@ -225,21 +219,17 @@ class Run:
         if step and step % 2 == 0:
             self._finish(step - 1)
 
-    def _pass(self, which: str) -> Iterator[int]:
+    def _pass(self, which: str) -> Iterator[tuple[int, int]]:
         for day, count in self._days():
             length = DAY_NS if count <= STEP else HOUR_NS
             for since in range(day, day + DAY_NS, length):
                 span = (since, since + length)
                 if self._count(span, which):
-                    gone = self._build(day, span, which)
-                    self.entries += gone
-                    if gone:
-                        self.since = day if self.since is None else min(day, self.since)
-                    yield gone
+                    yield day, self._build(day, span, which)
 
     def _days(self) -> list[tuple[int, int]]:
         rows = self._link.query(
-            f"SELECT at - at % {DAY_NS} AS day, count() FROM {self._db}.{_CHARGES} WHERE at < {self._until} GROUP BY day ORDER BY day"  # noqa: S608 - names of ours and integers
+            f"SELECT at - at % {DAY_NS} AS day, count() FROM {self._db}.{CHARGES} WHERE at < {self._until} GROUP BY day ORDER BY day"  # noqa: S608 - names of ours and integers
         )
         return [(int(day), int(count)) for day, count in rows]
 
@@ -250,7 +240,7 @@ class Run:
         return f"{period} AND {chosen} AND {left(self._db, gone)}"
 
     def _count(self, span: Span, which: str) -> int:
-        select = f"SELECT count() FROM {self._db}.{_CHARGES} FINAL WHERE {self._chosen(span, which)}"  # noqa: S608 - names of ours and integers
+        select = f"SELECT count() FROM {self._db}.{CHARGES} FINAL WHERE {self._chosen(span, which)}"  # noqa: S608 - names of ours and integers
         ((count,),) = self._link.query(select)
         return int(count)
 
@@ -269,12 +259,12 @@ class Run:
     def _write(self, build: int, day: int, span: Span, which: str) -> int:
         db = self._db
         self._link.command(
-            f"INSERT INTO {db}.aifinops_gone (id, build) SELECT id, {build} FROM {db}.{_CHARGES} FINAL WHERE {self._chosen(span, which)}"  # noqa: S608 - names of ours and integers
+            f"INSERT INTO {db}.aifinops_gone (id, build) SELECT id, {build} FROM {db}.{CHARGES} FINAL WHERE {self._chosen(span, which)}"  # noqa: S608 - names of ours and integers
         )
         # Sums and the record are of what was written, not of what may have come meanwhile.
         taken = f"{within([span])} AND id IN (SELECT id FROM {db}.aifinops_gone WHERE build = {build})"  # noqa: S608 - as above
         self._link.command(self._add_up(build, day, taken))
-        ((count, first, last),) = self._link.query(f"SELECT count(), min(at), max(at) FROM {db}.{_CHARGES} FINAL WHERE {taken}")  # fmt: skip  # noqa: S608 - as above
+        ((count, first, last),) = self._link.query(f"SELECT count(), min(at), max(at) FROM {db}.{CHARGES} FINAL WHERE {taken}")  # fmt: skip  # noqa: S608 - as above
         self._record([build, day, *span, int(count), int(first), int(last), 0])
         return int(count)
 
@@ -324,7 +314,7 @@ class Run:
             return
         day, since, until, entries, first, last, _ = rows[0]
         if entries:
-            self._delete(_CHARGES, f"{within([(since, until)])} AND id IN (SELECT id FROM {self._db}.aifinops_gone WHERE build = {build})")  # fmt: skip  # noqa: S608 - as above
+            self._delete(CHARGES, f"{within([(since, until)])} AND id IN (SELECT id FROM {self._db}.aifinops_gone WHERE build = {build})")  # fmt: skip  # noqa: S608 - as above
             self._delete("aifinops_hourly", within([(day, day + DAY_NS)]))
         self._record([build, day, since, until, entries, first, last, 1])
 

@@ -1,8 +1,7 @@
 """Compaction of an SQLite ledger: detailed entries of old days go, their sums by day and their ids stay.
 
-An entry may go when nothing can change any more what it adds to the sums: it is sure (see `aifinops.ledger.base.Group`), and it is not
-the correction that makes another entry sure which is still there, or may still come. So entries go first and their corrections after
-them. Each step is one short transaction that leaves the file whole, and says in `state` which days detailed questions cannot be asked of.
+Each step is one short transaction that leaves the file whole, and says in `state` which days detailed questions cannot be asked of. For
+their order see `aifinops.ledger.passes`.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from aifinops.ledger.base import DAY_NS, start_of
+from aifinops.ledger.passes import Passes
 from aifinops.ledger.rollups import GONE, HOUR, State, fill_batch, pour_batch, remember
 
 __all__ = ["STEP", "Run", "shrink"]
@@ -34,7 +34,7 @@ _THEN = """corrects <> '' AND amount IS NOT NULL AND (EXISTS (SELECT 1 FROM gone
 ))"""
 
 
-class Run:
+class Run(Passes):
     """One compaction up to a day.
 
     Args:
@@ -45,31 +45,15 @@ class Run:
     """
 
     def __init__(self, writing: Callable[[], Iterator[sqlite3.Connection]], until: int) -> None:
+        super().__init__(until)
         self._writing = contextmanager(writing)
-        self._until = until
-        self.entries = 0
-        self.since: int | None = None
 
     def steps(self) -> Iterator[int]:
         """Do one step after the other; how many entries went in each."""
-        yield from self._pass(_FIRST)
-        while True:  # a correction may itself have been corrected
-            before = self.entries
-            yield from self._pass(_THEN)
-            if self.entries == before:
-                break
+        yield from self._passes(_FIRST, _THEN)
         if self.entries:
             with self._writing() as connection:
                 _reach(connection, None, self._until)
-
-    def _pass(self, which: str) -> Iterator[int]:
-        day: int | None = None
-        while (day := self._next(day)) is not None:
-            while gone := self._step(day, which):
-                self.entries += gone
-                self.since = day if self.since is None else min(day, self.since)
-                yield gone
-            day += DAY_NS
 
     def _next(self, since: int | None) -> int | None:
         """The day of the earliest entry from there on."""

@@ -5,27 +5,22 @@ so a charge survives a SIGKILL once `put` has returned, whether its target is up
 in batches and in order. What a target has confirmed is noted in the file, behind the fact: after a crash the last batch may be
 delivered again, and the target knows each charge by its id (at least once, and once after de-duplication).
 
-Every process writes files of its own: `NAME.lock`, which it holds locked while it lives, and segments `NAME.NUMBER.v2.spool`. Whoever
-delivers takes over the files of processes that live no more, oldest segment first. In a forked child nothing of the parent's is delivered.
-
-A segment is a head, 16 hex digits of the place up to which it has been delivered and a line feed, and then entries as in a journal: eight
-bytes, its length and the CRC-32 of the rest, and a charge as `aifinops.ledger.codec.frozen` makes it. The rest is zeros.
+Every process writes files of its own (see `aifinops.ledger.spool_files`). Whoever delivers takes over the files of processes that live no
+more, oldest segment first. In a forked child nothing of the parent's is delivered.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import mmap
 import os
 import random
-import struct
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -43,33 +38,38 @@ from aifinops.ledger.base import (
     Query,
     Verification,
 )
-from aifinops.ledger.codec import charge_of, frozen, line_of, packed, row_of_line, thawed
-
-try:
-    import fcntl
-except ImportError:  # no such locks on this system: charges then go to the target at once
-    fcntl = None  # type: ignore[assignment]
+from aifinops.ledger.codec import charge_of, frozen, line_of, packed, row_of_line
+from aifinops.ledger.spool_files import (
+    AVAILABLE,
+    FRAME,
+    HEAD,
+    LOCK,
+    SEGMENT,
+    SUFFIX,
+    Frame,
+    Segment,
+    Source,
+    bytes_in,
+    charge_in,
+    claimed,
+    delivered_of,
+    files_in,
+    frames_of,
+    note,
+    reserved,
+    taken,
+)
 
 __all__ = ["AVAILABLE", "MAX_BYTES", "PartlyRefused", "Spool", "Spooled", "quarantined", "waiting"]
 
 logger = logging.getLogger("aifinops")
 
-AVAILABLE = fcntl is not None
-
 MAX_BYTES = 1 << 30
 """The most that a folder of spools may take on the disk, unless it is set."""
-
-SEGMENT = 1 << 20
-"""Bytes that are reserved at a time."""
 
 BATCH = 500
 """Charges that are delivered at once."""
 
-_SUFFIX = ".v2.spool"
-_LOCK = ".lock"
-_HEAD = 17
-_FRAME = struct.Struct("<II")
-_CHUNK = 1 << 19  # bytes that are read for a batch: two batches of ordinary charges, and no request of many megabytes
 _FIRST = 64
 _QUARANTINE = "quarantine.jsonl"
 _FULL_PAUSE_NS = 1_000_000_000
@@ -86,30 +86,6 @@ class PartlyRefused(Exception):
     def __init__(self, count: int, why: str) -> None:
         super().__init__(f"{count} charges were refused: {why}")
         self.count = count
-
-
-@dataclass(eq=False)
-class _Segment:
-    """One file. `done`: the place up to which it is delivered. `end`: where its entries end; None: where they do when it is read."""
-
-    path: Path
-    done: int = _HEAD
-    end: int | None = None
-
-
-@dataclass(eq=False)
-class _Source:
-    """One process's files: its lock, which we hold, and its segments, oldest first."""
-
-    lock: int
-    path: Path
-    segments: deque[_Segment] = field(default_factory=deque)
-
-    def release(self) -> None:
-        """Let go of it; without segments it is deleted."""
-        if not self.segments:
-            self.path.unlink(missing_ok=True)
-        os.close(self.lock)
 
 
 class Spool:
@@ -146,7 +122,7 @@ class Spool:
     ) -> None:
         self.folder = Path(folder)
         self._deliver = deliver
-        self._max_bytes, self._segment_bytes, self._batch = max_bytes, max(segment_bytes, 2 * _HEAD), batch
+        self._max_bytes, self._segment_bytes, self._batch = max_bytes, max(segment_bytes, 2 * HEAD), batch
         self._every_s, self._adopt_every_ns = every_s, int(adopt_every_s * 1e9)
         self._backoff_s = backoff_s
         self._now, self._uniform = monotonic_ns, uniform
@@ -159,8 +135,8 @@ class Spool:
         self._turn = threading.Lock()  # whoever delivers has it
         self._changed = threading.Condition(threading.Lock())
         self._wake = threading.Event()
-        self._own: _Source | None = None
-        self._adopted: deque[_Source] = deque()
+        self._own: Source | None = None
+        self._adopted: deque[Source] = deque()
         self._map: Any = None
         self._end = self._size = self._number = 0
         self._inside = False
@@ -206,13 +182,13 @@ class Spool:
         return kept
 
     def _write(self, entry: bytes) -> bool:
-        size = len(entry) + _FRAME.size
+        size = len(entry) + FRAME.size
         if self._end + size > self._size and not self._grow(size):
             self.dropped += 1
             return False
         start, self._end = self._end, self._end + size
-        self._map[start + _FRAME.size : start + size] = entry
-        _FRAME.pack_into(self._map, start, len(entry), crc32(entry))  # last: an entry is there once this is
+        self._map[start + FRAME.size : start + size] = entry
+        FRAME.pack_into(self._map, start, len(entry), crc32(entry))  # last: an entry is there once this is
         self._put += 1
         return True
 
@@ -221,36 +197,26 @@ class Spool:
         now = self._now()
         if now < self._full_until:
             return False
-        size = max(self._segment_bytes, least + _HEAD)
+        size = max(self._segment_bytes, least + HEAD)
         try:
-            own = self._own or self._begin()
-            if _bytes_in(self.folder) + size > self._max_bytes:
+            own = self._own = self._own or claimed(self.folder)
+            if bytes_in(self.folder) + size > self._max_bytes:
                 self._full_until = now + _FULL_PAUSE_NS
                 self.say(
                     "full",
                     f"{self.folder} holds {self._max_bytes:,} bytes that wait for the ledger; charges are lost, and counted, until there is room",
                 )
                 return False
-            path = self.folder / f"{own.path.stem}.{self._number:08d}{_SUFFIX}"
-            mapped = _reserved(path, size)
+            path = self.folder / f"{own.path.stem}.{self._number:08d}{SUFFIX}"
+            mapped = reserved(path, size)
         except OSError as error:
             raise StoreError(f"spool {self.folder}: {error.strerror or error}") from error
         if own.segments:
             own.segments[-1].end = self._end
-        own.segments.append(_Segment(path))
+        own.segments.append(Segment(path))
         self._number += 1
-        self._map, self._size, self._end = mapped, size, _HEAD
+        self._map, self._size, self._end = mapped, size, HEAD
         return True
-
-    def _begin(self) -> _Source:
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        name = f"{os.getpid()}-{os.urandom(6).hex()}"
-        fresh = self.folder / f"{name}.new"
-        lock = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        # Locked before it has the name that others look for, so that no one takes it for a dead process's.
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        self._own = _Source(lock, fresh.rename(self.folder / f"{name}{_LOCK}"))
-        return self._own
 
     @property
     def pending(self) -> int:
@@ -339,7 +305,7 @@ class Spool:
         Returns:
             False when something still waits; it stays in its file.
         """
-        if self._own is None and not self._adopted and not _anything(self.folder):
+        if self._own is None and not self._adopted and not files_in(self.folder, LOCK):
             return True
         with self._changed:
             self._asked += 1
@@ -375,7 +341,7 @@ class Spool:
         except OSError as error:
             raise StoreError(f"spool {self.folder}: {error.strerror or error}") from error
 
-    def _deliver_some(self, source: _Source) -> bool:
+    def _deliver_some(self, source: Source) -> bool:
         """One batch; whether there is more."""
         with self._lock:
             if not source.segments:
@@ -384,19 +350,19 @@ class Spool:
             active = source is self._own and segment is source.segments[-1]
             end = self._end if active else segment.end
         # Few, as long as it is not known whether the target takes anything: a batch that is refused is told apart by halves.
-        frames, place, ended = _frames(segment, end, self._batch if self.delivered else min(self._batch, _FIRST))
+        frames, place, ended = frames_of(segment, end, self._batch if self.delivered else min(self._batch, _FIRST))
         charges = self._charges(frames)
         if charges:
             self._hand_over(charges)
         if place > segment.done:
-            _note(segment, place)
+            note(segment, place)
         if source is self._own:
             self._settled += len(frames)
         if ended and not active:
             self._finish(source, segment)
         return bool(source.segments) if ended and not active else not ended
 
-    def _finish(self, source: _Source, segment: _Segment) -> None:
+    def _finish(self, source: Source, segment: Segment) -> None:
         segment.path.unlink(missing_ok=True)
         with self._lock:
             if source.segments and source.segments[0] is segment:
@@ -405,10 +371,10 @@ class Spool:
                 self._adopted.remove(source)
                 source.release()
 
-    def _charges(self, frames: Sequence[_Frame]) -> list[Charge]:
+    def _charges(self, frames: Sequence[Frame]) -> list[Charge]:
         found = []
         for frame in frames:
-            charge = _charge(frame)
+            charge = charge_in(frame)
             if charge is not None:
                 found.append(charge)
             else:
@@ -471,9 +437,9 @@ class Spool:
             return
         self._adopted_at = now
         held = {source.path for source in (self._own, *self._adopted) if source is not None}
-        for path in _files(self.folder, _LOCK):
+        for path in files_in(self.folder, LOCK):
             if path not in held:
-                source = _taken(path)
+                source = taken(path)
                 if source is not None:
                     self._adopted.append(source)
 
@@ -485,20 +451,20 @@ class Spool:
         """
         with self._lock:
             own = None if self._own is None else self._own.path.stem
-        for path in _files(self.folder, _SUFFIX):
+        for path in files_in(self.folder, SUFFIX):
             if path.name.partition(".")[0] != own:
                 try:
-                    self._copy(_Segment(path, _delivered_of(path)))
+                    self._copy(Segment(path, delivered_of(path)))
                 except FileNotFoundError:
                     continue  # its own process has delivered it
                 except OSError as error:
                     raise StoreError(f"spool {self.folder}: {error.strerror or error}") from error
 
-    def _copy(self, segment: _Segment) -> None:
+    def _copy(self, segment: Segment) -> None:
         ended = False
         while not ended:
-            frames, place, ended = _frames(segment, None, self._batch)
-            charges = [charge for charge in map(_charge, frames) if charge is not None]
+            frames, place, ended = frames_of(segment, None, self._batch)
+            charges = [charge for charge in map(charge_in, frames) if charge is not None]
             if charges:
                 with suppress(PartlyRefused):  # its own process will say so
                     self._deliver(charges)
@@ -537,7 +503,7 @@ class Spool:
             self.folder.rmdir()
         return done
 
-    def _remove_delivered(self, own: _Source) -> None:
+    def _remove_delivered(self, own: Source) -> None:
         while own.segments:
             segment = own.segments[0]
             if segment.done < (self._end if segment.end is None else segment.end):
@@ -580,142 +546,13 @@ def quarantined(folder: str | os.PathLike[str]) -> Iterator[tuple[str, Charge]]:
 def waiting(folder: str | os.PathLike[str]) -> int:
     """How many charges wait in a folder of spools, those of living processes as well."""
     count = 0
-    for path in _files(Path(folder), _SUFFIX):
+    for path in files_in(Path(folder), SUFFIX):
         with suppress(FileNotFoundError):  # delivered meanwhile
-            segment, ended = _Segment(path, _delivered_of(path)), False
+            segment, ended = Segment(path, delivered_of(path)), False
             while not ended:
-                found, segment.done, ended = _frames(segment, None, 100_000)
+                found, segment.done, ended = frames_of(segment, None, 100_000)
                 count += len(found)
     return count
-
-
-def _reserved(path: Path, size: int) -> mmap.mmap:
-    """A new file whose places on the disk are taken before it is mapped: a page without one would end the process.
-
-    Raises:
-        OSError: when there is no room; there is no file then.
-    """
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        _reserve(file, size)
-        os.pwrite(file, b"%016x\n" % _HEAD, 0)
-        return mmap.mmap(file, size)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(file)
-
-
-def _reserve(file: int, size: int) -> None:
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file, 0, size)
-        return
-    at = 0
-    while at < size:
-        at += os.pwrite(file, bytes(min(SEGMENT, size - at)), at)
-
-
-_Frame = tuple[int, bytes]
-"""An entry and what its CRC-32 should be."""
-
-
-def _frames(segment: _Segment, end: int | None, most: int) -> tuple[list[_Frame], int, bool]:
-    """The next entries: (entries, the place behind them, whether these are the last until `end`)."""
-    file = os.open(segment.path, os.O_RDONLY)
-    try:
-        size = _CHUNK
-        while True:
-            data = os.pread(file, size if end is None else min(size, end - segment.done), segment.done)
-            found, place, ended = _parsed(data, most, whole=len(data) < size)
-            if found or ended:
-                return found, segment.done + place, ended
-            size *= 2  # one entry that is longer
-    finally:
-        os.close(file)
-
-
-def _parsed(data: bytes, most: int, *, whole: bool) -> tuple[list[_Frame], int, bool]:
-    found: list[_Frame] = []
-    place = 0
-    while len(found) < most:
-        body = place + _FRAME.size
-        size, crc = _FRAME.unpack_from(data, place) if body <= len(data) else (0, 0)
-        if not size or body + size > len(data):
-            # Behind the last entry, or in the middle of one: of what was cut off by the chunk, or by the death of the process.
-            return found, place, whole or (body <= len(data) and not size)
-        found.append((crc, data[body : body + size]))
-        place = body + size
-    return found, place, False
-
-
-def _charge(frame: _Frame) -> Charge | None:
-    """The charge of an entry; None where its checksum says that it is none."""
-    crc, entry = frame
-    if crc32(entry) != crc:
-        return None
-    try:
-        return charge_of(thawed(entry))
-    except (ValueError, TypeError, EOFError):
-        return None
-
-
-def _note(segment: _Segment, place: int) -> None:
-    file = os.open(segment.path, os.O_WRONLY)
-    try:
-        os.pwrite(file, b"%016x\n" % place, 0)
-    finally:
-        os.close(file)
-    segment.done = place
-
-
-def _delivered_of(path: Path) -> int:
-    with path.open("rb") as file:
-        try:
-            return max(_HEAD, int(file.read(_HEAD), 16))
-        except ValueError:  # killed before it had its head
-            return _HEAD
-
-
-def _files(folder: Path, suffix: str) -> list[Path]:
-    try:
-        return sorted(path for path in folder.iterdir() if path.name.endswith(suffix))
-    except FileNotFoundError:
-        return []
-
-
-def _bytes_in(folder: Path) -> int:
-    total = 0
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            with suppress(FileNotFoundError):
-                total += entry.stat().st_size
-    return total
-
-
-def _anything(folder: Path) -> bool:
-    return bool(_files(folder, _LOCK))
-
-
-def _taken(path: Path) -> _Source | None:
-    """The files of a process that lives no more; None when it lives, or somebody else has taken them."""
-    try:
-        lock = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        return None
-    source = _Source(lock, path)
-    names = [each for each in _files(path.parent, _SUFFIX) if each.name.startswith(f"{path.stem}.")]
-    source.segments.extend(_Segment(each, _delivered_of(each)) for each in names)
-    if source.segments and os.fstat(lock).st_nlink:
-        return source
-    source.segments.clear()
-    source.release()
-    return None
 
 
 class Spooled:

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from aifinops.charges import Charge
+from aifinops.errors import ConfigurationError
 from aifinops.ledger.base import (
     DAY_NS,
     HOUR_NS,
@@ -36,7 +37,8 @@ __all__ = [
     "TOKENS",
     "Period",
     "answered_by_cells",
-    "fits",
+    "check_numbers",
+    "check_version",
     "group_of",
     "load_sums",
     "period_of",
@@ -106,12 +108,36 @@ def sums_of_entry(integer: str, wide: str = "{}") -> tuple[dict[str, str], dict[
     return sure, unsure
 
 
-def fits(charge: Charge) -> bool:
-    """Whether its numbers fit into the 64 bits of a column."""
-    return all(
-        value is None or -_INT64 <= value <= _INT64
-        for value in (charge.at, charge.duration, charge.amount, charge.lower, charge.upper)
-    )
+def check_numbers(charges: Iterable[Charge]) -> None:
+    """Refuse entries whose numbers do not fit into the 64 bits of a column.
+
+    Raises:
+        OverflowError: naming the first.
+    """
+    for charge in charges:
+        numbers = (charge.at, charge.duration, charge.amount, charge.lower, charge.upper)
+        if any(value is not None and not -_INT64 <= value <= _INT64 for value in numbers):
+            raise OverflowError(f"charge {charge.id} has a number beyond 64 bits")
+
+
+def check_version(location: str, version: int | None, known: int, *, create: bool) -> None:
+    """Refuse tables of a later version, and with `create=False` a place without any.
+
+    Args:
+        location: of the ledger. version: of its tables, None where there are none. known: the latest that this code knows.
+
+    Raises:
+        ConfigurationError: with what to do.
+    """
+    if version is None:
+        if not create:
+            raise ConfigurationError(
+                f"there is no ledger at {location}; make the first metered call, or correct AIFINOPS_LEDGER"
+            )
+    elif version > known:
+        raise ConfigurationError(
+            f"the ledger {location} has schema {version}; this one knows up to {known}: pip install --upgrade aifinops"
+        )
 
 
 class Period(NamedTuple):

@@ -38,7 +38,10 @@ from aifinops.ledger.base import (
     Progress,
     Query,
     Verification,
+    earliest,
     group_keys,
+    latest,
+    paged,
     start_of,
 )
 from aifinops.ledger.codec import (
@@ -329,22 +332,14 @@ class SqliteLedger:
             ConfigurationError: for a wrong key. StoreError: when the file cannot be read.
         """
         where, values = rollups.where_of(query, query.filters())
-        return self._pages(query, where, values)
-
-    def _pages(self, query: Query, where: str, values: list[Any]) -> Iterator[Charge]:
         sign, order = ("<", "DESC") if query.newest_first else (">", "ASC")
-        left = query.limit
-        last: list[Any] = []
-        while left is None or left > 0:
-            size = _PAGE if left is None else min(left, _PAGE)
-            after = f" AND (at, id) {sign} (?, ?)" if last else ""
+
+        def page_of(last: tuple[Any, ...] | None, size: int) -> list[tuple[Any, ...]]:
+            after, moment = (f" AND (at, id) {sign} (?, ?)", [last[1], last[0]]) if last else ("", [])
             select = f"SELECT {_NAMES} FROM charges WHERE {where}{after} ORDER BY at {order}, id {order} LIMIT ?"  # noqa: S608 - as above
-            page = self._read(select, [*values, *last, size])
-            yield from map(charge_of, page)
-            if len(page) < size:
-                return
-            last = [page[-1][1], page[-1][0]]
-            left = None if left is None else left - size
+            return self._read(select, [*values, *moment, size])
+
+        return map(charge_of, paged(query, _PAGE, page_of))
 
     def summarize(self, query: Query = Query(), by: Sequence[str] = ()) -> list[Group]:  # noqa: B008 - frozen
         """Sums per key and currency, added up by SQLite: from roll-ups as far as those go, and from rows for the rest.
@@ -391,8 +386,8 @@ class SqliteLedger:
             str(self.path),
             schema,
             behind + (rolled if state.rolled is not None else gone),
-            min((at for at in (first, state.first_at) if at is not None), default=None),
-            max((at for at in (last, state.last_at) if at is not None), default=None),
+            earliest(first, state.first_at),
+            latest(last, state.last_at),
             sum(part.stat().st_size for part in parts if part.exists()),
             gone,
             state.until,

@@ -75,7 +75,11 @@ class Invocation:
         self.tried: BaseException | None = None  # how the last try ended, as long as the library may make another one
         self._owner: Token[Invocation | None] | None = None
         self._once = [True]
-        self.place = engines.presence.begin(call.model, self.wall)  # among the calls in flight that others may see
+        self.place: Any = None  # among the calls in flight that others may see
+        try:
+            self.place = engines.presence.begin(call.model, self.wall)
+        except Exception as failure:  # it is made and metered all the same
+            swallow("metering.presence", failure)
 
     # --- before the call ----------------------------------------------------------------------------------------------
 

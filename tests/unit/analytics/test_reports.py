@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aifinops.analytics.reports import Report, parse_since, report
+from aifinops.analytics.periods import parse_since
+from aifinops.analytics.reports import Report, report
 from aifinops.charges import Charge
 from aifinops.clock import to_ns
 from aifinops.errors import ConfigurationError

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,17 +62,10 @@ def shop(tmp_path: Path) -> Iterator[Shop]:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], shop: Shop) -> Run:
-    """Type a command on the shop's store, at its time: (exit status, standard output, standard error)."""
+def run(run: Run, shop: Shop) -> Run:
+    """Type `aifinops budget` and what follows on the shop's store, at its time: (exit status, standard output, standard error)."""
     runtime.init(ledger="memory", store=str(shop.path), clock=shop.clock)
-
-    def typed(*words: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            main(["budget", *map(str, words)])
-        captured = capsys.readouterr()
-        return int(left.value.code or 0), captured.out, captured.err
-
-    return typed
+    return partial(run, "budget")
 
 
 # --- on servers ------------------------------------------------------------------------------------------------------------

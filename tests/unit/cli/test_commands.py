@@ -17,7 +17,7 @@ import pytest
 from aifinops import runtime
 from aifinops._version import __version__
 from aifinops.charges import Charge, new_id
-from aifinops.cli import main, with_default_endpoint
+from aifinops.cli import with_default_endpoint
 from aifinops.ledger import open_ledger
 from aifinops.money import NANO
 from aifinops.tags import make_tags
@@ -25,19 +25,6 @@ from aifinops.testing.clock import FakeClock
 from aifinops.testing.ledger import example_charge
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Type a command: (exit status, standard output, standard error)."""
-
-    def typed(*words: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            main([str(word) for word in words])
-        captured = capsys.readouterr()
-        return int(left.value.code or 0), captured.out, captured.err
-
-    return typed
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from decimal import Decimal
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -16,7 +17,6 @@ from typing import ClassVar
 import pytest
 
 from aifinops.analytics.reports import Report, report
-from aifinops.cli import main
 from aifinops.ledger import open_ledger
 
 pytest.importorskip("openai", reason="the demo drives the real openai client")
@@ -26,16 +26,9 @@ HEAD = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+def run(run: Run, tmp_path: Path) -> Run:
     """Type a demo command that writes to a ledger of this test: (exit status, output, errors)."""
-
-    def typed(*words: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            main(["demo", "--ledger", str(tmp_path / "demo.db"), *map(str, words)])
-        captured = capsys.readouterr()
-        return int(left.value.code or 0), captured.out, captured.err
-
-    return typed
+    return partial(run, "demo", "--ledger", tmp_path / "demo.db")
 
 
 def ledger_report(tmp_path: Path, by: str = "model") -> Report:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from aifinops.cli import main
 from aifinops.ledger import open_ledger
 from aifinops.ledger.base import DAY_NS, start_of
 from aifinops.testing.ledger import START, example_charge
@@ -16,16 +16,9 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Type a command: (exit status, standard output, standard error)."""
-
-    def typed(*words: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            main([str(word) for word in ("focus", *words)])
-        captured = capsys.readouterr()
-        return int(left.value.code or 0), captured.out, captured.err
-
-    return typed
+def run(run: Run) -> Run:
+    """Type `aifinops focus` and what follows: (exit status, standard output, standard error)."""
+    return partial(run, "focus")
 
 
 @pytest.fixture

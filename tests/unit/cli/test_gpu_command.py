@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import aifinops as af
 from aifinops import gpu, runtime
 from aifinops.budgets.stores.base import Node, Read, Take
 from aifinops.charges import Charge, new_id
-from aifinops.cli import main
 from aifinops.gpu.board import Board
 from aifinops.gpu.quota import read_quotas
 from aifinops.gpu.slots import slot
@@ -81,16 +81,9 @@ def reserved(lab: Lab) -> int:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], lab: Lab) -> Run:
-    """Type a command: (exit status, standard output, standard error)."""
-
-    def typed(*words: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            main(["gpu", *words])
-        out = capsys.readouterr()
-        return int(left.value.code or 0), out.out, out.err
-
-    return typed
+def run(run: Run, lab: Lab) -> Run:
+    """Type `aifinops gpu` and what follows: (exit status, standard output, standard error)."""
+    return partial(run, "gpu")
 
 
 def test_nobody(run: Run) -> None:

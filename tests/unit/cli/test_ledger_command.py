@@ -7,11 +7,11 @@ import json
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from aifinops.cli import main
 from aifinops.ledger import open_ledger
 from aifinops.testing.ledger import START, example_charge
 
@@ -20,16 +20,9 @@ DAY = 86_400 * 10**9
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Type a command: (exit status, standard output, standard error)."""
-
-    def typed(*words: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            main([str(word) for word in ("ledger", *words)])
-        captured = capsys.readouterr()
-        return int(left.value.code or 0), captured.out, captured.err
-
-    return typed
+def run(run: Run) -> Run:
+    """Type `aifinops ledger` and what follows: (exit status, standard output, standard error)."""
+    return partial(run, "ledger")
 
 
 @pytest.fixture

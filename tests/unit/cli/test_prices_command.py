@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aifinops import runtime
-from aifinops.cli import main
 from aifinops.pricing import lists, refresh
 from aifinops.pricing.lists import load_bundled
 from aifinops.testing import FakeClock
@@ -22,18 +22,11 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Type a command with a folder of refreshed lists of the test's own: (exit status, standard output, standard error)."""
+def run(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Type `aifinops prices` and what follows, with a folder of refreshed lists of the test's own: (exit status, standard output, standard error)."""
     monkeypatch.setenv("AIFINOPS_PRICE_FOLDER", str(tmp_path / "refreshed"))
     monkeypatch.setattr(refresh, "_said", set())
-
-    def typed(*words: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            main(["prices", *map(str, words)])
-        captured = capsys.readouterr()
-        return int(left.value.code or 0), captured.out, captured.err
-
-    return typed
+    return partial(run, "prices")
 
 
 @pytest.fixture

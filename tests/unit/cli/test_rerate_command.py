@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aifinops.charges import Charge, new_id
-from aifinops.cli import main, rerating
+from aifinops.cli import rerating
 from aifinops.errors import StoreError
 from aifinops.ledger import open_ledger
 from aifinops.ledger.base import Group, Query, group_keys
@@ -42,14 +42,11 @@ rates = {{ input_tokens = "{price}" }}
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+def run(run: Run, tmp_path: Path) -> Run:
     """Type a command on the test's ledger: (exit status, standard output, standard error)."""
 
     def typed(*words: object, command: str = "rerate") -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            main([command, *map(str, words), "--ledger", str(tmp_path / "ledger.db")])
-        captured = capsys.readouterr()
-        return int(left.value.code or 0), captured.out, captured.err
+        return run(command, *words, "--ledger", tmp_path / "ledger.db")
 
     return typed
 

@@ -47,6 +47,14 @@ def server() -> Iterator[FakeProvider]:
 
 
 @pytest.fixture
+def foreground() -> Iterator[None]:
+    """Ctrl-C does what it does in the foreground: a job in the background of a shell has it ignored, and what it starts inherits that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
 def environment(server: FakeProvider, tmp_path: Path) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "AIFINOPS_"))}
     return {
@@ -163,6 +171,7 @@ def test_what_goes_wrong_below_it_does_not_stop_the_program(run: Run, tmp_path: 
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.usefixtures("foreground")
 def test_a_signal_reaches_the_program(environment: dict[str, str], tmp_path: Path) -> None:
     """It is the same process: its own handler runs, and Ctrl-C ends it as it ends Python."""
     write(tmp_path, "wait.py", "import time\nprint('ready', flush=True)\ntime.sleep(60)")

@@ -7,23 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from aifinops.cli import main
 from aifinops.pricing import encodings
 
 Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Type a command with a cache folder of the test's own: (exit status, standard output, standard error)."""
+def run(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Type `aifinops tokens` and what follows with a cache folder of the test's own: (exit status, words of the output, standard error)."""
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(encodings, "_counters", {})
 
     def typed(*words: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            main(["tokens", *map(str, words)])
-        captured = capsys.readouterr()
-        return int(left.value.code or 0), " ".join(captured.out.split()), captured.err
+        status, out, err = run("tokens", *words)
+        return status, " ".join(out.split()), err
 
     return typed
 

@@ -7,12 +7,14 @@ import json
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,6 @@ from aifinops.budgets.budget import ActiveBudget, Budget
 from aifinops.budgets.guard import Guard
 from aifinops.budgets.stores.sqlite import SqliteStore
 from aifinops.charges import Charge
-from aifinops.cli import main
 from aifinops.cli.top import Frame, render
 from aifinops.ledger import open_ledger
 from aifinops.ledger.memory import MemoryLedger
@@ -80,16 +81,9 @@ def place(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Type it: (exit status, standard output, standard error)."""
-
-    def typed(*words: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            main(["top", *map(str, words)])
-        captured = capsys.readouterr()
-        return int(left.value.code or 0), captured.out, captured.err
-
-    return typed
+def run(run: Run) -> Run:
+    """Type `aifinops top` and what follows: (exit status, standard output, standard error)."""
+    return partial(run, "top")
 
 
 GOLDEN = """\
@@ -297,6 +291,8 @@ def _take_terminal(descriptor: int) -> Callable[[], None]:
         import termios
 
         fcntl.ioctl(descriptor, termios.TIOCSCTTY, 0)
+        # A job in the background of a shell has Ctrl-C ignored, and what it starts inherits that: these tests may be one.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     return take
 

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from aifinops.errors import ConfigurationError, ImpossibleUsage
 from aifinops.integrations import extract, registry
-from aifinops.integrations.extract import Reader, read_events
+from aifinops.integrations.extract import Reader
 from aifinops.integrations.paths import compiled
 from aifinops.integrations.provider import TOTALS, WHOLES, Route
 from aifinops.integrations.providers.anthropic import MESSAGE
 from aifinops.integrations.providers.openai import CHAT, RESPONSES
 from aifinops.integrations.responses import read_response
+from aifinops.integrations.streams import read_events
 from aifinops.meters import METERS
 from aifinops.usage import input_total, output_total
 

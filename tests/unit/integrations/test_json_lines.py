@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aifinops.integrations.extract import Reader, first_event, read_events
+from aifinops.integrations.extract import Reader
 from aifinops.integrations.providers.cohere import COHERE
 from aifinops.integrations.providers.huggingface import HUGGINGFACE
 from aifinops.integrations.providers.mistral import MISTRAL
 from aifinops.integrations.providers.ollama import OLLAMA
+from aifinops.integrations.streams import first_event, read_events
 
 CHAT = Reader(OLLAMA.routes["/api/chat"], "ollama")
 LAST = {"model": "m", "message": {"content": ""}, "done": True, "prompt_eval_count": 26, "eval_count": 282}

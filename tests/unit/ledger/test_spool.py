@@ -480,13 +480,13 @@ def _play(folder: Path, events: list[str]) -> None:
 def _deliver_without_a_note(spool: Spool) -> None:
     from aifinops.ledger import spool as module
 
-    note, module._note = module._note, _die
+    note, module.note = module.note, _die
     try:
         spool._drain(forced=True)
     except (InterruptedError, StoreError):
         pass
     finally:
-        module._note = note
+        module.note = note
 
 
 def _die(*_: object) -> None:

@@ -21,10 +21,11 @@ from aifinops.errors import swallow
 from aifinops.integrations import amazon
 from aifinops.integrations.calls import Calls, acalled, called, look_again, settle_body
 from aifinops.integrations.changing import ADDRESS, How, changed, rewritten
-from aifinops.integrations.extract import Reader, StreamText, dig
+from aifinops.integrations.extract import Reader, dig
 from aifinops.integrations.passing import Opened, Passing, PassingEvents, aguarded, apassed, guarded, passed
 from aifinops.integrations.patching import Patch, applied
 from aifinops.integrations.provider import Provider, Route
+from aifinops.integrations.streams import StreamText
 from aifinops.integrations.tries import ahold_again, hold_again, note
 from aifinops.reading import Reading
 
