@@ -24,7 +24,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import aifinops as af
-from aifinops import metering, runtime
+from aifinops import runtime
 from aifinops.charges import Charge
 from aifinops.integrations import others
 from aifinops.telemetry.guests import SUPPRESS, late
@@ -225,9 +225,6 @@ def test_spans_that_are_priced_when_we_make_none(
     af.init(ledger="memory", spans="off")
     af.instrument("mistral")
     mistral.script.piece = piece
-    fresh = metering.Charged()  # without the ids of other tests
-    monkeypatch.setattr(metering.charged, "seen", fresh.seen)
-    monkeypatch.setattr(metering.charged, "note", fresh.note)
     ask(mistral, shape)
     assert len(rows()) == 1
 

@@ -245,7 +245,8 @@ def test_compiled_models_have_no_more_graph_breaks_and_steps_count(run: gpu.Run)
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses what torch deprecates
 def test_a_compiled_step_counts_too(run: gpu.Run) -> None:
-    """torch breaks the graph there itself; the hook runs outside of it."""
+    """torch breaks the graph there itself; the hook runs outside of it, so that no new count makes torch compile the step anew."""
+    torch._dynamo.reset()
     net = model()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
 
@@ -253,11 +254,12 @@ def test_a_compiled_step_counts_too(run: gpu.Run) -> None:
     def step() -> None:
         optimizer.step()
 
-    for _ in range(4):
-        optimizer.zero_grad()
-        loss_of(net).backward()
-        step()
-    assert run.steps == 4
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for _ in range(12):
+            optimizer.zero_grad()
+            loss_of(net).backward()
+            step()
+    assert run.steps == 12
 
 
 @pytest.mark.parametrize("workers", [0, 1])

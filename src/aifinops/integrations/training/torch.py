@@ -1,8 +1,8 @@
 """torch: the global hooks around every optimizer step, and the waiting for a batch of a DataLoader. Nothing else is touched.
 
 They only do something while a run is open (`aifinops.gpu.track`, `@track_cost(gpu=...)`), or, for whoever asks for `instrument("training")`, begin
-one at the first optimizer step of a process that has no other, which ends with the process. Hooks are plain functions: one that is excluded from
-`torch.compile` would import its compiler, and hooks on modules break the graphs of compiled models.
+one at the first optimizer step of a process that has no other, which ends with the process. torch's compiler leaves our hooks out where a compiled function
+makes a step; hooks on modules would break the graphs of compiled models.
 
 An optimizer may call another one inside its step (ZeroRedundancyOptimizer), or the step of its parent class: that is one step, the innermost. A step that raises leaves no
 trace: torch calls the first hook then, and not the second.
@@ -63,6 +63,33 @@ def _after(optimizer: Any, _args: Any, _kwargs: Any) -> None:
         raise
     except Exception as failure:  # the step is made
         swallow("torch.step", failure)
+
+
+def _outside(hook: Callable[..., None]) -> Callable[..., None]:
+    """The hook, which torch's compiler does not trace where a compiled function makes a step: it is called between two graphs.
+
+    Traced, it would be compiled anew as our counts change, and torch would warn of what it finds in there. To leave it out takes the compiler, whose
+    import takes seconds: so that waits for the first step, by when the optimizer has imported it for itself.
+    """
+    made: list[Callable[..., None]] = []
+
+    def call(optimizer: Any, args: Any, kwargs: Any) -> None:
+        if not made:
+            made.append(_left_out(hook))
+        made[0](optimizer, args, kwargs)
+
+    return call
+
+
+def _left_out(hook: Callable[..., None]) -> Callable[..., None]:
+    import torch
+
+    try:
+        left_out: Callable[..., None] = torch.compiler.disable(hook)
+    except Exception as failure:  # a torch without a compiler, or one that does not go with this Python, traces nothing
+        swallow("torch.compiler", failure)
+        return hook
+    return left_out
 
 
 def count_step(owner: Any) -> None:
@@ -192,8 +219,8 @@ def _install(_torch: Any) -> list[Any]:
 
     made: list[Any] = []
     try:
-        made.append(_Handle(register_optimizer_step_pre_hook(_before)))
-        made.append(_Handle(register_optimizer_step_post_hook(_after)))
+        made.append(_Handle(register_optimizer_step_pre_hook(_outside(_before))))
+        made.append(_Handle(register_optimizer_step_post_hook(_outside(_after))))
         made.append(_Waiting(dataloader._BaseDataLoaderIter))
     except BaseException:
         for one in reversed(made):
