@@ -187,10 +187,11 @@ def test_a_metered_call(tmp_path: Path, end: str) -> None:
     assert Invocation(runtime.get(), Call("openai", "chat", "m"), Scope(), EMPTY).place is None
 
 
-def test_the_stream_of_a_real_client(tmp_path: Path) -> None:
+def test_the_stream_of_a_real_client(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """In flight from the request to the last chunk, or until it is closed."""
     path = tmp_path / "ledger.db"
     af.init(ledger=str(path))
+    request.addfinalizer(af.uninstrument)
     af.instrument("openai")
     with FakeProvider() as server, openai.OpenAI(base_url=server.base_url, api_key="test") as client:
         for stop in (False, True):
