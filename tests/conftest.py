@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,13 @@ hypothesis.settings.register_profile("aifinops", deadline=None)
 hypothesis.settings.load_profile("aifinops")
 
 _KEPT = frozenset({"AIFINOPS_CORPUS", "AIFINOPS_EXAMPLES", "AIFINOPS_FAULTS", "AIFINOPS_SOAK"})
+
+
+@pytest.fixture(autouse=True, scope="module")
+def light_heap() -> None:
+    """Many tests have the garbage collected; what is there before them, most of it other people's modules, is not looked through each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -70,7 +70,7 @@ def test_nothing_is_given_twice_to_who_comes_in_between(leased: bool) -> None:
     signal.setitimer(signal.ITIMER_REAL, 0.00005)
     try:
         for _ in range(
-            COUNT // 5 if leased else COUNT
+            COUNT // 15 if leased else COUNT
         ):  # a lease waits where it is interrupted; see also `test_interrupted`
             id = hold()
             if id is not None:

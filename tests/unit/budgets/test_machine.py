@@ -1,6 +1,6 @@
 """The life of many reservations, in any order, through the guard, on every store: a model with integers keeps the bill.
 
-500 examples in all; `AIFINOPS_FAULTS=all` makes 20,000 for each store, or as many as `AIFINOPS_EXAMPLES` says.
+480 examples in all; `AIFINOPS_FAULTS=all` makes 20,000 for each store, or as many as `AIFINOPS_EXAMPLES` says.
 """
 
 from __future__ import annotations
@@ -275,7 +275,7 @@ def _test(machine: type[Budgets], examples: int) -> Any:
 TestBudgets = _test(Budgets, 200)
 TestInFile = _test(InFile, 150)
 TestOnValkey = pytest.mark.usefixtures("valkey")(_test(OnValkey, 100))
-TestInPostgres = pytest.mark.usefixtures("postgres")(_test(InPostgres, 50))
+TestInPostgres = pytest.mark.usefixtures("postgres")(_test(InPostgres, 30))
 
 
 @pytest.fixture(scope="module")
