@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from aifinops.budgets.stores import accounts, leases, memory
-from aifinops.budgets.stores.base import Adjust, Draw, Node, Reserve, Settle, Store
+from aifinops.budgets.stores.base import Adjust, Draw, Node, Reserve, Settle, Store, Sweep
 from aifinops.budgets.stores.leases import LeasedStore
 from aifinops.budgets.stores.memory import MemoryStore
 from aifinops.testing.clock import FakeClock
@@ -90,6 +90,11 @@ class Till:
             assert Settle(id, NODES, (amount, amount), 0).execute(self.store).applied
             self.used += amount
 
+    def post(self, amount: int) -> None:
+        """A charge that nobody announced, or a refund."""
+        assert Adjust(f"entry-{next(self._numbers)}", NODES, (amount, amount), 0).execute(self.store).applied
+        self.used += amount
+
     def tell(self) -> None:
         if isinstance(self.store, LeasedStore):
             self.store.sync()
@@ -139,6 +144,18 @@ def _draw(till: Till) -> None:
         till.given.append("job")  # it is worth a call now
 
 
+def _forfeit(till: Till) -> None:
+    Reserve("late", NODES, (AMOUNT, AMOUNT), 0, 1).execute(till.inner)
+    assert Sweep(10).execute(till.inner).forfeited == ("late",)
+    _after(4)(till)
+
+
+def _settle_late(till: Till) -> None:
+    """Its lease has run out, and it comes back with the truth."""
+    assert Settle("late", NODES, (4, 4), 10).execute(till.inner).applied
+    till.used += 4
+
+
 STEPS: dict[str, tuple[Callable[[Till], None], Callable[[Till], None]]] = {
     "first": (_after(0), Till.hold),
     "with room": (_after(4), Till.hold),
@@ -154,6 +171,9 @@ STEPS: dict[str, tuple[Callable[[Till], None], Callable[[Till], None]]] = {
     "tell when idle": (_idle(_after(6, 4)), Till.tell),
     "close": (_idle(_after(6, 6)), Till.tell),
     "draw": (_begin_job, _draw),
+    "settle late": (_forfeit, _settle_late),
+    "post": (_after(4), lambda till: till.post(5)),
+    "refund": (_after(4), lambda till: till.post(-5)),
 }
 COMING: dict[str, Callable[[Till], None]] = {
     "hold": Till.hold,
@@ -165,7 +185,13 @@ COMING: dict[str, Callable[[Till], None]] = {
 
 def _ways() -> Iterator[tuple[bool, str, str]]:
     for leased, step, coming in itertools.product((False, True), STEPS, COMING):
-        only = {"tell": True, "tell when idle": True, "close": True, "draw": False}  # a job draws from the store within
+        only = {
+            "tell": True,
+            "tell when idle": True,
+            "close": True,
+            "draw": False,
+            "settle late": False,
+        }  # these two ask the store within
         if only.get(step, leased) == leased and (leased or coming != "tell"):
             yield leased, step, coming
 

@@ -98,7 +98,8 @@ class Record:
             account.forfeited -= held
             # A credit may have taken part of it out already: spent never falls below zero.
             account.spent -= held
-            account.spent = max(account.spent, 0)
+            if account.spent < 0:  # noqa: PLR1730 - `max` is a call, between reading and writing
+                account.spent = 0
 
 
 def reserve(
@@ -249,7 +250,8 @@ def adjust(operation: Adjust, accounts: Sequence[Account]) -> Outcome:
         if amount > 0:
             account.overrun += amount
         account.spent += amount
-        account.spent = max(account.spent, 0)
+        if account.spent < 0:  # noqa: PLR1730 - `max` is a call, between reading and writing
+            account.spent = 0
         crossed += reached(node, account)
     return Outcome(_SETTLED, applied=True, crossed=tuple(crossed))
 
