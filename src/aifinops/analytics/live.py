@@ -24,7 +24,6 @@ MINUTES = 60
 
 _MINUTE = 60_000_000_000
 _ROUNDED = Context(prec=12)  # an average of sixty minutes has no end
-_EXACT = Context(prec=60)
 
 Place = tuple[tuple[str, ...], str]
 

@@ -222,7 +222,7 @@ class Frame:
         }
 
     def in_flight(self) -> dict[str, Any]:
-        """The same in figures: how many of which model, in how many processes, and for how many seconds the oldest."""
+        """Calls in flight: how many of which model, in how many processes, and for how many seconds the oldest."""
         calls = sorted(call for one in self.present for call in one.calls)
         return {
             "calls": len(calls),
@@ -369,9 +369,8 @@ def render(frame: Frame, out: Console, *, height: int | None = None, hint: str =
 
     blocks = show.can_draw(out)
     below = [part for part in (_budgets(frame, blocks=blocks), *_gpus(frame)) if part is not None]
-    above: list[Any] = [_title(frame, hint), *_summary(frame, blocks=blocks), *_calls(frame)]
-    lines = None if height is None else max(3, height - 3 - len(above) - sum(_lines(part) for part in below))
-    parts = above
+    parts: list[Any] = [_title(frame, hint), *_summary(frame, blocks=blocks), *_calls(frame)]
+    lines = None if height is None else max(3, height - 3 - len(parts) - sum(_lines(part) for part in below))
     rows = _rows(frame, lines, blocks=blocks)
     parts += ["", rows] if rows is not None else ["", _nothing(frame)]
     for part in below:
@@ -422,16 +421,17 @@ def _calls(frame: Frame) -> list[Text]:
     """What is in flight; nothing where no process makes calls."""
     from rich.text import Text
 
+    from aifinops.cli import show
+
     if not frame.present:
         return []
     facts = frame.in_flight()
-    count, processes = facts["calls"], facts["processes"]
-    text = f"{count:,}{' or more' if facts['more'] else ''} call{'' if count == 1 else 's'} in flight in {processes:,} process{'' if processes == 1 else 'es'}"
+    count, processes, models = facts["calls"], facts["processes"], list(facts["models"].items())
+    more, many = " or more" if facts["more"] else "", "" if processes == 1 else "es"
+    line = Text(f"{count:,}{more} call{'' if count == 1 else 's'} in flight in {processes:,} process{many}")
     if count:
-        text += f", the oldest for {facts['oldest_s']:,.1f} s"
-    line = Text(text)
-    models = list(facts["models"].items())
-    told = [f"{number:,} {model or '(no model)'}" for model, number in models[:_MODELS]]
+        line.append(f", the oldest for {facts['oldest_s']:,.1f} s")
+    told = [f"{number:,} {show.plain(model)}" for model, number in models[:_MODELS]]
     if len(models) > _MODELS:
         told.append(f"{sum(number for _, number in models[_MODELS:]):,} of others")
     line.append(f"   {', '.join(told)}", style="dim")

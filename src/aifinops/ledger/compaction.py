@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from aifinops.ledger.base import DAY_NS, start_of
-from aifinops.ledger.passes import Passes
+from aifinops.ledger.passes import DayByDay
 from aifinops.ledger.rollups import GONE, HOUR, State, fill_batch, pour_batch, remember
 
 __all__ = ["STEP", "Run", "shrink"]
@@ -34,7 +34,7 @@ _THEN = """corrects <> '' AND amount IS NOT NULL AND (EXISTS (SELECT 1 FROM gone
 ))"""
 
 
-class Run(Passes):
+class Run(DayByDay):
     """One compaction up to a day.
 
     Args:

@@ -7,15 +7,16 @@ them.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 from aifinops.ledger.base import DAY_NS
 
-__all__ = ["Passes"]
+__all__ = ["DayByDay", "Passes"]
 
 
-class Passes:
-    """A compaction up to a day, pass after pass over the entries before it; a ledger says what the next day is and what a step does.
+class Passes(ABC):
+    """A compaction up to a day, pass after pass over the entries before it; a ledger says what a pass does.
 
     Args:
         until: the day, nanoseconds.
@@ -45,18 +46,25 @@ class Passes:
                 self.since = day if self.since is None else min(day, self.since)
             yield gone
 
+    @abstractmethod
     def _pass(self, which: str) -> Iterator[tuple[int, int]]:
         """Take what a condition chooses: of which day, and how many went, for each step."""
+
+
+class DayByDay(Passes):
+    """Passes that take the days one after the other, each in transactions of so many entries."""
+
+    def _pass(self, which: str) -> Iterator[tuple[int, int]]:
         day: int | None = None
         while (day := self._next(day)) is not None:
             while gone := self._step(day, which):
                 yield day, gone
             day += DAY_NS
 
+    @abstractmethod
     def _next(self, since: int | None) -> int | None:
         """The day of the earliest entry from there on, None where there is none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _step(self, day: int, which: str) -> int:
         """Take some entries of a day in one transaction; how many, 0 when none are left."""
-        raise NotImplementedError

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from aifinops.ledger.base import DAY_NS, start_of
-from aifinops.ledger.passes import Passes
+from aifinops.ledger.passes import DayByDay
 from aifinops.ledger.postgres_connections import Connections
 from aifinops.ledger.postgres_statements import CELL, MORE, added, cells_statement, entries_of, fixes, lock_statement
 from aifinops.ledger.sql import DIMENSIONS, SUMS
@@ -17,7 +17,7 @@ STEP = 2_000
 """Entries that are compacted in one transaction; writers wait meanwhile."""
 
 
-class Run(Passes):
+class Run(DayByDay):
     """One compaction of a ledger up to a day.
 
     Args:

@@ -163,6 +163,8 @@ def test_calls_in_flight(run: Run, place: Path) -> None:
     for token in others:
         showing.end(token)
     assert "0 calls in flight in 2 processes" in squeezed(run("--once")[1])
+    showing.begin("\x1b[31mred", now)
+    assert "1 call in flight in 2 processes, the oldest for 0.0 s 1 ?[31mred" in squeezed(run("--once")[1])
     showing.close()
     idle.close()
     assert "in flight" not in run("--once")[1]

@@ -39,8 +39,14 @@ class _Counted(threading.local):
 _counted = _Counted()
 _MOST_BEGUN = 1024  # left by steps that raised
 
+_compiling: Callable[[], bool] = bool
+"""Whether torch's compiler is looking at a function that makes a step; never, until torch is here."""
 
-def _before(optimizer: Any, _args: Any, _kwargs: Any) -> None:
+
+def _before(optimizer: Any, args: Any, kwargs: Any) -> None:
+    if _compiling():
+        _outside(_before, optimizer, args, kwargs)
+        return
     counted = _counted
     if counted.engines:
         return
@@ -49,7 +55,10 @@ def _before(optimizer: Any, _args: Any, _kwargs: Any) -> None:
     counted.begun[id(optimizer)] = counted.steps
 
 
-def _after(optimizer: Any, _args: Any, _kwargs: Any) -> None:
+def _after(optimizer: Any, args: Any, kwargs: Any) -> None:
+    if _compiling():
+        _outside(_after, optimizer, args, kwargs)
+        return
     counted = _counted
     steps = counted.steps
     if counted.begun.pop(id(optimizer), -1) != steps:
@@ -65,28 +74,18 @@ def _after(optimizer: Any, _args: Any, _kwargs: Any) -> None:
         swallow("torch.step", failure)
 
 
-def _outside(hook: Callable[..., None]) -> Callable[..., None]:
-    """The hook, which torch's compiler does not trace where a compiled function makes a step: it is called between two graphs.
+_outsiders: dict[Callable[..., None], Callable[..., None]] = {}
+
+
+def _outside(hook: Callable[..., None], optimizer: Any, args: Any, kwargs: Any) -> None:
+    """Call a hook between two graphs, where torch's compiler is looking at a function that makes a step.
 
     Traced, it would be compiled anew as our counts change, and torch would warn of what it finds in there. To leave it out takes the compiler, whose
     import takes seconds: so that waits until the compiler is at work. All other steps pay for one question, a tenth of a microsecond.
     """
-    import torch
-
-    compiling: Callable[[], bool] | None = getattr(getattr(torch, "compiler", None), "is_compiling", None)
-    if compiling is None:
-        return hook
-    made: list[Callable[..., None]] = []
-
-    def call(optimizer: Any, args: Any, kwargs: Any) -> None:
-        if compiling():
-            if not made:
-                made.append(_left_out(hook))
-            made[0](optimizer, args, kwargs)
-        else:
-            hook(optimizer, args, kwargs)
-
-    return call
+    if hook not in _outsiders:
+        _outsiders[hook] = _left_out(hook)
+    _outsiders[hook](optimizer, args, kwargs)
 
 
 def _left_out(hook: Callable[..., None]) -> Callable[..., None]:
@@ -221,14 +220,16 @@ class Shared:
                 self._made.pop().undo()
 
 
-def _install(_torch: Any) -> list[Any]:
+def _install(torch: Any) -> list[Any]:
+    global _compiling  # noqa: PLW0603 - asked twice in every step: nowhere is it found faster
     from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
     from torch.utils.data import dataloader
 
+    _compiling = getattr(getattr(torch, "compiler", None), "is_compiling", bool)
     made: list[Any] = []
     try:
-        made.append(_Handle(register_optimizer_step_pre_hook(_outside(_before))))
-        made.append(_Handle(register_optimizer_step_post_hook(_outside(_after))))
+        made.append(_Handle(register_optimizer_step_pre_hook(_before)))
+        made.append(_Handle(register_optimizer_step_post_hook(_after)))
         made.append(_Waiting(dataloader._BaseDataLoaderIter))
     except BaseException:
         for one in reversed(made):
