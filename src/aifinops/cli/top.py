@@ -434,7 +434,8 @@ def _calls(frame: Frame) -> list[Text]:
     told = [f"{number:,} {show.plain(model)}" for model, number in models[:_MODELS]]
     if len(models) > _MODELS:
         told.append(f"{sum(number for _, number in models[_MODELS:]):,} of others")
-    line.append(f"   {', '.join(told)}", style="dim")
+    if told:
+        line.append(f"   {', '.join(told)}", style="dim")
     return [line]
 
 
